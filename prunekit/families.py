@@ -1,0 +1,238 @@
+"""The model families prunekit can prune, as data: where projections, norms and biases live, and what is coupled."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prunekit.errors import PrunekitError
+from prunekit.shape import LayerShape, ModelShape, QKNorm
+
+Part = Literal["query", "kv", "ffn"]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """One module of a decoder layer whose weight shrinks when units go.
+
+    ``axis`` is the axis of ``weight`` along which the units lie (a bias follows axis 0). ``parts`` names the runs of
+    units along it, in order: a fused qkv_proj has a run of query heads and two of KV heads.
+    """
+
+    module: str
+    axis: int
+    parts: tuple[Part, ...]
+
+
+ATTENTION = (
+    Coupling("self_attn.q_proj", 0, ("query",)),
+    Coupling("self_attn.k_proj", 0, ("kv",)),
+    Coupling("self_attn.v_proj", 0, ("kv",)),
+    Coupling("self_attn.o_proj", 1, ("query",)),
+)
+FUSED_ATTENTION = (
+    Coupling("self_attn.qkv_proj", 0, ("query", "kv", "kv")),
+    Coupling("self_attn.o_proj", 1, ("query",)),
+)
+FFN = (
+    Coupling("mlp.gate_proj", 0, ("ffn",)),
+    Coupling("mlp.up_proj", 0, ("ffn",)),
+    Coupling("mlp.down_proj", 1, ("ffn",)),
+)
+FUSED_FFN = (
+    Coupling("mlp.gate_up_proj", 0, ("ffn", "ffn")),
+    Coupling("mlp.down_proj", 1, ("ffn",)),
+)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A q/k norm taken over all heads at once: its mean runs over a number of channels that pruning changes.
+
+    Slicing alone would change the statistic, so ``projection`` (weight and bias) is scaled by sqrt(new/old) and the
+    norm's weight by its inverse, which gives back exactly what the full-width norm makes of zeroed heads.
+    """
+
+    module: str
+    projection: str
+    part: Part
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of decoder models.
+
+    ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either fixed or the name of the config field that says so.
+    ``per_layer_fields`` are config lists with one entry a layer, which must be cut when layers are dropped.
+    """
+
+    name: str
+    model_type: str
+    module: str
+    class_prefix: str
+    model_class: str
+    config_class: str
+    couplings: tuple[Coupling, ...]
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    qk_norm: QKNorm = "none"
+    wide_norms: tuple[Norm, ...] = ()
+    norms_per_layer: int = 2
+    per_layer_fields: tuple[str, ...] = ()
+
+    @property
+    def pruned_model_type(self) -> str:
+        """``model_type`` of a checkpoint whose layers differ."""
+        return f"pruned_{self.model_type}"
+
+    @property
+    def causal_lm_class(self) -> str:
+        return f"{self.class_prefix}ForCausalLM"
+
+    @property
+    def pruned_module(self) -> str:
+        """Name of the modelling module that a per-layer checkpoint carries."""
+        return f"modeling_pruned_{self.model_type}"
+
+    @property
+    def pruned_causal_lm_class(self) -> str:
+        return f"Pruned{self.class_prefix}ForCausalLM"
+
+    def stock(self, name: str) -> Any:
+        """A class of the family's stock transformers modelling, e.g. ``stock(family.causal_lm_class)``."""
+        for part in ("modeling", "configuration"):
+            module = importlib.import_module(f"transformers.models.{self.module}.{part}_{self.module}")
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(f"transformers.models.{self.module} has no {name}")
+
+    def flag(self, value: bool | str, config: Any) -> bool:
+        return bool(getattr(config, value, False)) if isinstance(value, str) else value
+
+    def shape(self, config: Any) -> ModelShape:
+        """The ModelShape of a transformers config of this family, dense or per-layer."""
+        heterogeneous = getattr(config, "is_heterogeneous", False)
+        layers = []
+        for index in range(config.num_hidden_layers):
+            own = config.per_layer_config[index] if heterogeneous else config
+            heads = own.num_attention_heads
+            layers.append(LayerShape(heads, getattr(own, "num_key_value_heads", None) or heads, own.intermediate_size))
+        head_dim = getattr(config, "head_dim", None)
+        if not head_dim:
+            head_dim = config.hidden_size // layers[0].num_attention_heads
+        return ModelShape(
+            hidden_size=config.hidden_size,
+            head_dim=head_dim,
+            vocab_size=config.vocab_size,
+            tie_word_embeddings=bool(config.tie_word_embeddings),
+            layers=tuple(layers),
+            qkv_bias=self.flag(self.qkv_bias, config),
+            o_bias=self.flag(self.o_bias, config),
+            mlp_bias=self.flag(self.mlp_bias, config),
+            qk_norm=self.qk_norm,
+            norms_per_layer=self.norms_per_layer,
+        )
+
+
+def _family(name: str, model_type: str, prefix: str, **fields: Any) -> Family:
+    defaults: dict[str, Any] = {
+        "module": model_type,
+        "model_class": f"{prefix}Model",
+        "config_class": f"{prefix}Config",
+        "couplings": ATTENTION + FFN,
+    }
+    return Family(name=name, model_type=model_type, class_prefix=prefix, **{**defaults, **fields})
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        _family("Llama", "llama", "Llama", qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+        _family("Mistral", "mistral", "Mistral"),
+        _family("Qwen2", "qwen2", "Qwen2", qkv_bias=True, per_layer_fields=("layer_types",)),
+        _family(
+            "Qwen3",
+            "qwen3",
+            "Qwen3",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            qk_norm="head",
+            per_layer_fields=("layer_types",),
+        ),
+        _family(
+            "Gemma 2",
+            "gemma2",
+            "Gemma2",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            norms_per_layer=4,
+            per_layer_fields=("layer_types",),
+        ),
+        _family(
+            "Gemma 3",
+            "gemma3_text",
+            "Gemma3",
+            module="gemma3",
+            model_class="Gemma3TextModel",
+            config_class="Gemma3TextConfig",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            qk_norm="head",
+            norms_per_layer=4,
+            per_layer_fields=("layer_types",),
+        ),
+        _family("Phi-3", "phi3", "Phi3", couplings=FUSED_ATTENTION + FUSED_FFN),
+        _family(
+            "OLMo-2",
+            "olmo2",
+            "Olmo2",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            qk_norm="all",
+            wide_norms=(
+                Norm("self_attn.q_norm", "self_attn.q_proj", "query"),
+                Norm("self_attn.k_norm", "self_attn.k_proj", "kv"),
+            ),
+        ),
+        _family(
+            "SmolLM3",
+            "smollm3",
+            "SmolLM3",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            mlp_bias="mlp_bias",
+            per_layer_fields=("layer_types", "no_rope_layers"),
+        ),
+    )
+}
+
+
+def supported() -> str:
+    """The families that work, for messages."""
+    return ", ".join(family.name for family in FAMILIES.values())
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a config's ``model_type``, dense or pruned. Raises PrunekitError that names what works."""
+    for family in FAMILIES.values():
+        if model_type in (family.model_type, family.pruned_model_type):
+            return family
+    reason = _REFUSED.get(model_type, "its layers are not described to prunekit")
+    raise PrunekitError(f"A model of type {model_type!r} can't be pruned: {reason}. What works: {supported()}.")
+
+
+_MOE = "it is a mixture of experts, whose layers need expert pruning"
+_ENCODER = "it is not a decoder-only language model"
+_MULTIMODAL = "it holds more than a text decoder; extract the text model first"
+_MLA = "it uses multi-head latent attention"
+_REFUSED = {
+    **dict.fromkeys(
+        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss", "dbrx", "jamba", "llama4", "granitemoe"), _MOE
+    ),
+    **dict.fromkeys(("bert", "roberta", "distilbert", "t5", "bart", "modernbert", "vit", "clip", "whisper"), _ENCODER),
+    **dict.fromkeys(("gemma3", "mllama", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm"), _MULTIMODAL),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3"), _MLA),
+    **dict.fromkeys(("mamba", "mamba2", "rwkv", "falcon_mamba"), "it has no attention layers"),
+}

@@ -1,0 +1,168 @@
+"""How wide every layer of a decoder is, and what that costs: parameters, FLOPs, weight bytes, KV-cache bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from prunekit.errors import PrunekitError
+
+QKNorm = Literal["none", "head", "all"]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The widths of one decoder layer. Every KV head serves the same number of query heads."""
+
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise PrunekitError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise PrunekitError(
+                f"{self.num_attention_heads} query heads can't be shared equally by {self.num_key_value_heads} KV "
+                "heads; keep the same number of query heads in every KV group."
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that one KV head serves."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The geometry of a decoder-only model with gated FFNs. Needs no weights.
+
+    ``qk_norm`` says which norm weights attention carries: none, ``head`` (one of head_dim for queries, one for keys)
+    or ``all`` (over all query, and all key channels). ``norms_per_layer`` counts the norms of hidden_size in a layer.
+    """
+
+    hidden_size: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    layers: tuple[LayerShape, ...]
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: QKNorm = "none"
+    norms_per_layer: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "head_dim", "vocab_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise PrunekitError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if not self.layers:
+            raise PrunekitError("A model needs at least one decoder layer.")
+        if self.qk_norm not in ("none", "head", "all"):
+            raise PrunekitError(f"qk_norm must be none, head or all, got {self.qk_norm!r}.")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def ffn_channel_parameters(self) -> int:
+        """Parameters that one FFN channel costs: a row of gate and up, a column of down, their biases."""
+        return 3 * self.hidden_size + (2 if self.mlp_bias else 0)
+
+    @property
+    def query_head_parameters(self) -> int:
+        """Parameters that one query head costs: its rows of q_proj, its columns of o_proj."""
+        norm = self.head_dim if self.qk_norm == "all" else 0
+        return 2 * self.head_dim * self.hidden_size + (self.head_dim if self.qkv_bias else 0) + norm
+
+    @property
+    def kv_head_parameters(self) -> int:
+        """Parameters that one KV head costs by itself, without the query heads it serves."""
+        norm = self.head_dim if self.qk_norm == "all" else 0
+        return 2 * self.head_dim * self.hidden_size + (2 * self.head_dim if self.qkv_bias else 0) + norm
+
+    @property
+    def layer_overhead_parameters(self) -> int:
+        """Parameters of a layer that no width changes: norms, output biases."""
+        biases = (self.hidden_size if self.o_bias else 0) + (self.hidden_size if self.mlp_bias else 0)
+        qk_norms = 2 * self.head_dim if self.qk_norm == "head" else 0
+        return self.norms_per_layer * self.hidden_size + qk_norms + biases
+
+    def attention_parameters(self, layer: LayerShape) -> int:
+        return (
+            layer.num_attention_heads * self.query_head_parameters + layer.num_key_value_heads * self.kv_head_parameters
+        )
+
+    def ffn_parameters(self, layer: LayerShape) -> int:
+        return layer.intermediate_size * self.ffn_channel_parameters
+
+    def layer_parameters(self, layer: LayerShape) -> int:
+        return self.attention_parameters(layer) + self.ffn_parameters(layer) + self.layer_overhead_parameters
+
+    @cached_property
+    def block_parameters(self) -> int:
+        """Parameters of all decoder layers."""
+        return sum(self.layer_parameters(layer) for layer in self.layers)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters outside the decoder layers: input embedding, output head where untied, final norm."""
+        tables = 1 if self.tie_word_embeddings else 2
+        return tables * self.vocab_size * self.hidden_size + self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        return self.block_parameters + self.embedding_parameters
+
+    def weight_bytes(self, bytes_per_parameter: float) -> int:
+        return round(self.parameters * bytes_per_parameter)
+
+    def kv_bytes_per_token(self, bytes_per_element: float = 2) -> int:
+        """KV-cache bytes that one token takes in all layers (default: a 16-bit cache)."""
+        heads = sum(layer.num_key_value_heads for layer in self.layers)
+        return round(2 * heads * self.head_dim * bytes_per_element)
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Multiply-adds count 2. Matrix products of every layer and the output head for one token that attends to
+        ``context`` earlier tokens (4 · head_dim FLOPs a query head and attended token)."""
+        products = sum(
+            layer.num_attention_heads * 2 * self.head_dim * self.hidden_size
+            + layer.num_key_value_heads * 2 * self.head_dim * self.hidden_size
+            + layer.intermediate_size * 3 * self.hidden_size
+            for layer in self.layers
+        )
+        heads = sum(layer.num_attention_heads for layer in self.layers)
+        return 2 * (products + self.vocab_size * self.hidden_size) + 4 * heads * self.head_dim * context
+
+    def decode_bytes(self, bytes_per_parameter: float, context: int = 0) -> int:
+        """Bytes that one decode step at batch 1 must read: every weight but an untied input embedding (a lookup), and
+        the KV cache of ``context`` tokens at the same precision."""
+        lookup = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
+        weights = (self.parameters - lookup) * bytes_per_parameter
+        return round(weights + context * self.kv_bytes_per_token(bytes_per_parameter))
+
+    @property
+    def is_uniform(self) -> bool:
+        """True where every layer has the same widths."""
+        return len(set(self.layers)) == 1
+
+    def with_layers(self, layers: Iterable[LayerShape]) -> ModelShape:
+        return replace(self, layers=tuple(layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelShape:
+        """Reverse of :meth:`to_dict`. Raises PrunekitError where a field is missing, unknown or out of range."""
+        try:
+            layers = tuple(LayerShape(**layer) for layer in data["layers"])
+            return cls(**{**data, "layers": layers})
+        except (KeyError, TypeError) as error:
+            raise PrunekitError(f"This is not a model shape: {error}. Make the plan again with `prunekit plan`.") from None

@@ -1,0 +1,141 @@
+"""What a plan does to tensors: one table (``Family.couplings``) drives cutting, padding and zeroing.
+
+Legend: H query heads, K KV heads, D head_dim, F FFN channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from prunekit.families import Coupling, Family, Part
+from prunekit.plan import LayerKeep
+from prunekit.shape import LayerShape, ModelShape
+
+PAD = -1
+
+
+def unit_slots(keep: LayerKeep, dense: LayerShape, target: LayerShape) -> dict[Part, list[int]]:
+    """For each slot of a layer of shape ``target``, the unit of the dense layer that fills it, or PAD (zeros).
+
+    With ``target == keep.shape`` that is just what is kept; a wider ``target`` is the zero-padded twin. Query heads
+    stay in the group of their KV head, so padding comes inside each group, and whole padded groups at the end.
+    """
+    query: list[int] = []
+    for kv in keep.kv_heads:
+        own = [head for head in keep.query_heads if head // dense.group_size == kv]
+        query += own + [PAD] * (target.group_size - len(own))
+    query += [PAD] * (target.num_attention_heads - len(query))
+    kv_heads = list(keep.kv_heads)
+    ffn = list(keep.ffn)
+    return {
+        "query": query,
+        "kv": kv_heads + [PAD] * (target.num_key_value_heads - len(kv_heads)),
+        "ffn": ffn + [PAD] * (target.intermediate_size - len(ffn)),
+    }
+
+
+def _dense_units(dense: LayerShape, part: Part) -> int:
+    return {
+        "query": dense.num_attention_heads,
+        "kv": dense.num_key_value_heads,
+        "ffn": dense.intermediate_size,
+    }[part]
+
+
+def part_rows(part: Part, head_dim: int) -> int:
+    """Rows of a weight that one unit takes."""
+    return 1 if part == "ffn" else head_dim
+
+
+def expand(units: Iterable[int], rows: int) -> torch.Tensor:
+    """Unit indices as row indices; PAD stays PAD."""
+    index = torch.tensor(list(units), dtype=torch.long)
+    if rows == 1:
+        return index
+    spread = index[:, None] * rows + torch.arange(rows)
+    return torch.where(index[:, None] == PAD, PAD, spread).reshape(-1)
+
+
+def coupling_index(
+    coupling: Coupling, slots: dict[Part, list[int]], dense: LayerShape, head_dim: int
+) -> torch.Tensor:
+    """Row (or column) index into a dense tensor of ``coupling`` for every slot along its axis; PAD where padded."""
+    runs, offset = [], 0
+    for part in coupling.parts:
+        rows = part_rows(part, head_dim)
+        index = expand(slots[part], rows)
+        runs.append(torch.where(index == PAD, PAD, index + offset))
+        offset += _dense_units(dense, part) * rows
+    return torch.cat(runs)
+
+
+def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """``index_select`` that fills PAD slots with zeros."""
+    padded = index == PAD
+    taken = tensor.index_select(axis, index.clamp(min=0).to(tensor.device))
+    if padded.any():
+        shape = [1] * taken.dim()
+        shape[axis] = -1
+        taken = taken.masked_fill(padded.to(tensor.device).view(shape), 0)
+    return taken.contiguous()
+
+
+class LayerSlicer:
+    """Cuts (or pads) the tensors of one layer, given by their names inside the layer.
+
+    ``slicer("self_attn.q_proj.weight", tensor)`` → the new tensor; tensors that no width touches come back unchanged.
+    """
+
+    def __init__(self, family: Family, shape: ModelShape, keep: LayerKeep, target: LayerShape | None = None):
+        dense = shape.layers[keep.index]
+        target = target or keep.shape
+        slots = unit_slots(keep, dense, target)
+        self._slices: dict[str, tuple[int, torch.Tensor]] = {}
+        self._scales: dict[str, float] = {}
+        for coupling in family.couplings:
+            index = coupling_index(coupling, slots, dense, shape.head_dim)
+            self._slices[f"{coupling.module}.weight"] = (coupling.axis, index)
+            if coupling.axis == 0:
+                self._slices[f"{coupling.module}.bias"] = (0, index)
+        for norm in family.wide_norms:
+            self._slices[f"{norm.module}.weight"] = (0, expand(slots[norm.part], shape.head_dim))
+            factor = math.sqrt(_dense_units(target, norm.part) / _dense_units(dense, norm.part))
+            if factor != 1:
+                self._scales[f"{norm.projection}.weight"] = factor
+                self._scales[f"{norm.projection}.bias"] = factor
+                self._scales[f"{norm.module}.weight"] = 1 / factor
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in self._slices:
+            tensor = gather(tensor, *self._slices[name])
+        if name in self._scales:
+            tensor = tensor * self._scales[name]
+        return tensor
+
+
+class LayerZeroer:
+    """Zeroes what a plan removes, keeping the dense shapes: the model that a rebuilt one must equal."""
+
+    def __init__(self, family: Family, shape: ModelShape, keep: LayerKeep):
+        dense = shape.layers[keep.index]
+        kept: dict[Part, set[int]] = {"query": set(keep.query_heads), "kv": set(keep.kv_heads), "ffn": set(keep.ffn)}
+        slots = {
+            part: [unit if unit in kept[part] else PAD for unit in range(_dense_units(dense, part))] for part in kept
+        }
+        self._masks: dict[str, tuple[int, torch.Tensor]] = {}
+        for coupling in family.couplings:
+            mask = coupling_index(coupling, slots, dense, shape.head_dim) != PAD
+            self._masks[f"{coupling.module}.weight"] = (coupling.axis, mask)
+            if coupling.axis == 0:
+                self._masks[f"{coupling.module}.bias"] = (0, mask)
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name not in self._masks:
+            return tensor
+        axis, mask = self._masks[name]
+        shape = [1] * tensor.dim()
+        shape[axis] = -1
+        return tensor * mask.to(tensor.device, tensor.dtype).view(shape)
