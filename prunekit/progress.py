@@ -1,0 +1,34 @@
+"""A progress bar with an estimate on a terminal; nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """Shows ``title`` and a bar of ``total`` steps on stderr while the block runs.
+
+    Yields ``advance(steps=1, note="")``, where ``note`` is a short text shown behind the bar (a loss, a width).
+    """
+    if not console.is_terminal:
+        yield lambda steps=1, note="": None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
