@@ -1,0 +1,112 @@
+"""Pruned checkpoints as transformers models: configs, classes, and the code a checkpoint carries."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.families import FAMILIES, Family
+from prunekit.shape import LayerShape
+
+_registered = False
+
+
+def pruned_class(family: Family, suffix: str) -> Any:
+    """``Pruned<Prefix><suffix>`` of a family; ``suffix`` is Config, Model or ForCausalLM."""
+    module = importlib.import_module(f"{__name__}.{family.pruned_module}")
+    return getattr(module, f"Pruned{family.class_prefix}{suffix}")
+
+
+def register() -> None:
+    """Let transformers' auto classes load per-layer checkpoints without remote code. Safe to call again."""
+    global _registered
+    if _registered:
+        return
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    for family in FAMILIES.values():
+        config = pruned_class(family, "Config")
+        AutoConfig.register(family.pruned_model_type, config, exist_ok=True)
+        AutoModel.register(config, pruned_class(family, "Model"), exist_ok=True)
+        AutoModelForCausalLM.register(config, pruned_class(family, "ForCausalLM"), exist_ok=True)
+    _registered = True
+
+
+def model_code(family: Family) -> list[Path]:
+    """The files that a per-layer checkpoint of ``family`` must carry next to its weights."""
+    folder = Path(__file__).parent
+    return [folder / f"{family.pruned_module}.py", folder / "per_layer.py"]
+
+
+def _base_fields(family: Family, source_config: Any, kept: Sequence[int]) -> dict[str, Any]:
+    """Fields of ``source_config`` that a config of its ``kept`` layers shares, with global (dense) widths."""
+    total = source_config.num_hidden_layers
+    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= total:
+        raise PrunekitError(f"The kept layers must be rising indices below {total}, got {list(kept)}.")
+    if source_config.model_type not in (family.model_type, family.pruned_model_type):
+        raise PrunekitError(f"A {family.name} config was expected, got one of type {source_config.model_type!r}.")
+    head_dim = family.shape(source_config).head_dim
+    fields = source_config.to_dict()
+    for name in (
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "model_type",
+        "per_layer_config",
+        "quantization_config",
+        "transformers_version",
+    ):
+        fields.pop(name, None)
+    # layer_types may be set on a config that has no such field; transformers then still checks its length.
+    for name in {"layer_types", *family.per_layer_fields}:
+        values = fields.get(name)
+        if values is not None:
+            fields[name] = [values[index] for index in kept]
+    return fields | {"num_hidden_layers": len(kept), "head_dim": head_dim}
+
+
+def pruned_config(
+    family: Family, source_config: Any, layer_shapes: Sequence[LayerShape], kept_layer_indices: Sequence[int]
+) -> Any:
+    """A ``Pruned<Prefix>Config`` whose layer i has ``layer_shapes[i]`` and comes from ``kept_layer_indices[i]``.
+
+    ``source_config`` is a dense or already pruned config of ``family``; its global widths stay the global widths.
+    Raises PrunekitError where shapes and indices don't match each other or the source.
+    """
+    if len(layer_shapes) != len(kept_layer_indices):
+        raise PrunekitError(f"{len(layer_shapes)} layer shapes were given for {len(kept_layer_indices)} kept layers.")
+    fields = _base_fields(family, source_config, kept_layer_indices)
+    prefix = f"{family.pruned_module}.Pruned{family.class_prefix}"
+    return pruned_class(family, "Config")(
+        **fields,
+        architectures=[family.pruned_causal_lm_class],
+        auto_map={
+            "AutoConfig": f"{prefix}Config",
+            "AutoModel": f"{prefix}Model",
+            "AutoModelForCausalLM": f"{prefix}ForCausalLM",
+        },
+        per_layer_config={index: asdict(shape) for index, shape in enumerate(layer_shapes)},
+    )
+
+
+def stock_config(family: Family, source_config: Any, layer_shape: LayerShape, kept_layer_indices: Sequence[int]) -> Any:
+    """A config of the stock class in which every kept layer has ``layer_shape``: the uniform twin.
+
+    Raises PrunekitError where the stock config refuses such widths.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    fields = _base_fields(family, source_config, kept_layer_indices) | asdict(layer_shape)
+    try:
+        return family.stock(family.config_class)(**fields, architectures=[family.causal_lm_class])
+    except (StrictDataclassError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise PrunekitError(
+            f"A stock {family.name} config can't have {layer_shape.num_attention_heads} query heads, "
+            f"{layer_shape.num_key_value_heads} KV heads and {layer_shape.intermediate_size} FFN channels in every "
+            f"layer: {reason}. Use the per-layer layout, or keep a number of heads that it accepts."
+        ) from None

@@ -1,0 +1,115 @@
+"""Decoder layers of different widths, on top of a stock transformers model.
+
+This file and its ``modeling_pruned_*`` neighbour are copied into every per-layer checkpoint, so they import only
+torch, transformers, huggingface_hub and each other. Forwards are inherited: vLLM reads the source of the stock ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def global_view(config: Any) -> Any:
+    """A shallow copy of ``config`` without its per-layer overrides: every layer as wide as the dense one."""
+    shell = copy.copy(config)
+    shell.per_layer_config = None
+    return shell
+
+
+class LayerConfig:
+    """What one layer reads as its config: its own widths first, everything else live from the model's config.
+
+    A copy would go stale: ``model.set_attn_implementation()`` changes the model's config, and each attention asks its
+    own. The model's config alone won't do either, since it refuses to name a width that differs between layers.
+    """
+
+    def __init__(self, config: Any, index: int):
+        layer = config.per_layer_config[index]
+        own = {name: getattr(layer, name) for name in config.per_layer_attributes or ()}
+        self.__dict__.update(_config=config, _own=own)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached through __dict__: copy and pickle ask for attributes before there are any.
+        fields = self.__dict__
+        if "_config" not in fields:
+            raise AttributeError(name)
+        own = fields["_own"]
+        return own[name] if name in own else getattr(fields["_config"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._own:
+            self._own[name] = value
+        else:
+            setattr(self._config, name, value)
+
+
+class PerLayerConfigMixin:
+    """Checks each layer's widths instead of the one global width that stock configs look at."""
+
+    def validate_architecture(self) -> None:
+        """Raises ValueError where a layer's heads can't be shared equally, head_dim is missing or a part is skipped."""
+        config: Any = self
+        if not config.is_heterogeneous:
+            return
+        if not getattr(config, "head_dim", None):
+            raise ValueError(
+                "A config with per-layer widths must state head_dim: it can't be derived from head counts."
+            )
+        for index, layer in enumerate(config.per_layer_config):
+            if layer.skip:
+                raise ValueError(f"Layer {index} skips {layer.skip}, which this model can't do; drop the whole layer.")
+            if layer.num_attention_heads % layer.num_key_value_heads:
+                raise ValueError(
+                    f"Layer {index} has {layer.num_attention_heads} query heads, which {layer.num_key_value_heads} KV "
+                    "heads can't share equally."
+                )
+
+
+class PerLayerModelMixin:
+    """``__init__`` of a stock decoder, with every layer built at its own widths. ``layer_class`` is the stock layer."""
+
+    layer_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any):
+        shell = global_view(config)
+        # No layer is built from the shell, so full-width weights are never allocated.
+        shell.num_hidden_layers = 0
+        super().__init__(shell)  # type: ignore[call-arg]
+        # PreTrainedModel.__init__ settled these on the shell.
+        for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
+            if name in shell.__dict__:
+                setattr(config, name, shell.__dict__[name])
+        self.config = config
+        self.layers = nn.ModuleList(
+            self.layer_class(LayerConfig(config, index), index) for index in range(config.num_hidden_layers)
+        )
+        self.post_init()  # type: ignore[attr-defined]
+
+
+class PerLayerCausalLMMixin:
+    """``__init__`` of a stock causal LM around a per-layer decoder. ``model_class`` is that decoder."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: Any):
+        # The stock __init__ would build the stock decoder.
+        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
+        self.model = self.model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[attr-defined]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; also copies the modelling code that the config's ``auto_map`` names."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        for source in (sys.modules[type(self).__module__].__file__, __file__):
+            target = Path(save_directory) / Path(source or "").name
+            if source and target.resolve() != Path(source).resolve():
+                shutil.copyfile(source, target)
