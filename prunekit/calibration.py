@@ -1,0 +1,251 @@
+"""Text for scoring: token blocks without padding, drawn by a seed, with a fingerprint for the plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import PrunekitError
+from prunekit.text import BUILTIN, documents, is_dataset, source_name, whole_text
+
+if TYPE_CHECKING:
+    import torch
+
+# The document separator that GPT-2, SmolLM and Qwen were trained with; their chat versions call another token EOS.
+_TRAINING_SEPARATOR = "<|endoftext|>"
+# A dataset that is streamed is read until it holds this many times the tokens that are asked for.
+_STREAM_FACTOR = 8
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """What text to calibrate on: ``sequences`` blocks of ``length`` tokens, drawn from all of ``source`` by ``seed``.
+
+    ``source`` is a text or .jsonl file (gzipped or not), a Hugging Face dataset (``id`` or ``id:config``), ``wikitext``
+    or ``builtin``. ``field`` names the JSONL field or dataset column that holds the text, ``split`` the dataset's.
+    """
+
+    source: str = BUILTIN
+    sequences: int = 32
+    length: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    field: str = "text"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        for name, least in (("sequences", 1), ("length", 2), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise PrunekitError(
+                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
+                )
+        for name in ("source", "field", "split"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Blocks drawn for calibration.
+
+    ``blocks`` [n, length] holds every block of the text, ``text_sha256`` the digest of that text. ``draw`` counts the
+    fresh draws: 0 is the first.
+    """
+
+    config: CalibrationConfig
+    blocks: torch.Tensor = field(repr=False)
+    text_sha256: str
+    draw: int = 0
+
+    @cached_property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids of this draw, int64 [sequences, length], without padding."""
+        import torch
+
+        per_pass = len(self.blocks) // self.config.sequences
+        sweep, place = divmod(self.draw, per_pass)
+        digest = hashlib.sha256(f"{self.config.seed}:{sweep}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        order = torch.randperm(len(self.blocks), generator=generator)
+        return self.blocks[order[place * self.config.sequences :][: self.config.sequences]].contiguous()
+
+    def step(self, t: int) -> Calibration:
+        """The draw for step ``t`` of a method that repeats scoring; step 0 is this calibration itself.
+
+        Steps walk through one seeded permutation of the whole text, so none repeats a block until the text is used
+        up; then a new permutation begins. A text that holds just enough blocks gives the same ones in another order.
+        """
+        if t < 0:
+            raise PrunekitError(f"Calibration steps count from 0, got {t}.")
+        return replace(self, draw=t)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the token ids (int64, little-endian) and where they came from."""
+        digest = hashlib.sha256(f"{source_name(self.config.source)}\0{tuple(self.input_ids.shape)}\0".encode())
+        digest.update(self.input_ids.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def batches(self, batch_size: int | None = None) -> Iterator[torch.Tensor]:
+        """``input_ids`` in order, at most ``batch_size`` (default: the config's) sequences at a time."""
+        if batch_size is not None and batch_size < 1:
+            raise PrunekitError(f"Batch size must be at least 1, got {batch_size}.")
+        yield from self.input_ids.split(batch_size or self.config.batch_size)
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance for a plan: JSON values only, and no absolute path."""
+        return {
+            "source": source_name(self.config.source),
+            "field": self.config.field,
+            "split": self.config.split,
+            "text_sha256": self.text_sha256,
+            "sequences": self.config.sequences,
+            "length": self.config.length,
+            "seed": self.config.seed,
+            "draw": self.draw,
+            "blocks_available": len(self.blocks),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
+    """Tokenise ``config.source``, cut it into blocks and draw from them.
+
+    Documents are joined as the model saw them in training: with the special tokens that the tokenizer itself adds
+    (a BOS before each), else with one end-of-text token after each. Where the tokenizer starts every text with BOS, so
+    does every block. Raises PrunekitError where the text can't be read or is too short.
+    """
+    import torch
+
+    needed = config.sequences * config.length
+    limit = _STREAM_FACTOR * needed if is_dataset(config.source) else None
+    digest = hashlib.sha256()
+    ids: list[int] = []
+    before, after = separators(tokenizer)
+    for texts in _grouped(documents(config.source, field=config.field, split=config.split)):
+        for text in texts:
+            digest.update(text.encode() + b"\0")
+        for tokens in _encode(tokenizer, texts):
+            ids += before + tokens + after
+        if limit is not None and len(ids) >= limit:
+            break
+    if len(ids) < needed:
+        fits = len(ids) // config.length
+        fewer = f"ask for at most {fits} sequences, " if fits else ""
+        raise PrunekitError(
+            f"The calibration text {source_name(config.source)} holds {len(ids):,} tokens, and {config.sequences} "
+            f"sequences of {config.length} need {needed:,}; {fewer}choose a shorter length, or give more text."
+        )
+    blocks = _cut(torch.tensor(ids), config.length)
+    return Calibration(config, _start(blocks, bos(tokenizer)), digest.hexdigest())
+
+
+def _grouped(texts: Iterator[str]) -> Iterator[list[str]]:
+    group = []
+    for text in texts:
+        if text.strip():
+            group.append(text)
+        if len(group) == _DOCUMENTS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
+    options = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False}
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
+    return encoded
+
+
+def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    bare, full = (_encode(tokenizer, ["text"], special)[0] for special in (False, True))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+def separators(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids that stand before and after each document when documents are packed."""
+    before, after = _added(tokenizer)
+    if before or after:
+        return before, after
+    end = tokenizer.get_vocab().get(_TRAINING_SEPARATOR, tokenizer.eos_token_id)
+    return [], [] if end is None else [end]
+
+
+def bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer starts every text with, or None where it adds none."""
+    before, _ = _added(tokenizer)
+    return before[0] if before else None
+
+
+def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
+    count = len(ids) // length
+    return ids[: count * length].reshape(count, length)
+
+
+def _start(blocks: torch.Tensor, token: int | None) -> torch.Tensor:
+    """Blocks whose first token is ``token``: Gemma, for one, falls apart on a text that does not start with BOS."""
+    if token is not None:
+        blocks[:, 0] = token
+    return blocks
+
+
+def text_tokens(
+    source: str, tokenizer: Any, max_tokens: int | None = None, *, field: str = "text", split: str = "test"
+) -> torch.Tensor:
+    """All of ``source`` as one run of token ids, int64 [n], with the special tokens the tokenizer adds to a text.
+
+    ``wikitext`` is the raw WikiText-2 test split joined by empty lines, as perplexities are usually reported on it.
+    Raises PrunekitError where it can't be read.
+    """
+    import torch
+
+    text = whole_text(source, field=field, split=split)
+    # A token rarely spans 16 characters: a prefix saves time, the whole text is the fallback.
+    prefix = text if max_tokens is None else text[: 16 * max_tokens]
+    ids = _encode(tokenizer, [prefix], special=True)[0]
+    if max_tokens is not None and len(ids) <= max_tokens and len(prefix) < len(text):
+        ids = _encode(tokenizer, [text], special=True)[0]
+    return torch.tensor(ids[:max_tokens], dtype=torch.int64)
+
+
+def text_blocks(
+    source: str,
+    tokenizer: Any,
+    length: int,
+    max_tokens: int | None = None,
+    *,
+    field: str = "text",
+    split: str = "test",
+) -> torch.Tensor:
+    """Consecutive blocks of the whole text that don't overlap, int64 [n, length], for evaluation.
+
+    What is left at the end is dropped. Where the tokenizer starts every text with BOS, it takes the place of each
+    block's first token (as llama.cpp's perplexity does). Raises PrunekitError where not one block fits.
+    """
+    ids = text_tokens(source, tokenizer, max_tokens, field=field, split=split)
+    if len(ids) < length:
+        raise PrunekitError(
+            f"The text {source_name(source)} holds {len(ids):,} tokens, fewer than one block of {length}; "
+            "choose a shorter length or give more text."
+        )
+    return _start(_cut(ids, length), bos(tokenizer))
+
+
+def check_length(config: Any, model_config: Any) -> None:
+    """Raises PrunekitError where ``config.length`` is more than the positions the model was made for."""
+    most = getattr(model_config, "max_position_embeddings", None)
+    if most is not None and config.length > most:
+        raise PrunekitError(
+            f"Sequences of {config.length} tokens are longer than the {most} positions this model was made for; "
+            f"choose a length of at most {most}."
+        )
