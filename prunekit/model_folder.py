@@ -1,0 +1,212 @@
+"""What a local model folder must hold, checked from config.json and safetensors headers before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Coupling, Family, Part, family_of
+from prunekit.files import read_json
+from prunekit.hf import quiet, reason, register_pruned
+from prunekit.shape import LayerShape, ModelShape
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Far above any model that exists, low enough that a nonsensical config can't fill the memory before it is refused.
+_LIMITS = {
+    "num_hidden_layers": 4096,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 28,
+}
+_MAX_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as a safetensors header describes it; ``dtype`` is the format's own name, e.g. BF16."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
+    """The transformers config of ``folder``, its family and its geometry. Never runs code from the folder.
+
+    Raises PrunekitError where config.json is missing, malformed or absurd, describes a family that can't be pruned,
+    or belongs to a quantised checkpoint.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise PrunekitError(f"{folder} has no config.json, {_what_instead(folder)}")
+    raw = read_json(path, "model config")
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise PrunekitError(f"{path} names no model_type; it is not the config of a Hugging Face model.")
+    family = family_of(raw["model_type"])
+    _refuse_quantized(path, raw)
+    _check_numbers(path, raw)
+    from transformers import AutoConfig
+
+    register_pruned()
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return config, family, family.shape(config)
+    except Exception as error:  # whatever goes wrong here is the file's fault: transformers has dozens of types for it
+        raise PrunekitError(
+            f"{path} does not describe a {family.name} model: {reason(error)}. Compare it with the original model's."
+        ) from None
+
+
+def _what_instead(folder: Path) -> str:
+    if any(folder.glob("*.gguf")):
+        return "but it holds .gguf files; give one of them by its full path."
+    if (folder / "adapter_config.json").is_file():
+        return "only a LoRA adapter; merge it into its base model first (peft: merge_and_unload, save_pretrained)."
+    return "so it is not a Hugging Face model; give the folder that save_pretrained wrote."
+
+
+def _refuse_quantized(path: Path, raw: dict[str, Any]) -> None:
+    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    if not quantization:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    raise PrunekitError(
+        f"{path.parent} holds quantised weights ({method or 'unknown method'}), whose rows and columns can't be cut; "
+        "prune the unquantised model and quantise the result."
+    )
+
+
+def _check_numbers(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse what would make transformers loop or allocate without end, and heads that don't divide."""
+    overrides = raw.get("per_layer_config") or {}
+    if not isinstance(overrides, dict) or not all(isinstance(own, dict) for own in overrides.values()):
+        raise PrunekitError(f"per_layer_config in {path} must map layer numbers to objects.")
+    for where, values in [("", raw), *((f" of layer {layer}", own) for layer, own in overrides.items())]:
+        for name, limit in _LIMITS.items():
+            value = values.get(name)
+            if value is not None and (type(value) is not int or not 1 <= value <= limit):
+                raise PrunekitError(f"{name}{where} in {path} must be a whole number from 1 to {limit}, got {value!r}.")
+    layers = raw.get("num_hidden_layers")
+    for key in overrides:
+        if not key.isdigit() or (layers is not None and int(key) >= layers):
+            raise PrunekitError(f"per_layer_config in {path} names layer {key!r}, but there are {layers} layers.")
+    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+    if hidden and heads and "head_dim" not in raw and not overrides and hidden % heads:
+        raise PrunekitError(
+            f"{path} splits a hidden size of {hidden} over {heads} heads, which does not divide; check both numbers."
+        )
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of ``folder``: model.safetensors, or all that its index names, in order of name.
+
+    Raises PrunekitError where there are none, or the index is malformed, leaves the folder or names a missing file.
+    """
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    index = folder / INDEX
+    if not index.is_file():
+        raise PrunekitError(f"{folder} has no {SINGLE} and no {INDEX}{_other_weights(folder)}")
+    data = read_json(index, "weight index")
+    names = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise PrunekitError(f"{index} has no weight_map that says which file holds which tensor; download it again.")
+    files = []
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise PrunekitError(f"{index} names {name!r}, which is no safetensors file beside it; download it again.")
+        if not (folder / name).is_file():
+            raise PrunekitError(f"{index} names {name}, which is missing; finish the download.")
+        files.append(folder / name)
+    return tuple(files)
+
+
+def _other_weights(folder: Path) -> str:
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        return (
+            "; its weights are pickled, and prunekit loads nothing pickled because that can run code. If you trust "
+            "them, load them once with transformers and save_pretrained, which writes safetensors."
+        )
+    if any(folder.glob("*.gguf")):
+        return ", but .gguf files; give one of them by its full path."
+    if any(folder.glob("*.safetensors")):
+        return ", but other .safetensors files; the index is missing, so finish the download."
+    return "; finish the download, or give the folder that save_pretrained wrote."
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors that one safetensors file declares. Raises PrunekitError where the header or the length is wrong."""
+    broken = PrunekitError(f"{file} is not a whole safetensors file: its header can't be read. Download it again.")
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
+                raise broken
+            header = json.loads(handle.read(length))
+        tensors = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, end = entry["data_offsets"]
+            tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), end - start)
+        promised = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise broken from None
+    except OSError as error:
+        raise PrunekitError(f"{file} can't be read: {error.strerror or error}.") from None
+    if size != 8 + length + promised:
+        raise PrunekitError(
+            f"{file} has {size:,} bytes, but its header promises {8 + length + promised:,}; it is cut short or damaged. "
+            "Download it again."
+        )
+    return tensors
+
+
+def read_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a model folder by name. Raises PrunekitError as :func:`weight_files` and :func:`read_header`."""
+    return {name: tensor for file in weight_files(folder) for name, tensor in read_header(file).items()}
+
+
+def _rows(coupling: Coupling, layer: LayerShape, head_dim: int) -> int:
+    units: dict[Part, int] = {
+        "query": layer.num_attention_heads * head_dim,
+        "kv": layer.num_key_value_heads * head_dim,
+        "ffn": layer.intermediate_size,
+    }
+    return sum(units[part] for part in coupling.parts)
+
+
+def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family, shape: ModelShape) -> None:
+    """Raises PrunekitError where the weights hold other layers, or layers of other widths, than config.json says."""
+    prefix = "model." if any(name.startswith("model.layers.") for name in tensors) else ""
+    for index, layer in enumerate(shape.layers):
+        for coupling in family.couplings:
+            name = f"{prefix}layers.{index}.{coupling.module}.weight"
+            if name not in tensors:
+                raise PrunekitError(
+                    f"The weights in {folder} lack {name}, which config.json asks for with {len(shape.layers)} layers; "
+                    "finish the download, or correct num_hidden_layers."
+                )
+            expected = [shape.hidden_size, shape.hidden_size]
+            expected[coupling.axis] = _rows(coupling, layer, shape.head_dim)
+            if list(tensors[name].shape) != expected:
+                raise PrunekitError(
+                    f"{name} in {folder} has the shape {list(tensors[name].shape)}, but config.json asks for {expected}; "
+                    "the two don't belong together."
+                )
+    if any(name.startswith(f"{prefix}layers.{len(shape.layers)}.") for name in tensors):
+        raise PrunekitError(
+            f"The weights in {folder} hold more than the {len(shape.layers)} layers that config.json names; "
+            "the two don't belong together."
+        )

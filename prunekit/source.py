@@ -1,0 +1,232 @@
+"""From what a user types (a hub id, a folder, a .gguf file, a built-in name) to a local model, its config and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit import gguf_import
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+from prunekit.files import sha256
+from prunekit.hf import quiet, reason, register_pruned
+from prunekit.model_folder import check_layers, read_config, read_tensors, weight_files
+from prunekit.shape import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+# Subfolders hold other formats of the same model; consolidated files are the same weights under other names.
+_HUB_IGNORED = ["*/*", "consolidated*"]
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on local disk that prunekit can prune. ``name`` is what the user typed, ``config`` transformers' own."""
+
+    name: str
+    path: Path
+    config: Any
+    family: Family
+    shape: ModelShape
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files that hold the weights. Raises PrunekitError where one is missing."""
+        return weight_files(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the geometry and the bytes of every weight file: equal for equal models, wherever they lie.
+
+        Reads all weights once (about a second for 500 MB).
+        """
+        files = [[file.name, file.stat().st_size, sha256(file)] for file in self.weight_files()]
+        content = {"family": self.family.model_type, "shape": self.shape.to_dict(), "files": files}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most weight bytes are stored in. Raises PrunekitError where that is no plain float."""
+        import torch
+
+        stored: Counter[str] = Counter()
+        for tensor in read_tensors(self.path).values():
+            stored[tensor.dtype] += tensor.nbytes
+        name = stored.most_common(1)[0][0]
+        if name not in _DTYPES:
+            raise PrunekitError(
+                f"The weights in {self.path} are stored as {name}, so they are quantised; prune the unquantised model."
+            )
+        return getattr(torch, _DTYPES[name])  # type: ignore[no-any-return]
+
+
+def resolve(name: str, *, revision: str | None = None) -> Source:
+    """Find the model that ``name`` means: the built-in name, an existing .gguf file or folder, else a hub id.
+
+    ``revision`` is a branch, tag or commit of a hub repository. Files are downloaded or converted once. Config and
+    safetensors headers are checked against each other; no weight is read and no code of the model is run.
+    Raises PrunekitError where nothing of that name can be had, or it can't be pruned.
+    """
+    path = _locate(name, revision)
+    config, family, shape = read_config(path)
+    tensors = read_tensors(path)
+    check_layers(path, tensors, family, shape)
+    source = Source(name, path, config, family, shape)
+    source.dtype  # noqa: B018  (refuses packed weights that no config field announces)
+    return source
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    local = os.path.expanduser(name)
+    is_local = name == gguf_import.BUILTIN or os.path.exists(local)
+    if is_local and revision is not None:
+        raise PrunekitError(f"A revision can only be named for a hub id, and {name} is local; leave it out.")
+    if os.path.isdir(local):
+        return Path(local)
+    if name == gguf_import.BUILTIN:
+        return gguf_import.converted(gguf_import.builtin_gguf())
+    if is_local and local.endswith(".gguf"):
+        return gguf_import.converted(Path(local).absolute())
+    if is_local:
+        raise PrunekitError(f"{name} is a file, but not a .gguf; give the model's folder.")
+    if _HUB_ID.fullmatch(name) and not name.endswith((".gguf", ".safetensors")):
+        return _download(name, revision)
+    raise PrunekitError(
+        f"There is no model {name!r}. Give a local model folder, a .gguf file, a hub id such as org/name, or the "
+        f"built-in name {gguf_import.BUILTIN}."
+    )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    hint = f" ({name} is no local folder either)"
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED
+            )
+        )
+    except errors.GatedRepoError:
+        raise PrunekitError(
+            f"{name} is gated: accept its terms on its hub page, then log in with `hf auth login`."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise PrunekitError(f"{name} has no revision {revision!r}; name a branch, tag or commit of it.") from None
+    except errors.RepositoryNotFoundError:
+        raise PrunekitError(
+            f"The hub has no model {name}, or it is private{hint}; check the spelling, or log in with `hf auth login`."
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise PrunekitError(
+            f"{name} is not in the local hub cache, and the hub can't be reached{hint}; go online once, or give a "
+            "local folder."
+        ) from None
+    except Exception as error:  # the hub's client changes its network library, and with it the error types
+        raise PrunekitError(f"{name} could not be downloaded: {reason(error)}. Try again, or give a local folder.") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA, else MPS, else the CPU; otherwise the device named. Raises PrunekitError where there is none."""
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    match = re.fullmatch(r"(cpu|cuda|mps)(?::(\d{1,3}))?", name)
+    if not match:
+        raise PrunekitError(f"There is no device {name!r}; use auto, cpu, cuda, cuda:1 or mps.")
+    there = {"cpu": 1, "cuda": cuda, "mps": int(mps)}[match[1]]
+    if int(match[2] or 0) >= there:
+        has = "cpu" + (f", cuda:0 to cuda:{cuda - 1}" if cuda else "") + (", mps" if mps else "")
+        raise PrunekitError(f"This machine has no device {name}, as far as this PyTorch can see; it has {has}.")
+    return torch.device(name)
+
+
+def pick_dtype(name: str) -> torch.dtype | None:
+    """The dtype of that name, or None for ``auto``, which means as stored. Raises PrunekitError for any other name."""
+    import torch
+
+    if name == "auto":
+        return None
+    if name not in ("float32", "bfloat16", "float16"):
+        raise PrunekitError(f"There is no dtype {name!r} to compute in; use auto, float32, bfloat16 or float16.")
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """The model in eval mode, in ``dtype`` (as stored) on ``device``; code that lies beside the weights is never run.
+
+    Raises PrunekitError where a weight is missing or does not fit, or the memory is too small.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    register_pruned()
+    place = pick_device(device)
+    options: dict[str, Any] = {} if place.type == "cpu" else {"device_map": {"": place}}
+    try:
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=pick_dtype(dtype) or source.dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except torch.OutOfMemoryError:
+        raise PrunekitError(f"{source.name} does not fit into the memory of {place}; try --dtype bfloat16.") from None
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise PrunekitError(f"{source.name} could not be loaded from {source.path}: {reason(error)}.") from None
+    _check_loaded(source, info)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_loaded(source: Source, info: dict[str, Any]) -> None:
+    """transformers fills what it can't find with random numbers and a warning; prunekit refuses."""
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    if missing:
+        raise PrunekitError(f"The weights in {source.path} lack {missing[0]}; finish the download, or make them again.")
+    if mismatched or info["error_msgs"]:
+        what = mismatched[0] if mismatched else reason(Exception(info["error_msgs"][0]))
+        raise PrunekitError(f"The weights in {source.path} don't fit its config.json: {what}.")
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with its end token for padding where it names none.
+
+    Raises PrunekitError where the folder has none that works without running its code.
+    """
+    from transformers import AutoTokenizer
+
+    # transformers answers a folder without a vocabulary with an empty tokenizer.
+    if not any((source.path / name).is_file() for name in _TOKENIZER_FILES):
+        raise PrunekitError(
+            f"{source.path} has no tokenizer ({_TOKENIZER_FILES[0]}); copy the original model's tokenizer files into it."
+        )
+    register_pruned()
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for a malformed tokenizer.json
+        raise PrunekitError(f"The tokenizer in {source.path} can't be loaded: {reason(error)}.") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
