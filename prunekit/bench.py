@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.machine import describe_machine, synchronize
+from prunekit.machine import describe_machine
 from prunekit.progress import progress
 from prunekit.shape import ModelShape
-
-if TYPE_CHECKING:
-    import torch
-
-Clock = Callable[[], float]
+from prunekit.timing import Clock, Comparison, compare, order, prompt_ids, run_once
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Prompts of ``prompt`` tokens, then ``tokens`` decode steps, for each batch size; ``repeats`` measured runs of each
-    model after ``warmup`` that are thrown away. ``threads`` is for the CPU (default: as torch chose)."""
+    """Prompts of ``prompt`` tokens, then ``tokens`` decode steps, for each batch size; ``repeats`` measured runs of
+    each model after ``warmup`` that are thrown away. ``threads`` is for the CPU (default: as torch chose)."""
 
     batch: tuple[int, ...] = (1,)
     prompt: int = 128
@@ -43,39 +39,6 @@ class BenchConfig:
         for name, value, bound in checks:
             if isinstance(value, bool) or not isinstance(value, int) or value < bound:
                 raise PrunekitError(f"{name.capitalize()} must be a whole number of at least {bound}, got {value!r}.")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Median and the 20th and 80th percentile of ``count`` values."""
-
-    median: float
-    p20: float
-    p80: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Summary:
-        low, middle, high = (percentile(values, share) for share in (0.2, 0.5, 0.8))
-        return cls(middle, low, high, len(values))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One quantity of both models in seconds, the ratio pruned/dense of runs that followed each other, and the ratio
-    that the work alone would give. Below 1 the pruned model is faster."""
-
-    dense: Summary
-    pruned: Summary
-    ratio: Summary
-    ideal_ratio: float
-
-    @property
-    def verdict(self) -> str:
-        """``faster`` or ``slower``, or ``no gain shown`` where p20 to p80 of the ratio includes 1."""
-        if self.ratio.p80 < 1:
-            return "faster"
-        return "slower" if self.ratio.p20 > 1 else "no gain shown"
 
 
 @dataclass(frozen=True)
@@ -123,15 +86,6 @@ class BenchReport:
         return data
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Linear interpolation between order statistics (numpy's default)."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
 def bench(
     dense: Any,
     pruned: Any,
@@ -147,25 +101,14 @@ def bench(
     """Time ``dense`` and ``pruned`` in turns (A B B A …), so that drift of the machine hits both alike.
 
     ``shapes`` are those of (dense, pruned). On CUDA the peak memory of each model is measured here unless ``peaks``
-    gives it; elsewhere it must be measured in a process of its own (:func:`prunekit.bench_memory.measure_peak`). Raises PrunekitError
-    where the models can't take the same prompts.
+    gives it; elsewhere it must be measured in a process of its own (:func:`prunekit.bench_memory.measure_peak`).
+    Raises PrunekitError where the models can't take the same prompts.
     """
     import torch
 
     config = config or BenchConfig()
-    models = (dense, pruned)
-    for model, name in zip(models, names, strict=True):
-        most = getattr(model.config, "max_position_embeddings", None)
-        if most is not None and config.prompt + config.tokens > most:
-            raise PrunekitError(
-                f"A prompt of {config.prompt} and {config.tokens} more tokens are beyond the {most} positions {name} "
-                "was made for; choose a smaller --prompt or --tokens."
-            )
-    if dense.config.vocab_size != pruned.config.vocab_size:
-        raise PrunekitError(
-            f"{names[0]} has a vocabulary of {dense.config.vocab_size:,} and {names[1]} of "
-            f"{pruned.config.vocab_size:,}, so they can't take the same prompts; compare a model with the one it was pruned from."
-        )
+    models = (dense.eval(), pruned.eval())
+    check_models(dense.config, pruned.config, config, names)
     dtypes = [next(model.parameters()).dtype for model in models]
     if dtypes[0] != dtypes[1]:
         raise PrunekitError(f"{names[0]} is in {dtypes[0]} and {names[1]} in {dtypes[1]}; give one --dtype for both.")
@@ -193,41 +136,25 @@ def bench(
     return BenchReport(facts[0], facts[1], results, config, machine, str(dtypes[0]).removeprefix("torch."), peak_how)
 
 
+def check_models(dense: Any, pruned: Any, config: BenchConfig, names: tuple[str, str] = ("dense", "pruned")) -> None:
+    """Raises PrunekitError where models of these two transformers configs can't both take ``config``'s prompts."""
+    for model, name in zip((dense, pruned), names, strict=True):
+        most = getattr(model, "max_position_embeddings", None)
+        if most is not None and config.prompt + config.tokens > most:
+            raise PrunekitError(
+                f"A prompt of {config.prompt} and {config.tokens} more tokens are beyond the {most} positions {name} "
+                "was made for; choose a smaller --prompt or --tokens."
+            )
+    if dense.vocab_size != pruned.vocab_size:
+        raise PrunekitError(
+            f"{names[0]} has a vocabulary of {dense.vocab_size:,} and {names[1]} of {pruned.vocab_size:,}, so they "
+            "can't take the same prompts; compare a model with the one it was pruned from."
+        )
+
+
 def weight_bytes(model: Any) -> int:
     """Bytes of a model's parameters in memory; shared ones count once."""
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
-
-
-def order(repeats: int) -> list[int]:
-    """Whose turn it is: 0 1 1 0 0 1 1 0 …, ``repeats`` times each. A steady drift then favours neither."""
-    return [model for repeat in range(repeats) for model in ((0, 1) if repeat % 2 == 0 else (1, 0))]
-
-
-def prompt_ids(batch: int, length: int, vocab_size: int, seed: int) -> torch.Tensor:
-    """Random token ids, int64 [batch, length], none of them 0: real text is not one token over and over."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, vocab_size, (batch, length), generator=generator)
-
-
-def run_once(model: Any, ids: torch.Tensor, tokens: int, clock: Clock = time.perf_counter) -> tuple[float, float]:
-    """(seconds of the prefill, seconds per decode step) of one greedy run with a KV cache, over ids [batch, prompt]."""
-    from transformers import DynamicCache
-
-    device = ids.device
-    cache = DynamicCache(config=model.config)
-    synchronize(device)
-    begin = clock()
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    token = logits[:, -1].argmax(-1, keepdim=True)
-    synchronize(device)
-    first = clock()
-    for _ in range(tokens):
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        token = logits[:, -1].argmax(-1, keepdim=True)
-    synchronize(device)
-    return first - begin, (clock() - first) / tokens
 
 
 def ideal_prefill_ratio(dense: ModelShape, pruned: ModelShape, prompt: int) -> float:
@@ -277,12 +204,6 @@ def _batch(
         compare(prefill[0], prefill[1], ideal_prefill_ratio(*shapes, config.prompt)),
         compare(decode[0], decode[1], ideal_decode_ratio(*shapes, config, size, element)),
     )
-
-
-def compare(dense: Sequence[float], pruned: Sequence[float], ideal: float) -> Comparison:
-    """Summaries of both, and of the ratios of the runs that were taken next to each other."""
-    ratios = [after / before for before, after in zip(dense, pruned, strict=True)]
-    return Comparison(Summary.of(dense), Summary.of(pruned), Summary.of(ratios), ideal)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prunekit.bench import BenchConfig, prompt_ids, run_once
+from prunekit.bench import BenchConfig
 from prunekit.errors import PrunekitError
 from prunekit.machine import peak_bytes, reset_peak, resident_bytes
+from prunekit.timing import prompt_ids, run_once
 
 HOW = (
     "peak resident memory while one prompt at the largest batch is answered, less what the process held before the "
@@ -27,9 +28,12 @@ def measure_peak(model: str, config: BenchConfig, dtype: str = "auto") -> int | 
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
     if done.returncode:
-        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        # A negative code is the signal that ended it: the system kills a process for which there is no memory.
+        said = (done.stderr.strip() or "no message").splitlines()[-1]
+        reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else said
         raise PrunekitError(
-            f"Measuring the peak memory of {model} failed ({reason}); free some memory, or say --no-memory to go without."
+            f"Measuring the peak memory of {model} failed ({reason}); free some memory, or say --no-memory "
+            "to go without."
         )
     answer = done.stdout.split()[-1]
     return None if answer == "None" else int(answer)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.text import BUILTIN, documents, is_dataset, source_name, whole_text
+from prunekit.text import BUILTIN, documents, has_fields, is_dataset, source_name, whole_text
 
 if TYPE_CHECKING:
     import torch
@@ -95,14 +95,16 @@ class Calibration:
         """``input_ids`` in order, at most ``batch_size`` (default: the config's) sequences at a time."""
         if batch_size is not None and batch_size < 1:
             raise PrunekitError(f"Batch size must be at least 1, got {batch_size}.")
-        yield from self.input_ids.split(batch_size or self.config.batch_size)
+        size = batch_size or self.config.batch_size
+        for start in range(0, len(self.input_ids), size):
+            yield self.input_ids[start : start + size]
 
     def describe(self) -> dict[str, Any]:
         """Provenance for a plan: JSON values only, and no absolute path."""
         return {
             "source": source_name(self.config.source),
-            "field": self.config.field,
-            "split": self.config.split,
+            **({"field": self.config.field} if has_fields(self.config.source) else {}),
+            **({"split": self.config.split} if is_dataset(self.config.source) else {}),
             "text_sha256": self.text_sha256,
             "sequences": self.config.sequences,
             "length": self.config.length,

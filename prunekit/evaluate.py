@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 # Rows of logits held in float32 at a time, so that memory does not grow with batch size and length.
-_LOGIT_ELEMENTS = 1 << 25
+_LOGIT_ELEMENTS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,18 @@ def evaluate(
         texts = [texts]
     if not texts:
         raise PrunekitError("There is no text to evaluate on; name a file, 'builtin' or 'wikitext'.")
+    tokens = texts if isinstance(texts, Mapping) else read_texts(texts, tokenizer, config)
     results = []
     start = None if tokenizer is None else bos(tokenizer)
-    for text in texts:
-        if isinstance(texts, Mapping):
-            ids = texts[text]
-        else:
-            ids = text_tokens(text, tokenizer, config.max_tokens, field=config.field, split=config.split)
-        ids = ids[: config.max_tokens]
-        if len(ids) < 2:
-            raise PrunekitError(f"The text {source_name(text)} holds {len(ids)} tokens, and at least 2 are needed.")
-        results.append(_evaluate_text(model, baseline, source_name(text), ids, config, start, name, baseline_name))
+    with ExitStack() as modes:
+        for each in (model, baseline):
+            if each is not None:
+                modes.enter_context(_eval_mode(each))
+        for text, ids in tokens.items():
+            ids = ids[: config.max_tokens]
+            if len(ids) < 2:
+                raise PrunekitError(f"The text {source_name(text)} holds {len(ids)} tokens, and at least 2 are needed.")
+            results.append(_evaluate_text(model, baseline, source_name(text), ids, config, start, name, baseline_name))
     first = next(model.parameters())
     return Evaluation(
         model=name,
@@ -162,6 +164,25 @@ def evaluate(
         device=str(first.device),
         results=tuple(results),
     )
+
+
+def read_texts(texts: Sequence[str], tokenizer: Any, config: EvalConfig) -> dict[str, torch.Tensor]:
+    """Token ids [n] of each source, as :func:`evaluate` takes them; lets a caller find a bad text before it loads a
+    model. Raises PrunekitError where a text can't be read."""
+    return {
+        text: text_tokens(text, tokenizer, config.max_tokens, field=config.field, split=config.split) for text in texts
+    }
+
+
+@contextmanager
+def _eval_mode(model: Any) -> Iterator[None]:
+    """Evaluating in the middle of training leaves the model as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def windows(count: int, length: int, stride: int) -> list[tuple[int, int, int]]:
@@ -197,7 +218,7 @@ def _evaluate_text(
     # The first window scores from another position than those that overlap it, so it goes by itself.
     same_first = spans[0][2] == spans[-1][2]
     batches = [spans] if same_first else [spans[:1], spans[1:]]
-    with progress(f"Evaluating on {text}", len(spans)) as advance, torch.inference_mode():
+    with progress(f"Evaluating on {text}", len(spans)) as advance, torch.no_grad():
         for group in batches:
             for at in range(0, len(group), config.batch_size):
                 chunk = group[at : at + config.batch_size]
@@ -209,7 +230,7 @@ def _evaluate_text(
     total = sum(sums.tokens)
     nll, error = _mean(sums.nll, sums.tokens)
     seen = spans[-1][1]
-    shared = {
+    shared: dict[str, Any] = {
         "text": text,
         "tokens_seen": seen,
         "tokens_predicted": total,
@@ -255,7 +276,7 @@ def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Float32 logits [n, vocabulary] of final hidden states [n, hidden], as the model's own forward makes them."""
     import torch
 
-    logits = model.get_output_embeddings()(hidden)
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
     cap = getattr(model.config, "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
@@ -285,14 +306,14 @@ def _score(
     for at in range(0, count, rows):
         part = slice(at, at + rows)
         log_probs = _log_probs(model, hidden[part], name, text)
-        kept["nll"].append(-log_probs.gather(1, targets[part, None])[:, 0].double())
+        kept["nll"].append(-log_probs.gather(1, targets[part, None])[:, 0].cpu().double())
         if dense_hidden is None:
             continue
         dense = _log_probs(baseline, dense_hidden[part], baseline_name, text).to(log_probs.device)
-        kept["baseline_nll"].append(-dense.gather(1, targets[part, None])[:, 0].double())
-        kept["agree"].append((dense.argmax(-1) == log_probs.argmax(-1)).double())
+        kept["baseline_nll"].append(-dense.gather(1, targets[part, None])[:, 0].cpu().double())
+        kept["agree"].append((dense.argmax(-1) == log_probs.argmax(-1)).cpu().double())
         # Where the baseline gives a token no probability at all its term is 0, not 0 · inf.
-        kept["kl"].append(torch.where(dense.isneginf(), 0.0, dense.exp() * (dense - log_probs)).sum(-1).double())
+        kept["kl"].append(torch.where(dense.isneginf(), 0.0, dense.exp() * (dense - log_probs)).sum(-1).cpu().double())
     sums.tokens += [block.shape[1] - first] * len(block)
     for key, values in kept.items():
         if values:

@@ -67,8 +67,13 @@ def whole_text(source: str, *, field: str = "text", split: str = "test") -> str:
     return "\n\n".join(documents(source, field=field, split=split, part="evaluation"))
 
 
+def has_fields(source: str) -> bool:
+    """True where the text lies in a named field of each row."""
+    return is_dataset(source) or _is_jsonl(source)
+
+
 def _is_jsonl(source: str) -> bool:
-    return source.endswith((".jsonl", ".jsonl.gz"))
+    return source.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz"))
 
 
 def read_file(path: Path) -> str:
@@ -98,7 +103,8 @@ def read_file(path: Path) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise PrunekitError(f"The text file {path} is empty; give one that holds text.")
-    return text
+    # A lone surrogate, which JSON can spell, is no character and can't be encoded.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _jsonl(path: Path, field: str) -> Iterator[str]:
@@ -121,11 +127,11 @@ def _column(row: dict[str, Any], field: str, where: str) -> str:
         raise PrunekitError(
             f"{where} has no field {field!r}; it has {', '.join(sorted(row)) or 'none'}. Name one of those."
         )
-    if not isinstance(row[field], str):
-        raise PrunekitError(
-            f"{where} holds no text in {field!r} but {type(row[field]).__name__}; name a field with text."
-        )
-    return row[field]
+    text = row[field]
+    if not isinstance(text, str):
+        raise PrunekitError(f"{where} holds no text in {field!r} but {type(text).__name__}; name a field with text.")
+    # A lone surrogate, which JSON can spell, is no character and can't be encoded.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _dataset(source: str, field: str, split: str) -> Iterator[str]:
@@ -180,6 +186,11 @@ def builtin_documents(part: Part) -> tuple[str, ...]:
     return tuple(made[part])
 
 
+_CODE = re.compile(r"""::=|>>>|\+---|\.\.\. |={3}|\*{3}|(^|\s)['"]{3}|#\s""")
+# A letter, perhaps after a bullet, a number or a footnote mark, and quotes or emphasis.
+_SENTENCE = re.compile(r"""([*]|\d+\.|\[\d+\])?\s*["*“(]*[A-Za-z]""")
+
+
 def _prose(topic: str) -> list[str]:
     """The paragraphs of a topic that read as sentences, unwrapped; headings, code, grammar and tables are left out."""
     kept = []
@@ -187,9 +198,7 @@ def _prose(topic: str) -> list[str]:
         text = " ".join(line.strip() for line in block.splitlines())
         if len(text.split()) < 8 or not text.endswith((".", ":", "?", "!", ")", '"')):
             continue
-        if re.search(r'::=|>>>|\+---|\.\.\. |={3}|\*{3}|(^|\s)[\'"]{3}|#\s', text) or not re.match(
-            r'([*]|\d+\.|\[\d+\])?\s*["*“(]*[A-Za-z]', text
-        ):
+        if _CODE.search(text) or not _SENTENCE.match(text):
             continue
         # Code and signatures are dense in symbols; English is letters and spaces.
         if sum(char.isalpha() or char.isspace() for char in text) / len(text) >= 0.85:

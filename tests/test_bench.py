@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,20 +12,11 @@ from tiny_text import tiny_tokenizer
 from typer.testing import CliRunner
 
 import prunekit.bench as module
-from prunekit.bench import (
-    BenchConfig,
-    Summary,
-    bench,
-    compare,
-    ideal_decode_ratio,
-    ideal_prefill_ratio,
-    order,
-    percentile,
-    prompt_ids,
-    run_once,
-)
+from prunekit.bench import BenchConfig, bench, ideal_decode_ratio, ideal_prefill_ratio
+from prunekit.bench_memory import measure_peak
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
+from prunekit.timing import Summary, compare, order, percentile, prompt_ids, run_once
 
 FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1)
 
@@ -199,3 +191,13 @@ def test_command(tmp_path):
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("dense", "pruned")]
     assert [report["dense"]["file_bytes"], report["pruned"]["file_bytes"]] == sizes
     assert report["dense"]["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "reason"), [(-9, "", "killed by signal 9"), (1, "Traceback\nIt broke\n", "It broke")]
+)
+def test_a_process_that_fails_to_measure_memory_is_one_sentence(monkeypatch, code, said, reason):
+    done = subprocess.CompletedProcess([], code, stdout="", stderr=said)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    with pytest.raises(PrunekitError, match=rf"peak memory of big failed \({reason}\); .* --no-memory"):
+        measure_peak("big", FAST)

@@ -128,9 +128,9 @@ def test_broken_weights_name_the_model(pair):
     broken = tiny_model("llama", layers=2)
     with torch.no_grad():
         broken.lm_head.weight[3, 3] = math.nan
-    with pytest.raises(PrunekitError, match="^halved gave logits that are not numbers on t;"):
+    with pytest.raises(PrunekitError, match=r"^halved gave logits that are not numbers on t;"):
         evaluate(broken, None, {"t": random_ids(40)}, EvalConfig(length=16), name="halved")
-    with pytest.raises(PrunekitError, match="^dense gave"):
+    with pytest.raises(PrunekitError, match=r"^dense gave"):
         evaluate(pair[0], None, {"t": random_ids(40)}, EvalConfig(length=16), broken, baseline_name="dense")
 
 
@@ -192,3 +192,10 @@ def test_command(folders, tmp_path):
     assert report["results"][0]["kl"] > 0
     done = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--json"], catch_exceptions=False)
     assert json.loads(done.stdout) == report
+
+
+def test_training_mode_is_put_back():
+    model = tiny_model("llama", layers=1, attention_dropout=0.5).train()
+    first, second = (evaluate(model, None, {"t": random_ids(40)}, EvalConfig(length=16)) for _ in range(2))
+    assert model.training
+    assert first == second

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
+from prunekit.cli.labels import label
 from prunekit.files import check_output_file, write_text
 
 if TYPE_CHECKING:
-    from prunekit.bench import BenchReport, Comparison
+    from prunekit.bench import BenchReport
+    from prunekit.timing import Comparison
 
 
 @app.command("bench")
@@ -33,7 +35,7 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """Time prefill and decode of a pruned model and the one it came from, taking turns in one run."""
-    from prunekit.bench import BenchConfig, bench
+    from prunekit.bench import BenchConfig, bench, check_models
 
     config = BenchConfig(tuple(batch or [1]), prompt, tokens, repeats, warmup, threads, seed)
     if output is not None:
@@ -43,6 +45,8 @@ def bench_command(
     from prunekit.source import load_model, pick_device, resolve
 
     dense, pruned = resolve(baseline), resolve(model)
+    names = (label(dense.name), label(pruned.name))
+    check_models(dense.config, pruned.config, config, names)
     peaks = None
     if memory and str(pick_device(device)) == "cpu":
         # Before anything is loaded here, so that both don't have to fit at once with a third copy.
@@ -52,7 +56,7 @@ def bench_command(
         load_model(pruned, dtype=dtype, device=device),
         (dense.shape, pruned.shape),
         config,
-        names=(dense.name, pruned.name),
+        names=names,
         file_bytes=tuple(sum(path.stat().st_size for path in source.weight_files()) for source in (dense, pruned)),  # type: ignore[arg-type]
         peaks=peaks,
         peak_how=HOW if peaks else None,
@@ -82,11 +86,11 @@ def _print(report: BenchReport) -> None:
         ("KV cache a token", "kv_bytes_per_token", 2**10, "KiB"),
         ("peak memory", "peak_bytes", 2**20, "MiB"),
     )
-    for label, name, unit, suffix in rows:
+    for title, name, unit, suffix in rows:
         dense, pruned = getattr(report.dense, name), getattr(report.pruned, name)
         if dense and pruned is not None:
             sizes.add_row(
-                label, f"{dense / unit:,.1f} {suffix}", f"{pruned / unit:,.1f} {suffix}", f"{pruned / dense:.3f}"
+                title, f"{dense / unit:,.1f} {suffix}", f"{pruned / unit:,.1f} {suffix}", f"{pruned / dense:.3f}"
             )
     out.print(sizes)
     shown = table(
@@ -98,8 +102,8 @@ def _print(report: BenchReport) -> None:
         "p20 to p80",
         "ideal",
         "verdict",
-        caption="Medians. Ratio: pruned/dense of neighbouring runs, below 1 is faster. Ideal: FLOPs for the first token, "
-        "bytes read for the others. No gain is shown where p20 to p80 includes 1.",
+        caption="Medians. Ratio: pruned/dense of neighbouring runs, below 1 is faster. Ideal: FLOPs for the first "
+        "token, bytes read for the others. No gain is shown where p20 to p80 includes 1.",
     )
     for result in report.results:
         shown.add_row(*_row(f"first token, batch {result.batch}", result.ttft))
@@ -109,10 +113,10 @@ def _print(report: BenchReport) -> None:
         out.print(f"Peak memory: {report.peak_how}.", highlight=False)
 
 
-def _row(label: str, comparison: Comparison) -> tuple[str, ...]:
+def _row(title: str, comparison: Comparison) -> tuple[str, ...]:
     ratio = comparison.ratio
     return (
-        label,
+        title,
         f"{comparison.dense.median * 1e3:,.2f}",
         f"{comparison.pruned.median * 1e3:,.2f}",
         f"{ratio.median:.3f}",

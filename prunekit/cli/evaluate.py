@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli.common import Device, Dtype, Json, Model, app, console, print_json, table
+from prunekit.cli.labels import label
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file, write_text
 
@@ -22,7 +23,10 @@ def evaluate_command(
     baseline: Annotated[str | None, typer.Option(help="The model it was pruned from, to compare with.")] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A text or .jsonl file, a dataset id, wikitext, or builtin (default). Repeatable."),
+        typer.Option(
+            help="A text or .jsonl file, a dataset id, wikitext, or builtin (default; a part of it "
+            "that no calibration sees). Repeatable."
+        ),
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
     stride: Annotated[
@@ -43,12 +47,13 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, and KL divergence and agreement against the model it was pruned from."""
-    from prunekit.evaluate import EvalConfig, evaluate
+    from prunekit.evaluate import EvalConfig, evaluate, read_texts
 
     config = EvalConfig(length, stride, max_tokens, batch_size, field, split)
     if output is not None:
         check_output_file(output)
 
+    from prunekit.calibration import check_length
     from prunekit.source import load_model, load_tokenizer, resolve
 
     source = resolve(model)
@@ -59,15 +64,19 @@ def evaluate_command(
             f"The tokenizers of {source.name} and {dense_source.name} differ, so their tokens can't be compared; "
             "give the model it was pruned from as --baseline."
         )
+    # Before any weight is loaded: a mistyped file name should show at once.
+    tokens = read_texts(text or ["builtin"], tokenizer, config)
+    for each in filter(None, (source, dense_source)):
+        check_length(config, each.config)
     dense = None if dense_source is None else load_model(dense_source, dtype=dtype, device=device)
     report = evaluate(
         load_model(source, dtype=dtype, device=device),
         tokenizer,
-        text or ["builtin"],
+        tokens,
         config,
         dense,
-        name=source.name,
-        baseline_name=dense_source.name if dense_source else "baseline",
+        name=label(source.name),
+        baseline_name=label(dense_source.name) if dense_source else "baseline",
     )
     data = report.to_dict()
     if output is not None:
@@ -83,28 +92,31 @@ def _print(report: Evaluation) -> None:
     compared = report.baseline is not None
     how = f"windows of {first.length} every {first.stride} tokens, {report.dtype} on {report.device}"
     caption = "Perplexity: e to the mean loss a token, lower is better; ± is one standard error."
-    columns = ["text", "tokens", "perplexity", "loss"]
+    columns = ["text", "tokens", "perplexity"]
     if compared:
-        caption += " KL: how far the predictions moved, 0 is unmoved. Same top token: how often both models agree."
-        columns += ["baseline", "loss added", "KL", "same top token"]
+        caption += (
+            " Loss added: in nats a token. KL: how far the predictions moved, 0 is unmoved. "
+            "Same top: how often both put the same token first."
+        )
+        columns += ["baseline", "loss added", "KL", "same top"]
     shown = table(f"{report.model} ({how})", *columns, caption=caption)
     for result in report.results:
         row = [
             result.text,
             f"{result.tokens_predicted:,}",
-            f"{result.perplexity:,.2f}",
-            f"{result.nll:.4f}{_error(result.nll_standard_error)}",
+            f"{result.perplexity:,.2f}{_error(result.perplexity, result.nll_standard_error)}",
         ]
         if compared:
             row += [
                 f"{result.baseline_perplexity:,.2f}",
-                f"{result.nll_increase:+.4f}{_error(result.nll_increase_standard_error)}",
-                f"{result.kl:.4f}",
+                f"{result.nll_increase:+.3f}{_error(1, result.nll_increase_standard_error, digits=3)}",
+                f"{result.kl:.3f}",
                 f"{result.agreement:.1%}",
             ]
         shown.add_row(*row)
     console().print(shown)
 
 
-def _error(value: float | None) -> str:
-    return "" if value is None else f" ± {value:.4f}"
+def _error(scale: float, error: float | None, digits: int = 2) -> str:
+    """The standard error of ``scale`` times e to a loss is, to first order, ``scale`` times that of the loss."""
+    return "" if error is None else f" ± {scale * error:,.{digits}f}"

@@ -1,0 +1,95 @@
+"""One timed run, whose turn it is, and what many runs say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit.machine import synchronize
+
+if TYPE_CHECKING:
+    import torch
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and the 20th and 80th percentile of ``count`` values."""
+
+    median: float
+    p20: float
+    p80: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        low, middle, high = (percentile(values, share) for share in (0.2, 0.5, 0.8))
+        return cls(middle, low, high, len(values))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of both models in seconds, the ratio pruned/dense of runs that followed each other, and the ratio
+    that the work alone would give. Below 1 the pruned model is faster."""
+
+    dense: Summary
+    pruned: Summary
+    ratio: Summary
+    ideal_ratio: float
+
+    @property
+    def verdict(self) -> str:
+        """``faster`` or ``slower``, or ``no gain shown`` where p20 to p80 of the ratio includes 1."""
+        if self.ratio.p80 < 1:
+            return "faster"
+        return "slower" if self.ratio.p20 > 1 else "no gain shown"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Linear interpolation between order statistics (numpy's default)."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def compare(dense: Sequence[float], pruned: Sequence[float], ideal: float) -> Comparison:
+    """Summaries of both, and of the ratios of the runs that were taken next to each other."""
+    ratios = [after / before for before, after in zip(dense, pruned, strict=True)]
+    return Comparison(Summary.of(dense), Summary.of(pruned), Summary.of(ratios), ideal)
+
+
+def order(repeats: int) -> list[int]:
+    """Whose turn it is: 0 1 1 0 0 1 1 0 …, ``repeats`` times each. A steady drift then favours neither."""
+    return [model for repeat in range(repeats) for model in ((0, 1) if repeat % 2 == 0 else (1, 0))]
+
+
+def prompt_ids(batch: int, length: int, vocab_size: int, seed: int) -> torch.Tensor:
+    """Random token ids, int64 [batch, length], none of them 0: real text is not one token over and over."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, vocab_size, (batch, length), generator=generator)
+
+
+def run_once(model: Any, ids: torch.Tensor, tokens: int, clock: Clock = time.perf_counter) -> tuple[float, float]:
+    """(seconds of the prefill, seconds per decode step) of one greedy run with a KV cache, over ids [batch, prompt]."""
+    from transformers import DynamicCache
+
+    device = ids.device
+    cache = DynamicCache(config=model.config)
+    synchronize(device)
+    begin = clock()
+    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    token = logits[:, -1].argmax(-1, keepdim=True)
+    synchronize(device)
+    first = clock()
+    for _ in range(tokens):
+        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        token = logits[:, -1].argmax(-1, keepdim=True)
+    synchronize(device)
+    return first - begin, (clock() - first) / tokens
