@@ -63,8 +63,8 @@ def converted(file: Path) -> Path:
                     _convert(file, temporary)
     except OSError as error:
         raise PrunekitError(
-            f"{file.name} could not be converted into {folder.parent}: {error.strerror or error}. Set PRUNEKIT_CACHE to "
-            "a folder with space that you may write to."
+            f"{file.name} could not be converted into {folder.parent}: {error.strerror or error}. Set PRUNEKIT_CACHE "
+            "to a folder with space that you may write to."
         ) from None
     return folder
 
@@ -103,14 +103,16 @@ def _convert(file: Path, folder: Path) -> None:
 
     known: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     # Newer releases may keep quantised blocks on a GPU unless told otherwise.
-    dense = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    plain = hasattr(transformers, "GgufConfig")
+    dense = {"quantization_config": transformers.GgufConfig(dequantize=True)} if plain else {}
     # transformers counts the tensors with a bar of its own that no setting turns off.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         try:
             family = family_of(AutoConfig.from_pretrained(file.parent, **known).model_type)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, **known, **dense, dtype=torch.float32, output_loading_info=True
             )
+            model, info = loaded
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **known)
         except PrunekitError:
             raise
@@ -131,8 +133,8 @@ def _forget_quantization(model: Any) -> None:
 
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(name, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    for name in ("quantization_config", "_model_name_or_path"):
+        vars(model.config).pop(name, None)
     # GGUF keeps it in float32: 9.999999747378752e-06 is the same number to the model, but 1e-05 is what was meant.
     if hasattr(model.config, "rms_norm_eps"):
         model.config.rms_norm_eps = float(str(numpy.float32(model.config.rms_norm_eps)))

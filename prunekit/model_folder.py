@@ -121,6 +121,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     names = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise PrunekitError(f"{index} has no weight_map that says which file holds which tensor; download it again.")
+    if "metadata" not in data:
+        raise PrunekitError(f'{index} has no "metadata", which transformers needs; add "metadata": {{}} to it.')
     files = []
     for name in sorted(set(names.values())):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
@@ -160,15 +162,17 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 continue
             start, end = entry["data_offsets"]
             tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), end - start)
-        promised = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        promised = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise broken from None
     except OSError as error:
         raise PrunekitError(f"{file} can't be read: {error.strerror or error}.") from None
     if size != 8 + length + promised:
         raise PrunekitError(
-            f"{file} has {size:,} bytes, but its header promises {8 + length + promised:,}; it is cut short or damaged. "
-            "Download it again."
+            f"{file} has {size:,} bytes, but its header promises {8 + length + promised:,}; it is cut short or "
+            "damaged. Download it again."
         )
     return tensors
 
@@ -202,8 +206,8 @@ def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family,
             expected[coupling.axis] = _rows(coupling, layer, shape.head_dim)
             if list(tensors[name].shape) != expected:
                 raise PrunekitError(
-                    f"{name} in {folder} has the shape {list(tensors[name].shape)}, but config.json asks for {expected}; "
-                    "the two don't belong together."
+                    f"{name} in {folder} has the shape {list(tensors[name].shape)}, but config.json asks for "
+                    f"{expected}; the two don't belong together."
                 )
     if any(name.startswith(f"{prefix}layers.{len(shape.layers)}.") for name in tensors):
         raise PrunekitError(

@@ -1,4 +1,4 @@
-"""From what a user types (a hub id, a folder, a .gguf file, a built-in name) to a local model, its config and weights."""
+"""From what a user types (a hub id, a folder, a .gguf file, a built-in name) to a local model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prunekit import gguf_import
 from prunekit.errors import PrunekitError
@@ -69,7 +69,7 @@ class Source:
             raise PrunekitError(
                 f"The weights in {self.path} are stored as {name}, so they are quantised; prune the unquantised model."
             )
-        return getattr(torch, _DTYPES[name])  # type: ignore[no-any-return]
+        return cast("torch.dtype", getattr(torch, _DTYPES[name]))
 
 
 def resolve(name: str, *, revision: str | None = None) -> Source:
@@ -136,11 +136,13 @@ def _download(name: str, revision: str | None) -> Path:
             "local folder."
         ) from None
     except Exception as error:  # the hub's client changes its network library, and with it the error types
-        raise PrunekitError(f"{name} could not be downloaded: {reason(error)}. Try again, or give a local folder.") from None
+        raise PrunekitError(
+            f"{name} could not be downloaded: {reason(error)}. Try again, or give a local folder."
+        ) from None
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA, else MPS, else the CPU; otherwise the device named. Raises PrunekitError where there is none."""
+    """``auto`` is CUDA, else MPS, else the CPU. Raises PrunekitError where there is no device of that name."""
     import torch
 
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -165,7 +167,7 @@ def pick_dtype(name: str) -> torch.dtype | None:
         return None
     if name not in ("float32", "bfloat16", "float16"):
         raise PrunekitError(f"There is no dtype {name!r} to compute in; use auto, float32, bfloat16 or float16.")
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return cast("torch.dtype", getattr(torch, name))
 
 
 def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
@@ -181,21 +183,24 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
     options: dict[str, Any] = {} if place.type == "cpu" else {"device_map": {"": place}}
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=pick_dtype(dtype) or source.dtype,
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                # So that the first misfit can be named: _check_loaded refuses it.
+                ignore_mismatched_sizes=True,
                 **options,
             )
     except torch.OutOfMemoryError:
         raise PrunekitError(f"{source.name} does not fit into the memory of {place}; try --dtype bfloat16.") from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise PrunekitError(f"{source.name} could not be loaded from {source.path}: {reason(error)}.") from None
+    model, info = loaded
     _check_loaded(source, info)
-    return model.eval()  # type: ignore[no-any-return]
+    return cast("PreTrainedModel", model.eval())
 
 
 def _check_loaded(source: Source, info: dict[str, Any]) -> None:
@@ -219,7 +224,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     # transformers answers a folder without a vocabulary with an empty tokenizer.
     if not any((source.path / name).is_file() for name in _TOKENIZER_FILES):
         raise PrunekitError(
-            f"{source.path} has no tokenizer ({_TOKENIZER_FILES[0]}); copy the original model's tokenizer files into it."
+            f"{source.path} has no tokenizer ({_TOKENIZER_FILES[0]}); copy the original model's tokenizer files "
+            "into it."
         )
     register_pruned()
     try:
@@ -229,4 +235,4 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise PrunekitError(f"The tokenizer in {source.path} can't be loaded: {reason(error)}.") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return cast("PreTrainedTokenizerBase", tokenizer)

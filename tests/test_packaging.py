@@ -1,0 +1,47 @@
+"""What pyproject.toml lists by hand must match the folders that are there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(file.relative_to(ROOT).parent.parts)
+        for top in ("prunekit", "kernels", "export")
+        for file in (ROOT / top).rglob("__init__.py")
+    }
+    assert sorted(listed) == sorted(name if name.startswith("prunekit") else f"prunekit.{name}" for name in found)
+
+
+def test_mapped_packages_import_under_their_names() -> None:
+    import prunekit.export
+    import prunekit.kernels
+
+    assert Path(prunekit.kernels.__file__).parent == ROOT / "kernels"
+    assert Path(prunekit.export.__file__).parent == ROOT / "export"
+
+
+def test_version_and_installed_requirements() -> None:
+    import prunekit
+
+    assert prunekit.__version__ == importlib.metadata.version("prunekit")
+    core = [Requirement(text) for text in importlib.metadata.requires("prunekit") or [] if "extra ==" not in text]
+    for requirement in core:
+        installed = importlib.metadata.version(requirement.name)
+        assert requirement.specifier.contains(installed, prereleases=True), f"{requirement} but {installed}"
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    unwanted = re.compile(r"/opt/(pypi|wheels)|/work/|/root/|/tmp/(?!\$)|pypi\.org|download\.pytorch")
+    for name in ("pyproject.toml", "Makefile", ".ci/run", "README.md", ".gitignore"):
+        assert not unwanted.search((ROOT / name).read_text()), name
