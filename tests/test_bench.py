@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused(models):
             BenchConfig(**fields)
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, monkeypatch):
     pytest.importorskip("prunekit.source")
     from prunekit.cli.bench import bench_command  # noqa: F401
     from prunekit.cli.common import app
@@ -181,6 +181,11 @@ def test_command(tmp_path):
     for name, width in (("dense", 96), ("pruned", 32)):
         tiny_model("llama", layers=2, intermediate_size=width).save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)
+    # One real measurement takes a new process; the other answers at once.
+    measured = {str(tmp_path / "dense"): 500}
+    monkeypatch.setattr(
+        "prunekit.bench_memory.measure_peak", lambda model, *rest: measured.get(model) or measure_peak(model, *rest)
+    )
     out = tmp_path / "bench.json"
     arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt", "8"]
     arguments += ["--tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
@@ -190,7 +195,8 @@ def test_command(tmp_path):
     report = json.loads(out.read_text())
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("dense", "pruned")]
     assert [report["dense"]["file_bytes"], report["pruned"]["file_bytes"]] == sizes
-    assert report["dense"]["peak_bytes"] > 0
+    assert report["dense"]["peak_bytes"] == 500
+    assert report["pruned"]["peak_bytes"] > 0
 
 
 @pytest.mark.parametrize(
