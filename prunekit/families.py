@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +82,22 @@ class Family:
     wide_norms: tuple[Norm, ...] = ()
     norms_per_layer: int = 2
     per_layer_fields: tuple[str, ...] = ()
+
+    def unit_tensors(self) -> Iterator[tuple[str, int, tuple[Part, ...]]]:
+        """Every tensor of a layer that holds units: its name, the axis they lie along, and their runs on it.
+
+        Biases and norms that a model of the family may lack are named too.
+        """
+        for coupling in self.couplings:
+            yield f"{coupling.module}.weight", coupling.axis, coupling.parts
+            if coupling.axis == 0:
+                yield f"{coupling.module}.bias", 0, coupling.parts
+        for norm in self.wide_norms:
+            yield f"{norm.module}.weight", 0, (norm.part,)
+
+    def output_projections(self) -> tuple[Coupling, ...]:
+        """The two projections whose *input* channels are the units: o_proj (query heads) and down_proj (FFN)."""
+        return tuple(coupling for coupling in self.couplings if coupling.axis == 1)
 
     @property
     def pruned_model_type(self) -> str:

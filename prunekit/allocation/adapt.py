@@ -1,0 +1,103 @@
+"""Adapt-Pruner's progressive allocation (arXiv 2502.03460, algorithm 1): prune a little, look again, prune on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.allocation.fit import SPARSITY_LIMIT, attention_at, fit
+from prunekit.session import Session
+from prunekit.shape import LayerShape, ModelShape
+
+
+def normalised(importance: Sequence[float]) -> list[float]:
+    """Centred on the mean and divided by the largest absolute value: between −1 and 1, higher matters more."""
+    mean = sum(importance) / len(importance)
+    centred = [value - mean for value in importance]
+    largest = max(abs(value) for value in centred)
+    return [value / largest if largest else 0.0 for value in centred]
+
+
+def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
+    """Every step takes 1/T from each layer, more from layers that turn their input little, less from the others:
+    s ← clip(s + 1/T − A·c, 0, 0.99), with c the normalised layer importance of the model as it is now. The best units by
+    the unit importance of the same pass stay.
+
+    Where Adapt-Pruner stops at the first step below the target, the last step here is as long as the target needs,
+    and its widths are rounded and fill the budget. A layer never gets back what an earlier step took; in between,
+    widths are rounded up, so that the last step can still choose either neighbour.
+    """
+    source = session.source
+    attention = [0.0] * source.num_hidden_layers
+    ffn = [0.0] * source.num_hidden_layers
+    history: list[dict[str, Any]] = []
+    rounds = 0
+    while True:
+        rounds += 1
+        scores = session.score(rounds - 1)
+        assert scores.layer_importance is not None
+        pull = [problem.amplitude * c for c in normalised(scores.layer_importance.tolist())]
+
+        def losses(step: float, pull: list[float] = pull) -> list[tuple[float, float]]:
+            return [
+                (
+                    _clip(attention[layer] + problem.attention_ratio * (step - pull[layer])),
+                    _clip(ffn[layer] + step - pull[layer]),
+                )
+                for layer in range(source.num_hidden_layers)
+            ]
+
+        record = {
+            "step": rounds,
+            "loss": scores.loss,
+            "layer_importance": [round(value, 8) for value in scores.layer_importance.tolist()],
+        }
+        after = _full_step(session, problem, losses(1 / problem.steps))
+        last = after.parameters <= problem.budget or after == session.shape and rounds >= problem.steps
+        if last:
+            shapes = fit(
+                source,
+                session.shape,
+                problem.budget,
+                problem.rounding,
+                problem.units,
+                problem.protected,
+                losses,
+                -problem.amplitude,
+                1 / problem.steps if after.parameters <= problem.budget else 1.0 + problem.amplitude,
+            )
+        else:
+            shapes = after.layers
+            attention, ffn = (list(values) for values in zip(*losses(1 / problem.steps), strict=True))
+        keeps = session.select(scores, shapes)
+        session.shrink(keeps)
+        history.append({**record, "parameters": session.shape.parameters})
+        advance(note=f"loss {scores.loss:.3f}, {session.shape.parameters / 1e6:,.1f} M parameters")
+        if last:
+            return Allocated(keeps, tuple(history))
+
+
+def _clip(share: float) -> float:
+    return max(0.0, min(share, SPARSITY_LIMIT))
+
+
+def _full_step(session: Session, problem: Problem, losses: list[tuple[float, float]]) -> ModelShape:
+    """Shape after a whole step, FFN widths rounded up to what is allowed."""
+    source, layers = session.source, []
+    for index, (dense, now, (attention, ffn)) in enumerate(
+        zip(source.layers, session.shape.layers, losses, strict=True)
+    ):
+        if index in problem.protected:
+            layers.append(now)
+            continue
+        kv, group = attention_at(source, problem.rounding, problem.units, dense, now, attention)
+        width = now.intermediate_size
+        if "ffn" in problem.units:
+            wanted = int(dense.intermediate_size * (1 - ffn) + 1e-9)
+            width = min(width, problem.rounding.ffn_up(max(wanted, 1), dense.intermediate_size))
+        layers.append(LayerShape(kv * group, kv, width))
+    return source.with_layers(layers)
+
+
+ALLOCATION["adapt"] = adapt

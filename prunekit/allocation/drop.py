@@ -1,0 +1,35 @@
+"""Whole layers go: the depth counterpart of width pruning."""
+
+from __future__ import annotations
+
+from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.errors import PrunekitError
+from prunekit.session import Session
+
+
+def drop(session: Session, problem: Problem, advance: Advance) -> Allocated:
+    """Drops the layers of least importance until the budget is met (ShortGPT, arXiv 2403.03853: block influence
+    1 − cos(input, output), measured once on the dense model)."""
+    scores = session.score()
+    advance()
+    assert scores.layer_importance is not None
+    importance = scores.layer_importance.tolist()
+    source = session.source
+    count, dropped = source.parameters, set()
+    candidates = sorted((i for i in range(len(importance)) if i not in problem.protected), key=lambda i: importance[i])
+    for index in candidates:
+        if count <= problem.budget or len(dropped) == len(importance) - 1:
+            break
+        dropped.add(index)
+        count -= source.layer_parameters(source.layers[index])
+    if count > problem.budget:
+        raise PrunekitError(
+            f"The target of {problem.budget:,} parameters is out of reach by dropping layers: with one layer and the "
+            f"protected ones left, {count:,} remain. Ask for a larger target."
+        )
+    keeps = tuple(keep for keep in session.keeps if keep.index not in dropped)
+    record = {"step": 1, "loss": scores.loss, "layer_importance": [round(value, 8) for value in importance]}
+    return Allocated(keeps, (record,))
+
+
+ALLOCATION["drop"] = drop

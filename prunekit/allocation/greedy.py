@@ -1,0 +1,127 @@
+"""All units of the model sorted together: the cheapest loss a parameter goes first."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import torch
+
+from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.scores import LayerScores, Scores
+from prunekit.session import Session
+from prunekit.shape import LayerShape, ModelShape
+
+
+def standardised(scores: Scores) -> Scores:
+    """z-scores within each layer, heads and FFN channels apart (FLAP's adaptive structure search, arXiv 2312.11983)."""
+
+    def z(values: torch.Tensor) -> torch.Tensor:
+        spread = values.std(correction=0)
+        return (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
+
+    layers = tuple(LayerScores(z(layer.kv_heads), z(layer.query_heads), z(layer.ffn)) for layer in scores.layers)
+    return Scores(scores.importance, layers, scores.layer_importance, scores.layer_method, scores.loss, scores.tokens)
+
+
+@dataclass(order=True)
+class _Move:
+    """One thing that could go next: of ``kind`` in ``layer``, down to the shape ``after``."""
+
+    value: float
+    layer: int
+    kind: str
+    before: LayerShape = field(compare=False)
+    after: LayerShape = field(compare=False)
+
+
+class _Ladder:
+    """The moves of one layer, each the cheapest of its kind from the shape the layer has."""
+
+    def __init__(self, index: int, source: ModelShape, scores: LayerScores, problem: Problem):
+        self._index, self._source, self._problem = index, source, problem
+        self._dense = source.layers[index]
+        self._ffn = torch.sort(scores.ffn, stable=True).values.cumsum(0)
+        self._kv = torch.sort(scores.kv_heads, stable=True).values
+        # Falling inside each group: what goes next is each group's weakest head.
+        self._query = torch.sort(scores.query_heads, dim=1, descending=True, stable=True).values.sum(0)
+        self._choices = set(problem.rounding.attention_choices(self._dense, problem.units))
+
+    def _ffn_sum(self, width: int) -> float:
+        removed = self._dense.intermediate_size - width
+        return self._ffn[removed - 1].item() if removed else 0.0
+
+    def moves(self, now: LayerShape) -> list[_Move]:
+        made = []
+        width, kv, group = now.intermediate_size, now.num_key_value_heads, now.group_size
+        if "ffn" in self._problem.units and width > self._problem.rounding.ffn_floor(self._dense.intermediate_size):
+            narrower = self._problem.rounding.ffn_down(width - 1, self._dense.intermediate_size)
+            if narrower < width:
+                loss = self._ffn_sum(narrower) - self._ffn_sum(width)
+                made.append(self._move("ffn", loss, width - narrower, now, LayerShape(kv * group, kv, narrower)))
+        fewer_kv = [k for k, g in self._choices if g == group and k < kv]
+        if fewer_kv:
+            k = max(fewer_kv)
+            total = self._dense.num_key_value_heads
+            loss = self._kv[total - kv : total - k].sum().item()
+            made.append(self._move("kv", loss, kv - k, now, LayerShape(k * group, k, width)))
+        fewer_query = [g for k, g in self._choices if k == kv and g < group]
+        if fewer_query:
+            g = max(fewer_query)
+            loss = self._query[g:group].sum().item() * kv / self._dense.num_key_value_heads
+            made.append(self._move("query", loss, (group - g) * kv, now, LayerShape(kv * g, kv, width)))
+        return made
+
+    def _move(self, kind: str, loss: float, units: int, before: LayerShape, after: LayerShape) -> _Move:
+        # z-scores have no unit and may be negative, so they compare by their mean, not by loss a parameter.
+        cost = self._source.layer_parameters(before) - self._source.layer_parameters(after)
+        return _Move(loss / (units if self._problem.standardise else cost), self._index, kind, before, after)
+
+
+def greedy(session: Session, problem: Problem, advance: Advance) -> Allocated:
+    """Removes rounding units of FFN width, KV groups and query heads in the order of score per parameter (or of z-score,
+    where ``standardise`` asks for it) until the budget is met, then gives back what still fits, best first."""
+    scores = session.score()
+    advance()
+    judged = standardised(scores) if problem.standardise else scores
+    source = session.source
+    ladders = [_Ladder(index, source, layer, problem) for index, layer in enumerate(judged.layers)]
+    shapes = list(source.layers)
+    count = source.parameters
+    queue = [
+        move for index in range(len(shapes)) if index not in problem.protected for move in ladders[index].moves(shapes[index])
+    ]
+    heapq.heapify(queue)
+    done: list[_Move] = []
+    while count > problem.budget and queue:
+        move = heapq.heappop(queue)
+        if shapes[move.layer] != move.before:
+            continue
+        shapes[move.layer] = move.after
+        count -= source.layer_parameters(move.before) - source.layer_parameters(move.after)
+        done.append(move)
+        for following in ladders[move.layer].moves(move.after):
+            heapq.heappush(queue, following)
+    _give_back(source, problem, shapes, problem.budget - count, done)
+    return Allocated(session.select(scores, tuple(shapes)), ({"step": 1, "loss": scores.loss},))
+
+
+def _give_back(source: ModelShape, problem: Problem, shapes: list[LayerShape], free: int, done: list[_Move]) -> None:
+    """Put back the most valuable FFN steps that the rest of the budget holds, wherever one fits."""
+    if "ffn" not in problem.units:
+        return
+    grown = True
+    while grown:
+        grown = False
+        for move in reversed(done):
+            now = shapes[move.layer]
+            dense = source.layers[move.layer].intermediate_size
+            wider = problem.rounding.ffn_up(now.intermediate_size + 1, dense) if now.intermediate_size < dense else dense
+            cost = (wider - now.intermediate_size) * source.ffn_channel_parameters
+            if move.kind == "ffn" and 0 < cost <= free:
+                shapes[move.layer] = LayerShape(now.num_attention_heads, now.num_key_value_heads, wider)
+                free -= cost
+                grown = True
+
+
+ALLOCATION["global"] = greedy

@@ -1,0 +1,33 @@
+"""The same share from every layer."""
+
+from __future__ import annotations
+
+from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.allocation.fit import SPARSITY_LIMIT, fit
+from prunekit.session import Session
+
+
+def uniform(session: Session, problem: Problem, advance: Advance) -> Allocated:
+    """Every unprotected layer loses the same share; attention loses ``attention_ratio`` times that of the FFNs."""
+    scores = session.score()
+    advance()
+    count = session.source.num_hidden_layers
+
+    def losses(share: float) -> list[tuple[float, float]]:
+        return [(min(share * problem.attention_ratio, SPARSITY_LIMIT), share)] * count
+
+    shapes = fit(
+        session.source,
+        session.shape,
+        problem.budget,
+        problem.rounding,
+        problem.units,
+        problem.protected,
+        losses,
+        0.0,
+        1.0,
+    )
+    return Allocated(session.select(scores, shapes), ({"step": 1, "loss": scores.loss},))
+
+
+ALLOCATION["uniform"] = uniform

@@ -1,0 +1,63 @@
+"""``prunekit analyze``: how much each layer matters."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli import options as o
+from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
+from prunekit.cli.describe import bar
+from prunekit.files import check_output_file, write_text
+
+
+@app.command()
+def analyze(
+    model: Model,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the analysis as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw it into this .png or .svg.")] = None,
+    importance: Annotated[str, typer.Option(help="Unit importance; as for prunekit plan.")] = "taylor",
+    layer_importance: Annotated[str, typer.Option(help="cosine, euclidean, manhattan or loss.")] = "cosine",
+    calib: o.Calib = "builtin",
+    calib_field: o.CalibField = "text",
+    calib_split: o.CalibSplit = "train",
+    sequences: o.Sequences = 32,
+    length: o.Length = 64,
+    batch_size: o.BatchSize = 32,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    json: Json = False,
+) -> None:
+    """Show how much each layer matters, in plain words; nothing is changed."""
+    config = o.calibration(calib, calib_field, calib_split, sequences, length, batch_size, seed)
+    for path in (output, picture):
+        if path:
+            check_output_file(path)
+    from prunekit.analysis import analyze as run
+    from prunekit.source import resolve
+
+    source = resolve(model, revision=revision)
+    result = run(source, config, importance=importance, layer_importance=layer_importance, dtype=dtype, device=device)
+    if output:
+        write_text(output, jsonlib.dumps(result.to_dict(), indent=1) + "\n")
+    if picture:
+        from prunekit.pictures import draw_importance
+
+        draw_importance([layer.importance for layer in result.layers], layer_importance, picture)
+    if json:
+        print_json(result.to_dict())
+        return
+    made = table(f"{result.model}: importance of its layers", "layer", "importance", "", "in words", caption=result.meaning)
+    for column in made.columns[2:]:
+        column.justify = "left"
+    lowest = min(0.0, *(layer.importance for layer in result.layers))
+    span = max(layer.importance for layer in result.layers) - lowest or 1.0
+    for layer in result.layers:
+        made.add_row(str(layer.index), f"{layer.importance:.4g}", bar((layer.importance - lowest) / span), layer.words)
+    console().print(made)
+    console().print(result.summary)

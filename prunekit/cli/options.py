@@ -1,0 +1,190 @@
+"""Options that several commands share, and how they become configs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.calibration import CalibrationConfig
+    from prunekit.methods import Method
+    from prunekit.rounding import Rounding
+
+_TARGET, _TEXT, _METHOD, _WIDTHS = "Target (exactly one)", "Calibration text", "Method", "Widths"
+
+Params = Annotated[
+    str | None,
+    typer.Option(help="Keep this share (0.8) or number (1.0B) of all parameters.", rich_help_panel=_TARGET),
+]
+Blocks = Annotated[
+    str | None,
+    typer.Option(help="Keep this share (0.79) of the decoder blocks' parameters.", rich_help_panel=_TARGET),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=_TARGET)
+]
+Calib = Annotated[
+    str,
+    typer.Option(
+        help="Text or .jsonl file (.gz too), Hugging Face dataset id (id:config), wikitext, or builtin.",
+        rich_help_panel=_TEXT,
+    ),
+]
+CalibField = Annotated[str, typer.Option(help="JSONL field or dataset column.", rich_help_panel=_TEXT)]
+CalibSplit = Annotated[str, typer.Option(help="Dataset split.", rich_help_panel=_TEXT)]
+Sequences = Annotated[int, typer.Option(help="Sequences a scoring pass.", rich_help_panel=_TEXT)]
+Length = Annotated[int, typer.Option(help="Tokens a sequence.", rich_help_panel=_TEXT)]
+BatchSize = Annotated[
+    int, typer.Option(help="Sequences a forward pass: lower it where memory is short.", rich_help_panel=_TEXT)
+]
+Checkpointing = Annotated[
+    bool | None,
+    typer.Option(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        help="Recompute activations instead of keeping them (default: where memory is short).",
+        rich_help_panel=_TEXT,
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, fisher-global or shortgpt.",
+        rich_help_panel=_METHOD,
+    ),
+]
+ImportanceName = Annotated[
+    str | None,
+    typer.Option(
+        "--importance",
+        help="Instead of the method's: taylor, taylor2, fisher, magnitude, magnitude-l1, wanda, flap or random.",
+        rich_help_panel=_METHOD,
+    ),
+]
+LayerImportanceName = Annotated[
+    str | None,
+    typer.Option(
+        "--layer-importance",
+        help="Instead of the method's: cosine, euclidean, manhattan or loss.",
+        rich_help_panel=_METHOD,
+    ),
+]
+AllocateName = Annotated[
+    str | None,
+    typer.Option("--allocate", help="Instead of the method's: uniform, adapt, global or drop.", rich_help_panel=_METHOD),
+]
+Units = Annotated[
+    str,
+    typer.Option(
+        "--prune",
+        help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group).",
+        rich_help_panel=_METHOD,
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="adapt: T, a step takes 1/T of each layer.", rich_help_panel=_METHOD)]
+Amplitude = Annotated[
+    float | None, typer.Option(help="adapt: A, how far layer importance shifts a step.", rich_help_panel=_METHOD)
+]
+AttentionRatio = Annotated[
+    float | None,
+    typer.Option(help="adapt, uniform: how fast attention shrinks beside the FFNs (1 alike, 0 never).", rich_help_panel=_METHOD),
+]
+FfnMultiple = Annotated[
+    int | None,
+    typer.Option(help="FFN widths are multiples of this; 1 allows irregular ones. [default: 64]", rich_help_panel=_WIDTHS),
+]
+MinFfn = Annotated[
+    int | None, typer.Option(help="No FFN becomes narrower than this. [default: 1]", rich_help_panel=_WIDTHS)
+]
+RoundFor = Annotated[
+    str | None,
+    typer.Option("--round-for", help="Preset of multiples: gpu, gguf or tp=N.", rich_help_panel=_WIDTHS),
+]
+ProtectLayers = Annotated[
+    str | None, typer.Option(help="Layers to leave whole, such as 0,1,29 or 0-2.", rich_help_panel=_WIDTHS)
+]
+
+
+def parse_layers(text: str | None) -> frozenset[int]:
+    """``"0,2-4"`` → {0, 2, 3, 4}. Raises PrunekitError for anything else."""
+    layers: set[int] = set()
+    for run in (text or "").replace(" ", "").split(","):
+        if not run:
+            continue
+        first, _, last = run.partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or len(first + last) > 12:
+            raise PrunekitError(f"--protect-layers takes layer numbers such as 0,1,29 or 0-2, not {text!r}.")
+        start, stop = int(first), int(last or first)
+        if stop < start or stop > 4096:
+            raise PrunekitError(f"--protect-layers {text!r}: a range runs from a lower layer to a higher one.")
+        layers.update(range(start, stop + 1))
+    return frozenset(layers)
+
+
+def rounding(round_for: str | None, ffn_multiple: int | None, min_ffn: int | None, head_dim: int) -> Rounding:
+    """The preset, with the multiples that were given by hand on top."""
+    from dataclasses import replace
+
+    from prunekit.rounding import Rounding, rounding_preset
+
+    base = rounding_preset(round_for, head_dim) if round_for else Rounding()
+    given = {"ffn_multiple": ffn_multiple, "min_ffn": min_ffn}
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def method_of(
+    name: str,
+    importance: str | None,
+    layer_importance: str | None,
+    allocate: str | None,
+    units: str,
+    steps: int | None,
+    amplitude: float | None,
+    attention_ratio: float | None,
+) -> Method:
+    """The preset, with what was given by hand on top; then it is called custom."""
+    from dataclasses import replace
+
+    from prunekit.methods import method
+
+    preset = method(name)
+    given = {
+        "importance": importance,
+        "layer_importance": layer_importance,
+        "allocation": allocate,
+        "steps": steps,
+        "amplitude": amplitude,
+        "attention_ratio": attention_ratio,
+        "units": tuple(part.strip() for part in units.split(",")),
+    }
+    changed = {
+        field: value for field, value in given.items() if value is not None and value != getattr(preset, field)
+    }
+    if not changed:
+        return preset
+    if "allocation" in changed and preset.layer_importance is None and changed["allocation"] in ("adapt", "drop"):
+        changed.setdefault("layer_importance", "cosine")
+    if "allocation" in changed:
+        # z-scores belong to FLAP's own sorting.
+        changed["standardise"] = preset.standardise and changed["allocation"] == "global"
+    return replace(preset, name=f"custom (from {preset.name})", **changed)
+
+
+def calibration(
+    calib: str, field: str, split: str, sequences: int, length: int, batch_size: int, seed: int
+) -> CalibrationConfig:
+    from prunekit.calibration import CalibrationConfig
+
+    return CalibrationConfig(
+        source=calib, sequences=sequences, length=length, batch_size=batch_size, seed=seed, field=field, split=split
+    )
+
+
+def check_target(params: str | None, blocks: str | None, weights: str | None) -> None:
+    """Refuse a missing or senseless target before a model is looked for."""
+    from prunekit.targets import parse_target
+
+    parse_target(params, blocks, weights)

@@ -1,0 +1,198 @@
+"""``prunekit plan`` and ``prunekit prune``: decide widths, then cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunekit.cli import options as o
+from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json
+from prunekit.cli.describe import plan_summary, plan_tables
+from prunekit.errors import PrunekitError
+from prunekit.files import check_output_file, check_output_folder
+
+if TYPE_CHECKING:
+    from prunekit.plan import Plan
+    from prunekit.source import Source
+
+Picture = Annotated[Path | None, typer.Option(help="Also draw the widths of every layer into this .png or .svg.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+
+
+def _make(source: Source, settings: dict) -> Plan:  # type: ignore[type-arg]
+    from prunekit.planner import PlanConfig, make_plan
+    from prunekit.targets import parse_target
+
+    s = settings
+    config = PlanConfig(
+        target=parse_target(s["params"], s["blocks"], s["weights"]),
+        method=s["chosen"],
+        rounding=o.rounding(s["round_for"], s["ffn_multiple"], s["min_ffn"], source.shape.head_dim),
+        calibration=s["calibration"],
+        protected=o.parse_layers(s["protect_layers"]),
+        seed=s["seed"],
+        dtype=s["dtype"],
+        device=s["device"],
+        checkpoint=s["gradient_checkpointing"],
+    )
+    return make_plan(source, config)
+
+
+def _settings(**given: object) -> dict:  # type: ignore[type-arg]
+    """Everything that can be checked before the model is looked for, checked."""
+    g: dict = dict(given)  # type: ignore[type-arg]
+    o.check_target(g["params"], g["blocks"], g["weights"])
+    o.parse_layers(g["protect_layers"])
+    o.rounding(g["round_for"], g["ffn_multiple"], g["min_ffn"], 64)
+    g["chosen"] = o.method_of(
+        g["method"],
+        g["importance"],
+        g["layer_importance"],
+        g["allocate"],
+        g["prune"],
+        g["steps"],
+        g["amplitude"],
+        g["attention_ratio"],
+    )
+    g["calibration"] = o.calibration(
+        g["calib"], g["calib_field"], g["calib_split"], g["sequences"], g["length"], g["batch_size"], g["seed"]
+    )
+    return g
+
+
+@app.command()
+def plan(
+    model: Model,
+    params: o.Params = None,
+    blocks: o.Blocks = None,
+    weights: o.Weights = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
+    picture: Picture = None,
+    method: o.MethodName = "adapt-pruner",
+    importance: o.ImportanceName = None,
+    layer_importance: o.LayerImportanceName = None,
+    allocate: o.AllocateName = None,
+    prune: o.Units = "ffn,kv",
+    steps: o.Steps = None,
+    amplitude: o.Amplitude = None,
+    attention_ratio: o.AttentionRatio = None,
+    calib: o.Calib = "builtin",
+    calib_field: o.CalibField = "text",
+    calib_split: o.CalibSplit = "train",
+    sequences: o.Sequences = 32,
+    length: o.Length = 64,
+    batch_size: o.BatchSize = 32,
+    gradient_checkpointing: o.Checkpointing = None,
+    ffn_multiple: o.FfnMultiple = None,
+    min_ffn: o.MinFfn = None,
+    round_for: o.RoundFor = None,
+    protect_layers: o.ProtectLayers = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Decide how wide every layer becomes, and show what that costs, before anything is cut."""
+    settings = _settings(**_without(locals(), "model", "output", "picture", "revision", "json"))
+    check_output_file(output)
+    if picture:
+        check_output_file(picture)
+    from prunekit.source import resolve
+
+    source = resolve(model, revision=revision)
+    made = _make(source, settings)
+    made.save(output)
+    if picture:
+        from prunekit.pictures import draw_widths
+
+        draw_widths(made, picture)
+    if json:
+        print_json({"plan": str(output), **plan_summary(made, source.dtype.itemsize)})
+        return
+    console().print(plan_tables(made, source.dtype.itemsize))
+    console().print(f"Plan written to {output}. Apply it with: prunekit prune {model} --plan {output} -o DIR")
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan, instead of making one.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="per-layer, or uniform: padded with zeros to a stock architecture, no gain.")
+    ] = "per-layer",
+    store_dtype: Annotated[str, typer.Option(help="Store weights in auto, float32, bfloat16 or float16.")] = "auto",
+    max_shard: Annotated[str, typer.Option(help="Largest size of one weight file; it is what memory must hold.")] = "2GiB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    params: o.Params = None,
+    blocks: o.Blocks = None,
+    weights: o.Weights = None,
+    method: o.MethodName = "adapt-pruner",
+    importance: o.ImportanceName = None,
+    layer_importance: o.LayerImportanceName = None,
+    allocate: o.AllocateName = None,
+    prune: o.Units = "ffn,kv",
+    steps: o.Steps = None,
+    amplitude: o.Amplitude = None,
+    attention_ratio: o.AttentionRatio = None,
+    calib: o.Calib = "builtin",
+    calib_field: o.CalibField = "text",
+    calib_split: o.CalibSplit = "train",
+    sequences: o.Sequences = 32,
+    length: o.Length = 64,
+    batch_size: o.BatchSize = 32,
+    gradient_checkpointing: o.Checkpointing = None,
+    ffn_multiple: o.FfnMultiple = None,
+    min_ffn: o.MinFfn = None,
+    round_for: o.RoundFor = None,
+    protect_layers: o.ProtectLayers = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Prune a model and write it as a Hugging Face checkpoint whose layers have their own widths."""
+    settings = None
+    names = ("model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json", "settings")
+    if plan is None:
+        settings = _settings(**_without(locals(), *names))
+    elif params or blocks or weights:
+        raise PrunekitError("A plan already has its target; leave out --params, --blocks and --weights, or --plan.")
+    if layout not in ("per-layer", "uniform"):
+        raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
+    check_output_folder(output, overwrite)
+    from prunekit.checkpoint import rebuild
+    from prunekit.plan import Plan
+    from prunekit.source import pick_dtype, resolve
+    from prunekit.targets import parse_size
+
+    pick_dtype(store_dtype)
+    shard_bytes = parse_size(max_shard, "--max-shard")
+    made = Plan.load(plan) if plan else None
+    source = resolve(model, revision=revision)
+    if made is None:
+        assert settings is not None
+        made = _make(source, settings)
+    written = rebuild(
+        source,
+        made,
+        output,
+        layout=layout,  # type: ignore[arg-type]
+        dtype=store_dtype,
+        overwrite=overwrite,
+        max_shard_bytes=shard_bytes,
+    )
+    if json:
+        summary = plan_summary(made, source.dtype.itemsize)
+        print_json({"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary})
+        return
+    console().print(plan_tables(made, source.dtype.itemsize))
+    console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
+
+
+def _without(values: dict, *names: str) -> dict:  # type: ignore[type-arg]
+    return {name: value for name, value in values.items() if name not in names}

@@ -1,0 +1,192 @@
+"""The scoring pass: one run over the calibration batches serves gradients, activations and layer importance alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+from prunekit.importance.base import Importance, Needs, Watched, importance, layer_importance
+from prunekit.importance.layers import LossWithout
+from prunekit.scores import Scores
+from prunekit.shape import ModelShape
+
+
+def score(
+    model: nn.Module,
+    family: Family,
+    shape: ModelShape,
+    input_ids: torch.Tensor | None,
+    *,
+    importance_name: str = "taylor",
+    layer_importance_name: str | None = "cosine",
+    batch_size: int = 32,
+    seed: int = 0,
+    checkpoint: bool | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score every unit and layer of ``model`` on ``input_ids`` [sequences, length].
+
+    Needs the weights, one batch of activations and a number a unit: weight gradients are used up and freed one tensor at
+    a time, and gradient checkpointing keeps one layer's activations where a batch would not fit (``checkpoint`` None:
+    decided by the memory that is free). ``input_ids`` may be None for methods that need no text.
+
+    Raises PrunekitError where a method is unknown or a value is not finite; the message names the layer.
+    """
+    units = importance(importance_name)
+    layers = layer_importance(layer_importance_name) if layer_importance_name else None
+    watched = Watched(model, family, shape, seed)
+    needs_text = units.needs != "weights" or layers is not None
+    if needs_text and input_ids is None:
+        raise PrunekitError(f"The importance {importance_name!r} needs calibration text; name some with --calib.")
+    loss_sum, sequences = 0.0, 0
+    with _prepared(watched, units.needs, checkpoint, input_ids, batch_size):
+        units.attach(watched)
+        if layers is not None:
+            layers.attach(watched)
+        first_bad = _watch_outputs(watched)
+        if needs_text and input_ids is not None:
+            for batch in input_ids.split(1 if units.per_sequence else batch_size):
+                loss_sum += _run(watched, units.needs, batch, layers) * len(batch)
+                sequences += len(batch)
+                if first_bad:
+                    raise _not_finite(watched, first_bad[0])
+                on_batch()
+        try:
+            return Scores(
+                importance=importance_name,
+                layers=units.result(),
+                layer_importance=layers.result() if layers is not None else None,
+                layer_method=layer_importance_name,
+                loss=loss_sum / sequences if sequences else None,
+                tokens=sequences * input_ids.shape[1] if input_ids is not None and sequences else 0,
+            )
+        except PrunekitError as error:
+            bad = _bad_weight(watched)
+            raise (PrunekitError(bad) if bad else error) from None
+
+
+def _loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+
+
+def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) -> float:
+    """One batch: forward, and backward where gradients are needed. Returns the mean loss."""
+    model = watched.model
+    batch = batch.to(next(model.parameters()).device)
+    watched.sequences = len(batch)
+    watched.recording = True
+    gradients = needs in ("activation_gradients", "weight_gradients")
+    with torch.set_grad_enabled(gradients):
+        loss = _loss(model, batch)
+    watched.recording = False
+    if gradients:
+        loss.backward()
+    if isinstance(layers, LossWithout):
+        layers.after_batch(batch, lambda ids: _loss(model, ids))
+    return loss.item()
+
+
+@contextmanager
+def _prepared(
+    watched: Watched, needs: Needs, checkpoint: bool | None, input_ids: torch.Tensor | None, batch_size: int
+) -> Iterator[None]:
+    """The model in eval mode, nothing but what ``needs`` says under autograd, and everything put back afterwards."""
+    model = watched.model
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    if needs == "activation_gradients":
+        # With frozen weights, autograd needs one leaf to start from: the embeddings.
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+        watched.handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
+    use_checkpoints = needs in ("activation_gradients", "weight_gradients") and (
+        _memory_is_short(watched, input_ids, batch_size) if checkpoint is None else checkpoint
+    )
+    if use_checkpoints:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        # A decoder layer checkpoints itself in training mode only; what is inside it must stay in eval mode (dropout).
+        for layer in watched.layers:
+            layer.training = True
+    try:
+        yield
+    finally:
+        watched.detach()
+        if use_checkpoints:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        for module, flag in was_training.items():
+            module.training = flag
+
+
+def _memory_is_short(watched: Watched, input_ids: torch.Tensor | None, batch_size: int) -> bool:
+    """True where the activations that autograd keeps of one batch would fill more than a third of the free memory."""
+    if input_ids is None:
+        return False
+    parameter = next(watched.model.parameters())
+    tokens = min(batch_size, len(input_ids)) * input_ids.shape[1]
+    shape = watched.shape
+    # Kept a token and layer: about ten tensors of hidden_size and query width, five of the FFN's width.
+    numbers = sum(
+        10 * shape.hidden_size + 4 * layer.num_attention_heads * shape.head_dim + 5 * layer.intermediate_size
+        for layer in shape.layers
+    )
+    needed = tokens * numbers * parameter.element_size()
+    if parameter.device.type == "cuda":
+        free = torch.cuda.mem_get_info(parameter.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return needed > free / 3
+
+
+def _watch_outputs(watched: Watched) -> list[int]:
+    """Notes the first layer whose output is not finite, in the list that is returned."""
+    first: list[int] = []
+
+    def look(index: int, output: object) -> None:
+        if watched.recording and not first:
+            hidden = output[0] if isinstance(output, tuple) else output
+            assert isinstance(hidden, torch.Tensor)
+            # One number for the whole tensor: a NaN or infinity anywhere makes the sum of absolute values so.
+            if not torch.isfinite(hidden.detach().abs().sum(dtype=torch.float32)):
+                first.append(index)
+
+    for index, layer in enumerate(watched.layers):
+        watched.handles.append(
+            layer.register_forward_hook(lambda module, args, output, index=index: look(index, output))
+        )
+    return first
+
+
+def _bad_weight(watched: Watched) -> str | None:
+    for index, layer in enumerate(watched.layers):
+        for name, weight in layer.named_parameters():
+            if not torch.isfinite(weight).all():
+                return (
+                    f"Layer {index}: {name} holds NaN or infinite weights. The checkpoint is damaged; download or "
+                    "convert it again."
+                )
+    for name, weight in watched.model.named_parameters():
+        if not torch.isfinite(weight).all():
+            return f"{name} holds NaN or infinite weights. The checkpoint is damaged; download or convert it again."
+    return None
+
+
+def _not_finite(watched: Watched, index: int) -> PrunekitError:
+    return PrunekitError(
+        _bad_weight(watched)
+        or f"Layer {index}: its output is not finite in {next(watched.model.parameters()).dtype}. Score in float32 "
+        "(--dtype float32)."
+    )
+
+
+__all__ = ["Importance", "score"]

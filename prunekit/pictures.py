@@ -1,0 +1,71 @@
+"""Pictures: per-layer widths of a plan, per-layer importance of an analysis."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from prunekit.errors import PrunekitError
+from prunekit.files import write_bytes
+from prunekit.plan import Plan
+
+_DENSE, _FFN, _HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
+
+
+def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        rows, 1, figsize=(max(6.0, min(0.28 * layers + 2, 18)), 2.6 * rows), sharex=True, squeeze=False, layout="constrained"
+    )
+    for axis in axes[:, 0]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3, linewidth=0.6)
+        axis.set_axisbelow(True)
+    axes[-1, 0].set_xlabel("layer")
+    return figure, axes[:, 0]
+
+
+def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+    from matplotlib import pyplot
+
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise PrunekitError(f"A picture can be written as .png, .svg or .pdf, not {path.name!r}.")
+    buffer = io.BytesIO()
+    # No date inside: the same plan gives the same file.
+    figure.savefig(buffer, format=kind, dpi=150, metadata=None if kind == "png" else {"Date": None} if kind == "svg" else {"CreationDate": None})
+    pyplot.close(figure)
+    write_bytes(path, buffer.getvalue())
+
+
+def draw_widths(plan: Plan, path: Path) -> None:
+    """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
+    source = plan.source
+    kept = {layer.index: layer.shape for layer in plan.layers}
+    layers = range(source.num_hidden_layers)
+    figure, (top, bottom) = _figure(2, source.num_hidden_layers)
+    top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
+    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=_FFN, label="kept")
+    top.set_ylabel("FFN width")
+    top.legend(frameon=False, ncols=2, loc="lower right")
+    top.set_title(
+        f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters", loc="left"
+    )
+    bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
+    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=_HEADS)
+    bottom.set_ylabel("query heads")
+    _save(figure, path)
+
+
+def draw_importance(importance: Sequence[float], method: str, path: Path) -> None:
+    """One bar a layer, taller matters more. Written atomically."""
+    figure, (axis,) = _figure(1, len(importance))
+    axis.bar(range(len(importance)), importance, color=_FFN)
+    axis.set_ylabel(f"importance ({method})")
+    axis.set_title("What each layer changes", loc="left")
+    _save(figure, path)
