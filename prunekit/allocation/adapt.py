@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
@@ -39,11 +40,11 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
         assert scores.layer_importance is not None
         pull = [problem.amplitude * c for c in normalised(scores.layer_importance.tolist())]
 
-        def losses(step: float, pull: list[float] = pull) -> list[tuple[float, float]]:
+        def losses(step: float, limit: float = SPARSITY_LIMIT, pull: list[float] = pull) -> list[tuple[float, float]]:
             return [
                 (
-                    _clip(attention[layer] + problem.attention_ratio * (step - pull[layer])),
-                    _clip(ffn[layer] + step - pull[layer]),
+                    _clip(attention[layer] + problem.attention_ratio * (step - pull[layer]), limit),
+                    _clip(ffn[layer] + step - pull[layer], limit),
                 )
                 for layer in range(source.num_hidden_layers)
             ]
@@ -53,9 +54,12 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
             "loss": scores.loss,
             "layer_importance": [round(value, 8) for value in scores.layer_importance.tolist()],
         }
-        after = _full_step(session, problem, losses(1 / problem.steps))
-        last = after.parameters <= problem.budget or after == session.shape and rounds >= problem.steps
-        if last:
+        whole_step = 1 / problem.steps
+        after = _full_step(session, problem, losses(whole_step))
+        reached = after.parameters <= problem.budget
+        # Nothing moves any more, and still above: the target lies below what the clip at 0.99 leaves.
+        stalled = after == session.shape and rounds >= problem.steps
+        if reached or stalled:
             shapes = fit(
                 source,
                 session.shape,
@@ -63,23 +67,23 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
                 problem.rounding,
                 problem.units,
                 problem.protected,
-                losses,
+                losses if reached else partial(losses, limit=1.0),
                 -problem.amplitude,
-                1 / problem.steps if after.parameters <= problem.budget else 1.0 + problem.amplitude,
+                whole_step if reached else 1.0 + problem.amplitude,
             )
         else:
             shapes = after.layers
-            attention, ffn = (list(values) for values in zip(*losses(1 / problem.steps), strict=True))
+            attention, ffn = (list(values) for values in zip(*losses(whole_step), strict=True))
         keeps = session.select(scores, shapes)
         session.shrink(keeps)
         history.append({**record, "parameters": session.shape.parameters})
         advance(note=f"loss {scores.loss:.3f}, {session.shape.parameters / 1e6:,.1f} M parameters")
-        if last:
+        if reached or stalled:
             return Allocated(keeps, tuple(history))
 
 
-def _clip(share: float) -> float:
-    return max(0.0, min(share, SPARSITY_LIMIT))
+def _clip(share: float, limit: float) -> float:
+    return max(0.0, min(share, limit))
 
 
 def _full_step(session: Session, problem: Problem, losses: list[tuple[float, float]]) -> ModelShape:
