@@ -142,7 +142,7 @@ def test_generate_gives_the_same_tokens(model_type: str) -> None:
 @families
 def test_dropped_layers(model_type: str) -> None:
     """Layers 1 and 3 go: what stays of layer types, NoPE layers and windows must follow the kept layers."""
-    _, zeroed, rebuilt, plan = pair(model_type, drop=(1, 3), bias=model_type in SWITCHED)
+    _, zeroed, rebuilt, _ = pair(model_type, drop=(1, 3), bias=model_type in SWITCHED)
     assert rebuilt.config.num_hidden_layers == 2
     input_ids = tokens()
     want = zeroed(input_ids).logits
