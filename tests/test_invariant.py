@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import MODEL_TYPES, VOCAB, padded_model, random_plan, rebuilt_model, tiny_model, widest, zeroed_model
+from tiny import (
+    MODEL_TYPES,
+    VOCAB,
+    one_thread,
+    padded_model,
+    random_plan,
+    rebuilt_model,
+    tiny_model,
+    widest,
+    zeroed_model,
+)
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES, Coupling
@@ -41,8 +52,8 @@ families = pytest.mark.parametrize("model_type", MODEL_TYPES)
 
 
 @pytest.fixture(autouse=True)
-def _quiet_grad() -> Any:
-    with torch.no_grad():
+def _forward_only() -> Iterator[None]:
+    with torch.no_grad(), one_thread():
         yield
 
 

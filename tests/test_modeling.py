@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, VOCAB, WINDOW, random_plan, rebuilt_model, tiny_config, tiny_model
+from tiny import MODEL_TYPES, VOCAB, WINDOW, one_thread, random_plan, rebuilt_model, tiny_config, tiny_model
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -27,9 +28,11 @@ INPUT_IDS = torch.arange(2, 2 + 3 * 14).reshape(3, 14) % VOCAB
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _registered() -> None:
+def _registered() -> Iterator[None]:
     register()
     register()
+    with one_thread():
+        yield
 
 
 def rebuilt(model_type: str, **fields: Any) -> tuple[Any, Plan]:

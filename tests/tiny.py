@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,16 @@ from prunekit.slicing import LayerSlicer, LayerZeroer
 VOCAB = 128
 WINDOW = 8
 MODEL_TYPES = tuple(FAMILIES)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices this small are slower on two threads, and many times slower where other work keeps a core busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 # Only what makes a family behave as its real models do; everything else is the same for all.
 _OWN_FIELDS: dict[str, dict[str, Any]] = {
