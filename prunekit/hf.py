@@ -33,4 +33,6 @@ def register_pruned() -> None:
 def reason(error: BaseException, limit: int = 300) -> str:
     """An exception's message on one line, without a closing full stop, cut at ``limit`` characters."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError):  # its message is only the key
+        text = f"{text} is unknown"
     return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " …"
