@@ -27,6 +27,8 @@ class Watched:
     seed: int = 0
     sequences: int = 0
     """Sequences in the batch that is running."""
+    total: int = 0
+    """Sequences of all batches so far, the running one among them."""
     recording: bool = False
     """True in the forward pass proper, False in the backward pass, where checkpointed layers run once more."""
     handles: list = field(default_factory=list)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from prunekit.errors import PrunekitError
@@ -15,6 +18,9 @@ from prunekit.importance.base import Importance, Needs, Watched, importance, lay
 from prunekit.importance.layers import LossWithout
 from prunekit.scores import Scores
 from prunekit.shape import ModelShape
+
+# What transformers' GradientCheckpointingLayer reads.
+_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 def score(
@@ -44,7 +50,10 @@ def score(
     needs_text = units.needs != "weights" or layers is not None
     if needs_text and input_ids is None:
         raise PrunekitError(f"The importance {importance_name!r} needs calibration text; name some with --calib.")
-    loss_sum, sequences = 0.0, 0
+    if not needs_text and (bad := _bad_weight(watched)):
+        # Nothing runs the model here, and what a method doesn't look at (norms; `random`: all) would go unseen.
+        raise PrunekitError(bad)
+    loss_sum = 0.0
     with _prepared(watched, units.needs, checkpoint, input_ids, batch_size):
         units.attach(watched)
         if layers is not None:
@@ -53,10 +62,12 @@ def score(
         if needs_text and input_ids is not None:
             for batch in input_ids.split(1 if units.per_sequence else batch_size):
                 loss_sum += _run(watched, units.needs, batch, layers) * len(batch)
-                sequences += len(batch)
                 if first_bad:
                     raise _not_finite(watched, first_bad[0])
+                if not math.isfinite(loss_sum):
+                    raise _not_finite(watched, None)
                 on_batch()
+        sequences = watched.total
         try:
             return Scores(
                 importance=importance_name,
@@ -80,6 +91,7 @@ def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) ->
     model = watched.model
     batch = batch.to(next(model.parameters()).device)
     watched.sequences = len(batch)
+    watched.total += len(batch)
     watched.recording = True
     gradients = needs in ("activation_gradients", "weight_gradients")
     with torch.set_grad_enabled(gradients):
@@ -103,24 +115,36 @@ def _prepared(
     model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
+        # A gradient left by training would be added to, and scored as part of the new one.
+        parameter.grad = None
     if needs == "activation_gradients":
         # With frozen weights, autograd needs one leaf to start from: the embeddings.
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
-        watched.handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
+        watched.handles.append(
+            embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+        )
     use_checkpoints = needs in ("activation_gradients", "weight_gradients") and (
         _memory_is_short(watched, input_ids, batch_size) if checkpoint is None else checkpoint
     )
+    # The model's own switch would forget how a caller had set it, and is renamed between transformers versions.
+    checkpointing = [
+        {name: vars(layer)[name] for name in _CHECKPOINTING if name in vars(layer)} for layer in watched.layers
+    ]
     if use_checkpoints:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        # A decoder layer checkpoints itself in training mode only; what is inside it must stay in eval mode (dropout).
         for layer in watched.layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+            # A decoder layer checkpoints itself in training mode only; what is inside it stays in eval mode (dropout).
             layer.training = True
     try:
         yield
     finally:
         watched.detach()
         if use_checkpoints:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
+            for layer, before in zip(watched.layers, checkpointing, strict=True):
+                for name in _CHECKPOINTING:
+                    vars(layer).pop(name, None)
+                vars(layer).update(before)
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
@@ -181,11 +205,12 @@ def _bad_weight(watched: Watched) -> str | None:
     return None
 
 
-def _not_finite(watched: Watched, index: int) -> PrunekitError:
+def _not_finite(watched: Watched, index: int | None) -> PrunekitError:
+    """``index`` is the first layer whose output is not finite; None where only the loss is not."""
+    what = "The loss" if index is None else f"Layer {index}: its output"
     return PrunekitError(
         _bad_weight(watched)
-        or f"Layer {index}: its output is not finite in {next(watched.model.parameters()).dtype}. Score in float32 "
-        "(--dtype float32)."
+        or f"{what} is not finite in {next(watched.model.parameters()).dtype}. Score in float32 (--dtype float32)."
     )
 
 

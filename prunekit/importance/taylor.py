@@ -26,7 +26,6 @@ class Taylor(Importance):
         super().attach(watched)
         shape = watched.shape
         self._sums = [UnitSums(layer, shape.head_dim) for layer in shape.layers]
-        self._sequences = 0
         for index, layer in enumerate(watched.layers):
             tensors = dict(layer.named_parameters())
             for name, axis, parts in watched.family.unit_tensors():
@@ -45,7 +44,7 @@ class Taylor(Importance):
         return (weight * gradient).abs_()
 
     def result(self) -> tuple[LayerScores, ...]:
-        return tuple(sums.scores() for sums in self._sums)
+        return tuple(sums.scores(1 / max(self.watched.total, 1)) for sums in self._sums)
 
 
 class Taylor2(Taylor):
