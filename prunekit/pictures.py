@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
-from prunekit.files import write_bytes
+from prunekit.files import check_output_file, write_bytes
 from prunekit.plan import Plan
 
 _DENSE, _FFN, _HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
@@ -30,12 +30,19 @@ def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
     return figure, axes[:, 0]
 
 
-def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
-    from matplotlib import pyplot
-
+def check_picture(path: Path) -> str:
+    """The format that the ending of ``path`` names. Raises PrunekitError where it names none, or can't be written."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise PrunekitError(f"A picture can be written as .png, .svg or .pdf, not {path.name!r}.")
+    check_output_file(path)
+    return kind
+
+
+def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+    from matplotlib import pyplot
+
+    kind = check_picture(path)
     buffer = io.BytesIO()
     # No date inside: the same plan gives the same file.
     figure.savefig(buffer, format=kind, dpi=150, metadata=None if kind == "png" else {"Date": None} if kind == "svg" else {"CreationDate": None})
@@ -52,7 +59,8 @@ def draw_widths(plan: Plan, path: Path) -> None:
     top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
     top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=_FFN, label="kept")
     top.set_ylabel("FFN width")
-    top.legend(frameon=False, ncols=2, loc="lower right")
+    # Above the axes: inside them it would lie on the bars.
+    top.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     top.set_title(
         f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters", loc="left"
     )

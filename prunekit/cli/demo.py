@@ -29,5 +29,12 @@ def demo(
     if json:
         print_json(report.data)
     else:
-        console().print(report.markdown, markup=False, highlight=False)
-        console().print(f"All of it is in {output}: checkpoint/, plan.json, widths.png, report.md, report.json.")
+        out = console()
+        if out.is_terminal:
+            from rich.markdown import Markdown
+
+            out.print(Markdown(report.markdown))
+        else:
+            # Wrapped table rows would no longer be Markdown.
+            print(report.markdown)
+        out.print(f"All of it is in {output}: checkpoint/, plan.json, widths.png, report.md, report.json.")
