@@ -17,7 +17,8 @@ def _is_command() -> bool:
 
     Registering imports torch and nine families' modelling, which `prunekit --help` need not wait for.
     """
-    return Path(sys.argv[0]).name in ("prunekit", "prunekit.exe") if sys.argv else False
+    # `python -m prunekit` imports this file before it knows the path that takes the place of "-m".
+    return Path(sys.argv[0]).name in ("prunekit", "prunekit.exe", "-m") if sys.argv else False
 
 
 if not _is_command():

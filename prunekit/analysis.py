@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.calibration import CalibrationConfig, check_length, load_calibration
+from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
 from prunekit.importance import score
 from prunekit.planner import model_label, versions
 from prunekit.progress import progress
@@ -107,6 +107,7 @@ def analyze(
     find_layer(layer_importance)
     check_length(calibration, source.config)
     text = load_calibration(calibration, load_tokenizer(source))
+    check_tokens(text.blocks, source.config)
     model = load_model(source, dtype=dtype, device=device)
     batches = -(-calibration.sequences // calibration.batch_size)
     with progress("Scoring", calibration.sequences if importance == "taylor2" else batches) as advance:

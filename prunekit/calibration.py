@@ -44,6 +44,8 @@ class CalibrationConfig:
                 raise PrunekitError(
                     f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
                 )
+        if self.seed >= 1 << 63:
+            raise PrunekitError(f"Seed must be below 2^63, which is what PyTorch takes, got {self.seed}.")
         for name in ("source", "field", "split"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
@@ -241,6 +243,16 @@ def text_blocks(
             "choose a shorter length or give more text."
         )
     return _start(_cut(ids, length), bos(tokenizer))
+
+
+def check_tokens(tokens: torch.Tensor, model_config: Any) -> None:
+    """Raises PrunekitError where the tokenizer gave tokens that the model has no embedding for."""
+    largest = int(tokens.max()) if tokens.numel() else 0
+    if largest >= model_config.vocab_size:
+        raise PrunekitError(
+            f"The tokenizer gives token {largest}, but the model knows only {model_config.vocab_size}; the two don't "
+            "belong together, so copy the original model's tokenizer files into the model's folder."
+        )
 
 
 def check_length(config: Any, model_config: Any) -> None:

@@ -26,6 +26,9 @@ def check_output_file(path: Path) -> None:
     """Raises PrunekitError where a file can't be written at ``path``, before any long work is done."""
     if path.is_dir():
         raise PrunekitError(f"{path} is a folder; give the name of a file to write.")
+    # A device would be replaced by a file of its name.
+    if path.exists() and not path.is_file():
+        raise PrunekitError(f"{path} is no regular file; give the name of a file to write.")
     if not path.parent.is_dir():
         raise PrunekitError(f"The folder {path.parent} does not exist; make it, or write elsewhere.")
     if not os.access(path.parent, os.W_OK):
@@ -88,7 +91,12 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, old / "replaced")
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(old / "replaced", path)
+                old.rmdir()
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, path)
@@ -106,15 +114,22 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
                     break
 
 
+def is_endless(path: Path) -> bool:
+    """True for devices such as /dev/zero, which would be read until the memory is full."""
+    return path.is_char_device() or path.is_block_device()
+
+
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file. Raises PrunekitError where it is missing, no file, or not JSON. ``what`` names it to people."""
     try:
+        if is_endless(path):
+            raise PrunekitError(f"The {what} {path} is a device; give a JSON file.")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PrunekitError(f"The {what} {path} does not exist; check the path.") from None
     except IsADirectoryError:
         raise PrunekitError(f"The {what} {path} is a folder; give the JSON file inside it.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of thousands of digits
         raise PrunekitError(f"The {what} {path} is not valid JSON ({error}); it may be cut short. Make it again.") from None
     except OSError as error:
         raise PrunekitError(f"The {what} {path} can't be read: {error.strerror or error}.") from None

@@ -39,11 +39,20 @@ def verify(folder: Path) -> Report:
     if not isinstance(manifest, dict) or manifest.get("format") != "prunekit-checkpoint":
         raise PrunekitError(f"{folder / MANIFEST} is not a prunekit manifest; prune again.")
     if manifest.get("version") != MANIFEST_VERSION:
-        raise PrunekitError(f"{folder / MANIFEST} has version {manifest.get('version')!r}; this prunekit reads {MANIFEST_VERSION}.")
+        raise PrunekitError(
+            f"{folder / MANIFEST} has version {manifest.get('version')!r}; this prunekit reads {MANIFEST_VERSION}."
+        )
     files = manifest.get("files")
     missing = [name for name in _FACTS if name not in manifest]
     if missing or not isinstance(files, dict) or not files:
         raise PrunekitError(f"{folder / MANIFEST} lacks {(missing or ['files'])[0]}; it is damaged, so prune again.")
+    facts = {name: manifest[name] for name in _FACTS}
+    for name, value in facts.items():
+        kind = dict if name in ("source", "versions") else float if name.startswith("share_") else str
+        if not isinstance(value, kind) or (
+            isinstance(value, dict) and name == "source" and not {"name", "family"} <= set(value)
+        ):
+            raise PrunekitError(f"{folder / MANIFEST} makes no sense of {name}; it is damaged, so prune again.")
     damaged = []
     for name, digest in files.items():
         # A manifest from a stranger must not make us read outside its folder.
@@ -53,6 +62,8 @@ def verify(folder: Path) -> Report:
         if not path.is_file() or sha256(path) != digest:
             damaged.append(name)
     if "plan.json" in damaged:
-        raise PrunekitError(f"{folder} is damaged: plan.json changed since it was written. Copy it again, or prune again.")
+        raise PrunekitError(
+            f"{folder} is damaged: plan.json changed since it was written. Copy it again, or prune again."
+        )
     plan = Plan.load(folder / "plan.json")
-    return Report(len(files) - len(damaged), tuple(damaged), {name: manifest[name] for name in _FACTS}, plan)
+    return Report(len(files) - len(damaged), tuple(damaged), facts, plan)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family, Part, family_of
 from prunekit.files import read_json
@@ -98,7 +100,7 @@ def _check_numbers(path: Path, raw: dict[str, Any]) -> None:
                 raise PrunekitError(f"{name}{where} in {path} must be a whole number from 1 to {limit}, got {value!r}.")
     layers = raw.get("num_hidden_layers")
     for key in overrides:
-        if not key.isdigit() or (layers is not None and int(key) >= layers):
+        if not key.isdecimal() or len(key) > 4 or (layers is not None and int(key) >= layers):
             raise PrunekitError(f"per_layer_config in {path} names layer {key!r}, but there are {layers} layers.")
     hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
     if hidden and heads and "head_dim" not in raw and not overrides and hidden % heads:
@@ -174,6 +176,12 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             f"{file} has {size:,} bytes, but its header promises {8 + length + promised:,}; it is cut short or "
             "damaged. Download it again."
         )
+    try:
+        # The format's own reader refuses what is left: overlaps, holes, shapes that don't fit their bytes.
+        with safe_open(file, "np"):
+            pass
+    except SafetensorError as error:
+        raise PrunekitError(f"{file} is damaged ({reason(error)}). Download it again.") from None
     return tensors
 
 
@@ -209,6 +217,13 @@ def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family,
                     f"{name} in {folder} has the shape {list(tensors[name].shape)}, but config.json asks for "
                     f"{expected}; the two don't belong together."
                 )
+    table = tensors.get(f"{prefix}embed_tokens.weight")
+    if table is not None and list(table.shape) != [shape.vocab_size, shape.hidden_size]:
+        # Loading would make up a table of the config's size, however large that is.
+        raise PrunekitError(
+            f"{prefix}embed_tokens.weight in {folder} has the shape {list(table.shape)}, but config.json asks for "
+            f"{[shape.vocab_size, shape.hidden_size]}; the two don't belong together."
+        )
     if any(name.startswith(f"{prefix}layers.{len(shape.layers)}.") for name in tensors):
         raise PrunekitError(
             f"The weights in {folder} hold more than the {len(shape.layers)} layers that config.json names; "

@@ -12,6 +12,9 @@ from prunekit.files import read_json, write_text
 from prunekit.shape import LayerShape, ModelShape
 
 PLAN_VERSION = 1
+# The widest model that model_folder reads.
+_MAX_UNITS = 1 << 24
+_MAX_LAYERS = 4096
 
 
 def encode_ranges(indices: tuple[int, ...]) -> str:
@@ -178,6 +181,7 @@ class Plan:
             )
         try:
             source = ModelShape.from_dict(data["source"])
+            _check_size(source, where)
             layers = []
             for entry in data["layers"]:
                 index = entry["index"]
@@ -198,6 +202,19 @@ class Plan:
                 )
                 if shape != stated:
                     raise PrunekitError(f"Layer {index} of {where} states {stated}, but its kept units give {shape}.")
-            return cls(source, tuple(layers), dict(data.get("provenance", {})))
-        except (KeyError, TypeError, AttributeError) as error:
+            provenance = data.get("provenance", {})
+            if not isinstance(provenance, dict):
+                raise TypeError("its provenance is no JSON object")
+            return cls(source, tuple(layers), provenance)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PrunekitError(f"{where} is a damaged plan ({error}); make it again with `prunekit plan`.") from None
+
+
+def _check_size(source: ModelShape, where: str) -> None:
+    """A range like 0-999999999999 is short to write: refuse it before it is spelled out in memory."""
+    widest = max(max(layer.num_attention_heads, layer.intermediate_size) for layer in source.layers)
+    if widest > _MAX_UNITS or source.num_hidden_layers > _MAX_LAYERS:
+        raise PrunekitError(
+            f"{where} is of a model with {source.num_hidden_layers} layers up to {widest:,} units wide, which no model "
+            "has; make the plan again."
+        )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.allocation import Problem, allocation
-from prunekit.allocation.fit import check_reachable
-from prunekit.calibration import CalibrationConfig, check_length, load_calibration
+from prunekit.allocation.fit import check_protected, check_reachable
+from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
 from prunekit.errors import PrunekitError
 from prunekit.importance.base import importance, layer_importance
 from prunekit.methods import METHODS, Method
@@ -55,8 +55,6 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     elif method.allocation in ("adapt", "drop"):
         raise PrunekitError(f"The allocation {method.allocation!r} needs a layer importance; name one.")
     budget = config.target.budget(source.shape, source.dtype.itemsize)
-    if method.allocation != "drop":
-        check_reachable(source.shape, budget, config.rounding, method.units, config.protected)
     problem = Problem(
         budget,
         config.rounding,
@@ -67,8 +65,12 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         method.amplitude,
         method.standardise,
     )
+    check_protected(source.shape, config.protected)
+    if method.allocation != "drop":
+        check_reachable(source.shape, budget, config.rounding, method.units, config.protected)
     check_length(config.calibration, source.config)
     calibration = load_calibration(config.calibration, load_tokenizer(source))
+    check_tokens(calibration.blocks, source.config)
     session = Session(
         load_model(source, dtype=config.dtype, device=config.device),
         source.family,

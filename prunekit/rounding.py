@@ -88,6 +88,6 @@ def rounding_preset(name: str, head_dim: int) -> Rounding:
         return Rounding(ffn_multiple=256, head_multiple=256 // math.gcd(256, head_dim))
     if name.startswith("tp="):
         count = name.removeprefix("tp=")
-        if count.isdigit() and 1 <= int(count) <= 1024:
+        if count.isdecimal() and len(count) <= 4 and 1 <= int(count) <= 1024:
             return Rounding(ffn_multiple=64 * int(count), head_multiple=int(count), kv_multiple=int(count))
     raise PrunekitError(f"There is no rounding preset {name!r}; choose gpu, gguf or tp=N, such as tp=2.")

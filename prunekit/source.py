@@ -196,8 +196,10 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
             )
     except torch.OutOfMemoryError:
         raise PrunekitError(f"{source.name} does not fit into the memory of {place}; try --dtype bfloat16.") from None
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise PrunekitError(f"{source.name} could not be loaded from {source.path}: {reason(error)}.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever goes wrong here is the files' fault: transformers has dozens of types for it
+        raise PrunekitError(f"The model in {source.path} could not be loaded: {reason(error)}.") from None
     model, info = loaded
     _check_loaded(source, info)
     return cast("PreTrainedModel", model.eval())

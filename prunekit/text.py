@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunekit.errors import PrunekitError
+from prunekit.files import is_endless
 
 BUILTIN = "builtin"
 WIKITEXT = "wikitext"
@@ -80,6 +81,8 @@ def read_file(path: Path) -> str:
     """A UTF-8 text file, gzipped or not, with line ends as ``\\n``. Raises PrunekitError in one sentence."""
     if path.is_dir():
         raise PrunekitError(f"{path} is a folder; give the name of a text file inside it.")
+    if is_endless(path):
+        raise PrunekitError(f"{path} is a device, which never ends; give a text file.")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -113,7 +116,7 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of thousands of digits
             raise PrunekitError(f"Line {number} of {path} is not valid JSON ({error}); mend or remove it.") from None
         if not isinstance(row, dict):
             raise PrunekitError(

@@ -16,15 +16,20 @@ from prunekit.shape import LayerShape, ModelShape
 SPARSITY_LIMIT = 0.99
 
 
-def check_reachable(
-    source: ModelShape, budget: int, rounding: Rounding, units: tuple[str, ...], protected: frozenset[int]
-) -> None:
-    """Raises PrunekitError, saying what is possible, where not even the floors fit the budget."""
+def check_protected(source: ModelShape, protected: frozenset[int]) -> None:
+    """Raises PrunekitError where a layer is to be protected that the model does not have."""
     beyond = sorted(index for index in protected if index < 0 or index >= source.num_hidden_layers)
     if beyond:
         raise PrunekitError(
             f"Layer {beyond[0]} can't be protected: the model has layers 0 to {source.num_hidden_layers - 1}."
         )
+
+
+def check_reachable(
+    source: ModelShape, budget: int, rounding: Rounding, units: tuple[str, ...], protected: frozenset[int]
+) -> None:
+    """Raises PrunekitError, saying what is possible, where not even the floors fit the budget."""
+    check_protected(source, protected)
     smallest = rounding.floor(source, units, protected)
     if smallest.parameters > budget:
         raise PrunekitError(

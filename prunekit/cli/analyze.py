@@ -12,6 +12,7 @@ from prunekit.cli import options as o
 from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
 from prunekit.cli.describe import bar
 from prunekit.files import check_output_file, write_text
+from prunekit.pictures import check_picture
 
 
 @app.command()
@@ -35,9 +36,10 @@ def analyze(
 ) -> None:
     """Show how much each layer matters, in plain words; nothing is changed."""
     config = o.calibration(calib, calib_field, calib_split, sequences, length, batch_size, seed)
-    for path in (output, picture):
-        if path:
-            check_output_file(path)
+    if output:
+        check_output_file(output)
+    if picture:
+        check_picture(picture)
     from prunekit.analysis import analyze as run
     from prunekit.source import resolve
 

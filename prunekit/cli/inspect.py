@@ -21,8 +21,18 @@ def inspect(
     from prunekit.source import resolve
 
     report = verify(folder)
+    if report.damaged:
+        raise PrunekitError(
+            f"{folder} is damaged: {', '.join(report.damaged)} changed since it was written. Copy it again, or prune "
+            "again."
+        )
     source = resolve(str(folder))
     shape = source.shape
+    if len(report.plan.layers) != shape.num_hidden_layers:
+        raise PrunekitError(
+            f"{folder} holds {shape.num_hidden_layers} layers, but its plan.json keeps {len(report.plan.layers)}; the "
+            "two don't belong together, so prune again."
+        )
     data: dict[str, Any] = {
         "checkpoint": str(folder),
         "verified_files": report.files,
@@ -32,7 +42,11 @@ def inspect(
         "weight_bytes": shape.weight_bytes(source.dtype.itemsize),
         "kv_bytes_per_token": shape.kv_bytes_per_token(source.dtype.itemsize),
         "layers": [
-            {"num_attention_heads": a.num_attention_heads, "num_key_value_heads": a.num_key_value_heads, "intermediate_size": a.intermediate_size}
+            {
+                "num_attention_heads": a.num_attention_heads,
+                "num_key_value_heads": a.num_key_value_heads,
+                "intermediate_size": a.intermediate_size,
+            }
             for a in shape.layers
         ],
     }
@@ -55,21 +69,24 @@ def inspect(
                 str(layer.intermediate_size),
             )
         console().print(widths)
-    if report.damaged:
-        raise PrunekitError(
-            f"{folder} is damaged: {', '.join(report.damaged)} changed since it was written. Copy it again, or prune again."
-        )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """What provenance says, or nothing where it was written by something else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _facts(data: dict[str, Any], plan: Any) -> list[tuple[str, str]]:
-    method = plan.provenance.get("method", {})
-    calibration = plan.provenance.get("calibration", {})
+    method, calibration, target = (_object(plan.provenance.get(name)) for name in ("method", "calibration", "target"))
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     return [
         ("made from", f"{data['source']['name']} ({data['source']['family']})"),
         ("method", f"{method.get('name')}: {method.get('importance')} units, {method.get('allocation')} allocation"),
-        ("target", str(plan.provenance.get("target", {}).get("asked"))),
-        ("calibration", f"{calibration.get('source')}, {calibration.get('sequences')} x {calibration.get('length')} tokens a pass"),
+        ("target", str(target.get("asked"))),
+        (
+            "calibration",
+            f"{calibration.get('source')}, {calibration.get('sequences')} x {calibration.get('length')} tokens a pass",
+        ),
         ("left of blocks", f"{data['share_of_blocks']:.2%}"),
         ("left of all parameters", f"{data['share_of_parameters']:.2%}"),
         ("layout", f"{data['layout']} ({data['architecture']})"),

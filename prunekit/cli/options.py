@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -115,7 +115,7 @@ def parse_layers(text: str | None) -> frozenset[int]:
         if not run:
             continue
         first, _, last = run.partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or len(first + last) > 12:
+        if not first.isdecimal() or not (last or first).isdecimal() or len(first + last) > 12:
             raise PrunekitError(f"--protect-layers takes layer numbers such as 0,1,29 or 0-2, not {text!r}.")
         start, stop = int(first), int(last or first)
         if stop < start or stop > 4096:
@@ -151,7 +151,7 @@ def method_of(
     from prunekit.methods import method
 
     preset = method(name)
-    given = {
+    given: dict[str, Any] = {
         "importance": importance,
         "layer_importance": layer_importance,
         "allocation": allocate,

@@ -12,6 +12,7 @@ from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, 
 from prunekit.cli.describe import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file, check_output_folder
+from prunekit.pictures import check_picture
 
 if TYPE_CHECKING:
     from prunekit.plan import Plan
@@ -99,7 +100,7 @@ def plan(
     settings = _settings(**_without(locals(), "model", "output", "picture", "revision", "json"))
     check_output_file(output)
     if picture:
-        check_output_file(picture)
+        check_picture(picture)
     from prunekit.source import resolve
 
     source = resolve(model, revision=revision)
@@ -165,6 +166,7 @@ def prune(
     if layout not in ("per-layer", "uniform"):
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
     check_output_folder(output, overwrite)
+    _check_replaceable(output)
     from prunekit.checkpoint import rebuild
     from prunekit.plan import Plan
     from prunekit.source import pick_dtype, resolve
@@ -192,6 +194,12 @@ def prune(
         return
     console().print(plan_tables(made, source.dtype.itemsize))
     console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
+
+
+def _check_replaceable(output: Path) -> None:
+    """--overwrite is for models: a home folder or a repository must not vanish by a slip of the hand."""
+    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise PrunekitError(f"{output} holds no model, so --overwrite does not replace it; choose another name.")
 
 
 def _without(values: dict, *names: str) -> dict:  # type: ignore[type-arg]
