@@ -15,7 +15,8 @@ def drop(session: Session, problem: Problem, advance: Advance) -> Allocated:
     assert scores.layer_importance is not None
     importance = scores.layer_importance.tolist()
     source = session.source
-    count, dropped = source.parameters, set()
+    count = source.parameters
+    dropped: set[int] = set()
     candidates = sorted((i for i in range(len(importance)) if i not in problem.protected), key=lambda i: importance[i])
     for index in candidates:
         if count <= problem.budget or len(dropped) == len(importance) - 1:

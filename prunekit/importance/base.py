@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.scores import LayerScores
 from prunekit.shape import ModelShape
 
+T = TypeVar("T")
 Needs = Literal["weights", "forward", "activation_gradients", "weight_gradients"]
 
 
@@ -31,7 +33,7 @@ class Watched:
     """Sequences of all batches so far, the running one among them."""
     recording: bool = False
     """True in the forward pass proper, False in the backward pass, where checkpointed layers run once more."""
-    handles: list = field(default_factory=list)
+    handles: list[RemovableHandle] = field(default_factory=list)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -86,7 +88,7 @@ def layer_importance(name: str) -> LayerImportance:
     return _lookup(LAYER_IMPORTANCE, name, "layer importance")
 
 
-def _lookup(registry: dict[str, Callable[[], object]], name: str, what: str):  # type: ignore[no-untyped-def]
+def _lookup(registry: Mapping[str, Callable[[], T]], name: str, what: str) -> T:
     if name not in registry:
         raise PrunekitError(f"There is no {what} {name!r}; choose one of: {', '.join(registry)}.")
     return registry[name]()

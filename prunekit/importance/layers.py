@@ -33,7 +33,7 @@ class InputOutputDistance(LayerImportance):
             watched.handles.append(layer.register_forward_hook(partial(self._see, index), with_kwargs=True))
 
     @torch.no_grad()
-    def _see(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def _see(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self.watched.recording:
             return
         before = args[0] if args else kwargs["hidden_states"]

@@ -38,9 +38,9 @@ def score(
 ) -> Scores:
     """Score every unit and layer of ``model`` on ``input_ids`` [sequences, length].
 
-    Needs the weights, one batch of activations and a number a unit: weight gradients are used up and freed one tensor at
-    a time, and gradient checkpointing keeps one layer's activations where a batch would not fit (``checkpoint`` None:
-    decided by the memory that is free). ``input_ids`` may be None for methods that need no text.
+    Needs the weights, one batch of activations and a number a unit: weight gradients are used up and freed one tensor
+    at a time, and gradient checkpointing keeps one layer's activations where a batch would not fit (``checkpoint``
+    None: decided by the memory that is free). ``input_ids`` may be None for methods that need no text.
 
     Raises PrunekitError where a method is unknown or a value is not finite; the message names the layer.
     """
@@ -132,8 +132,10 @@ def _prepared(
     ]
     if use_checkpoints:
         for layer in watched.layers:
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
+                torch.utils.checkpoint.checkpoint, use_reentrant=False
+            )
             # A decoder layer checkpoints itself in training mode only; what is inside it stays in eval mode (dropout).
             layer.training = True
     try:
