@@ -61,6 +61,11 @@ class ModelShape:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise PrunekitError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if type(self.norms_per_layer) is not int or self.norms_per_layer < 0:
+            raise PrunekitError(f"norms_per_layer must be a whole number, got {self.norms_per_layer!r}.")
+        for name in ("tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise PrunekitError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if not self.layers:
             raise PrunekitError("A model needs at least one decoder layer.")
         if self.qk_norm not in ("none", "head", "all"):
@@ -165,4 +170,6 @@ class ModelShape:
             layers = tuple(LayerShape(**layer) for layer in data["layers"])
             return cls(**{**data, "layers": layers})
         except (KeyError, TypeError) as error:
-            raise PrunekitError(f"This is not a model shape: {error}. Make the plan again with `prunekit plan`.") from None
+            raise PrunekitError(
+                f"This is not a model shape: {error}. Make the plan again with `prunekit plan`."
+            ) from None
