@@ -1,4 +1,4 @@
-"""Rebuild: from a source checkpoint and a Plan to an ordinary Hugging Face checkpoint, one shard in memory at a time."""
+"""Rebuild: from a source checkpoint and a Plan to an ordinary Hugging Face checkpoint, one shard at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from prunekit.card import model_card
 from prunekit.errors import PrunekitError
-from prunekit.files import new_folder, sha256
+from prunekit.files import new_folder, read_json, sha256
 from prunekit.manifest import MANIFEST, MANIFEST_VERSION
 from prunekit.modeling import model_code, pruned_config, stock_config
 from prunekit.plan import Plan
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["per-layer", "uniform"]
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.(.+)")
 # Data that belongs to the tokenizer and the generation defaults; code is never copied.
 _COPIED = (
     "tokenizer.json",
@@ -78,6 +78,8 @@ def rebuild(
     _check_match(source, plan)
     if dtype != "auto" and dtype not in _DTYPES:
         raise PrunekitError(f"The stored dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}.")
+    from prunekit.planner import model_label
+
     config, target = _configuration(source, plan, layout)
     tensors = _TensorCutter(source, plan, target, _DTYPES.get(dtype))
     with new_folder(out, overwrite) as folder:
@@ -92,7 +94,7 @@ def rebuild(
         plan.save(folder / "plan.json")
         config.dtype = str(tensors.dtype or source.dtype).removeprefix("torch.")
         written = Written(out, layout, config.architectures[0], tensors.parameters, total)
-        (folder / "README.md").write_text(model_card(source.name, plan, written), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(model_label(source.name), plan, written), encoding="utf-8")
         if config.model_type == source.family.pruned_model_type:
             for file in model_code(source.family):
                 shutil.copyfile(file, folder / file.name)
@@ -113,8 +115,8 @@ def _check_match(source: Source, plan: Plan) -> None:
     stated = made_of.get("fingerprint") if isinstance(made_of, dict) else None
     if stated and stated != source.fingerprint:
         raise PrunekitError(
-            f"The plan was made of {made_of.get('name')!r}, whose weights differ from those of {source.name}. Give that "
-            "model, or make a new plan."
+            f"The plan was made of {made_of.get('name')!r}, whose weights differ from those of {source.name}. Give "
+            "that model, or make a new plan."
         )
 
 
@@ -132,7 +134,13 @@ def _configuration(source: Source, plan: Plan, layout: Layout) -> tuple[Any, Cal
     shapes = plan.shape.layers
     if layout == "uniform":
         shape = widest(plan)
-        return stock_config(source.family, source.config, shape, kept), lambda place: shape
+        try:
+            return stock_config(source.family, source.config, shape, kept), lambda place: shape
+        except PrunekitError:
+            # Some stock configs refuse head counts that don't divide hidden_size; the dense model's own they must take.
+            fields = source.config.to_dict()
+            dense = LayerShape(fields["num_attention_heads"], fields["num_key_value_heads"], shape.intermediate_size)
+        return stock_config(source.family, source.config, dense, kept), lambda place: dense
     if layout != "per-layer":
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
     if plan.shape.is_uniform:
@@ -147,9 +155,7 @@ def _configuration(source: Source, plan: Plan, layout: Layout) -> tuple[Any, Cal
 class _TensorCutter:
     """Iterates over the tensors of the new checkpoint, reading the source's one at a time."""
 
-    def __init__(
-        self, source: Source, plan: Plan, target: Callable[[int], LayerShape], dtype: torch.dtype | None
-    ):
+    def __init__(self, source: Source, plan: Plan, target: Callable[[int], LayerShape], dtype: torch.dtype | None):
         self.dtype = dtype
         self.parameters = 0
         self._files = source.weight_files()
@@ -159,24 +165,36 @@ class _TensorCutter:
             layer.index: LayerSlicer(source.family, source.shape, layer, target(place))
             for place, layer in enumerate(plan.layers)
         }
-        self.count = 0
+        names: list[str] = []
         for file in self._files:
             with safe_open(file, "pt") as handle:
-                self.count += len(handle.keys())
+                names += handle.keys()
+        self.count = len(names)
+        # A decoder that was saved without its head leaves the prefix out.
+        self._prefix = "" if any(name.startswith("model.") for name in names) else "model."
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for file in self._files:
             with safe_open(file, "pt") as handle:
                 for name in sorted(handle.keys(), key=_natural):
-                    if (renamed := self._rename(name)) is None:
+                    full = name if name == "lm_head.weight" else self._prefix + name
+                    if (renamed := self._rename(full)) is None:
                         continue
                     tensor = handle.get_tensor(name)
-                    if match := _LAYER.fullmatch(name):
+                    if match := _LAYER.fullmatch(full):
                         tensor = self._slicers[int(match[1])](match[2], tensor)
                     if self.dtype is not None and tensor.is_floating_point():
-                        tensor = tensor.to(self.dtype)
+                        tensor = self._convert(name, tensor, self.dtype)
                     self.parameters += tensor.numel()
                     yield renamed, tensor.contiguous()
+
+    @staticmethod
+    def _convert(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        new = tensor.to(dtype)
+        # Only float16 has a smaller range than what models are stored in.
+        if dtype == torch.float16 and not torch.isfinite(new).all():
+            raise PrunekitError(f"{name} holds numbers too large for float16; store bfloat16 or float32 instead.")
+        return new
 
     def _rename(self, name: str) -> str | None:
         if match := _LAYER.fullmatch(name):
@@ -187,7 +205,9 @@ class _TensorCutter:
 
 
 def _natural(name: str) -> list[int | str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    # Every second part is a number. A stranger's names may hold digits that int() refuses, or thousands of them.
+    parts = re.split(r"([0-9]{1,9})", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _write_shards(folder: Path, tensors: _TensorCutter, max_bytes: int) -> int:
@@ -234,7 +254,9 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
             continue
         if name == "tokenizer_config.json":
             # A tokenizer class of the source's own code would not come along, and must not be asked for.
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = read_json(file, "tokenizer's config")
+            if not isinstance(settings, dict):
+                raise PrunekitError(f"{file} is no JSON object; copy the original model's tokenizer files over it.")
             settings.pop("auto_map", None)
             (folder / name).write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         else:

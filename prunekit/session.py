@@ -100,7 +100,7 @@ class Session:
 
 
 def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:
-    """The highest-scoring units of a layer of shape ``current``, as many as ``target`` has; ties go to lower indices."""
+    """The best-scoring units of a layer of shape ``current``, as many as ``target`` has; ties go to lower indices."""
     kv_heads = top(scores.kv_heads, target.num_key_value_heads)
     query_heads = []
     for kv in kv_heads:
@@ -128,7 +128,8 @@ def compose(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
 
 def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
     """Reverse of :func:`compose`: units of ``inner`` as indices into what ``outer`` kept."""
-    places = [{unit: place for place, unit in enumerate(units)} for units in (outer.kv_heads, outer.query_heads, outer.ffn)]
+    kept = (outer.kv_heads, outer.query_heads, outer.ffn)
+    places = [{unit: place for place, unit in enumerate(units)} for units in kept]
     return LayerKeep(
         outer.index,
         tuple(places[0][unit] for unit in inner.kv_heads),

@@ -104,8 +104,7 @@ def test_a_pruned_model_is_shrunk_on(model_type: str) -> None:
     assert current.source == plan.shape
     first = current.score()
     shapes = tuple(
-        LayerShape(s.num_key_value_heads, s.num_key_value_heads, max(1, s.intermediate_size - 9))
-        for s in plan.shape.layers
+        LayerShape(s.num_key_value_heads, s.num_key_value_heads, s.intermediate_size - 9) for s in plan.shape.layers
     )
     for target in (shapes, tuple(LayerShape(1, 1, 20) for _ in shapes)):
         current.shrink(current.select(current.score(), target))

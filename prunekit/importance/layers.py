@@ -18,8 +18,8 @@ class InputOutputDistance(LayerImportance):
     """Mean over tokens of a distance between what enters a layer and what leaves it.
 
     ``cosine``: 1 − cos, Adapt-Pruner's measure (arXiv 2502.03460, §3.1) and ShortGPT's block influence up to a
-    constant. ``euclidean`` and ``manhattan``: the length of what the layer adds. Adapt-Pruner's code gives these two the
-    opposite sign, so that the layer that changes most counts least; here a larger change always counts for more.
+    constant. ``euclidean`` and ``manhattan``: the length of what the layer adds. Adapt-Pruner's code gives these two
+    the opposite sign, so that the layer that changes most counts least; here a larger change always counts for more.
     """
 
     def __init__(self, distance: Distance):

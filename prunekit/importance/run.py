@@ -131,11 +131,9 @@ def _prepared(
         {name: vars(layer)[name] for name in _CHECKPOINTING if name in vars(layer)} for layer in watched.layers
     ]
     if use_checkpoints:
+        recompute = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
         for layer in watched.layers:
-            layer.gradient_checkpointing = True  # type: ignore[assignment]
-            layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
-                torch.utils.checkpoint.checkpoint, use_reentrant=False
-            )
+            vars(layer).update(zip(_CHECKPOINTING, (True, recompute), strict=True))
             # A decoder layer checkpoints itself in training mode only; what is inside it stays in eval mode (dropout).
             layer.training = True
     try:
