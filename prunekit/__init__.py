@@ -17,8 +17,11 @@ def _is_command() -> bool:
 
     Registering imports torch and nine families' modelling, which `prunekit --help` need not wait for.
     """
-    # `python -m prunekit` imports this file before it knows the path that takes the place of "-m".
-    return Path(sys.argv[0]).name in ("prunekit", "prunekit.exe", "-m") if sys.argv else False
+    if sys.argv and Path(sys.argv[0]).name in ("prunekit", "prunekit.exe"):
+        return True
+    # `python -m prunekit` imports this file before argv[0] is the path of __main__.
+    asked = sys.orig_argv
+    return "-m" in asked and asked[asked.index("-m") + 1 :][:1] == ["prunekit"]
 
 
 if not _is_command():

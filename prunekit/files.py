@@ -49,6 +49,13 @@ def check_output_folder(path: Path, overwrite: bool = False) -> None:
         raise PrunekitError(f"{path} can't be made, because {parent} can't be written to; choose another place.")
 
 
+def check_replaceable(path: Path, marker: str, what: str) -> None:
+    """Raises PrunekitError where replacing ``path`` would take away something else than a ``what``, which holds a file
+    ``marker``: a home folder or a repository must not vanish by a slip of the hand."""
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise PrunekitError(f"{path} holds no {what}, so it is not replaced; choose another name.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to a temporary neighbour of ``path``, then rename. Raises PrunekitError where that fails."""
     write_bytes(path, text.encode())
@@ -130,7 +137,9 @@ def read_json(path: Path, what: str) -> Any:
     except IsADirectoryError:
         raise PrunekitError(f"The {what} {path} is a folder; give the JSON file inside it.") from None
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of thousands of digits
-        raise PrunekitError(f"The {what} {path} is not valid JSON ({error}); it may be cut short. Make it again.") from None
+        raise PrunekitError(
+            f"The {what} {path} is not valid JSON ({error}); it may be cut short. Make it again."
+        ) from None
     except OSError as error:
         raise PrunekitError(f"The {what} {path} can't be read: {error.strerror or error}.") from None
 

@@ -61,6 +61,17 @@ def verify(folder: Path) -> Report:
         path = folder / name
         if not path.is_file() or sha256(path) != digest:
             damaged.append(name)
+    # What decides how the model computes must be listed, or a stranger could add weights or code beside the hashes.
+    decisive = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in files and (path.suffix in (".safetensors", ".py") or path.name == "config.json")
+    )
+    if decisive:
+        raise PrunekitError(
+            f"{folder} holds {decisive[0]}, which its {MANIFEST} doesn't list, so prunekit did not write it; remove it, or "
+            "prune again."
+        )
     if "plan.json" in damaged:
         raise PrunekitError(
             f"{folder} is damaged: plan.json changed since it was written. Copy it again, or prune again."

@@ -527,6 +527,10 @@ PLACES: dict[str, Case] = {
         lambda p: ["inspect", manifest(p, files={"../../secret": "0" * 64})],
         ("'../../secret'", "no plain file name"),
     ),
+    "inspect weights that no hash covers": (
+        lambda p: ["inspect", manifest(p, files={"plan.json": "0" * 64})],
+        ("doesn't list", "prune again"),
+    ),
     "inspect a manifest without sense": (
         lambda p: ["inspect", manifest(p, versions=[1])],
         ("versions", "prune again"),
@@ -752,3 +756,10 @@ def test_a_bug_keeps_its_traceback(
     with pytest.raises(ZeroDivisionError):
         command(*Place(tmp_path, shared).prune("--plan", shared.plan))
     assert listing(tmp_path) == {}
+
+
+def test_a_plan_refuses_options_it_has_decided(command: Command, shared: Shared, tmp_path: Path) -> None:
+    for option in (("--method", "flap"), ("--ffn-multiple", "1"), ("--prune", "ffn")):
+        done = command("prune", str(shared.model), "--plan", str(shared.plan), "-o", str(tmp_path / "new"), *option)
+        assert done.code == 2 and option[0] in done.err
+        assert not (tmp_path / "new").exists()

@@ -89,7 +89,10 @@ def greedy(session: Session, problem: Problem, advance: Advance) -> Allocated:
     shapes = list(source.layers)
     count = source.parameters
     queue = [
-        move for index in range(len(shapes)) if index not in problem.protected for move in ladders[index].moves(shapes[index])
+        move
+        for index in range(len(shapes))
+        if index not in problem.protected
+        for move in ladders[index].moves(shapes[index])
     ]
     heapq.heapify(queue)
     done: list[_Move] = []
@@ -107,21 +110,31 @@ def greedy(session: Session, problem: Problem, advance: Advance) -> Allocated:
 
 
 def _give_back(source: ModelShape, problem: Problem, shapes: list[LayerShape], free: int, done: list[_Move]) -> None:
-    """Put back the most valuable FFN steps that the rest of the budget holds, wherever one fits."""
-    if "ffn" not in problem.units:
-        return
+    """Put back the most valuable steps that the rest of the budget holds, wherever one fits."""
     grown = True
     while grown:
         grown = False
         for move in reversed(done):
             now = shapes[move.layer]
-            dense = source.layers[move.layer].intermediate_size
-            wider = problem.rounding.ffn_up(now.intermediate_size + 1, dense) if now.intermediate_size < dense else dense
-            cost = (wider - now.intermediate_size) * source.ffn_channel_parameters
-            if move.kind == "ffn" and 0 < cost <= free:
-                shapes[move.layer] = LayerShape(now.num_attention_heads, now.num_key_value_heads, wider)
+            wider = _one_step_back(source.layers[move.layer], now, move.kind, problem)
+            cost = source.layer_parameters(wider) - source.layer_parameters(now)
+            if 0 < cost <= free:
+                shapes[move.layer] = wider
                 free -= cost
                 grown = True
+
+
+def _one_step_back(dense: LayerShape, now: LayerShape, kind: str, problem: Problem) -> LayerShape:
+    """``now`` with the next larger allowed width of ``kind``, or as it is."""
+    kv, group, ffn = now.num_key_value_heads, now.group_size, now.intermediate_size
+    choices = problem.rounding.attention_choices(dense, problem.units)
+    if kind == "ffn" and ffn < dense.intermediate_size:
+        ffn = problem.rounding.ffn_up(ffn + 1, dense.intermediate_size)
+    elif kind == "kv":
+        kv = min((k for k, g in choices if g == group and k > kv), default=kv)
+    elif kind == "query":
+        group = min((g for k, g in choices if k == kv and g > group), default=group)
+    return LayerShape(kv * group, kv, ffn)
 
 
 ALLOCATION["global"] = greedy

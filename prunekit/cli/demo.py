@@ -8,21 +8,26 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.common import Json, app, console, print_json
-from prunekit.files import check_output_folder
+from prunekit.files import check_output_folder, check_replaceable
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path(
+        "demo-output"
+    ),
     blocks: Annotated[float, typer.Option(help="Share of the decoder blocks' parameters to keep.")] = 0.8,
     calib: Annotated[str, typer.Option(help="Calibration text; as for prunekit plan.")] = "builtin",
     text: Annotated[str, typer.Option(help="Text to measure quality on; as for prunekit eval.")] = "builtin",
     ffn_multiple: Annotated[int, typer.Option(help="FFN widths are multiples of this.")] = 64,
-    overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace the folder if it exists.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--no-overwrite", help="Replace the folder if it exists.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Prune SmolLM2-135M-Instruct by Adapt-Pruner, load it in a new process, and compare it with the dense model."""
     check_output_folder(output, overwrite)
+    check_replaceable(output, "report.json", "demo")
     from prunekit.demo import run
 
     report = run(output, str(blocks), calib, text, ffn_multiple, overwrite, quiet=json)

@@ -11,7 +11,7 @@ from prunekit.cli import options as o
 from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json
 from prunekit.cli.describe import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
-from prunekit.files import check_output_file, check_output_folder
+from prunekit.files import check_output_file, check_output_folder, check_replaceable
 from prunekit.pictures import check_picture
 
 if TYPE_CHECKING:
@@ -117,8 +117,13 @@ def plan(
     console().print(f"Plan written to {output}. Apply it with: prunekit prune {model} --plan {output} -o DIR")
 
 
+# What still has a meaning where a finished plan is applied.
+_WITH_PLAN = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
+
+
 @app.command()
 def prune(
+    context: typer.Context,
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
     plan: Annotated[Path | None, typer.Option(help="Apply this plan, instead of making one.")] = None,
@@ -126,7 +131,9 @@ def prune(
         str, typer.Option(help="per-layer, or uniform: padded with zeros to a stock architecture, no gain.")
     ] = "per-layer",
     store_dtype: Annotated[str, typer.Option(help="Store weights in auto, float32, bfloat16 or float16.")] = "auto",
-    max_shard: Annotated[str, typer.Option(help="Largest size of one weight file; it is what memory must hold.")] = "2GiB",
+    max_shard: Annotated[
+        str, typer.Option(help="Largest size of one weight file; it is what memory must hold.")
+    ] = "2GiB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     params: o.Params = None,
     blocks: o.Blocks = None,
@@ -158,15 +165,14 @@ def prune(
 ) -> None:
     """Prune a model and write it as a Hugging Face checkpoint whose layers have their own widths."""
     settings = None
-    names = ("model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json", "settings")
     if plan is None:
-        settings = _settings(**_without(locals(), *names))
-    elif params or blocks or weights:
-        raise PrunekitError("A plan already has its target; leave out --params, --blocks and --weights, or --plan.")
+        settings = _settings(**_without(locals(), *_WITH_PLAN, "context", "settings"))
+    else:
+        _refuse_beside_plan(context)
     if layout not in ("per-layer", "uniform"):
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
     check_output_folder(output, overwrite)
-    _check_replaceable(output)
+    check_replaceable(output, "config.json", "model")
     from prunekit.checkpoint import rebuild
     from prunekit.plan import Plan
     from prunekit.source import pick_dtype, resolve
@@ -196,10 +202,17 @@ def prune(
     console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
 
 
-def _check_replaceable(output: Path) -> None:
-    """--overwrite is for models: a home folder or a repository must not vanish by a slip of the hand."""
-    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
-        raise PrunekitError(f"{output} holds no model, so --overwrite does not replace it; choose another name.")
+def _refuse_beside_plan(context: typer.Context) -> None:
+    """A plan has decided everything that these options decide: silently ignoring one would mislead."""
+    for name in sorted(set(context.params) - _WITH_PLAN):
+        # By its name: typer's own copy of click has another enum of the same members.
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = {"method": "--method", "prune": "--prune"}.get(name, f"--{name.replace('_', '-')}")
+            raise PrunekitError(
+                f"A plan already has its target, method and widths, so {option} would have no effect; leave it out, or "
+                "leave out --plan."
+            )
 
 
 def _without(values: dict, *names: str) -> dict:  # type: ignore[type-arg]
