@@ -66,6 +66,7 @@ class Family:
 
     ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either fixed or the name of the config field that says so.
     ``per_layer_fields`` are config lists with one entry a layer, which must be cut when layers are dropped.
+    ``attn_implementation`` is set where transformers' default computes something else in a supported version.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Family:
     wide_norms: tuple[Norm, ...] = ()
     norms_per_layer: int = 2
     per_layer_fields: tuple[str, ...] = ()
+    attn_implementation: str | None = None
 
     def unit_tensors(self) -> Iterator[tuple[str, int, tuple[Part, ...]]]:
         """Every tensor of a layer that holds units: its name, the axis they lie along, and their runs on it.
@@ -186,6 +188,8 @@ FAMILIES: dict[str, Family] = {
             o_bias="attention_bias",
             norms_per_layer=4,
             per_layer_fields=("layer_types",),
+            # sdpa, which transformers 5.16 picks, leaves out the softcapping of attention logits.
+            attn_implementation="eager",
         ),
         _family(
             "Gemma 3",

@@ -181,6 +181,8 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
     register_pruned()
     place = pick_device(device)
     options: dict[str, Any] = {} if place.type == "cpu" else {"device_map": {"": place}}
+    if source.family.attn_implementation:
+        options["attn_implementation"] = source.family.attn_implementation
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

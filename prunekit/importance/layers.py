@@ -68,10 +68,11 @@ class LossWithout(LayerImportance):
         self._sequences = 0
 
     @torch.no_grad()
-    def after_batch(self, input_ids: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Called with every batch once its own pass is over."""
+    def after_batch(
+        self, input_ids: torch.Tensor, whole: float, loss: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        """Called with every batch once its own pass is over; ``whole`` is the loss that it gave."""
         sequences = input_ids.shape[0]
-        whole = loss(input_ids).item()
         for index, layer in enumerate(self.watched.layers):
             layer.forward = _skip  # type: ignore[method-assign]
             try:

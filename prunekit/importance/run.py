@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -99,9 +100,10 @@ def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) ->
     watched.recording = False
     if gradients:
         loss.backward()
+    whole = loss.item()
     if isinstance(layers, LossWithout):
-        layers.after_batch(batch, lambda ids: _loss(model, ids))
-    return loss.item()
+        layers.after_batch(batch, whole, lambda ids: _loss(model, ids))
+    return whole
 
 
 @contextmanager
@@ -192,17 +194,17 @@ def _watch_outputs(watched: Watched) -> list[int]:
 
 
 def _bad_weight(watched: Watched) -> str | None:
-    for index, layer in enumerate(watched.layers):
-        for name, weight in layer.named_parameters():
-            if not torch.isfinite(weight).all():
-                return (
-                    f"Layer {index}: {name} holds NaN or infinite weights. The checkpoint is damaged; download or "
-                    "convert it again."
-                )
+    advice = "holds NaN or infinite weights. The checkpoint is damaged; download or convert it again."
     for name, weight in watched.model.named_parameters():
-        if not torch.isfinite(weight).all():
-            return f"{name} holds NaN or infinite weights. The checkpoint is damaged; download or convert it again."
+        if not _finite(weight.detach()):
+            layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+            return f"Layer {layer[1]}: {layer[2]} {advice}" if layer else f"{name} {advice}"
     return None
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    """One pass without a mask as large as the weight: the extremes of a tensor carry its NaN and infinities."""
+    return all(bool(torch.isfinite(extreme)) for extreme in weight.aminmax())
 
 
 def _not_finite(watched: Watched, index: int | None) -> PrunekitError:
