@@ -250,10 +250,13 @@ _MULTIMODAL = "it holds more than a text decoder; extract the text model first"
 _MLA = "it uses multi-head latent attention"
 _REFUSED = {
     **dict.fromkeys(
-        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss", "dbrx", "jamba", "llama4", "granitemoe"), _MOE
+        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss", "dbrx", "jamba", "llama4", "granitemoe"),
+        _MOE,
     ),
     **dict.fromkeys(("bert", "roberta", "distilbert", "t5", "bart", "modernbert", "vit", "clip", "whisper"), _ENCODER),
-    **dict.fromkeys(("gemma3", "mllama", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm"), _MULTIMODAL),
+    **dict.fromkeys(
+        ("gemma3", "mllama", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm"), _MULTIMODAL
+    ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3"), _MLA),
     **dict.fromkeys(("mamba", "mamba2", "rwkv", "falcon_mamba"), "it has no attention layers"),
 }

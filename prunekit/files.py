@@ -127,7 +127,7 @@ def is_endless(path: Path) -> bool:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Parse a JSON file. Raises PrunekitError where it is missing, no file, or not JSON. ``what`` names it to people."""
+    """Parse a JSON file. Raises PrunekitError where it is missing, no file, or not JSON. ``what`` names it."""
     try:
         if is_endless(path):
             raise PrunekitError(f"The {what} {path} is a device; give a JSON file.")

@@ -69,8 +69,8 @@ def verify(folder: Path) -> Report:
     )
     if decisive:
         raise PrunekitError(
-            f"{folder} holds {decisive[0]}, which its {MANIFEST} doesn't list, so prunekit did not write it; remove it, or "
-            "prune again."
+            f"{folder} holds {decisive[0]}, which its {MANIFEST} doesn't list, so prunekit did not write it; remove "
+            "it, or prune again."
         )
     if "plan.json" in damaged:
         raise PrunekitError(

@@ -20,7 +20,12 @@ def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        rows, 1, figsize=(max(6.0, min(0.28 * layers + 2, 18)), 2.6 * rows), sharex=True, squeeze=False, layout="constrained"
+        rows,
+        1,
+        figsize=(max(6.0, min(0.28 * layers + 2, 18)), 2.6 * rows),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
     for axis in axes[:, 0]:
         axis.spines[["top", "right"]].set_visible(False)
@@ -45,7 +50,12 @@ def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
     kind = check_picture(path)
     buffer = io.BytesIO()
     # No date inside: the same plan gives the same file.
-    figure.savefig(buffer, format=kind, dpi=150, metadata=None if kind == "png" else {"Date": None} if kind == "svg" else {"CreationDate": None})
+    figure.savefig(
+        buffer,
+        format=kind,
+        dpi=150,
+        metadata=None if kind == "png" else {"Date": None} if kind == "svg" else {"CreationDate": None},
+    )
     pyplot.close(figure)
     write_bytes(path, buffer.getvalue())
 
@@ -62,7 +72,8 @@ def draw_widths(plan: Plan, path: Path) -> None:
     # Above the axes: inside them it would lie on the bars.
     top.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     top.set_title(
-        f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters", loc="left"
+        f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters",
+        loc="left",
     )
     bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
     bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=_HEADS)

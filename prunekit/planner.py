@@ -32,7 +32,7 @@ class PlanConfig:
 
     target: Target
     method: Method = METHODS["adapt-pruner"]
-    rounding: Rounding = Rounding()
+    rounding: Rounding = field(default_factory=Rounding)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     protected: frozenset[int] = frozenset()
     seed: int = 0
@@ -81,13 +81,19 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         seed=config.seed,
         checkpoint=config.checkpoint,
     )
-    with progress(f"Planning ({method.name})", _steps(config, source.shape.parameters, source.shape.block_parameters, budget)) as advance:
+    with progress(
+        f"Planning ({method.name})", _steps(config, source.shape.parameters, source.shape.block_parameters, budget)
+    ) as advance:
         allocated = allocate(session, problem, advance)
     plan = Plan(
         source=source.shape,
         layers=allocated.keeps,
         provenance={
-            "model": {"name": model_label(source.name), "family": source.family.name, "fingerprint": source.fingerprint},
+            "model": {
+                "name": model_label(source.name),
+                "family": source.family.name,
+                "fingerprint": source.fingerprint,
+            },
             "method": method.describe(),
             "target": {"asked": config.target.text, "parameters": budget},
             "rounding": {

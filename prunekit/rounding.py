@@ -13,7 +13,7 @@ from prunekit.shape import LayerShape, ModelShape
 class Rounding:
     """A width is allowed if it is a multiple, at or above its floor, or the layer's own width before pruning.
 
-    ``ffn_multiple`` 1 allows irregular widths. ``head_multiple`` and ``kv_multiple`` do the same for query and KV heads.
+    ``ffn_multiple`` 1 allows irregular widths. ``head_multiple`` and ``kv_multiple`` do so for query and KV heads.
     """
 
     ffn_multiple: int = 64
@@ -52,9 +52,7 @@ class Rounding:
         for kv in kv_counts:
             for group in group_sizes:
                 whole = kv == dense.num_key_value_heads and group == dense.group_size
-                fits = (
-                    kv % self.kv_multiple == 0 and kv * group % self.head_multiple == 0 and kv >= self.min_kv_heads
-                )
+                fits = kv % self.kv_multiple == 0 and kv * group % self.head_multiple == 0 and kv >= self.min_kv_heads
                 if whole or fits:
                     choices.append((kv, group))
         return tuple(choices)
@@ -79,8 +77,8 @@ def rounding_preset(name: str, head_dim: int) -> Rounding:
     """Widths for a deployment target: ``gpu``, ``gguf`` or ``tp=N``. Raises PrunekitError for anything else.
 
     ``gpu``: FFN multiples of 128 (16-bit tensor-core tiles, 128-byte rows, int4 groups of 128). ``gguf``: rows of 256,
-    the block of llama.cpp's K-quants, for FFN channels and for query heads times head_dim. ``tp=N``: every width divides
-    by N, FFN shards by 64 too.
+    the block of llama.cpp's K-quants, for FFN channels and for query heads times head_dim. ``tp=N``: every width
+    divides by N, FFN shards by 64 too.
     """
     if name == "gpu":
         return Rounding(ffn_multiple=128)

@@ -59,9 +59,7 @@ def expand(units: Iterable[int], rows: int) -> torch.Tensor:
     return torch.where(index[:, None] == PAD, PAD, spread).reshape(-1)
 
 
-def coupling_index(
-    coupling: Coupling, slots: dict[Part, list[int]], dense: LayerShape, head_dim: int
-) -> torch.Tensor:
+def coupling_index(coupling: Coupling, slots: dict[Part, list[int]], dense: LayerShape, head_dim: int) -> torch.Tensor:
     """Row (or column) index into a dense tensor of ``coupling`` for every slot along its axis; PAD where padded."""
     runs, offset = [], 0
     for part in coupling.parts:

@@ -43,8 +43,8 @@ class Target:
             budget = self.value / bytes_per_parameter
         if budget >= dense.parameters:
             raise PrunekitError(
-                f"The model has {dense.parameters:,} parameters ({dense.weight_bytes(bytes_per_parameter):,} bytes), so "
-                f"{self.text} leaves nothing to prune; ask for less."
+                f"The model has {dense.parameters:,} parameters ({dense.weight_bytes(bytes_per_parameter):,} bytes), "
+                f"so {self.text} leaves nothing to prune; ask for less."
             )
         # A hair of tolerance: 0.8 · n must not lose a parameter to binary fractions.
         return int(budget + 1e-6)

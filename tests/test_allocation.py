@@ -48,7 +48,7 @@ def test_adapt_gives_important_layers_more() -> None:
 
 
 def test_adapt_matches_the_papers_schedule() -> None:
-    """Fourteen steps of 2 % with constant importance: the widths follow s = 14/50 − 14·A·c, clipped at nought a step."""
+    """Fourteen steps of 2 % with constant importance: the widths follow s = 14/50 − 14·A·c, clipped at nought."""
     importance = [1.0] + [0.0] * 29
     c = normalised(importance)
     wanted = []
@@ -132,7 +132,9 @@ def test_tensor_parallel_widths_divide() -> None:
     rounding = rounding_preset("tp=2", 16)
     budget = int(source.block_parameters * 0.6) + source.embedding_parameters
     for name in WIDTH_METHODS:
-        for layer, dense in zip(allocate(name, FakeSession(source), Problem(budget, rounding)).shape.layers, source.layers, strict=True):
+        for layer, dense in zip(
+            allocate(name, FakeSession(source), Problem(budget, rounding)).shape.layers, source.layers, strict=True
+        ):
             assert layer.num_key_value_heads % 2 == 0 and layer.num_attention_heads % 2 == 0
             assert layer.intermediate_size % 128 == 0 or layer.intermediate_size == dense.intermediate_size
 

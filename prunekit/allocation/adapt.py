@@ -22,8 +22,8 @@ def normalised(importance: Sequence[float]) -> list[float]:
 
 def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
     """Every step takes 1/T from each layer, more from layers that turn their input little, less from the others:
-    s ← clip(s + 1/T − A·c, 0, 0.99), with c the normalised layer importance of the model as it is now. The best units by
-    the unit importance of the same pass stay.
+    s ← clip(s + 1/T − A·c, 0, 0.99), with c the normalised layer importance of the model as it is now. The best units
+    by the unit importance of the same pass stay.
 
     Where Adapt-Pruner stops at the first step below the target, the last step here is as long as the target needs,
     and its widths are rounded and fill the budget. A layer never gets back what an earlier step took; in between,
@@ -39,16 +39,7 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
         scores = session.score(rounds - 1)
         assert scores.layer_importance is not None
         pull = [problem.amplitude * c for c in normalised(scores.layer_importance.tolist())]
-
-        def losses(step: float, limit: float = SPARSITY_LIMIT, pull: list[float] = pull) -> list[tuple[float, float]]:
-            return [
-                (
-                    _clip(attention[layer] + problem.attention_ratio * (step - pull[layer]), limit),
-                    _clip(ffn[layer] + step - pull[layer], limit),
-                )
-                for layer in range(source.num_hidden_layers)
-            ]
-
+        losses = partial(_losses, attention, ffn, pull, problem.attention_ratio)
         record = {
             "step": rounds,
             "loss": scores.loss,
@@ -80,6 +71,21 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
         advance(note=f"loss {scores.loss:.3f}, {session.shape.parameters / 1e6:,.1f} M parameters")
         if reached or stalled:
             return Allocated(keeps, tuple(history))
+
+
+def _losses(
+    attention: Sequence[float],
+    ffn: Sequence[float],
+    pull: Sequence[float],
+    attention_ratio: float,
+    step: float,
+    limit: float = SPARSITY_LIMIT,
+) -> list[tuple[float, float]]:
+    """Shares (attention, FFN) that every layer has lost after one more step of length ``step``."""
+    return [
+        (_clip(heads + attention_ratio * (step - shift), limit), _clip(width + step - shift, limit))
+        for heads, width, shift in zip(attention, ffn, pull, strict=True)
+    ]
 
 
 def _clip(share: float, limit: float) -> float:

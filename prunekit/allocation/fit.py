@@ -33,8 +33,8 @@ def check_reachable(
     smallest = rounding.floor(source, units, protected)
     if smallest.parameters > budget:
         raise PrunekitError(
-            f"The target of {budget:,} parameters is out of reach: embeddings take {source.embedding_parameters:,}, and "
-            f"with these floors, multiples and protected layers the smallest possible is {smallest.parameters:,} "
+            f"The target of {budget:,} parameters is out of reach: embeddings take {source.embedding_parameters:,}, "
+            f"and with these floors, multiples and protected layers the smallest possible is {smallest.parameters:,} "
             f"(--params {_up(smallest.parameters / source.parameters)}, "
             f"--blocks {_up(smallest.block_parameters / source.block_parameters)}). Ask for at least that, or lower "
             "--ffn-multiple and --min-ffn, protect fewer layers, or prune more kinds of unit."
@@ -84,7 +84,7 @@ def fit(
 ) -> tuple[LayerShape, ...]:
     """Shapes of all layers that meet ``budget`` for the smallest pruning in [lowest, highest] that does.
 
-    First one number decides the attention of every layer, then FFN widths alone take up what is left, in the proportions
+    First one number decides the attention of every layer, then FFN widths alone take up what is left, in proportions
     that ``losses`` gives; the last quanta go to the layers that rounding took most from.
     """
 

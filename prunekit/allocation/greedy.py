@@ -79,7 +79,7 @@ class _Ladder:
 
 
 def greedy(session: Session, problem: Problem, advance: Advance) -> Allocated:
-    """Removes rounding units of FFN width, KV groups and query heads in the order of score per parameter (or of z-score,
+    """Removes rounding units of FFN width, KV groups and query heads in the order of score per parameter (or z-score,
     where ``standardise`` asks for it) until the budget is met, then gives back what still fits, best first."""
     scores = session.score()
     advance()

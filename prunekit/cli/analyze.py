@@ -54,7 +54,9 @@ def analyze(
     if json:
         print_json(result.to_dict())
         return
-    made = table(f"{result.model}: importance of its layers", "layer", "importance", "", "in words", caption=result.meaning)
+    made = table(
+        f"{result.model}: importance of its layers", "layer", "importance", "", "in words", caption=result.meaning
+    )
     for column in made.columns[2:]:
         column.justify = "left"
     lowest = min(0.0, *(layer.importance for layer in result.layers))

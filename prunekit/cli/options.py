@@ -23,9 +23,7 @@ Blocks = Annotated[
     str | None,
     typer.Option(help="Keep this share (0.79) of the decoder blocks' parameters.", rich_help_panel=_TARGET),
 ]
-Weights = Annotated[
-    str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=_TARGET)
-]
+Weights = Annotated[str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=_TARGET)]
 Calib = Annotated[
     str,
     typer.Option(
@@ -74,7 +72,9 @@ LayerImportanceName = Annotated[
 ]
 AllocateName = Annotated[
     str | None,
-    typer.Option("--allocate", help="Instead of the method's: uniform, adapt, global or drop.", rich_help_panel=_METHOD),
+    typer.Option(
+        "--allocate", help="Instead of the method's: uniform, adapt, global or drop.", rich_help_panel=_METHOD
+    ),
 ]
 Units = Annotated[
     str,
@@ -90,11 +90,15 @@ Amplitude = Annotated[
 ]
 AttentionRatio = Annotated[
     float | None,
-    typer.Option(help="adapt, uniform: how fast attention shrinks beside the FFNs (1 alike, 0 never).", rich_help_panel=_METHOD),
+    typer.Option(
+        help="adapt, uniform: how fast attention shrinks beside the FFNs (1 alike, 0 never).", rich_help_panel=_METHOD
+    ),
 ]
 FfnMultiple = Annotated[
     int | None,
-    typer.Option(help="FFN widths are multiples of this; 1 allows irregular ones. [default: 64]", rich_help_panel=_WIDTHS),
+    typer.Option(
+        help="FFN widths are multiples of this; 1 allows irregular ones. [default: 64]", rich_help_panel=_WIDTHS
+    ),
 ]
 MinFfn = Annotated[
     int | None, typer.Option(help="No FFN becomes narrower than this. [default: 1]", rich_help_panel=_WIDTHS)
@@ -160,9 +164,7 @@ def method_of(
         "attention_ratio": attention_ratio,
         "units": tuple(part.strip() for part in units.split(",")),
     }
-    changed = {
-        field: value for field, value in given.items() if value is not None and value != getattr(preset, field)
-    }
+    changed = {field: value for field, value in given.items() if value is not None and value != getattr(preset, field)}
     if not changed:
         return preset
     if "allocation" in changed and preset.layer_importance is None and changed["allocation"] in ("adapt", "drop"):

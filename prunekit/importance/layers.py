@@ -68,9 +68,7 @@ class LossWithout(LayerImportance):
         self._sequences = 0
 
     @torch.no_grad()
-    def after_batch(
-        self, input_ids: torch.Tensor, whole: float, loss: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def after_batch(self, input_ids: torch.Tensor, whole: float, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Called with every batch once its own pass is over; ``whole`` is the loss that it gave."""
         sequences = input_ids.shape[0]
         for index, layer in enumerate(self.watched.layers):

@@ -31,9 +31,7 @@ class Random(Importance):
         generator = torch.Generator().manual_seed(self.watched.seed)
         scores = []
         for layer in self.watched.shape.layers:
-            query = torch.rand(
-                layer.num_key_value_heads, layer.group_size, dtype=torch.float64, generator=generator
-            )
+            query = torch.rand(layer.num_key_value_heads, layer.group_size, dtype=torch.float64, generator=generator)
             ffn = torch.rand(layer.intermediate_size, dtype=torch.float64, generator=generator)
             scores.append(LayerScores(query.sum(1), query, ffn))
         return tuple(scores)
