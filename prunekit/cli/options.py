@@ -97,11 +97,11 @@ AttentionRatio = Annotated[
 FfnMultiple = Annotated[
     int | None,
     typer.Option(
-        help="FFN widths are multiples of this; 1 allows irregular ones. [default: 64]", rich_help_panel=_WIDTHS
+        help="FFN widths are multiples of this; 1 allows irregular ones.", show_default="64", rich_help_panel=_WIDTHS
     ),
 ]
 MinFfn = Annotated[
-    int | None, typer.Option(help="No FFN becomes narrower than this. [default: 1]", rich_help_panel=_WIDTHS)
+    int | None, typer.Option(help="No FFN becomes narrower than this.", show_default="1", rich_help_panel=_WIDTHS)
 ]
 RoundFor = Annotated[
     str | None,
