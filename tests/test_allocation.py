@@ -92,7 +92,9 @@ def test_only_attention_or_only_ffn(name: str) -> None:
     budget = int(0.9 * SMOLLM2.block_parameters) + SMOLLM2.embedding_parameters
     heads = allocate(name, FakeSession(SMOLLM2), Problem(budget, Rounding(), units=("kv",)))
     assert {layer.intermediate_size for layer in heads.shape.layers} == {1536}
-    assert heads.shape.parameters <= budget
+    # What is left over is less than one KV group.
+    group = SMOLLM2.kv_head_parameters + 3 * SMOLLM2.query_head_parameters
+    assert 0 <= budget - heads.shape.parameters < group
     ffn = allocate(name, FakeSession(SMOLLM2), Problem(budget, Rounding(), units=("ffn",)))
     assert {layer.num_attention_heads for layer in ffn.shape.layers} == {9}
 
@@ -118,6 +120,17 @@ def test_impossible_target_says_what_is_possible() -> None:
         check_reachable(SMOLLM2, 25_000_000, Rounding(), ("ffn", "kv"), frozenset())
     smallest = Rounding().floor(SMOLLM2, ("ffn", "kv"), frozenset())
     assert f"{smallest.parameters:,}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["uniform", "global"])
+def test_multiples_of_heads_reach_their_floor(name: str) -> None:
+    """Three groups of three in multiples of four: from 3 x 3 only 2 x 2 is left, which changes both at once."""
+    source = ModelShape(64, 16, 100, True, (LayerShape(9, 3, 64), LayerShape(18, 6, 64)))
+    rounding = Rounding(ffn_multiple=1, head_multiple=4)
+    for units in (("kv", "query"), ("ffn", "kv", "query")):
+        smallest = rounding.floor(source, units, frozenset())
+        plan = allocate(name, FakeSession(source), Problem(smallest.parameters, rounding, units=units))
+        assert plan.shape == smallest
 
 
 def test_drop_removes_the_least_important_layers() -> None:

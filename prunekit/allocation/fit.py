@@ -130,11 +130,13 @@ def fit(
     while count(heads, ffn) > budget:
         knob_next = knob + (highest - lowest) / 4096
         if knob_next > highest + 1e-9:
-            heads = _tighten(source, heads, rounding, units, protected)
+            heads = _tighten(source, current, heads, rounding, units, protected)
         knob = min(knob_next, highest)
         wanted = widths(knob)
         ffn = floors(wanted)
     _grow(source, current, budget, rounding, units, protected, heads, wanted, ffn, count)
+    kept = [1 - loss for loss, _ in losses(knob)]
+    _grow_heads(source, current, budget - round(count(heads, ffn)), rounding, units, protected, kept, heads)
     return tuple(LayerShape(kv * group, kv, width) for (kv, group), width in zip(heads, ffn, strict=True))
 
 
@@ -153,6 +155,7 @@ def _bisect(fits: Callable[[float], bool], lowest: float, highest: float) -> flo
 
 def _tighten(
     source: ModelShape,
+    current: ModelShape,
     heads: list[tuple[int, int]],
     rounding: Rounding,
     units: tuple[str, ...],
@@ -164,10 +167,14 @@ def _tighten(
         if index in protected:
             continue
         cost = source.attention_parameters(LayerShape(kv * group, kv, 1))
+        layer = current.layers[index]
+        # Multiples of heads may leave no choice that is smaller both ways: fewer KV heads of larger groups do too.
         smaller = [
-            (source.attention_parameters(LayerShape(k * g, k, 1)), (k, g))
+            (less, (k, g))
             for k, g in rounding.attention_choices(source.layers[index], units)
-            if k <= kv and g <= group and (k, g) != (kv, group)
+            if k <= layer.num_key_value_heads
+            and g <= layer.group_size
+            and (less := source.attention_parameters(LayerShape(k * g, k, 1))) < cost
         ]
         if smaller and (best is None or cost > best[0]):
             best = (cost, index, max(smaller)[1])
@@ -207,3 +214,36 @@ def _grow(
             free -= cost
             ffn[index] = wider
             heapq.heappush(queue, (wider - wanted[index], index))
+
+
+def _grow_heads(
+    source: ModelShape,
+    current: ModelShape,
+    free: int,
+    rounding: Rounding,
+    units: tuple[str, ...],
+    protected: frozenset[int],
+    kept: Sequence[float],
+    heads: list[tuple[int, int]],
+) -> None:
+    """Give heads back while any fit, first where the share that is left is furthest below ``kept``: where FFNs are
+    not pruned, or are whole, nothing else takes up what whole heads leave over."""
+
+    def shortfall(index: int) -> float:
+        return heads[index][0] * heads[index][1] / source.layers[index].num_attention_heads - kept[index]
+
+    queue = [(shortfall(index), index) for index in range(len(heads)) if index not in protected]
+    heapq.heapify(queue)
+    while queue:
+        _, index = heapq.heappop(queue)
+        (kv, group), layer = heads[index], current.layers[index]
+        cost = source.attention_parameters(LayerShape(kv * group, kv, 1))
+        larger = [
+            (source.attention_parameters(LayerShape(k * g, k, 1)) - cost, (k, g))
+            for k, g in rounding.attention_choices(source.layers[index], units)
+            if kv <= k <= layer.num_key_value_heads and group <= g <= layer.group_size and (k, g) != (kv, group)
+        ]
+        if larger and min(larger)[0] <= free:
+            more, heads[index] = min(larger)
+            free -= more
+            heapq.heappush(queue, (shortfall(index), index))

@@ -70,7 +70,24 @@ class _Ladder:
             g = max(fewer_query)
             loss = self._query[g:group].sum().item() * kv / self._dense.num_key_value_heads
             made.append(self._move("query", loss, (group - g) * kv, now, LayerShape(kv * g, kv, width)))
+        if not (fewer_kv or fewer_query) and (after := self._next_cheaper(now)) is not None:
+            loss = self._kept(now) - self._kept(after)
+            made.append(
+                self._move("heads", loss, max(now.num_attention_heads - after.num_attention_heads, 1), now, after)
+            )
         return made
+
+    def _next_cheaper(self, now: LayerShape) -> LayerShape | None:
+        """Multiples of heads may leave no choice along one axis: then the largest that costs less, both changed."""
+        cost = self._source.attention_parameters
+        shapes = [LayerShape(k * g, k, now.intermediate_size) for k, g in self._choices]
+        cheaper = [shape for shape in shapes if cost(shape) < cost(now)]
+        return max(cheaper, key=lambda shape: (cost(shape), shape.num_key_value_heads), default=None)
+
+    def _kept(self, shape: LayerShape) -> float:
+        """Score of the best query heads that ``shape`` has room for."""
+        share = shape.num_key_value_heads / self._dense.num_key_value_heads
+        return self._query[: shape.group_size].sum().item() * share
 
     def _move(self, kind: str, loss: float, units: int, before: LayerShape, after: LayerShape) -> _Move:
         # z-scores have no unit and may be negative, so they compare by their mean, not by loss a parameter.
