@@ -135,6 +135,8 @@ def markdown(data: dict[str, Any]) -> str:
 
     def size(name: str, unit: float, digits: int = 1) -> str:
         a, b = dense[name], pruned[name]
+        if a is None or b is None:  # not every system tells the peak memory of a process
+            return "not known | not known | |"
         return f"{a / unit:,.{digits}f} | {b / unit:,.{digits}f} | {b / a:.3f} |"
 
     def timing(name: str) -> str:

@@ -668,9 +668,20 @@ def test_full_disk_keeps_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert listing(tmp_path) == {"plan.json": 3} and file.read_text() == "old"
 
 
-def test_out_of_memory(command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
+def test_out_of_memory(
+    error: Exception, command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any, **options: Any) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
     must_refuse(

@@ -112,7 +112,9 @@ def main() -> None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         code = fail(f"The system refused{where}: {error.strerror}. Free some space or choose another place.", as_json)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         code = fail("Not enough memory. Use a smaller --batch-size or --length, or --dtype bfloat16.", as_json)
     except (KeyboardInterrupt, _Terminated, typer.Abort) as stop:
         print("prunekit: stopped; nothing half-written was left behind.", file=sys.stderr)
@@ -122,6 +124,13 @@ def main() -> None:
             signal.signal(signal.SIGTERM, before)
     if code:
         raise SystemExit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """True also for what PyTorch raises in its place, told by its name: torch itself may not have been imported."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
