@@ -9,8 +9,8 @@ import torch
 
 from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
 from prunekit.importance import score
-from prunekit.planner import model_label, versions
 from prunekit.progress import progress
+from prunekit.provenance import model_label, versions
 from prunekit.source import load_model, load_tokenizer
 
 if TYPE_CHECKING:

@@ -110,6 +110,7 @@ class Calibration:
             "text_sha256": self.text_sha256,
             "sequences": self.config.sequences,
             "length": self.config.length,
+            "batch_size": self.config.batch_size,
             "seed": self.config.seed,
             "draw": self.draw,
             "blocks_available": len(self.blocks),

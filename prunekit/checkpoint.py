@@ -21,6 +21,7 @@ from prunekit.manifest import MANIFEST, MANIFEST_VERSION
 from prunekit.modeling import model_code, pruned_config, stock_config
 from prunekit.plan import Plan
 from prunekit.progress import progress
+from prunekit.provenance import model_label, versions
 from prunekit.shape import LayerShape
 from prunekit.slicing import LayerSlicer
 
@@ -78,8 +79,6 @@ def rebuild(
     _check_match(source, plan)
     if dtype != "auto" and dtype not in _DTYPES:
         raise PrunekitError(f"The stored dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}.")
-    from prunekit.planner import model_label
-
     config, target = _configuration(source, plan, layout)
     tensors = _TensorCutter(source, plan, target, _DTYPES.get(dtype))
     with new_folder(out, overwrite) as folder:
@@ -264,8 +263,6 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:
-    from prunekit.planner import model_label, versions
-
     manifest = {
         "format": "prunekit-checkpoint",
         "version": MANIFEST_VERSION,

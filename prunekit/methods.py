@@ -34,6 +34,9 @@ class Method:
             del settings["attention_ratio"]
         if self.allocation != "global":
             del settings["standardise"]
+        if self.allocation == "drop":
+            # Whole layers go: no unit is chosen.
+            del settings["importance"], settings["units"]
         if self.allocation not in ("adapt", "drop"):
             del settings["layer_importance"]
         return settings

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.fit import check_protected, check_reachable
@@ -16,9 +13,10 @@ from prunekit.importance.base import importance, layer_importance
 from prunekit.methods import METHODS, Method
 from prunekit.plan import Plan
 from prunekit.progress import progress
+from prunekit.provenance import model_label, versions
 from prunekit.rounding import Rounding
 from prunekit.session import Session
-from prunekit.source import load_model, load_tokenizer
+from prunekit.source import load_model, load_tokenizer, pick_dtype
 from prunekit.targets import Target
 
 if TYPE_CHECKING:
@@ -28,7 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PlanConfig:
     """Everything that decides a plan, apart from the model. ``checkpoint`` turns gradient checkpointing on or off
-    (None: as the free memory asks for)."""
+    (None: as the free memory asks for). ``store_dtype`` is what the weights will be stored in (auto: as they are),
+    which a target in bytes is counted in."""
 
     target: Target
     method: Method = METHODS["adapt-pruner"]
@@ -37,6 +36,7 @@ class PlanConfig:
     protected: frozenset[int] = frozenset()
     seed: int = 0
     dtype: str = "auto"
+    store_dtype: str = "auto"
     device: str = "auto"
     checkpoint: bool | None = None
 
@@ -54,7 +54,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         layer_importance(method.layer_importance)
     elif method.allocation in ("adapt", "drop"):
         raise PrunekitError(f"The allocation {method.allocation!r} needs a layer importance; name one.")
-    budget = config.target.budget(source.shape, source.dtype.itemsize)
+    budget = config.target.budget(source.shape, (pick_dtype(config.store_dtype) or source.dtype).itemsize)
     problem = Problem(
         budget,
         config.rounding,
@@ -119,18 +119,3 @@ def _steps(config: PlanConfig, parameters: int, blocks: int, budget: int) -> int
     if config.method.allocation != "adapt":
         return 1
     return max(1, round((parameters - budget) / blocks * config.method.steps) + 1)
-
-
-def model_label(name: str) -> str:
-    """A model's name as it may stand in a file that travels: of a local path only the last part."""
-    return Path(name).resolve().name if Path(name).exists() else name
-
-
-def versions() -> dict[str, Any]:
-    """Versions that a plan or a report depends on."""
-    return {
-        "prunekit": metadata.version("prunekit"),
-        "torch": metadata.version("torch"),
-        "transformers": metadata.version("transformers"),
-        "python": platform.python_version(),
-    }

@@ -123,7 +123,7 @@ def test_plan_then_prune_then_inspect(command: Command, model: Path, text: Path,
     written = succeed(command, "prune", model, "--plan", file, "-o", out)
     assert written["layers"] == planned["layers"] and written["layout"] == "per-layer"
     seen = succeed(command, "inspect", out)
-    assert seen["parameters"] == plan.shape.parameters
+    assert seen["parameters"] == plan.shape.parameters and seen["provenance"] == plan.provenance
     assert [layer["intermediate_size"] for layer in seen["layers"]] == [s.intermediate_size for s in plan.shape.layers]
     assert seen["verified_files"] == len([file for file in out.iterdir() if file.name != "prunekit.json"])
     made = AutoModelForCausalLM.from_pretrained(out)
@@ -183,7 +183,9 @@ def test_every_importance_with_every_allocation(
     arguments = ("--importance", importance, "--allocate", allocation, "--prune", "ffn,kv,query", "--calib", text)
     data = succeed(command, "plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", *arguments, *QUICK)
     assert data["share_of_blocks"] <= 0.6
-    assert (data["method"]["importance"], data["method"]["allocation"]) == (importance, allocation)
+    # Where whole layers go, no unit is chosen, and the plan doesn't claim so.
+    chosen_by = None if allocation == "drop" else importance
+    assert (data["method"].get("importance"), data["method"]["allocation"]) == (chosen_by, allocation)
     if allocation != "drop":
         # With exact widths the rest of the budget is smaller than one FFN channel, where any could come back.
         plan = Plan.load(tmp_path / "plan.json")
@@ -222,6 +224,23 @@ def test_layout_and_dtype_and_shards_by_the_command(command: Command, model: Pat
     )
     assert succeed(command, "inspect", tmp_path / "half")["dtype"] == "bfloat16"
     assert json.loads((tmp_path / "padded" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_target_in_bytes_counts_what_is_stored(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    """A float32 model that is stored in bfloat16 may keep all of its parameters in half of its bytes."""
+    out = tmp_path / "half"
+    dense = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    target = ("--weights", f"{int(dense * 0.4)}B", "--store-dtype", "bfloat16")
+    succeed(command, "prune", model, "-o", out, *target, "--calib", text, *QUICK)
+    stored = succeed(command, "inspect", out)["weight_bytes"]
+    assert 0.39 * dense < stored <= 0.4 * dense
+
+
+def test_dropped_layers_claim_no_unit_scores(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "short"
+    succeed(command, "prune", model, "-o", out, "--blocks", "0.5", "--method", "shortgpt", "--calib", text, *QUICK)
+    assert "random" not in json.dumps(succeed(command, "inspect", out)["provenance"]["method"])
+    assert "cosine layers" in command("inspect", out).out
 
 
 def test_overwrite_replaces_a_model(command: Command, model: Path, text: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
-from prunekit.cli.labels import label
 from prunekit.files import check_output_file, write_text
+from prunekit.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.bench import BenchReport
@@ -45,7 +45,7 @@ def bench_command(
     from prunekit.source import load_model, pick_device, resolve
 
     dense, pruned = resolve(baseline), resolve(model)
-    names = (label(dense.name), label(pruned.name))
+    names = (model_label(dense.name), model_label(pruned.name))
     check_models(dense.config, pruned.config, config, names)
     peaks = None
     if memory and str(pick_device(device)) == "cpu":

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli.common import Device, Dtype, Json, Model, app, console, print_json, table
-from prunekit.cli.labels import label
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file, write_text
+from prunekit.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.evaluate import Evaluation
@@ -77,8 +77,8 @@ def evaluate_command(
         tokens,
         config,
         dense,
-        name=label(source.name),
-        baseline_name=label(dense_source.name) if dense_source else "baseline",
+        name=model_label(source.name),
+        baseline_name=model_label(dense_source.name) if dense_source else "baseline",
     )
     data = report.to_dict()
     if output is not None:

@@ -37,6 +37,7 @@ def inspect(
         "checkpoint": str(folder),
         "verified_files": report.files,
         **report.facts,
+        "provenance": report.plan.provenance,
         "parameters": shape.parameters,
         "dtype": str(source.dtype).removeprefix("torch."),
         "weight_bytes": shape.weight_bytes(source.dtype.itemsize),
@@ -78,10 +79,11 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _facts(data: dict[str, Any], plan: Any) -> list[tuple[str, str]]:
     method, calibration, target = (_object(plan.provenance.get(name)) for name in ("method", "calibration", "target"))
+    chosen = f"{method['importance']} units" if "importance" in method else f"{method.get('layer_importance')} layers"
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     return [
         ("made from", f"{data['source']['name']} ({data['source']['family']})"),
-        ("method", f"{method.get('name')}: {method.get('importance')} units, {method.get('allocation')} allocation"),
+        ("method", f"{method.get('name')}: {chosen}, {method.get('allocation')} allocation"),
         ("target", str(target.get("asked"))),
         (
             "calibration",

@@ -22,7 +22,7 @@ Picture = Annotated[Path | None, typer.Option(help="Also draw the widths of ever
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 
 
-def _make(source: Source, settings: dict) -> Plan:  # type: ignore[type-arg]
+def _make(source: Source, settings: dict, store_dtype: str = "auto") -> Plan:  # type: ignore[type-arg]
     from prunekit.planner import PlanConfig, make_plan
     from prunekit.targets import parse_target
 
@@ -35,6 +35,7 @@ def _make(source: Source, settings: dict) -> Plan:  # type: ignore[type-arg]
         protected=o.parse_layers(s["protect_layers"]),
         seed=s["seed"],
         dtype=s["dtype"],
+        store_dtype=store_dtype,
         device=s["device"],
         checkpoint=s["gradient_checkpointing"],
     )
@@ -184,7 +185,7 @@ def prune(
     source = resolve(model, revision=revision)
     if made is None:
         assert settings is not None
-        made = _make(source, settings)
+        made = _make(source, settings, store_dtype)
     written = rebuild(
         source,
         made,

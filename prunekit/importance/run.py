@@ -15,7 +15,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
-from prunekit.importance.base import Importance, Needs, Watched, importance, layer_importance
+from prunekit.importance.base import Needs, Watched, importance, layer_importance
 from prunekit.importance.layers import LossWithout
 from prunekit.scores import Scores
 from prunekit.shape import ModelShape
@@ -214,6 +214,3 @@ def _not_finite(watched: Watched, index: int | None) -> PrunekitError:
         _bad_weight(watched)
         or f"{what} is not finite in {next(watched.model.parameters()).dtype}. Score in float32 (--dtype float32)."
     )
-
-
-__all__ = ["Importance", "score"]

@@ -1,0 +1,25 @@
+"""What a file that travels may say of where it came from: names without local paths, and versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def model_label(name: str) -> str:
+    """A model as it is named in plans and reports: a local folder or file by its last part, so that none tells where
+    it was made; anything else as it was typed."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def versions() -> dict[str, Any]:
+    """Versions that a plan or a report depends on."""
+    return {
+        "prunekit": metadata.version("prunekit"),
+        "torch": metadata.version("torch"),
+        "transformers": metadata.version("transformers"),
+        "python": platform.python_version(),
+    }
