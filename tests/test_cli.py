@@ -97,7 +97,7 @@ def test_no_command_shows_the_help(command: Command) -> None:
     assert done.code == 2 and "analyze" in done.out + done.err and "Traceback" not in done.err
 
 
-def test_analyze(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+def test_analyze(command: Command, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("--calib", text, "--sequences", "4", "--length", "16", "--device", "cpu")
     report = tmp_path / "report.json"
     data = succeed(command, "analyze", model, *settings, "-o", report, "--picture", tmp_path / "layers.svg")
@@ -107,8 +107,11 @@ def test_analyze(command: Command, model: Path, text: Path, tmp_path: Path) -> N
     assert best["rank"] == 0 and best["words"].startswith("matters most")
     assert data["tokens"] == 64 and data["model"] == "tiny-llama" and str(tmp_path) not in report.read_text()
     assert "<svg" in (tmp_path / "layers.svg").read_text()
+    monkeypatch.chdir(tmp_path)
     shown = command("analyze", model, *settings)
     assert shown.code == 0 and shown.err == "" and not ANSI.search(shown.out)
+    assert (tmp_path / "analysis.json").read_text() == report.read_text()
+    assert (tmp_path / "analysis.png").read_bytes().startswith(b"\x89PNG")
     assert "importance of its layers" in shown.out and data["summary"][:30] in shown.out
 
 

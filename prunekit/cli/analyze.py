@@ -12,14 +12,18 @@ from prunekit.cli import options as o
 from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
 from prunekit.cli.describe import bar
 from prunekit.files import check_output_file, write_text
-from prunekit.pictures import check_picture
+from prunekit.pictures import check_picture, draw_importance
 
 
 @app.command()
 def analyze(
     model: Model,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the analysis as JSON.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw it into this .png or .svg.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the analysis as JSON.")] = Path(
+        "analysis.json"
+    ),
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw it, .png or .svg; default: beside the JSON.")
+    ] = None,
     importance: Annotated[str, typer.Option(help="Unit importance; as for prunekit plan.")] = "taylor",
     layer_importance: Annotated[str, typer.Option(help="cosine, euclidean, manhattan or loss.")] = "cosine",
     calib: o.Calib = "builtin",
@@ -36,21 +40,16 @@ def analyze(
 ) -> None:
     """Show how much each layer matters, in plain words; nothing is changed."""
     config = o.calibration(calib, calib_field, calib_split, sequences, length, batch_size, seed)
-    if output:
-        check_output_file(output)
-    if picture:
-        check_picture(picture)
+    check_output_file(output)
+    picture = picture or output.with_suffix(".png")
+    check_picture(picture)
     from prunekit.analysis import analyze as run
     from prunekit.source import resolve
 
     source = resolve(model, revision=revision)
     result = run(source, config, importance=importance, layer_importance=layer_importance, dtype=dtype, device=device)
-    if output:
-        write_text(output, jsonlib.dumps(result.to_dict(), indent=1) + "\n")
-    if picture:
-        from prunekit.pictures import draw_importance
-
-        draw_importance([layer.importance for layer in result.layers], layer_importance, picture)
+    write_text(output, jsonlib.dumps(result.to_dict(), indent=1) + "\n")
+    draw_importance([layer.importance for layer in result.layers], layer_importance, picture)
     if json:
         print_json(result.to_dict())
         return
@@ -64,4 +63,4 @@ def analyze(
     for layer in result.layers:
         made.add_row(str(layer.index), f"{layer.importance:.4g}", bar((layer.importance - lowest) / span), layer.words)
     console().print(made)
-    console().print(result.summary)
+    console().print(f"{result.summary} Written to {output} and {picture}.")
