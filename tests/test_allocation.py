@@ -72,6 +72,25 @@ def test_kv_groups_go_when_their_share_is_lost() -> None:
     assert all(layer.num_key_value_heads == 2 and layer.group_size == 3 for layer in plan.shape.layers)
 
 
+@pytest.mark.parametrize("share", [0.68, 0.35])
+def test_groups_that_go_at_once_leave_nothing_over(share: float) -> None:
+    """All layers alike lose their groups in the same step, and FFNs can't get back what earlier steps took."""
+    budget = int(share * SMOLLM2.block_parameters) + SMOLLM2.embedding_parameters
+    session = FakeSession(SMOLLM2, importance=[1.0] * 30)
+    plan = allocate("adapt", session, Problem(budget, Rounding(ffn_multiple=1)))
+    assert 0 <= budget - plan.shape.parameters < one_unit(SMOLLM2, Rounding(ffn_multiple=1))
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+def test_few_layers_with_few_heads_fill_the_budget(steps: int) -> None:
+    """A KV group is a large part of so small a model, larger than what one step takes from its FFNs."""
+    source = ModelShape(64, 16, 128, True, (LayerShape(8, 4, 96),) * 4)
+    for percent in range(32, 98, 3):
+        budget = percent * source.block_parameters // 100 + source.embedding_parameters
+        plan = allocate("adapt", FakeSession(source), Problem(budget, Rounding(ffn_multiple=1), steps=steps))
+        assert 0 <= budget - plan.shape.parameters < one_unit(source, Rounding(ffn_multiple=1)), percent
+
+
 def test_attention_ratio_nought_leaves_attention_whole() -> None:
     budget = int(0.5 * SMOLLM2.block_parameters) + SMOLLM2.embedding_parameters
     for name in ("uniform", "adapt"):

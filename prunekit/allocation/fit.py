@@ -122,6 +122,13 @@ def fit(
 
     knob = _bisect(lambda at: count(attention(at), widths(at)) <= budget, lowest, highest)
     heads = attention(knob)
+    # Several layers may have lost a group at once, and FFNs can't take up more than they still have: then a group
+    # comes back, and FFNs pay for it, in a small model perhaps more than a step.
+    while "ffn" in units and count(heads, widths(lowest)) < budget:
+        more = _larger_heads(source, current, rounding, units, protected, [1 - loss for loss, _ in losses(knob)], heads)
+        if more is None or count(more, floors(widths(1.0))) > budget:
+            break
+        heads, highest = more, max(highest, 1.0)
     # Attention moves in steps of whole heads; what they left over goes to the FFNs in the same proportions.
     knob = _bisect(lambda at: count(heads, widths(at)) <= budget, lowest, highest)
     wanted = widths(knob)
@@ -135,8 +142,10 @@ def fit(
         wanted = widths(knob)
         ffn = floors(wanted)
     _grow(source, current, budget, rounding, units, protected, heads, wanted, ffn, count)
+    # Where FFNs are not pruned, or are whole, nothing else takes up what whole heads leave over.
     kept = [1 - loss for loss, _ in losses(knob)]
-    _grow_heads(source, current, budget - round(count(heads, ffn)), rounding, units, protected, kept, heads)
+    while more := _larger_heads(source, current, rounding, units, protected, kept, heads, budget - count(heads, ffn)):
+        heads = more
     return tuple(LayerShape(kv * group, kv, width) for (kv, group), width in zip(heads, ffn, strict=True))
 
 
@@ -216,26 +225,23 @@ def _grow(
             heapq.heappush(queue, (wider - wanted[index], index))
 
 
-def _grow_heads(
+def _larger_heads(
     source: ModelShape,
     current: ModelShape,
-    free: int,
     rounding: Rounding,
     units: tuple[str, ...],
     protected: frozenset[int],
     kept: Sequence[float],
-    heads: list[tuple[int, int]],
-) -> None:
-    """Give heads back while any fit, first where the share that is left is furthest below ``kept``: where FFNs are
-    not pruned, or are whole, nothing else takes up what whole heads leave over."""
+    heads: Sequence[tuple[int, int]],
+    free: float = float("inf"),
+) -> list[tuple[int, int]] | None:
+    """One step more attention, of at most ``free`` parameters, in the layer whose share of heads is furthest below
+    ``kept``; None where there is no such step."""
 
     def shortfall(index: int) -> float:
         return heads[index][0] * heads[index][1] / source.layers[index].num_attention_heads - kept[index]
 
-    queue = [(shortfall(index), index) for index in range(len(heads)) if index not in protected]
-    heapq.heapify(queue)
-    while queue:
-        _, index = heapq.heappop(queue)
+    for index in sorted((i for i in range(len(heads)) if i not in protected), key=shortfall):
         (kv, group), layer = heads[index], current.layers[index]
         cost = source.attention_parameters(LayerShape(kv * group, kv, 1))
         larger = [
@@ -244,6 +250,5 @@ def _grow_heads(
             if kv <= k <= layer.num_key_value_heads and group <= g <= layer.group_size and (k, g) != (kv, group)
         ]
         if larger and min(larger)[0] <= free:
-            more, heads[index] = min(larger)
-            free -= more
-            heapq.heappush(queue, (shortfall(index), index))
+            return [*heads[:index], min(larger)[1], *heads[index + 1 :]]
+    return None
