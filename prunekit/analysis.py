@@ -59,10 +59,12 @@ class Analysis:
     def summary(self) -> str:
         """One sentence for people."""
         order = sorted(self.layers, key=lambda layer: layer.rank)
-        most, least = order[: min(3, len(order))], order[::-1][: min(3, len(order))]
+        if len(order) < 2:
+            return "With one layer there is nothing to compare."
+        some = min(3, len(order) // 2)
         return (
-            f"Layers {_names(most)} matter most and {_names(least)} least; "
-            f"adapt-pruner would keep the first widest and cut the others deepest."
+            f"Layers {_names(order[:some])} matter most and {_names(order[: -some - 1 : -1])} least; "
+            "adapt-pruner would keep the first widest and cut the others deepest."
         )
 
     def to_dict(self) -> dict[str, Any]:

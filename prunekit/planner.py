@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prunekit.allocation import Problem, allocation
+from prunekit.allocation.drop import check_droppable
 from prunekit.allocation.fit import check_protected, check_reachable
 from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
 from prunekit.errors import PrunekitError
@@ -66,13 +67,18 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         method.standardise,
     )
     check_protected(source.shape, config.protected)
-    if method.allocation != "drop":
+    config.rounding.check_splits(source.shape)
+    if method.allocation == "drop":
+        check_droppable(source.shape, budget, config.protected)
+    else:
         check_reachable(source.shape, budget, config.rounding, method.units, config.protected)
     check_length(config.calibration, source.config)
     calibration = load_calibration(config.calibration, load_tokenizer(source))
     check_tokens(calibration.blocks, source.config)
+    model = load_model(source, dtype=config.dtype, device=config.device)
+    computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
     session = Session(
-        load_model(source, dtype=config.dtype, device=config.device),
+        model,
         source.family,
         lambda step: calibration.step(step).input_ids,
         importance=method.importance,
@@ -105,7 +111,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             "protected_layers": sorted(config.protected),
             "calibration": calibration.describe(),
             "seed": config.seed,
-            "dtype": config.dtype,
+            "computed_in": computed,
             "history": list(allocated.history),
             "versions": versions(),
         },

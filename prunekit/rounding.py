@@ -21,11 +21,27 @@ class Rounding:
     head_multiple: int = 1
     kv_multiple: int = 1
     min_kv_heads: int = 1
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("ffn_multiple", "min_ffn", "head_multiple", "kv_multiple", "min_kv_heads"):
+        for name in ("ffn_multiple", "min_ffn", "head_multiple", "kv_multiple", "min_kv_heads", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise PrunekitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def check_splits(self, dense: ModelShape) -> None:
+        """Raises PrunekitError where a layer that stays as it is couldn't be split over ``tensor_parallel`` devices."""
+        ways = self.tensor_parallel
+        for index, layer in enumerate(dense.layers):
+            for what, width in (
+                ("query heads", layer.num_attention_heads),
+                ("KV heads", layer.num_key_value_heads),
+                ("FFN channels", layer.intermediate_size),
+            ):
+                if width % ways:
+                    raise PrunekitError(
+                        f"Layer {index} has {width} {what}, which can't be split {ways} ways, so --round-for tp={ways} "
+                        "can't be kept; choose a number that divides the model's own widths."
+                    )
 
     def ffn_floor(self, dense: int) -> int:
         """The smallest FFN width allowed in a layer of width ``dense``."""
@@ -78,7 +94,8 @@ def rounding_preset(name: str, head_dim: int) -> Rounding:
 
     ``gpu``: FFN multiples of 128 (16-bit tensor-core tiles, 128-byte rows, int4 groups of 128). ``gguf``: rows of 256,
     the block of llama.cpp's K-quants, for FFN channels and for query heads times head_dim. ``tp=N``: every width
-    divides by N, FFN shards by 64 too.
+    divides by N, FFN shards by 64 too. A layer that keeps its dense width keeps it whatever the multiple; only for tp=N
+    must that width divide as well (:meth:`Rounding.check_splits`).
     """
     if name == "gpu":
         return Rounding(ffn_multiple=128)
@@ -87,5 +104,6 @@ def rounding_preset(name: str, head_dim: int) -> Rounding:
     if name.startswith("tp="):
         count = name.removeprefix("tp=")
         if count.isdecimal() and len(count) <= 4 and 1 <= int(count) <= 1024:
-            return Rounding(ffn_multiple=64 * int(count), head_multiple=int(count), kv_multiple=int(count))
+            ways = int(count)
+            return Rounding(ffn_multiple=64 * ways, head_multiple=ways, kv_multiple=ways, tensor_parallel=ways)
     raise PrunekitError(f"There is no rounding preset {name!r}; choose gpu, gguf or tp=N, such as tp=2.")

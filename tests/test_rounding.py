@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
 from prunekit.rounding import Rounding, rounding_preset
-from prunekit.shape import LayerShape
+from prunekit.shape import LayerShape, ModelShape
 
 ROUNDINGS = st.builds(Rounding, ffn_multiple=st.integers(1, 300), min_ffn=st.integers(1, 400))
 
@@ -59,7 +59,7 @@ def test_presets() -> None:
     assert rounding_preset("gguf", 64) == Rounding(ffn_multiple=256, head_multiple=4)
     assert rounding_preset("gguf", 96) == Rounding(ffn_multiple=256, head_multiple=8)
     assert rounding_preset("gguf", 256) == Rounding(ffn_multiple=256)
-    assert rounding_preset("tp=2", 64) == Rounding(ffn_multiple=128, head_multiple=2, kv_multiple=2)
+    assert rounding_preset("tp=2", 64) == Rounding(128, head_multiple=2, kv_multiple=2, tensor_parallel=2)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,11 @@ def test_presets_that_are_none(name: str) -> None:
 def test_nothing_below_one(field: str) -> None:
     with pytest.raises(PrunekitError, match=f"{field} must be at least 1, got 0"):
         Rounding(**{field: 0})
+
+
+def test_a_layer_that_cannot_be_split_is_refused() -> None:
+    """9 query and 3 KV heads split three ways, not two: a preset must not promise what whole layers break."""
+    shape = ModelShape(576, 64, 100, True, (LayerShape(9, 3, 1536),) * 2)
+    rounding_preset("tp=3", 64).check_splits(shape)
+    with pytest.raises(PrunekitError, match="9 query heads, which can't be split 2 ways"):
+        rounding_preset("tp=2", 64).check_splits(shape)

@@ -5,6 +5,22 @@ from __future__ import annotations
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
 from prunekit.errors import PrunekitError
 from prunekit.session import Session
+from prunekit.shape import ModelShape
+
+
+def check_droppable(source: ModelShape, budget: int, protected: frozenset[int]) -> None:
+    """Raises PrunekitError where even the fewest layers, the protected ones or one, exceed ``budget``."""
+    costs = [source.layer_parameters(layer) for layer in source.layers]
+    fewest = sum(costs[index] for index in protected) if protected else min(costs)
+    if source.embedding_parameters + fewest > budget:
+        raise _out_of_reach(budget, source.embedding_parameters + fewest)
+
+
+def _out_of_reach(budget: int, fewest: int) -> PrunekitError:
+    return PrunekitError(
+        f"The target of {budget:,} parameters is out of reach by dropping layers: with one layer or the protected ones "
+        f"left, {fewest:,} remain. Ask for a larger target."
+    )
 
 
 def drop(session: Session, problem: Problem, advance: Advance) -> Allocated:
@@ -24,10 +40,7 @@ def drop(session: Session, problem: Problem, advance: Advance) -> Allocated:
         dropped.add(index)
         count -= source.layer_parameters(source.layers[index])
     if count > problem.budget:
-        raise PrunekitError(
-            f"The target of {problem.budget:,} parameters is out of reach by dropping layers: with one layer and the "
-            f"protected ones left, {count:,} remain. Ask for a larger target."
-        )
+        raise _out_of_reach(problem.budget, count)
     keeps = tuple(keep for keep in session.keeps if keep.index not in dropped)
     record = {"step": 1, "loss": scores.loss, "layer_importance": [round(value, 8) for value in importance]}
     return Allocated(keeps, (record,))

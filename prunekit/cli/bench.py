@@ -48,7 +48,7 @@ def bench_command(
     names = (model_label(dense.name), model_label(pruned.name))
     check_models(dense.config, pruned.config, config, names)
     peaks = None
-    if memory and str(pick_device(device)) == "cpu":
+    if memory and pick_device(device).type == "cpu":
         # Before anything is loaded here, so that both don't have to fit at once with a third copy.
         peaks = (measure_peak(baseline, config, dtype), measure_peak(model, config, dtype))
     report = bench(

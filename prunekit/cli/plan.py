@@ -195,11 +195,12 @@ def prune(
         overwrite=overwrite,
         max_shard_bytes=shard_bytes,
     )
+    stored = (pick_dtype(store_dtype) or source.dtype).itemsize
     if json:
-        summary = plan_summary(made, source.dtype.itemsize)
+        summary = plan_summary(made, stored)
         print_json({"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary})
         return
-    console().print(plan_tables(made, source.dtype.itemsize))
+    console().print(plan_tables(made, stored))
     console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
 
 

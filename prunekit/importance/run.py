@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +56,7 @@ def score(
         # Nothing runs the model here, and what a method doesn't look at (norms; `random`: all) would go unseen.
         raise PrunekitError(bad)
     loss_sum = 0.0
-    with _prepared(watched, units.needs, checkpoint, input_ids, batch_size):
+    with _prepared(watched, units.needs, checkpoint, input_ids, batch_size), _repeatable(model):
         units.attach(watched)
         if layers is not None:
             layers.attach(watched)
@@ -152,6 +153,23 @@ def _prepared(
             parameter.grad = None
         for module, flag in was_training.items():
             module.training = flag
+
+
+@contextmanager
+def _repeatable(model: nn.Module) -> Iterator[None]:
+    """On CUDA some backward kernels add up in any order unless told not to; the same seed must give the same plan."""
+    if next(model.parameters()).device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            # Where a kernel has no repeatable form, its ordinary one must do.
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _memory_is_short(watched: Watched, input_ids: torch.Tensor | None, batch_size: int) -> bool:
