@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.drop import check_droppable
-from prunekit.allocation.fit import check_protected, check_reachable
+from prunekit.allocation.reach import check_protected, check_reachable
 from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
 from prunekit.errors import PrunekitError
 from prunekit.importance.base import importance, layer_importance

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prunekit.allocation import ALLOCATION, Problem
 from prunekit.allocation.adapt import normalised
-from prunekit.allocation.fit import check_reachable
+from prunekit.allocation.reach import check_reachable
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.rounding import Rounding, rounding_preset

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
-from prunekit.allocation.fit import SPARSITY_LIMIT, attention_at, fit
+from prunekit.allocation.fit import SPARSITY_LIMIT, Fitting
 from prunekit.session import Session
 from prunekit.shape import LayerShape, ModelShape
 
@@ -46,18 +46,13 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
             "layer_importance": [round(value, 8) for value in scores.layer_importance.tolist()],
         }
         whole_step = 1 / problem.steps
-        after = _full_step(session, problem, losses(whole_step))
+        fitting = Fitting(source, session.shape, problem)
+        after = _full_step(fitting, losses(whole_step))
         reached = after.parameters <= problem.budget
         # Nothing moves any more, and still above: the target lies below what the clip at 0.99 leaves.
         stalled = after == session.shape and rounds >= problem.steps
         if reached or stalled:
-            shapes = fit(
-                source,
-                session.shape,
-                problem.budget,
-                problem.rounding,
-                problem.units,
-                problem.protected,
+            shapes = fitting.fit(
                 losses if reached else partial(losses, limit=1.0),
                 -problem.amplitude,
                 whole_step if reached else 1.0 + problem.amplitude,
@@ -92,18 +87,15 @@ def _clip(share: float, limit: float) -> float:
     return max(0.0, min(share, limit))
 
 
-def _full_step(session: Session, problem: Problem, losses: list[tuple[float, float]]) -> ModelShape:
+def _full_step(fitting: Fitting, losses: list[tuple[float, float]]) -> ModelShape:
     """Shape after a whole step, FFN widths rounded up to what is allowed."""
-    source, layers = session.source, []
+    source, problem, layers = fitting.source, fitting.problem, []
     for index, (dense, now, (attention, ffn)) in enumerate(
-        zip(source.layers, session.shape.layers, losses, strict=True)
+        zip(source.layers, fitting.current.layers, losses, strict=True)
     ):
-        if index in problem.protected:
-            layers.append(now)
-            continue
-        kv, group = attention_at(source, problem.rounding, problem.units, dense, now, attention)
+        kv, group = fitting.attention_at(index, attention)
         width = now.intermediate_size
-        if "ffn" in problem.units:
+        if "ffn" in problem.units and index not in problem.protected:
             wanted = int(dense.intermediate_size * (1 - ffn) + 1e-9)
             width = min(width, problem.rounding.ffn_up(max(wanted, 1), dense.intermediate_size))
         layers.append(LayerShape(kv * group, kv, width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
-from prunekit.allocation.fit import SPARSITY_LIMIT, fit
+from prunekit.allocation.fit import SPARSITY_LIMIT, Fitting
 from prunekit.session import Session
 
 
@@ -16,17 +16,7 @@ def uniform(session: Session, problem: Problem, advance: Advance) -> Allocated:
     def losses(share: float) -> list[tuple[float, float]]:
         return [(min(share * problem.attention_ratio, SPARSITY_LIMIT), share)] * count
 
-    shapes = fit(
-        session.source,
-        session.shape,
-        problem.budget,
-        problem.rounding,
-        problem.units,
-        problem.protected,
-        losses,
-        0.0,
-        1.0,
-    )
+    shapes = Fitting(session.source, session.shape, problem).fit(losses, 0.0, 1.0)
     return Allocated(session.select(scores, shapes), ({"step": 1, "loss": scores.loss},))
 
 

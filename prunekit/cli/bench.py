@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
-from prunekit.files import check_output_file, write_text
+from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, deliver, table
+from prunekit.files import check_output_file
 from prunekit.provenance import model_label
 
 if TYPE_CHECKING:
@@ -61,13 +60,7 @@ def bench_command(
         peaks=peaks,
         peak_how=HOW if peaks else None,
     )
-    data = report.to_dict()
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, allow_nan=False) + "\n")
-    if as_json:
-        print_json(data)
-    else:
-        _print(report)
+    deliver(report.to_dict(), output, as_json, lambda: _print(report))
 
 
 def _print(report: BenchReport) -> None:

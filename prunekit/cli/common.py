@@ -8,6 +8,8 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunekit.errors import PrunekitError
+from prunekit.files import write_text
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
 _ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -61,6 +64,16 @@ Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 def print_json(data: Any) -> None:
     """One JSON object on stdout; NaN and infinity are refused rather than written as invalid JSON."""
     print(json.dumps(data, indent=1, allow_nan=False))
+
+
+def deliver(data: Any, output: Path | None, as_json: bool, show: Callable[[], None]) -> None:
+    """Write a report where asked to, and print it: as JSON for machines, else by ``show``."""
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        print_json(data)
+    else:
+        show()
 
 
 def console() -> Console:

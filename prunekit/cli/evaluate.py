@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, app, console, print_json, table
+from prunekit.cli.common import Device, Dtype, Json, Model, app, console, deliver, table
 from prunekit.errors import PrunekitError
-from prunekit.files import check_output_file, write_text
+from prunekit.files import check_output_file
 from prunekit.provenance import model_label
 
 if TYPE_CHECKING:
@@ -80,13 +79,7 @@ def evaluate_command(
         name=model_label(source.name),
         baseline_name=model_label(dense_source.name) if dense_source else "baseline",
     )
-    data = report.to_dict()
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, allow_nan=False) + "\n")
-    if as_json:
-        print_json(data)
-    else:
-        _print(report)
+    deliver(report.to_dict(), output, as_json, lambda: _print(report))
 
 
 def _print(report: Evaluation) -> None:
