@@ -14,7 +14,6 @@ TORCH_VERSION := 2.13.0
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: install demo test lint clean
 
