@@ -13,6 +13,20 @@ from prunekit.shape import LayerShape, ModelShape, QKNorm
 Part = Literal["query", "kv", "ffn"]
 
 
+def unit_count(layer: LayerShape, part: Part) -> int:
+    """Units of that kind in a layer."""
+    return {
+        "query": layer.num_attention_heads,
+        "kv": layer.num_key_value_heads,
+        "ffn": layer.intermediate_size,
+    }[part]
+
+
+def unit_rows(part: Part, head_dim: int) -> int:
+    """Rows (or columns) of a weight that one unit takes."""
+    return 1 if part == "ffn" else head_dim
+
+
 @dataclass(frozen=True)
 class Coupling:
     """One module of a decoder layer whose weight shrinks when units go.

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import PrunekitError
-from prunekit.families import Coupling, Family, Part, family_of
+from prunekit.families import Coupling, Family, family_of, unit_count, unit_rows
 from prunekit.files import read_json
 from prunekit.hf import quiet, reason, register_pruned
 from prunekit.shape import LayerShape, ModelShape
@@ -191,12 +191,7 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _rows(coupling: Coupling, layer: LayerShape, head_dim: int) -> int:
-    units: dict[Part, int] = {
-        "query": layer.num_attention_heads * head_dim,
-        "kv": layer.num_key_value_heads * head_dim,
-        "ffn": layer.intermediate_size,
-    }
-    return sum(units[part] for part in coupling.parts)
+    return sum(unit_count(layer, part) * unit_rows(part, head_dim) for part in coupling.parts)
 
 
 def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family, shape: ModelShape) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.families import Family, Part
+from prunekit.families import Family, Part, unit_count, unit_rows
 from prunekit.shape import LayerShape
 
 
@@ -61,14 +61,9 @@ class UnitSums:
 
     def __init__(self, layer: LayerShape, head_dim: int):
         self._layer = layer
-        self._head_dim = head_dim
-        sizes: dict[Part, int] = {
-            "query": layer.num_attention_heads,
-            "kv": layer.num_key_value_heads,
-            "ffn": layer.intermediate_size,
-        }
-        self._rows = {part: 1 if part == "ffn" else head_dim for part in sizes}
-        self.sums = {part: torch.zeros(size, dtype=torch.float64) for part, size in sizes.items()}
+        parts: tuple[Part, ...] = ("query", "kv", "ffn")
+        self._rows = {part: unit_rows(part, head_dim) for part in parts}
+        self.sums = {part: torch.zeros(unit_count(layer, part), dtype=torch.float64) for part in parts}
 
     def add(self, parts: Sequence[Part], values: torch.Tensor) -> None:
         """``values`` [n]: one number a row (or column) of a tensor whose runs of units are ``parts``."""

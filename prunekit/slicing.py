@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from prunekit.families import Coupling, Family, Part
+from prunekit.families import Coupling, Family, Part, unit_count, unit_rows
 from prunekit.plan import LayerKeep
 from prunekit.shape import LayerShape, ModelShape
 
@@ -37,19 +37,6 @@ def unit_slots(keep: LayerKeep, dense: LayerShape, target: LayerShape) -> dict[P
     }
 
 
-def _dense_units(dense: LayerShape, part: Part) -> int:
-    return {
-        "query": dense.num_attention_heads,
-        "kv": dense.num_key_value_heads,
-        "ffn": dense.intermediate_size,
-    }[part]
-
-
-def part_rows(part: Part, head_dim: int) -> int:
-    """Rows of a weight that one unit takes."""
-    return 1 if part == "ffn" else head_dim
-
-
 def expand(units: Iterable[int], rows: int) -> torch.Tensor:
     """Unit indices as row indices; PAD stays PAD."""
     index = torch.tensor(list(units), dtype=torch.long)
@@ -63,10 +50,10 @@ def coupling_index(coupling: Coupling, slots: dict[Part, list[int]], dense: Laye
     """Row (or column) index into a dense tensor of ``coupling`` for every slot along its axis; PAD where padded."""
     runs, offset = [], 0
     for part in coupling.parts:
-        rows = part_rows(part, head_dim)
+        rows = unit_rows(part, head_dim)
         index = expand(slots[part], rows)
         runs.append(torch.where(index == PAD, PAD, index + offset))
-        offset += _dense_units(dense, part) * rows
+        offset += unit_count(dense, part) * rows
     return torch.cat(runs)
 
 
@@ -100,7 +87,7 @@ class LayerSlicer:
                 self._slices[f"{coupling.module}.bias"] = (0, index)
         for norm in family.wide_norms:
             self._slices[f"{norm.module}.weight"] = (0, expand(slots[norm.part], shape.head_dim))
-            factor = math.sqrt(_dense_units(target, norm.part) / _dense_units(dense, norm.part))
+            factor = math.sqrt(unit_count(target, norm.part) / unit_count(dense, norm.part))
             if factor != 1:
                 self._scales[f"{norm.projection}.weight"] = factor
                 self._scales[f"{norm.projection}.bias"] = factor
@@ -121,7 +108,7 @@ class LayerZeroer:
         dense = shape.layers[keep.index]
         kept: dict[Part, set[int]] = {"query": set(keep.query_heads), "kv": set(keep.kv_heads), "ffn": set(keep.ffn)}
         slots = {
-            part: [unit if unit in kept[part] else PAD for unit in range(_dense_units(dense, part))] for part in kept
+            part: [unit if unit in kept[part] else PAD for unit in range(unit_count(dense, part))] for part in kept
         }
         self._masks: dict[str, tuple[int, torch.Tensor]] = {}
         for coupling in family.couplings:

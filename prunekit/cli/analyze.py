@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
+from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, deliver, table
 from prunekit.cli.describe import bar
-from prunekit.files import check_output_file, write_text
+from prunekit.files import check_output_file
 from prunekit.pictures import check_picture, draw_importance
+
+if TYPE_CHECKING:
+    from prunekit.analysis import Analysis
 
 
 @app.command()
@@ -48,11 +50,11 @@ def analyze(
 
     source = resolve(model, revision=revision)
     result = run(source, config, importance=importance, layer_importance=layer_importance, dtype=dtype, device=device)
-    write_text(output, jsonlib.dumps(result.to_dict(), indent=1) + "\n")
     draw_importance([layer.importance for layer in result.layers], layer_importance, picture)
-    if json:
-        print_json(result.to_dict())
-        return
+    deliver(result.to_dict(), output, json, lambda: _print(result, output, picture))
+
+
+def _print(result: Analysis, output: Path, picture: Path) -> None:
     made = table(
         f"{result.model}: importance of its layers", "layer", "importance", "", "in words", caption=result.meaning
     )
