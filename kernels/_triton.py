@@ -1,0 +1,36 @@
+"""Triton where it is installed; where it isn't, kernels stay plain functions that nobody calls."""
+
+import os
+from typing import Any
+
+try:
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+    HAS_TRITON = True
+except ImportError:  # macOS, Windows, a plain CPU install
+    HAS_TRITON = False
+
+    class _NoLanguage:
+        constexpr = Any
+
+    tl = _NoLanguage()
+
+    def jit(function: Any) -> Any:
+        """Leaves the function as it is."""
+        return function
+
+
+# Triton reads the variable when a kernel is decorated, so it can't change later in the process.
+INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def next_power_of_2(value: int) -> int:
+    """The smallest power of two that is at least ``value``."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def cdiv(value: int, by: int) -> int:
+    """``value / by``, rounded up."""
+    return -(-value // by)

@@ -1,0 +1,200 @@
+"""A linear layer for the few rows of a decode step, with what surrounds it: y = norm(x) Wᵀ · scale + bias + residual."""
+
+import torch
+import torch.nn.functional as F
+
+from prunekit.kernels._triton import INTERPRETING, cdiv, jit, tl
+from prunekit.kernels.launch import Launch, run
+from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
+
+
+@jit
+def _linear_decode_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    bias_ptr,
+    scale_ptr,
+    norm_ptr,
+    residual_ptr,
+    rows,
+    n,
+    k,
+    weight_stride,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """out[r, n] = Σ_k norm(x)[r, k] · weight[n, k] · scale[n] + bias[n] + residual[r, n].
+
+    One program computes BLOCK_N output features for every row. ``k`` bounds every load along the contiguous axis, so
+    it must be a multiple of 16 for 16-byte loads. With ROWS == 1 the products are summed in registers; else the
+    weights are the left operand of a tensor-core product whose other side is padded to ROWS rows.
+    """
+    features = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows past the end are clamped, not masked: a mask along n would cost registers and change nothing.
+    feature = tl.minimum(features, n - 1).to(tl.int64)
+    inner = tl.arange(0, BLOCK_K)
+    if ROWS == 1:
+        total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+        squares = tl.zeros((BLOCK_K,), dtype=tl.float32)
+        for start in range(0, k, BLOCK_K):
+            inside = start + inner < k
+            x = tl.load(x_ptr + start + inner, mask=inside, other=0.0).to(tl.float32)
+            squares += x * x
+            if norm_ptr is not None:
+                x *= tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
+            weight = tl.load(
+                weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
+                mask=inside[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            total += weight * x[None, :]
+        out = tl.sum(total, axis=1)
+        if norm_ptr is not None:
+            out *= tl.rsqrt(tl.sum(squares, axis=0) / k + eps)
+        if scale_ptr is not None:
+            out *= tl.load(scale_ptr + feature)
+        if bias_ptr is not None:
+            out += tl.load(bias_ptr + feature)
+        if residual_ptr is not None:
+            out += tl.load(residual_ptr + feature).to(tl.float32)
+        tl.store(out_ptr + features, out.to(out_ptr.dtype.element_ty), mask=features < n)
+    else:
+        row = tl.arange(0, ROWS)
+        real = row < rows
+        rstd = tl.full((ROWS,), 1.0, dtype=tl.float32)
+        if norm_ptr is not None:
+            # The statistic first: x · weight before it is scaled could leave float16's range.
+            squares = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
+            for start in range(0, k, BLOCK_K):
+                inside = real[:, None] & (start + inner < k)[None, :]
+                x = tl.load(x_ptr + row[:, None] * k + (start + inner)[None, :], mask=inside, other=0.0).to(tl.float32)
+                squares += x * x
+            rstd = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)
+        total = tl.zeros((BLOCK_N, ROWS), dtype=tl.float32)
+        for start in range(0, k, BLOCK_K):
+            inside = start + inner < k
+            x = tl.load(
+                x_ptr + row[:, None] * k + (start + inner)[None, :], mask=real[:, None] & inside[None, :], other=0.0
+            )
+            if norm_ptr is not None:
+                norm = tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
+                x = (x.to(tl.float32) * rstd[:, None] * norm[None, :]).to(x.dtype)
+            weight = tl.load(
+                weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
+                mask=inside[None, :],
+                other=0.0,
+            ).to(x.dtype)
+            if UPCAST:
+                x = x.to(tl.float32)
+                weight = weight.to(tl.float32)
+            total = tl.dot(weight, tl.trans(x), acc=total, input_precision="ieee")
+        if scale_ptr is not None:
+            total *= tl.load(scale_ptr + feature)[:, None]
+        if bias_ptr is not None:
+            total += tl.load(bias_ptr + feature)[:, None]
+        inside = real[:, None] & (features < n)[None, :]
+        where = row[:, None] * n + features[None, :]
+        out = tl.trans(total)
+        if residual_ptr is not None:
+            out += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + where, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def launches(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+) -> list[Launch]:
+    """What :func:`linear_decode` starts. Tensors as there; ``out`` [rows, n] takes the result."""
+    rows, k = x.shape
+    n = weight.shape[0]
+    # Enough programs to fill the chip twice where the layer allows it, and no more rows a program than that needs.
+    if rows == 1:
+        block_n = 4 if n < 4096 else 8
+        block_k = 256 if k <= 1024 else 512  # fewer than 8 elements a thread would make loads narrow
+    else:
+        block_n = 16 if n < 8192 else 32
+        block_k = 64 if k <= 1024 else 128
+    return [
+        Launch(
+            _linear_decode_kernel,
+            (cdiv(n, block_n),),
+            {
+                "x_ptr": x,
+                "weight_ptr": weight,
+                "out_ptr": out,
+                "bias_ptr": bias,
+                "scale_ptr": scale,
+                "norm_ptr": norm_weight,
+                "residual_ptr": residual,
+                "rows": rows,
+                "n": n,
+                "k": k,
+                "weight_stride": weight.stride(0),
+                "eps": eps,
+                "ROWS": 1 if rows == 1 else 16,
+                "BLOCK_N": block_n,
+                "BLOCK_K": block_k,
+                "UPCAST": INTERPRETING,
+            },
+            num_warps=4,
+            num_stages=4 if rows > 1 else 3,
+        )
+    ]
+
+
+def linear_decode_torch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same in PyTorch, in the dtype of ``x``; any number of rows."""
+    if norm_weight is not None:
+        x = F.rms_norm(x.float(), (x.shape[-1],), norm_weight, eps).to(x.dtype)
+    out = F.linear(x, weight.to(x.dtype))
+    if scale is not None:
+        out = out * scale.to(x.dtype)
+    if bias is not None:
+        out = out + bias.to(x.dtype)
+    return out if residual is None else residual + out
+
+
+@torch.library.custom_op("prunekit::linear_decode", mutates_args=())
+def linear_decode(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """norm(x) Wᵀ · scale + bias + residual for 1 to 16 rows; shape [rows, n], dtype of ``x``.
+
+    ``x`` [rows, k] is contiguous; ``weight`` [n, k] has contiguous rows and is in the dtype of ``x``, or int8 with
+    ``scale`` [n]. ``bias`` [n], ``scale`` and ``norm_weight`` [k] are float32; without ``norm_weight`` there is no
+    norm. ``residual`` [rows, n]. Sums are in float32. More than 16 rows go to PyTorch.
+    """
+    if x.shape[0] > MAX_DECODE_ROWS or why_not_triton(x.device, x.dtype, dot=x.shape[0] > 1):
+        return linear_decode_torch(x, weight, bias, scale, norm_weight, eps, residual)
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    run(launches(x, weight, out, bias, scale, norm_weight, eps, residual))
+    return out
+
+
+@linear_decode.register_fake
+def _(x, weight, bias=None, scale=None, norm_weight=None, eps=0.0, residual=None):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[0])

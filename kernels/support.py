@@ -1,0 +1,68 @@
+"""What Triton can do on a device, and if it can't, why: the reason is what a report shows for a fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from prunekit.kernels._triton import HAS_TRITON, INTERPRETING
+
+Backend = Literal["triton", "torch"]
+_forced: ContextVar[Backend | None] = ContextVar("prunekit_kernels_backend", default=None)
+
+# Rows up to which the decode kernels are made: beyond, weights are read for enough rows that a plain GEMM wins.
+MAX_DECODE_ROWS = 16
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Within the block every op takes that backend, whatever the device: for tests and benchmark arms."""
+    token = _forced.set(backend)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype, *, dot: bool = False) -> str | None:
+    """Why a Triton kernel can't run there, as a clause for a sentence; None where it can.
+
+    ``dot`` says that the kernel needs tensor cores (``tl.dot``).
+    """
+    forced = _forced.get()
+    if forced is not None:
+        return None if forced == "triton" else "PyTorch was asked for"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"there are no kernels for {str(dtype).removeprefix('torch.')}"
+    if INTERPRETING:
+        return None
+    if device.type != "cuda":
+        return f"Triton kernels need an NVIDIA GPU, and the model is on {device.type}"
+    if not HAS_TRITON:
+        return "Triton is not installed (pip install triton)"
+    if torch.version.hip is not None:
+        return "AMD GPUs have not been tried"
+    capability = _capability(device.index if device.index is not None else torch.cuda.current_device())
+    if capability < (7, 5):
+        return f"compute capability {capability[0]}.{capability[1]} is below 7.5"
+    if capability < (8, 0) and (dot or dtype == torch.bfloat16):
+        return f"Triton has no tensor cores and no bfloat16 at compute capability {capability[0]}.{capability[1]}"
+    return None
+
+
+@lru_cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 132 (an H100's) for other devices, so that launches can be planned there."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
