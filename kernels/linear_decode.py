@@ -120,7 +120,8 @@ def launches(
     # Enough programs to fill the chip twice where the layer allows it, and no more rows a program than that needs.
     if rows == 1:
         block_n = 4 if n < 4096 else 8
-        block_k = 256 if k <= 1024 else 512  # fewer than 8 elements a thread would make loads narrow
+        # Fewer than 16 bytes a thread would make loads narrow.
+        block_k = 256 if k <= 1024 and weight.element_size() > 1 else 512
     else:
         block_n = 16 if n < 8192 else 32
         block_k = 64 if k <= 1024 else 128
