@@ -1,4 +1,4 @@
-"""A linear layer for the few rows of a decode step, with what surrounds it: y = norm(x) Wᵀ · scale + bias + residual."""
+"""A linear layer for the few rows of a decode step and what surrounds it: y = norm(x) Wᵀ · scale + bias + residual."""
 
 import torch
 import torch.nn.functional as F

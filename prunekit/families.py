@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from prunekit.errors import PrunekitError
@@ -75,10 +75,34 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class BlockNorms:
+    """Names of a decoder layer's norms over the hidden state, by where they stand; None where there is none.
+
+    x += post_attention(attention(pre_attention(x))); x += post_ffn(ffn(pre_ffn(x)))
+    """
+
+    pre_attention: str | None = "input_layernorm"
+    post_attention: str | None = None
+    pre_ffn: str | None = "post_attention_layernorm"
+    post_ffn: str | None = None
+
+    def __len__(self) -> int:
+        return sum(name is not None for name in astuple(self))
+
+
+PRE_NORMS = BlockNorms()
+SANDWICH_NORMS = BlockNorms(
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+)
+POST_NORMS = BlockNorms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of decoder models.
 
     ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either fixed or the name of the config field that says so.
+    A norm multiplies by its weight plus ``norm_offset``.
     ``per_layer_fields`` are config lists with one entry a layer, which must be cut when layers are dropped.
     ``attn_implementation`` is set where transformers' default computes something else in a supported version.
     """
@@ -95,7 +119,8 @@ class Family:
     mlp_bias: bool | str = False
     qk_norm: QKNorm = "none"
     wide_norms: tuple[Norm, ...] = ()
-    norms_per_layer: int = 2
+    block_norms: BlockNorms = PRE_NORMS
+    norm_offset: float = 0.0
     per_layer_fields: tuple[str, ...] = ()
     attn_implementation: str | None = None
 
@@ -165,7 +190,7 @@ class Family:
             o_bias=self.flag(self.o_bias, config),
             mlp_bias=self.flag(self.mlp_bias, config),
             qk_norm=self.qk_norm,
-            norms_per_layer=self.norms_per_layer,
+            norms_per_layer=len(self.block_norms),
         )
 
 
@@ -200,7 +225,8 @@ FAMILIES: dict[str, Family] = {
             "Gemma2",
             qkv_bias="attention_bias",
             o_bias="attention_bias",
-            norms_per_layer=4,
+            block_norms=SANDWICH_NORMS,
+            norm_offset=1.0,
             per_layer_fields=("layer_types",),
             # sdpa, which transformers 5.16 picks, leaves out the softcapping of attention logits.
             attn_implementation="eager",
@@ -215,7 +241,8 @@ FAMILIES: dict[str, Family] = {
             qkv_bias="attention_bias",
             o_bias="attention_bias",
             qk_norm="head",
-            norms_per_layer=4,
+            block_norms=SANDWICH_NORMS,
+            norm_offset=1.0,
             per_layer_fields=("layer_types",),
         ),
         _family("Phi-3", "phi3", "Phi3", couplings=FUSED_ATTENTION + FUSED_FFN),
@@ -226,6 +253,7 @@ FAMILIES: dict[str, Family] = {
             qkv_bias="attention_bias",
             o_bias="attention_bias",
             qk_norm="all",
+            block_norms=POST_NORMS,
             wide_norms=(
                 Norm("self_attn.q_norm", "self_attn.q_proj", "query"),
                 Norm("self_attn.k_norm", "self_attn.k_proj", "kv"),

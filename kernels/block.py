@@ -1,0 +1,292 @@
+"""One decoder layer as the runtime sees it: packed weights and what happens between them, read off a family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+from prunekit.kernels.cache import LayerCache
+from prunekit.kernels.layout import pack_ffn, padded
+from prunekit.kernels.packed import Int4Linear, Int4MLP, PackedLinear, PackedMLP, small
+from prunekit.kernels.qkv_rope import qkv_rope
+from prunekit.kernels.rms_norm import rms_norm_add
+from prunekit.kernels.rope_cache import rope_cache
+from prunekit.kernels.support import MAX_DECODE_ROWS
+
+# (queries [tokens, heads, head_dim], cache) -> [tokens, heads, head_dim]
+Attend = Callable[["Block", torch.Tensor, LayerCache], torch.Tensor]
+
+# The name of the rotary table of a model that has only one.
+ALL = "all"
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
+@dataclass(frozen=True)
+class Where:
+    """The place of every token of a forward: ``positions`` and cache ``rows``, int32 [tokens].
+
+    ``in_order`` says that token i is the one new token of cache row i, as in a decode step.
+    """
+
+    positions: torch.Tensor
+    rows: torch.Tensor
+    in_order: bool
+
+
+@dataclass(frozen=True)
+class Rope:
+    """cos and sin of every position, float32 [positions, rotated channels / 2]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+@dataclass
+class Block:
+    """A decoder layer. Norm weights are float32, [hidden_size]; None where the family has no norm at that place.
+
+    ``rope`` names the table of the model that the layer rotates by; None for a layer without positions. ``window``
+    and ``softcap`` are 0 where there is none.
+    """
+
+    qkv: Any
+    o: Any
+    ffn: Any
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    scaling: float
+    window: int
+    softcap: float
+    rope: str | None
+    eps: float
+    pre_attention: torch.Tensor | None
+    post_attention: torch.Tensor | None
+    pre_ffn: torch.Tensor | None
+    post_ffn: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+
+    @property
+    def fuses_qkv(self) -> bool:
+        """True where norm, QKV, RoPE and cache write are one launch: q/k norms need a whole head's (or all heads')
+        result first, and 4-bit products are a library's."""
+        return self.q_norm is None and isinstance(self.qkv, PackedLinear)
+
+    def __call__(
+        self, x: torch.Tensor, cache: LayerCache, where: Where, ropes: dict[str, Rope], attend: Attend
+    ) -> torch.Tensor:
+        """[tokens, hidden_size] → the same; keys and values of the tokens go into ``cache``."""
+        query = self._queries(x, cache, where, ropes[self.rope] if self.rope else None)
+        mixed = attend(self, query, cache).flatten(1)
+        x = self._add(self.o, mixed, x, None, self.post_attention)
+        return self._add(self.ffn, x, x, self.pre_ffn, self.post_ffn)
+
+    def _queries(self, x: torch.Tensor, cache: LayerCache, where: Where, rope: Rope | None) -> torch.Tensor:
+        cos, sin = (rope.cos, rope.sin) if rope else (None, None)
+        heads, key, value = self.num_attention_heads, cache.key, cache.value
+        if self.fuses_qkv and where.in_order and x.shape[0] <= MAX_DECODE_ROWS:
+            qkv = self.qkv
+            return qkv_rope(
+                x,
+                qkv.weight,
+                heads,
+                key,
+                value,
+                where.positions,
+                cos,
+                sin,
+                qkv.bias,
+                qkv.scale,
+                self.pre_attention,
+                self.eps,
+            )
+        states = self.qkv.apply_to(x, self.pre_attention, self.eps)
+        return rope_cache(
+            states, heads, key, value, where.positions, where.rows, cos, sin, self.q_norm, self.k_norm, self.eps
+        )
+
+    def _add(
+        self,
+        part: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        before: torch.Tensor | None,
+        after: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """residual + after(part(before(x)))."""
+        if after is None:
+            return part.apply_to(x, before, self.eps, residual)
+        return rms_norm_add(part.apply_to(x, before, self.eps), after, self.eps, residual)
+
+
+def read_block(layer: nn.Module, family: Family, config: Any, weights: str, rope_by_type: bool) -> Block:
+    """Pack one decoder layer of a transformers model in place and describe it.
+
+    ``layer``'s own projections become views of the packed memory, and its ``mlp`` is replaced by the packed one.
+    ``rope_by_type`` says that the model rotates layers of different types by different tables.
+    Raises PrunekitError where the layer holds something that the runtime doesn't know.
+    """
+    attention = layer.self_attn
+    head_dim = attention.head_dim
+    projections = _projections(attention)
+    query, key = (len(projections[name].weight) // head_dim for name in ("q_proj", "k_proj"))
+    norms = {
+        place: None if name is None else _norm(getattr(layer, name), family)
+        for place, name in vars(family.block_norms).items()
+    }
+    norm_module = next(module for module in layer.modules() if type(module).__name__.endswith("RMSNorm"))
+    # transformers names the window on the attention where layers may differ, else on the config.
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    rotates = getattr(attention, "use_rope", True)
+    block = Block(
+        qkv=_pack_qkv(attention, projections, weights),
+        o=_pack_output(attention, weights),
+        ffn=None,
+        num_attention_heads=query,
+        num_key_value_heads=key,
+        head_dim=head_dim,
+        scaling=float(attention.scaling),
+        window=int(window or 0),
+        softcap=float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
+        rope=(attention.layer_type if rope_by_type else ALL) if rotates else None,
+        eps=float(getattr(norm_module, "variance_epsilon", getattr(norm_module, "eps", 0.0))),
+        q_norm=_norm(attention.q_norm, family) if hasattr(attention, "q_norm") else None,
+        k_norm=_norm(attention.k_norm, family) if hasattr(attention, "k_norm") else None,
+        **norms,
+    )
+    layer.mlp = block.ffn = _pack_mlp(layer.mlp, config, weights)
+    return block
+
+
+def _norm(module: nn.Module, family: Family) -> torch.Tensor:
+    return (module.weight.detach().float() + family.norm_offset).contiguous()
+
+
+def _plain(module: Any, name: str) -> nn.Linear:
+    if type(module) is not nn.Linear:
+        raise PrunekitError(
+            f"{name} is a {type(module).__name__}, not a plain linear layer: merge adapters and load the model "
+            "unquantised before optimize()."
+        )
+    return module
+
+
+def _projections(attention: nn.Module) -> dict[str, nn.Linear]:
+    """q_proj, k_proj and v_proj; slices of a fused qkv_proj look like linear layers of their own."""
+    if not hasattr(attention, "qkv_proj"):
+        return {name: _plain(getattr(attention, name), name) for name in ("q_proj", "k_proj", "v_proj")}
+    fused = _plain(attention.qkv_proj, "qkv_proj")
+    values = attention.num_key_value_heads * attention.head_dim
+    sizes = (fused.out_features - 2 * values, values, values)
+    parts = {}
+    for name, weight in zip(("q_proj", "k_proj", "v_proj"), fused.weight.detach().split(sizes), strict=True):
+        part = nn.Linear(1, 1, bias=False, device="meta")
+        part.weight = nn.Parameter(weight, requires_grad=False)
+        parts[name] = part
+    return parts
+
+
+def _pack_qkv(attention: nn.Module, projections: dict[str, nn.Linear], weights: str) -> nn.Module:
+    linears = list(projections.values())
+    fused = hasattr(attention, "qkv_proj")
+    weight = attention.qkv_proj.weight.detach() if fused else torch.cat([linear.weight.detach() for linear in linears])
+    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
+    packed = _linear(weight, bias, weights)
+    names = ["qkv_proj"] if fused else list(projections)
+    first = 0
+    for name in names:
+        module = getattr(attention, name)
+        rows = module.out_features
+        if weights == "keep":
+            module.weight.data = packed.weight[first : first + rows]
+        else:
+            # The model's own forward goes on working, through the rounded weights.
+            setattr(attention, name, packed if fused else _Rows(packed, first, first + rows))
+        first += rows
+    # A child, so that .to(device) takes it along.
+    attention.add_module("packed_qkv", packed)
+    return packed
+
+
+class _Rows(nn.Module):
+    """Some output features of a packed linear layer."""
+
+    def __init__(self, packed: Any, first: int, last: int):
+        super().__init__()
+        self.packed, self.first, self.last = packed, first, last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.packed, PackedLinear):
+            return self.packed.rows(self.first, self.last)(x)
+        return self.packed(x)[..., self.first : self.last]
+
+
+def _pack_output(attention: nn.Module, weights: str) -> nn.Module:
+    linear = _plain(attention.o_proj, "o_proj")
+    packed = _linear(linear.weight.detach(), linear.bias, weights)
+    if weights == "keep":
+        attention.add_module("packed_o", packed)
+    else:
+        attention.o_proj = packed
+    return packed
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, weights: str) -> Any:
+    if weights == "int8":
+        return PackedLinear.int8(weight, bias)
+    if weights == "int4":
+        from prunekit.kernels.int4 import quantize_int4
+
+        return Int4Linear(quantize_int4(weight), bias)
+    return PackedLinear(weight, bias)
+
+
+def _pack_mlp(mlp: nn.Module, config: Any, weights: str) -> nn.Module:
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    if name not in _ACTIVATIONS:
+        raise PrunekitError(f"There is no kernel for the activation {name!r}; these work: {', '.join(_ACTIVATIONS)}.")
+    down = _plain(mlp.down_proj, "down_proj")
+    fused = hasattr(mlp, "gate_up_proj")
+    if fused:
+        gate, up = _plain(mlp.gate_up_proj, "gate_up_proj").weight.detach().chunk(2)
+        biases = (None, None)
+    else:
+        linears = [_plain(getattr(mlp, name), name) for name in ("gate_proj", "up_proj")]
+        gate, up = (linear.weight.detach() for linear in linears)
+        biases = (small(linears[0].bias), small(linears[1].bias))
+    if weights == "int4":
+        return _int4_mlp(gate, up, down, biases, _ACTIVATIONS[name])
+    packed = pack_ffn(gate, up, down.weight.detach(), *biases, small(down.bias))
+    if weights == "int8":
+        return PackedMLP(packed, _ACTIVATIONS[name], {}, int8=True)
+    width = packed.width
+    down.weight.data = packed.down_t[:width].T
+    if fused:
+        # Shape [2, width, hidden]: gate and up no longer follow each other without a gap.
+        mlp.gate_up_proj.weight.data = packed.gate_up[:, :width]
+        children = {"gate_up_proj": mlp.gate_up_proj, "down_proj": down}
+    else:
+        for linear, rows in zip(linears, packed.gate_up, strict=True):
+            linear.weight.data = rows[:width]
+        children = {"gate_proj": linears[0], "up_proj": linears[1], "down_proj": down}
+    return PackedMLP(packed, _ACTIVATIONS[name], children)
+
+
+def _int4_mlp(gate: Any, up: Any, down: nn.Linear, biases: Any, activation: str) -> Int4MLP:
+    from prunekit.kernels.int4 import quantize_int4
+
+    packed = pack_ffn(gate, up, down.weight.detach(), *biases, small(down.bias))
+    gate_up = Int4Linear(
+        quantize_int4(packed.gate_up.flatten(0, 1)),
+        None if packed.gate_up_bias is None else packed.gate_up_bias.flatten(),
+    )
+    down_in = packed.down_t.T.contiguous()
+    extra = (padded(packed.width) - packed.width) * 3 * gate.shape[1] // 2
+    return Int4MLP(gate_up, Int4Linear(quantize_int4(down_in), packed.down_bias), activation, extra)

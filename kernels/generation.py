@@ -1,0 +1,199 @@
+"""Text from an optimised model: greedy or sampled, streamed, prompts of different lengths in one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunekit.errors import PrunekitError
+from prunekit.kernels.runtime import Runtime
+from prunekit.kernels.sampling import Sampling
+
+Prompts = torch.Tensor | Sequence[Sequence[int]]
+# One entry a sequence: its new token, or None where it had already ended.
+Tokens = list[int | None]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """New tokens of every sequence, the end token included, and how long they took.
+
+    ``ttft_seconds`` is from the call to the first token on the host; ``tpot_seconds`` the mean time of each token
+    after it (None where there was only one), in which the whole batch advances by one.
+    """
+
+    sequences: list[list[int]]
+    ttft_seconds: float
+    tpot_seconds: float | None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over all sequences, after the first token; None where there was only one."""
+        later = sum(max(0, len(sequence) - 1) for sequence in self.sequences)
+        steps = max(len(sequence) for sequence in self.sequences) - 1
+        return later / (self.tpot_seconds * steps) if self.tpot_seconds else None
+
+
+def generate(
+    model: Any,
+    input_ids: Prompts,
+    *,
+    max_new_tokens: int = 128,
+    attention_mask: torch.Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    cuda_graphs: bool = True,
+    on_tokens: Callable[[Tokens], None] | None = None,
+) -> Generated:
+    """Continue ``input_ids``: a tensor [B, L], padded left or right where ``attention_mask`` says so, or B lists of
+    token ids of any lengths. 1 to 64 sequences.
+
+    ``model`` comes from :func:`prunekit.kernels.optimize`. Each sequence ends at ``eos_token_id`` (default: what the
+    model's generation config names) or after ``max_new_tokens``. ``on_tokens`` is called with every step's tokens as
+    they come. Raises PrunekitError where a prompt is empty or an option out of range.
+    """
+    begin = first = last = time.perf_counter()
+    sequences: list[list[int]] = []
+    for step, tokens in enumerate(
+        stream(
+            model,
+            input_ids,
+            max_new_tokens=max_new_tokens,
+            attention_mask=attention_mask,
+            sampling=Sampling(temperature, top_k, top_p, seed) if do_sample else None,
+            eos_token_id=eos_token_id,
+            cuda_graphs=cuda_graphs,
+        )
+    ):
+        last = time.perf_counter()
+        if step == 0:
+            first = last
+            sequences = [[] for _ in tokens]
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if token is not None:
+                sequence.append(token)
+        if on_tokens is not None:
+            on_tokens(tokens)
+    steps = max(len(sequence) for sequence in sequences) - 1
+    return Generated(sequences, first - begin, (last - first) / steps if steps else None)
+
+
+def stream(
+    model: Any,
+    input_ids: Prompts,
+    *,
+    max_new_tokens: int = 128,
+    attention_mask: torch.Tensor | None = None,
+    sampling: Sampling | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    cuda_graphs: bool = True,
+) -> Iterator[Tokens]:
+    """As :func:`generate`, one step's tokens at a time; without ``sampling`` the most likely token is taken."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise PrunekitError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}.")
+    prompts = _prompts(input_ids, attention_mask, model.config.vocab_size)
+    ends = _end_tokens(model, eos_token_id)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+    runtime = _runtime(model, len(prompts), ids.shape[1] + max_new_tokens, cuda_graphs)
+    return _run(runtime, ids, lengths, max_new_tokens, sampling, ends)
+
+
+def _run(
+    runtime: Runtime,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    max_new_tokens: int,
+    sampling: Sampling | None,
+    ends: frozenset[int],
+) -> Iterator[Tokens]:
+    batch = len(ids)
+    generator = sampling.generator(runtime.device) if sampling else None
+    logits = runtime.prefill(ids, lengths)
+    done = [False] * batch
+    for step in range(max_new_tokens):
+        with torch.inference_mode():
+            chosen = sampling.draw(logits, generator) if sampling and generator else runtime.tokens[:batch]
+            arriving = _Arriving(chosen)
+        # The next step starts before this one's tokens are read: the GPU needn't wait for the host. One step is
+        # wasted where it turns out that all have ended.
+        if step + 1 < max_new_tokens:
+            logits = runtime.step(chosen if sampling else None)
+        tokens: Tokens = []
+        for row, token in enumerate(arriving.read()):
+            tokens.append(None if done[row] else token)
+            done[row] = done[row] or token in ends
+        yield tokens
+        if all(done):
+            return
+
+
+class _Arriving:
+    """Tokens on their way from the device to the host."""
+
+    def __init__(self, tokens: torch.Tensor):
+        self.event = None
+        if tokens.device.type == "cuda":
+            self.host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self.host.copy_(tokens, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record(torch.cuda.current_stream(tokens.device))
+        else:
+            self.host = tokens.clone()
+
+    def read(self) -> list[int]:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host.tolist()
+
+
+def _runtime(model: Any, batch: int, max_length: int, cuda_graphs: bool) -> Runtime:
+    """The runtime of the last call where it fits (its graph is then already there), else a new one."""
+    runtime = getattr(model, "prunekit_runtime", None)
+    if runtime is None or not runtime.fits(batch, max_length, cuda_graphs):
+        model.prunekit_runtime = None  # its memory first
+        runtime = model.prunekit_runtime = Runtime(model, batch, max_length, cuda_graphs=cuda_graphs)
+    runtime.reset(batch)
+    return runtime
+
+
+def _prompts(input_ids: Prompts, attention_mask: torch.Tensor | None, vocab_size: int) -> list[torch.Tensor]:
+    """The real tokens of every prompt, int64 on the CPU."""
+    if isinstance(input_ids, torch.Tensor):
+        if input_ids.dim() != 2 or input_ids.is_floating_point():
+            raise PrunekitError(f"input_ids must be whole numbers of shape [batch, length], got {input_ids.shape}.")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise PrunekitError(
+                f"attention_mask has shape {list(attention_mask.shape)}, input_ids {list(input_ids.shape)}."
+            )
+        rows = list(input_ids.cpu().long())
+        if attention_mask is not None:
+            rows = [row[keep] for row, keep in zip(rows, attention_mask.cpu().bool(), strict=True)]
+    else:
+        rows = [torch.tensor(list(row), dtype=torch.int64) for row in input_ids]
+    if not rows:
+        raise PrunekitError("There is no prompt; give at least one.")
+    for index, row in enumerate(rows):
+        if len(row) == 0:
+            raise PrunekitError(f"Prompt {index} is empty; start it with at least one token, such as the BOS token.")
+        if row.min() < 0 or row.max() >= vocab_size:
+            raise PrunekitError(f"Prompt {index} holds a token outside the vocabulary of {vocab_size:,}.")
+    return rows
+
+
+def _end_tokens(model: Any, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
+    if eos_token_id is None:
+        eos_token_id = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if eos_token_id is None:
+        return frozenset()
+    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)

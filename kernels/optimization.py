@@ -1,0 +1,172 @@
+"""The same model with fast paths in: pack its weights, replace its FFNs, say what runs where."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Family, family_of
+from prunekit.kernels.block import read_block
+from prunekit.kernels.decoder import Decoder
+from prunekit.kernels.packed import PackedLinear, PackedMLP
+from prunekit.kernels.support import why_not_triton
+from prunekit.progress import progress
+
+Weights = Literal["keep", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class OpReport:
+    """Who computes an op, and where that is not Triton, why."""
+
+    op: str
+    provider: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`optimize` made of a model. ``extra_bytes`` is what padding adds to ``weight_bytes``, the bytes that
+    the model's own weights take; ``ops`` are those of a decode step and of a prefill."""
+
+    weights: str
+    weight_bytes: int
+    extra_bytes: int
+    ops: tuple[OpReport, ...]
+
+    @property
+    def extra_share(self) -> float:
+        return self.extra_bytes / self.weight_bytes
+
+    @property
+    def fallbacks(self) -> tuple[OpReport, ...]:
+        """The ops that a kernel was written for and PyTorch computes."""
+        return tuple(op for op in self.ops if op.reason is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {**asdict(self), "extra_share": self.extra_share}
+
+
+def optimize(model: Any, *, weights: Weights = "keep") -> Any:
+    """Make ``model`` fast in place and return it: a transformers causal LM of a supported family, dense or pruned.
+
+    Weights are packed layer by layer (:mod:`prunekit.kernels.layout`), so memory grows by the padding and, meanwhile,
+    by one layer. The model's own forward and ``generate`` go on working, through the packed FFNs; for the fast decode
+    call :func:`prunekit.kernels.generate`. ``weights`` "int8" and "int4" round the weights of the layers (not the
+    embedding or the head). Move the model to its device and dtype first. Where Triton or the GPU can't, PyTorch
+    computes: :func:`report` says what. Raises PrunekitError where the model can't be optimised.
+    """
+    if weights not in ("keep", "int8", "int4"):
+        raise PrunekitError(f"weights must be keep, int8 or int4, got {weights!r}.")
+    if getattr(model, "prunekit_decoder", None) is not None:
+        raise PrunekitError("This model is already optimised; restore() it first, or load it again.")
+    family = _check(model)
+    model.eval()
+    rotary = model.model.rotary_emb
+    blocks, originals = [], []
+    with torch.no_grad(), progress("Packing weights", len(model.model.layers)) as go:
+        for layer in model.model.layers:
+            originals.append(layer.mlp)
+            blocks.append(read_block(layer, family, model.config, weights, hasattr(rotary, "layer_types")))
+            go()
+    model.prunekit_decoder = Decoder(
+        embed=model.model.embed_tokens,
+        rotary=rotary,
+        blocks=blocks,
+        final_norm=(model.model.norm.weight.detach().float() + family.norm_offset).contiguous(),
+        head=PackedLinear(model.lm_head.weight, model.lm_head.bias),
+        final_softcap=float(getattr(model.config, "final_logit_softcapping", None) or 0.0),
+    )
+    model.prunekit_weights = weights
+    model.prunekit_originals = tuple(originals) if weights == "keep" else ()
+    model.save_pretrained = _refuse_to_save
+    return model
+
+
+def restore(model: Any) -> Any:
+    """Undo :func:`optimize` in place: weights as the checkpoint has them, the family's own FFNs. Returns ``model``.
+
+    Raises PrunekitError for int8 and int4, whose rounding can't be undone.
+    """
+    decoder = _decoder(model)
+    if model.prunekit_weights != "keep":
+        raise PrunekitError(f"{model.prunekit_weights} weights were rounded for good; load the model again.")
+    with torch.no_grad():
+        for layer, original, block in zip(model.model.layers, model.prunekit_originals, decoder.blocks, strict=True):
+            for name in ("packed_qkv", "packed_o"):
+                delattr(layer.self_attn, name)
+            for linear in layer.self_attn.children():
+                if isinstance(linear, nn.Linear):
+                    linear.weight.data = linear.weight.data.clone()
+            for name, linear in block.ffn.named_children():
+                weight = linear.weight.data
+                # A fused gate_up_proj was given a gap between its halves.
+                weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
+                linear.weight.data = weight.clone(memory_format=torch.contiguous_format)
+            layer.mlp = original
+    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_originals", "prunekit_runtime", "save_pretrained"):
+        model.__dict__.pop(name, None)
+    return model
+
+
+def report(model: Any) -> Report:
+    """What an optimised model takes, and who computes what."""
+    decoder = _decoder(model)
+    blocks = decoder.blocks
+    extra = sum(block.ffn.extra_bytes for block in blocks)
+    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(model)}
+    one, many = (why_not_triton(decoder.device, decoder.dtype, dot=dot) for dot in (False, True))
+    fused = [block.fuses_qkv for block in blocks]
+    packed = [isinstance(block.ffn, PackedMLP) for block in blocks]
+    int4 = "the products are a library's, in 4 bits"
+    rows = {
+        "qkv_rope": one if all(fused) else None,
+        "rope_cache": one if not all(fused) else None,
+        "attention_decode": many,
+        "linear_decode": one,
+        "mlp_decode": one,
+    }
+    ops = [
+        OpReport(op, "torch" if reason else "triton", reason)
+        for op, reason in rows.items()
+        if not (op == "qkv_rope" and not any(fused)) and not (op == "rope_cache" and all(fused))
+    ]
+    if not all(packed):
+        ops = [OpReport(op.op, "library", int4) if op.op in ("linear_decode", "mlp_decode") else op for op in ops]
+    return Report(model.prunekit_weights, sum(kept.values()) - extra, extra, tuple(ops))
+
+
+def _tensors(model: Any) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _decoder(model: Any) -> Decoder:
+    decoder = model.__dict__.get("prunekit_decoder")
+    if decoder is None:
+        raise PrunekitError("This model is not optimised; call prunekit.kernels.optimize(model) first.")
+    return cast("Decoder", decoder)
+
+
+def _check(model: Any) -> Family:
+    """The family of a model that can be packed; raises PrunekitError where it can't."""
+    family = family_of(getattr(getattr(model, "config", None), "model_type", "nothing"))
+    if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
+        raise PrunekitError(f"A {family.name} causal LM was expected, got a {type(model).__name__}.")
+    weights = [layer_weight for layer_weight in model.parameters() if layer_weight.dim() > 1]
+    devices, dtypes = {weight.device for weight in weights}, {weight.dtype for weight in weights}
+    if len(devices) != 1 or next(iter(devices)).type == "meta":
+        raise PrunekitError("The model must lie on one device as a whole; load it without device_map or offloading.")
+    if len(dtypes) != 1 or next(iter(dtypes)) not in (torch.float32, torch.float16, torch.bfloat16):
+        raise PrunekitError(
+            "All weights must be in one of float32, float16 and bfloat16; load the model with one of them as dtype."
+        )
+    return family
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    raise PrunekitError("An optimised model is laid out for running; call prunekit.kernels.restore(model) first.")

@@ -1,0 +1,131 @@
+"""An optimised model, a KV cache and, on a GPU, a CUDA graph of the decode step: what generate() drives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunekit.errors import PrunekitError
+from prunekit.kernels.decoder import Decoder
+from prunekit.kernels.layout import padded
+
+MAX_BATCH = 64
+BUCKETS = (1, 2, 4, 8, 16, 32, MAX_BATCH)
+# Capacities are multiples of this, so that prompts of nearly the same length share a cache and a graph.
+_CAPACITY_STEP = 256
+
+
+def bucket(batch: int) -> int:
+    """The batch size that ``batch`` sequences run at. Raises PrunekitError beyond the largest."""
+    for size in BUCKETS:
+        if 1 <= batch <= size:
+            return size
+    raise PrunekitError(f"A batch must hold 1 to {MAX_BATCH} sequences, got {batch}; send them in several calls.")
+
+
+class Runtime:
+    """Prefill and decode of up to ``batch`` sequences of up to ``max_length`` tokens, prompt included.
+
+    The batch is filled up to a bucket with one-token sequences, so that few graphs serve every batch size. ``model``
+    must come from :func:`prunekit.kernels.optimize`. Everything is allocated once; :meth:`prefill` starts anew.
+    """
+
+    def __init__(self, model: Any, batch: int, max_length: int, *, cuda_graphs: bool = True):
+        decoder = getattr(model, "prunekit_decoder", None)
+        if not isinstance(decoder, Decoder):
+            raise PrunekitError("This model is not optimised; call prunekit.kernels.optimize(model) first.")
+        if max_length < 2:
+            raise PrunekitError(f"max_length must be at least 2 (a prompt token and a new one), got {max_length}.")
+        self.decoder = decoder
+        self.slots = bucket(batch)
+        self.capacity = padded(max_length, _CAPACITY_STEP)
+        self.device = decoder.device
+        self.uses_graph = cuda_graphs and self.device.type == "cuda"
+        with torch.inference_mode():
+            self.cache = decoder.cache(self.slots, self.capacity)
+            self.ropes = decoder.ropes(self.capacity)
+            self.tokens = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
+            self.positions = torch.zeros(self.slots, dtype=torch.int32, device=self.device)
+        self.batch = batch
+        self._graph: Any = None
+        self._logits: Any = None
+
+    def fits(self, batch: int, max_length: int, cuda_graphs: bool) -> bool:
+        """True where this runtime can serve a request of that size without waste."""
+        return (self.slots, self.capacity, self.uses_graph) == (
+            bucket(batch),
+            padded(max_length, _CAPACITY_STEP),
+            cuda_graphs and self.device.type == "cuda",
+        )
+
+    def reset(self, batch: int) -> None:
+        """Forget all sequences; the next prefill brings ``batch`` of them."""
+        if bucket(batch) != self.slots:
+            raise PrunekitError(f"This runtime holds {self.slots} sequences; make another for a batch of {batch}.")
+        self.batch = batch
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Start sequences from prompts ``ids`` [batch, L], of which sequence b has ``lengths[b]`` tokens from the left
+        (default: all L). Returns the logits [batch, vocabulary] of each one's last token."""
+        if ids.shape[0] != self.batch or ids.shape[1] >= self.capacity:
+            raise PrunekitError(
+                f"Prompts of shape {list(ids.shape)} don't fit a runtime of {self.batch} sequences and "
+                f"{self.capacity} tokens."
+            )
+        ids = ids.to(self.device)
+        if lengths is None:
+            lengths = torch.full((self.batch,), ids.shape[1])
+        lengths = lengths.to(self.device, torch.int32)
+        # The slots that no sequence fills decode a token over and over at place 0.
+        self.positions.zero_()
+        self.tokens.zero_()
+        self.positions[: self.batch] = lengths
+        logits = self.decoder.prefill(ids, lengths, self.cache, self.ropes)
+        self.tokens[: self.batch] = logits.argmax(-1)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Feed ``tokens`` [batch], or where None those of the highest logit so far; returns logits [batch, vocabulary].
+
+        ``self.tokens`` then holds the tokens of the highest logit. The result is overwritten by the next step.
+        """
+        if tokens is not None:
+            self.tokens[: self.batch] = tokens
+        if not self.uses_graph:
+            self._logits = self._body()
+        else:
+            if self._graph is None:
+                self._capture()
+            self._graph.replay()
+        return self._logits[: self.batch]
+
+    def _body(self) -> torch.Tensor:
+        logits = self.decoder.step(self.tokens, self.positions, self.cache, self.ropes)
+        self.tokens.copy_(logits.argmax(-1))
+        self.positions.add_(1)
+        return logits
+
+    def _capture(self) -> None:
+        """Record one step. What the trial runs write into the cache lies at places that real steps overwrite first."""
+        before = (self.tokens.clone(), self.positions.clone())
+
+        def rewind() -> None:
+            self.tokens.copy_(before[0])
+            self.positions.copy_(before[1])
+
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+            # Kernels compile and libraries allocate their workspaces here, which a capture must not see.
+            for _ in range(2):
+                rewind()
+                self._body()
+            rewind()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device), torch.cuda.graph(graph):
+            self._logits = self._body()
+        self._graph = graph
