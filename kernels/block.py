@@ -131,7 +131,7 @@ def read_block(layer: nn.Module, family: Family, config: Any, weights: str, rope
 
     ``layer``'s own projections become views of the packed memory, and its ``mlp`` is replaced by the packed one.
     ``rope_by_type`` says that the model rotates layers of different types by different tables.
-    Raises PrunekitError where the layer holds something that the runtime doesn't know.
+    :func:`check_layer` must have passed it.
     """
     attention = layer.self_attn
     head_dim = attention.head_dim
@@ -169,20 +169,30 @@ def _norm(module: nn.Module, family: Family) -> torch.Tensor:
     return (module.weight.detach().float() + family.norm_offset).contiguous()
 
 
-def _plain(module: Any, name: str) -> nn.Linear:
-    if type(module) is not nn.Linear:
+def check_layer(layer: nn.Module, config: Any) -> None:
+    """Raises PrunekitError where a layer holds something that can't be packed; changes nothing."""
+    for part in (layer.self_attn, layer.mlp):
+        for name, module in part.named_children():
+            if name.endswith("_proj") and type(module) is not nn.Linear:
+                raise PrunekitError(
+                    f"{name} is a {type(module).__name__}, not a plain linear layer: merge adapters and load the model "
+                    "unquantised before optimize()."
+                )
+    if _activation(config) not in _ACTIVATIONS:
         raise PrunekitError(
-            f"{name} is a {type(module).__name__}, not a plain linear layer: merge adapters and load the model "
-            "unquantised before optimize()."
+            f"There is no kernel for the activation {_activation(config)!r}; these work: {', '.join(_ACTIVATIONS)}."
         )
-    return module
+
+
+def _activation(config: Any) -> str:
+    return getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or "none"
 
 
 def _projections(attention: nn.Module) -> dict[str, nn.Linear]:
     """q_proj, k_proj and v_proj; slices of a fused qkv_proj look like linear layers of their own."""
     if not hasattr(attention, "qkv_proj"):
-        return {name: _plain(getattr(attention, name), name) for name in ("q_proj", "k_proj", "v_proj")}
-    fused = _plain(attention.qkv_proj, "qkv_proj")
+        return {name: getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}
+    fused = attention.qkv_proj
     values = attention.num_key_value_heads * attention.head_dim
     sizes = (fused.out_features - 2 * values, values, values)
     parts = {}
@@ -229,7 +239,7 @@ class _Rows(nn.Module):
 
 
 def _pack_output(attention: nn.Module, weights: str) -> nn.Module:
-    linear = _plain(attention.o_proj, "o_proj")
+    linear = attention.o_proj
     packed = _linear(linear.weight.detach(), linear.bias, weights)
     if weights == "keep":
         attention.add_module("packed_o", packed)
@@ -249,23 +259,21 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None, weights: str) -> An
 
 
 def _pack_mlp(mlp: nn.Module, config: Any, weights: str) -> nn.Module:
-    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-    if name not in _ACTIVATIONS:
-        raise PrunekitError(f"There is no kernel for the activation {name!r}; these work: {', '.join(_ACTIVATIONS)}.")
-    down = _plain(mlp.down_proj, "down_proj")
+    activation = _ACTIVATIONS[_activation(config)]
+    down = mlp.down_proj
     fused = hasattr(mlp, "gate_up_proj")
     if fused:
-        gate, up = _plain(mlp.gate_up_proj, "gate_up_proj").weight.detach().chunk(2)
+        gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
         biases = (None, None)
     else:
-        linears = [_plain(getattr(mlp, name), name) for name in ("gate_proj", "up_proj")]
+        linears = [getattr(mlp, name) for name in ("gate_proj", "up_proj")]
         gate, up = (linear.weight.detach() for linear in linears)
         biases = (small(linears[0].bias), small(linears[1].bias))
     if weights == "int4":
-        return _int4_mlp(gate, up, down, biases, _ACTIVATIONS[name])
+        return _int4_mlp(gate, up, down, biases, activation)
     packed = pack_ffn(gate, up, down.weight.detach(), *biases, small(down.bias))
     if weights == "int8":
-        return PackedMLP(packed, _ACTIVATIONS[name], {}, int8=True)
+        return PackedMLP(packed, activation, {}, int8=True)
     width = packed.width
     down.weight.data = packed.down_t[:width].T
     if fused:
@@ -276,7 +284,7 @@ def _pack_mlp(mlp: nn.Module, config: Any, weights: str) -> nn.Module:
         for linear, rows in zip(linears, packed.gate_up, strict=True):
             linear.weight.data = rows[:width]
         children = {"gate_proj": linears[0], "up_proj": linears[1], "down_proj": down}
-    return PackedMLP(packed, _ACTIVATIONS[name], children)
+    return PackedMLP(packed, activation, children)
 
 
 def _int4_mlp(gate: Any, up: Any, down: nn.Linear, biases: Any, activation: str) -> Int4MLP:

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
-from prunekit.kernels.block import read_block
+from prunekit.kernels.block import check_layer, read_block
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.packed import PackedLinear, PackedMLP
 from prunekit.kernels.support import why_not_triton
@@ -30,8 +30,8 @@ class OpReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`optimize` made of a model. ``extra_bytes`` is what padding adds to ``weight_bytes``, the bytes that
-    the model's own weights take; ``ops`` are those of a decode step and of a prefill."""
+    """What :func:`optimize` made of a model. ``extra_bytes`` is what the layout adds (pads, and biases and norms in
+    float32) to ``weight_bytes``, the bytes that the model's own weights take; ``ops`` are those of a decode step."""
 
     weights: str
     weight_bytes: int
@@ -66,6 +66,8 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     if getattr(model, "prunekit_decoder", None) is not None:
         raise PrunekitError("This model is already optimised; restore() it first, or load it again.")
     family = _check(model)
+    for layer in model.model.layers:
+        check_layer(layer, model.config)
     model.eval()
     rotary = model.model.rotary_emb
     blocks, originals = [], []
@@ -117,32 +119,36 @@ def restore(model: Any) -> Any:
 def report(model: Any) -> Report:
     """What an optimised model takes, and who computes what."""
     decoder = _decoder(model)
+    total, pads = _held_bytes(model, decoder), sum(block.ffn.extra_bytes for block in decoder.blocks)
+    if model.prunekit_weights == "keep":
+        own = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    else:
+        own = total - pads
+    return Report(model.prunekit_weights, own, total - own, _ops(decoder))
+
+
+def _held_bytes(model: Any, decoder: Decoder) -> int:
+    """Bytes of everything that holds weights; memory that tensors share counts once."""
+    tensors = [*model.parameters(), decoder.final_norm]
+    for block in decoder.blocks:
+        tensors += [value for value in vars(block).values() if isinstance(value, torch.Tensor)]
+        tensors += [tensor for part in (block.qkv, block.o, block.ffn) for tensor in part.buffers()]
+    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(kept.values())
+
+
+def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
     blocks = decoder.blocks
-    extra = sum(block.ffn.extra_bytes for block in blocks)
-    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(model)}
     one, many = (why_not_triton(decoder.device, decoder.dtype, dot=dot) for dot in (False, True))
-    fused = [block.fuses_qkv for block in blocks]
-    packed = [isinstance(block.ffn, PackedMLP) for block in blocks]
-    int4 = "the products are a library's, in 4 bits"
-    rows = {
-        "qkv_rope": one if all(fused) else None,
-        "rope_cache": one if not all(fused) else None,
-        "attention_decode": many,
-        "linear_decode": one,
-        "mlp_decode": one,
-    }
-    ops = [
-        OpReport(op, "torch" if reason else "triton", reason)
-        for op, reason in rows.items()
-        if not (op == "qkv_rope" and not any(fused)) and not (op == "rope_cache" and all(fused))
-    ]
-    if not all(packed):
-        ops = [OpReport(op.op, "library", int4) if op.op in ("linear_decode", "mlp_decode") else op for op in ops]
-    return Report(model.prunekit_weights, sum(kept.values()) - extra, extra, tuple(ops))
-
-
-def _tensors(model: Any) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    products = one
+    if not isinstance(blocks[0].ffn, PackedMLP):
+        products = "a library multiplies with 4-bit weights"
+    reasons = {"linear_decode": products, "mlp_decode": products, "attention_decode": many}
+    if any(block.fuses_qkv for block in blocks):
+        reasons["qkv_rope"] = one
+    if not all(block.fuses_qkv for block in blocks):
+        reasons["rope_cache"] = one
+    return tuple(OpReport(op, "torch" if reason else "triton", reason) for op, reason in reasons.items())
 
 
 def _decoder(model: Any) -> Decoder:

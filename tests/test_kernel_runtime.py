@@ -58,3 +58,217 @@ def test_biases(model_type: str) -> None:
     model = model_of(model_type, True, bias=True)
     wanted = expected(model, PROMPTS)
     assert generate(optimize(model), PROMPTS, max_new_tokens=NEW).sequences == wanted
+
+
+@pytest.mark.parametrize("model_type", ("llama", "gemma2", "phi3"))
+def test_prefill_in_pieces(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts and many prompts go through in several passes; the last token of each may lie in any of them."""
+    model = model_of(model_type, True)
+    wanted = expected(model, PROMPTS)
+    monkeypatch.setattr("prunekit.kernels.decoder.PREFILL_LENGTH", 5)
+    monkeypatch.setattr("prunekit.kernels.decoder.PREFILL_TOKENS", 10)
+    assert generate(optimize(model), PROMPTS, max_new_tokens=NEW).sequences == wanted
+
+
+def test_more_sequences_than_decode_rows() -> None:
+    """Beyond 16 rows a decode step takes plain GEMMs."""
+    model = model_of("llama", True)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [
+        torch.randint(1, VOCAB, (int(length),), generator=generator).tolist() for length in torch.arange(33) % 7 + 1
+    ]
+    wanted = expected(model, prompts)
+    assert generate(optimize(model), prompts, max_new_tokens=NEW).sequences == wanted
+
+
+@pytest.mark.parametrize("side", ("left", "right"))
+def test_padded_tensors(side: str) -> None:
+    model = optimize(model_of("llama", True))
+    length = max(map(len, PROMPTS))
+    pads = [[0] * (length - len(prompt)) for prompt in PROMPTS]
+    ones = [[1] * len(prompt) for prompt in PROMPTS]
+    both = [
+        torch.tensor([a + b if side == "left" else b + a for a, b in zip(pads, rows, strict=True)])
+        for rows in (PROMPTS, ones)
+    ]
+    wanted = generate(model, PROMPTS, max_new_tokens=NEW).sequences
+    assert generate(model, both[0], attention_mask=both[1], max_new_tokens=NEW).sequences == wanted
+
+
+def test_ends_at_eos() -> None:
+    """The end token is the last of its sequence; the others go on, and the loop stops with the last of them."""
+    model = model_of("llama", True)
+    free = expected(model, PROMPTS)
+    end = free[0][4]
+    model.generation_config.eos_token_id = end
+    wanted = expected(model, PROMPTS)
+    optimize(model)
+    seen: list[list[int | None]] = []
+    made = generate(model, PROMPTS, max_new_tokens=NEW, on_tokens=seen.append)
+    assert made.sequences == wanted
+    assert len(made.sequences[0]) <= 5
+    assert len(seen) == max(map(len, wanted))
+    assert seen[-1].count(None) < len(PROMPTS)
+    assert generate(model, PROMPTS[:1], eos_token_id=[VOCAB - 1, end], max_new_tokens=NEW).sequences == wanted[:1]
+
+
+def test_a_second_call_takes_the_same_runtime() -> None:
+    model = optimize(model_of("llama", True))
+    first = generate(model, PROMPTS, max_new_tokens=NEW).sequences
+    runtime = model.prunekit_runtime
+    other = generate(model, PROMPTS[::-1], max_new_tokens=NEW).sequences
+    assert model.prunekit_runtime is runtime
+    assert other == first[::-1]
+    assert generate(model, PROMPTS[:1], max_new_tokens=NEW).sequences == first[:1]
+    assert model.prunekit_runtime is not runtime
+
+
+def test_sampling_is_seeded_and_follows_the_distribution() -> None:
+    model = optimize(model_of("llama", True))
+    options = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9}
+    first = generate(model, PROMPTS, seed=5, **options).sequences
+    assert generate(model, PROMPTS, seed=5, **options).sequences == first
+    assert generate(model, PROMPTS, seed=6, **options).sequences != first
+    assert generate(model, PROMPTS, max_new_tokens=NEW, do_sample=True, top_k=1).sequences == (
+        generate(model, PROMPTS, max_new_tokens=NEW).sequences
+    )
+
+
+def test_sampling_probabilities_as_transformers_trims_them() -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = 3 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros(4, 1, dtype=torch.long)
+    for k, p, temperature in ((None, 0.7, 1.0), (5, None, 0.5), (10, 0.6, 1.7), (50, 0.999, 1.0)):
+        wanted = TemperatureLogitsWarper(temperature)(ids, logits)
+        wanted = wanted if k is None else TopKLogitsWarper(k)(ids, wanted)
+        wanted = wanted if p is None else TopPLogitsWarper(p)(ids, wanted)
+        torch.testing.assert_close(Sampling(temperature, k, p).probabilities(logits), wanted.softmax(-1))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_models_own_forward_still_works_and_is_restored(model_type: str) -> None:
+    model = model_of(model_type, True)
+    ids = torch.tensor([PROMPTS[0]])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = model(ids).logits
+        optimize(model)
+        torch.testing.assert_close(model(ids).logits, wanted, atol=2e-5, rtol=1e-4)
+        assert set(model.state_dict()) == set(before)
+        with pytest.raises(PrunekitError, match="restore"):
+            model.save_pretrained("nowhere")
+        restore(model)
+        assert torch.equal(model(ids).logits, wanted)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor) and after[name].is_contiguous(), name
+
+
+def test_memory_grows_by_the_padding_alone() -> None:
+    model = tiny_model("llama", config=tiny_config("llama", intermediate_size=1013, hidden_size=128))
+    before = sum(weight.nbytes for weight in model.parameters())
+    made = report(optimize(model))
+    assert made.weight_bytes == before
+    pads, norms = 4 * 3 * (1024 - 1013) * 128 * 4, 9 * 128 * 4
+    assert made.extra_bytes == pads + norms
+    assert made.extra_share < 0.02
+    assert made.to_dict()["extra_share"] == made.extra_share
+
+
+def test_says_which_fallbacks_it_took() -> None:
+    made = report(optimize(model_of("llama", True)))
+    assert {op.op for op in made.fallbacks} >= {"mlp_decode", "attention_decode", "qkv_rope", "linear_decode"}
+    assert all("cpu" in (op.reason or "") and op.provider == "torch" for op in made.fallbacks)
+
+
+@pytest.mark.parametrize("model_type", ("llama", "gemma3_text", "phi3"))
+def test_composes_with_compile(model_type: str) -> None:
+    """No graph breaks: fullgraph would raise."""
+    model = optimize(model_of(model_type, True))
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        wanted = model(ids, use_cache=False).logits
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, wanted)
+
+
+def test_composes_with_export() -> None:
+    model = optimize(model_of("llama", True))
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.model(ids, use_cache=False).logits
+
+    dynamic = {"ids": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=200)}}
+    with torch.no_grad():
+        program = torch.export.export(Logits(), (torch.tensor(PROMPTS[:1] * 2),), dynamic_shapes=dynamic)
+        assert any("prunekit.mlp" in str(node.target) for node in program.graph.nodes)
+        for ids in (torch.tensor([PROMPTS[2]] * 3), torch.tensor([PROMPTS[0]] * 4)):
+            torch.testing.assert_close(program.module()(ids), Logits()(ids))
+
+
+@pytest.mark.parametrize("model_type", ("llama", "phi3", "gemma3_text"))
+def test_int8(model_type: str) -> None:
+    """Close to the model that was rounded, and decode gives what the rounded model's own forward gives."""
+    model = model_of(model_type, True)
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        wanted = model(ids).logits
+        optimize(model, weights="int8")
+        rounded = model(ids).logits
+    error = (rounded - wanted).norm() / wanted.norm()
+    assert 1e-5 < error < 0.05
+    assert generate(model, PROMPTS, max_new_tokens=NEW).sequences == expected(model, PROMPTS)
+    assert report(model).weights == "int8"
+    with pytest.raises(PrunekitError, match="load the model again"):
+        restore(model)
+
+
+@pytest.mark.parametrize(
+    "prompts, options, message",
+    [
+        ([], {}, "no prompt"),
+        ([[3], []], {}, "Prompt 1 is empty"),
+        ([[3, VOCAB]], {}, "outside the vocabulary"),
+        (torch.ones(3), {}, "shape"),
+        (torch.ones(1, 3, dtype=torch.long), {"attention_mask": torch.ones(1, 2)}, "attention_mask"),
+        ([[3]] * 65, {}, "1 to 64"),
+        ([[3]], {"max_new_tokens": 0}, "max_new_tokens"),
+        ([[3]], {"do_sample": True, "temperature": 0.0}, "temperature"),
+        ([[3]], {"do_sample": True, "top_p": 1.5}, "top_p"),
+        ([[3]], {"do_sample": True, "top_k": 0}, "top_k"),
+    ],
+)
+def test_refuses_bad_requests(prompts: Any, options: dict[str, Any], message: str) -> None:
+    model = optimize(model_of("llama", False))
+    with pytest.raises(PrunekitError, match=message):
+        generate(model, prompts, **options)
+
+
+def test_refuses_models_it_cannot_pack() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(PrunekitError, match="optimize"):
+        generate(model, PROMPTS)
+    with pytest.raises(PrunekitError, match="weights must be"):
+        optimize(model, weights="int3")
+    with pytest.raises(PrunekitError, match="already optimised"):
+        optimize(optimize(model))
+    with pytest.raises(PrunekitError, match="float32, float16"):
+        optimize(tiny_model("llama").double())
+    with pytest.raises(PrunekitError, match="one device"):
+        optimize(tiny_model("llama").to("meta"))
+    with pytest.raises(PrunekitError, match="can't be pruned"):
+        optimize(torch.nn.Linear(2, 2))
+    adapted = tiny_model("llama")
+    adapted.model.layers[1].self_attn.q_proj = torch.nn.Sequential(adapted.model.layers[1].self_attn.q_proj)
+    with pytest.raises(PrunekitError, match="merge adapters"):
+        optimize(adapted)
+    with pytest.raises(PrunekitError, match="no kernel for the activation"):
+        optimize(tiny_model("llama", hidden_act="relu"))
