@@ -1,5 +1,6 @@
 # make install             .venv with all that the demo, the tests and the linters need
 # make demo | test | lint  run them; each installs first where pyproject.toml changed
+# make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
 #
 # PyTorch: where nvidia-smi works, the default build. Elsewhere the CPU build, if pip's configured index has one under
 # that name, else the default build, which on Linux brings gigabytes of CUDA libraries. To choose:
@@ -14,8 +15,9 @@ TORCH_VERSION := 2.13.0
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
+TRITON_36 := .compat/triton-3.6
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-triton-3.6 lint clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed
 
@@ -58,8 +60,23 @@ $(COMPAT)/.installed: $(VENV)/.installed
 demo: install
 	$(VENV)/bin/prunekit demo
 
+# Kernels run in Triton's interpreter, which can't share a process with the compiler.
+PYTEST := $(VENV)/bin/python -m pytest -q
+KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/no_cliff && \
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/interpreted
+
 test: install
-	$(VENV)/bin/python -m pytest -q tests
+	$(PYTEST) tests --ignore=tests/no_cliff --ignore=tests/interpreted
+	$(KERNEL_TESTS)
+
+# The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.
+test-triton-3.6: install $(TRITON_36)/.installed
+	export PYTHONPATH=$(CURDIR)/$(TRITON_36); $(KERNEL_TESTS)
+
+$(TRITON_36)/.installed: $(VENV)/.installed
+	rm -rf $(TRITON_36)
+	$(PIP) install --quiet --no-deps --target $(TRITON_36) "triton==3.6.*" "numpy>=2.3,<2.4"
+	touch $@
 
 # mypy reads a folder of links in which kernels/ and export/ lie where they are imported from.
 lint: install

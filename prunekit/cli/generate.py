@@ -1,0 +1,151 @@
+"""``prunekit generate``: run a model on the fast decode runtime."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunekit.cli.common import Device, Dtype, Json, Model, app, console, print_json, table
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.kernels import Generated, Report
+
+_SAMPLING = "Sampling"
+
+
+@app.command("generate")
+def generate_command(
+    model: Model,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="Text to continue; repeat it for a batch. Default: standard input."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many new tokens a prompt.")] = 128,
+    chat: Annotated[bool, typer.Option("--chat", help="Send each prompt as a user's message.")] = False,
+    weights: Annotated[str, typer.Option(help="keep, or round the layers to int8 or int4.")] = "keep",
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens.", rich_help_panel=_SAMPLING)] = False,
+    temperature: Annotated[float, typer.Option(help="Divides the logits.", rich_help_panel=_SAMPLING)] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the k likeliest.", show_default=False, rich_help_panel=_SAMPLING)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the likeliest that add up to p.", show_default=False, rich_help_panel=_SAMPLING),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the draws.", show_default=False, rich_help_panel=_SAMPLING)
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Continue prompts on the decode runtime: packed weights, Triton kernels and a CUDA graph where there is a GPU."""
+    from prunekit.kernels.sampling import Sampling
+
+    if weights not in ("keep", "int8", "int4"):
+        raise PrunekitError(f"--weights must be keep, int8 or int4, got {weights!r}.")
+    if max_new_tokens < 1:
+        raise PrunekitError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
+    if not sample and (temperature != 1.0 or top_k is not None or top_p is not None or seed is not None):
+        raise PrunekitError("--temperature, --top-k, --top-p and --seed draw tokens; add --sample.")
+    Sampling(temperature, top_k, top_p, seed)
+    texts = prompt or [_standard_input()]
+    if any(not text.strip() for text in texts):
+        raise PrunekitError("A prompt is empty; give some text with --prompt or on standard input.")
+
+    from prunekit.kernels import generate, optimize, report
+    from prunekit.source import load_model, load_tokenizer, resolve
+
+    source = resolve(model)
+    tokenizer = load_tokenizer(source)
+    ids = [_encode(tokenizer, text, chat) for text in texts]
+    fast = optimize(load_model(source, dtype=dtype, device=device), weights=weights)
+    streamer = _Streamer(tokenizer) if len(texts) == 1 and not as_json else None
+    made = generate(
+        fast,
+        ids,
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        on_tokens=streamer,
+    )
+    continuations = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made.sequences]
+    if as_json:
+        print_json(
+            {
+                "results": [
+                    {"prompt": text, "prompt_tokens": len(prompt_ids), "tokens": tokens, "text": continuation}
+                    for text, prompt_ids, tokens, continuation in zip(
+                        texts, ids, made.sequences, continuations, strict=True
+                    )
+                ],
+                "ttft_seconds": made.ttft_seconds,
+                "tpot_seconds": made.tpot_seconds,
+                "tokens_per_second": made.tokens_per_second,
+                "model": report(fast).to_dict(),
+            }
+        )
+        return
+    if streamer is not None:
+        streamer.end()
+    else:
+        for text, continuation in zip(texts, continuations, strict=True):
+            print(f"{text}{continuation}\n")
+    _print(made, report(fast))
+
+
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise PrunekitError("There is no prompt; give one with --prompt, or pipe text into the command.")
+    return sys.stdin.read()
+
+
+def _encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
+    if not chat:
+        return list(tokenizer(text)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise PrunekitError("This model's tokenizer has no chat template; leave --chat out.")
+    message = [{"role": "user", "content": text}]
+    encoded = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+class _Streamer:
+    """Prints text as its tokens come. A character may take several tokens, so what is decoded is held back until it
+    is whole."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
+        self.shown = 0
+
+    def __call__(self, tokens: list[int | None]) -> None:
+        self.tokens += [token for token in tokens if token is not None]
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            print(text[self.shown :], end="", flush=True)
+            self.shown = len(text)
+
+    def end(self) -> None:
+        print(self.tokenizer.decode(self.tokens, skip_special_tokens=True)[self.shown :])
+
+
+def _print(made: Generated, report: Report) -> None:
+    speed = table("Speed", "quantity", "value")
+    speed.add_row("time to first token (TTFT)", f"{1e3 * made.ttft_seconds:,.1f} ms")
+    if made.tpot_seconds is not None:
+        speed.add_row("time per output token (TPOT)", f"{1e3 * made.tpot_seconds:,.2f} ms")
+        speed.add_row("tokens a second, all prompts", f"{made.tokens_per_second:,.1f}")
+    speed.add_row("weights", f"{report.weight_bytes / 2**20:,.1f} MiB + {report.extra_share:.2%} layout")
+    console().print(speed)
+    reasons: dict[str, list[str]] = {}
+    for op in report.fallbacks:
+        reasons.setdefault(str(op.reason), []).append(op.op)
+    for reason, ops in reasons.items():
+        console().print(f"PyTorch computes {', '.join(ops)}: {reason}.")

@@ -1,0 +1,67 @@
+"""The real model through the runtime, dense and pruned to irregular widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunekit.calibration import CalibrationConfig
+from prunekit.checkpoint import rebuild
+from prunekit.kernels import generate, optimize, report
+from prunekit.methods import METHODS
+from prunekit.planner import PlanConfig, make_plan
+from prunekit.rounding import Rounding
+from prunekit.source import Source, load_model, load_tokenizer, resolve
+from prunekit.targets import parse_target
+
+TEXTS = (
+    "The three most common reasons why a bridge fails are",
+    "def fibonacci(n):",
+    "Once upon a time, in a village at the foot of the mountains, there lived an old clockmaker who had never once in "
+    "his life been late. One morning he woke to find that every clock in his house had stopped, and",
+)
+NEW = 48
+
+
+@pytest.fixture(scope="module")
+def pruned(smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    config = PlanConfig(
+        target=parse_target(None, "0.79", None),
+        method=METHODS["fisher-global"],
+        rounding=Rounding(ffn_multiple=1),
+        calibration=CalibrationConfig(sequences=8, length=64),
+    )
+    folder = tmp_path_factory.mktemp("kernels") / "pruned"
+    rebuild(smollm2, make_plan(smollm2, config), folder)
+    return resolve(str(folder))
+
+
+@pytest.mark.parametrize("which", ("dense", "pruned"))
+def test_same_tokens_as_transformers(which: str, smollm2: Source, request: pytest.FixtureRequest) -> None:
+    source = smollm2 if which == "dense" else request.getfixturevalue("pruned")
+    tokenizer: Any = load_tokenizer(source)
+    model: Any = load_model(source, device="cpu", dtype="float32")
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    wanted = []
+    for prompt in prompts:
+        with torch.no_grad():
+            out = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        wanted.append(out[0, len(prompt) :].tolist())
+    optimize(model)
+    assert generate(model, prompts, max_new_tokens=NEW).sequences == wanted
+    assert [generate(model, [prompt], max_new_tokens=NEW).sequences[0] for prompt in prompts] == wanted
+    assert report(model).extra_share < 0.02
+
+
+def test_int8_stays_close(pruned: Source) -> None:
+    """Rounding to 8 bits moves the logits of real text by a few per cent at most."""
+    ids = torch.tensor([load_tokenizer(pruned)(TEXTS[2])["input_ids"]])
+    model: Any = load_model(pruned, device="cpu", dtype="float32")
+    with torch.no_grad():
+        wanted = model(ids).logits
+        rounded = optimize(model, weights="int8")(ids).logits
+    assert (rounded - wanted).norm() / wanted.norm() < 0.03
+    assert (rounded.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.9
