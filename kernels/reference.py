@@ -37,3 +37,152 @@ def linear_decode(
     if bias is not None:
         out = out + bias.double()
     return out if residual is None else out + residual.double()
+
+
+def attention_decode_uneven(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    starts: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    max_group: int = 16,
+) -> Tensor:
+    """softmax(scale · q Kᵀ) V over the visible places of each sequence; [batch, heads, head_dim]."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    for row, length in enumerate(lengths.tolist()):
+        seen = slice(max(0, length - window) if window else 0, length)
+        for kv in range(k_cache.shape[1]):
+            for head in range(int(starts[kv]), int(starts[kv + 1])):
+                logits = k_cache[row, kv, seen].double() @ q[row, head].double() * scale
+                if softcap:
+                    logits = softcap * (logits / softcap).tanh()
+                out[row, head] = logits.softmax(0) @ v_cache[row, kv, seen].double()
+    return out
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """The same where every KV head serves equally many query heads."""
+    starts = torch.arange(k_cache.shape[1] + 1) * (q.shape[1] // k_cache.shape[1])
+    return attention_decode_uneven(q, k_cache, v_cache, lengths, starts, scale, window, softcap)
+
+
+def rope_cache(
+    qkv: Tensor,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """rope(norm(q)) [tokens, heads, head_dim]; rope(norm(k)) and v go into the caches, in their dtype."""
+    num_kv, head_dim = k_cache.shape[1], k_cache.shape[3]
+    q, k, v = qkv.double().split([num_heads * head_dim, num_kv * head_dim, num_kv * head_dim], dim=1)
+    out = torch.zeros(len(qkv), num_heads, head_dim, dtype=torch.float64)
+    for token, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+
+        def heads(x: Tensor, weight: Tensor | None, token: int = token, position: int = position) -> Tensor:
+            x = x[token]
+            if weight is not None and weight.numel() == head_dim:  # a norm of each head
+                x = torch.cat([_norm(head, weight, eps) for head in x.split(head_dim)])
+            else:
+                x = _norm(x, weight, eps)
+            x = x.view(-1, head_dim).clone()
+            if cos is not None and sin is not None:
+                half = cos.shape[1]
+                first, second = x[:, :half].clone(), x[:, half : 2 * half].clone()
+                x[:, :half] = first * cos[position].double() - second * sin[position].double()
+                x[:, half : 2 * half] = second * cos[position].double() + first * sin[position].double()
+            return x
+
+        out[token] = heads(q, q_norm)
+        k_cache[row, :, position] = heads(k, k_norm).to(k_cache.dtype)
+        v_cache[row, :, position] = v[token].view(num_kv, head_dim).to(v_cache.dtype)
+    return out
+
+
+def qkv_rope(
+    x: Tensor,
+    weight: Tensor,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """linear_decode, then rope_cache without norms; token i lies in cache row i."""
+    qkv = linear_decode(x, weight, bias, scale, norm_weight, eps)
+    return rope_cache(qkv, num_heads, k_cache, v_cache, positions, torch.arange(len(x)), cos, sin)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / √(mean(x²) + eps) · weight, [rows, hidden]."""
+    return _norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual)."""
+    total = x.double() + residual.double()
+    return _norm(total, weight, eps), total
+
+
+def rms_norm_add(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> Tensor:
+    """residual + norm(x)."""
+    return residual.double() + _norm(x, weight, eps)
+
+
+def gated_act(gate_up: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
+    """act(gate) · up of gate and up side by side, [rows, 2 · width] → [rows, width]."""
+    gate_up = gate_up.double()
+    if bias is not None:
+        gate_up = gate_up + bias.double().flatten()
+    gate, up = gate_up.chunk(2, dim=-1)
+    if activation == "silu":
+        return gate / (1 + (-gate).exp()) * up
+    return 0.5 * gate * (1 + ((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)).tanh()) * up
+
+
+def gate_up_gemm(x: Tensor, gate_up: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
+    """act(x gateᵀ + bias) · (x upᵀ + bias) for ``gate_up`` [2, width, hidden]; [rows, width]."""
+    return gated_act(x.double() @ gate_up.double().flatten(0, 1).T, activation, bias)
+
+
+def mlp(
+    x: Tensor,
+    gate_up: Tensor,
+    down_t: Tensor,
+    activation: str,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    gate_up_scale: Tensor | None = None,
+    down_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """down(act(gate(norm(x))) · up(norm(x))) + residual in the packed layout; [rows, hidden]."""
+    gates = _norm(x, norm_weight, eps) @ _scaled(gate_up, gate_up_scale).flatten(0, 1).T
+    out = gated_act(gates, activation, gate_up_bias) @ _scaled(down_t, down_scale)
+    if down_bias is not None:
+        out = out + down_bias.double()
+    return out if residual is None else out + residual.double()

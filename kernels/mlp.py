@@ -1,0 +1,53 @@
+"""A gated FFN for any number of rows behind one op, so that an exported graph needs no branch on it."""
+
+import torch
+
+from prunekit.kernels.prefill import mlp_prefill
+from prunekit.kernels.support import MAX_DECODE_ROWS
+
+
+@torch.library.custom_op("prunekit::mlp", mutates_args=())
+def mlp(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down_t: torch.Tensor,
+    activation: str,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    gate_up_scale: torch.Tensor | None = None,
+    down_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """down(act(gate(norm(x))) · up(norm(x))) + residual; [rows, hidden] in the dtype of ``x``.
+
+    ``x`` [rows, hidden] is contiguous; ``gate_up`` [2, Fp, hidden] and ``down_t`` [Fp, hidden] are in the dtype of
+    ``x`` or int8 with ``gate_up_scale`` [2, Fp] and ``down_scale`` [Fp], one for each stored row, in the layout of
+    :class:`prunekit.kernels.layout.PackedFFN`. Biases [2, Fp] and [hidden], scales and ``norm_weight`` [hidden] are
+    float32; without ``norm_weight`` there is no norm. ``activation`` is ``silu`` or ``gelu_tanh``.
+
+    1 to 16 rows take :mod:`prunekit.kernels.mlp_decode`, more :mod:`prunekit.kernels.prefill`.
+    """
+    rest = (norm_weight, eps, gate_up_bias, down_bias, gate_up_scale, down_scale, residual)
+    if not 0 < x.shape[0] <= MAX_DECODE_ROWS:
+        return mlp_prefill(x, gate_up, down_t, activation, *rest)    from prunekit.kernels.mlp_decode import mlp_decode
+
+    return mlp_decode(x, gate_up, down_t, activation, *rest)
+
+
+@mlp.register_fake
+def _(
+    x,
+    gate_up,
+    down_t,
+    activation,
+    norm_weight=None,
+    eps=0.0,
+    gate_up_bias=None,
+    down_bias=None,
+    gate_up_scale=None,
+    down_scale=None,
+    residual=None,
+):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
