@@ -31,13 +31,14 @@ def mlp(
     """
     rest = (norm_weight, eps, gate_up_bias, down_bias, gate_up_scale, down_scale, residual)
     if not 0 < x.shape[0] <= MAX_DECODE_ROWS:
-        return mlp_prefill(x, gate_up, down_t, activation, *rest)    from prunekit.kernels.mlp_decode import mlp_decode
+        return mlp_prefill(x, gate_up, down_t, activation, *rest)
+    from prunekit.kernels.mlp_decode import mlp_decode
 
     return mlp_decode(x, gate_up, down_t, activation, *rest)
 
 
 @mlp.register_fake
-def _(
+def _(  # type: ignore[no-untyped-def]
     x,
     gate_up,
     down_t,
@@ -49,5 +50,5 @@ def _(
     gate_up_scale=None,
     down_scale=None,
     residual=None,
-):  # type: ignore[no-untyped-def]
+):
     return x.new_empty(x.shape)

@@ -1,4 +1,4 @@
-"""A gated FFN for the rows of a prompt: norm, padded GEMM, activation, padded GEMM. Plain functions, no op of their own.
+"""A gated FFN for the rows of a prompt: norm, padded GEMM, activation, padded GEMM. Plain functions, no op.
 
 The layout has removed the irregular axes, so the GEMMs are cuBLAS's unless the table says otherwise.
 """
@@ -17,8 +17,10 @@ from prunekit.kernels.support import why_not_triton
 
 
 def dequantised(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` [..., k] as a GEMM reads it: itself, or for int8 a temporary copy in ``dtype`` with its ``scale`` [...]
-    in it. Scaled before the product, since Σ x · int8 can leave float16's range."""
+    """``weight`` [..., k] as a GEMM reads it: itself, or for int8 a temporary copy in ``dtype``, times ``scale`` [...].
+
+    Scaled before the product, since Σ x · int8 can leave float16's range.
+    """
     if scale is None:
         return weight
     out = torch.empty_like(weight, dtype=dtype)

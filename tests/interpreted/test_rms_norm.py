@@ -52,7 +52,7 @@ def test_nothing_is_written_around() -> None:
 def test_a_view_with_gaps_is_read_right() -> None:
     x, residual, weight = case(6, 64, torch.float32)
     assert_close(rms_norm(x[::2], weight, EPS), reference.rms_norm(x[::2], weight, EPS))
-    out, total = add_rms_norm(x[::2], residual[1::2], weight, EPS)
+    out, _ = add_rms_norm(x[::2], residual[1::2], weight, EPS)
     assert_close(out, reference.add_rms_norm(x[::2], residual[1::2], weight, EPS)[0])
 
 
