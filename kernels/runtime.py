@@ -35,6 +35,12 @@ class Runtime:
         decoder = getattr(model, "prunekit_decoder", None)
         if not isinstance(decoder, Decoder):
             raise PrunekitError("This model is not optimised; call prunekit.kernels.optimize(model) first.")
+        embedding = decoder.embed.weight
+        if (embedding.device, embedding.dtype) != (decoder.device, decoder.dtype):
+            raise PrunekitError(
+                f"The model was moved to {embedding.device} or cast to {embedding.dtype} after optimize(); restore() "
+                "it, and optimise it again."
+            )
         if max_length < 2:
             raise PrunekitError(f"max_length must be at least 2 (a prompt token and a new one), got {max_length}.")
         self.decoder = decoder
@@ -42,7 +48,8 @@ class Runtime:
         self.capacity = padded(max_length, _CAPACITY_STEP)
         self.device = decoder.device
         self.uses_graph = cuda_graphs and self.device.type == "cuda"
-        with torch.inference_mode():
+        # Not inference_mode: some models' rotary embeddings keep tensors that are made here.
+        with torch.no_grad():
             self.cache = decoder.cache(self.slots, self.capacity)
             self.ropes = decoder.ropes(self.capacity)
             self.tokens = torch.zeros(self.slots, dtype=torch.int64, device=self.device)

@@ -266,9 +266,12 @@ def test_refuses_models_it_cannot_pack() -> None:
         optimize(tiny_model("llama").to("meta"))
     with pytest.raises(PrunekitError, match="can't be pruned"):
         optimize(torch.nn.Linear(2, 2))
+    with pytest.raises(PrunekitError, match="after optimize"):
+        generate(optimize(tiny_model("llama")).half(), PROMPTS)
     adapted = tiny_model("llama")
     adapted.model.layers[1].self_attn.q_proj = torch.nn.Sequential(adapted.model.layers[1].self_attn.q_proj)
     with pytest.raises(PrunekitError, match="merge adapters"):
         optimize(adapted)
+    assert type(adapted.model.layers[0].mlp).__name__ == "LlamaMLP", "refused before anything was changed"
     with pytest.raises(PrunekitError, match="no kernel for the activation"):
         optimize(tiny_model("llama", hidden_act="relu"))
