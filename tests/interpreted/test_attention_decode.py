@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from close import assert_close
+
+from prunekit.kernels import attention_decode as module
+from prunekit.kernels import reference
+from prunekit.kernels.attention_decode import attention_decode, attention_decode_uneven, block_tokens
+from prunekit.kernels.support import using
+
+NAN = float("nan")
+
+
+def case(
+    groups: list[int],
+    lengths: list[int],
+    head_dim: int = 16,
+    capacity: int = 400,
+    dtype: torch.dtype = torch.float32,
+    window: int = 0,
+    softcap: float = 0.0,
+    seed: int = 0,
+) -> dict[str, object]:
+    """Arguments of the uneven op; caches are views of an arena with a row more, and NaN where nothing is visible."""
+    g = torch.Generator().manual_seed(seed)
+    batch, num_kv = len(lengths), len(groups)
+    # Tokens before heads: all strides but the last are unlike those of a contiguous cache.
+    arena = torch.randn(2, batch + 1, capacity, num_kv, head_dim, generator=g).to(dtype).transpose(2, 3)
+    for row, length in enumerate(lengths):
+        arena[:, row, :, length:] = NAN
+        if window:
+            arena[:, row, :, : max(0, length - window)] = NAN
+    arena[:, batch] = NAN
+    return {
+        "q": 2 * torch.randn(batch, sum(groups), head_dim, generator=g).to(dtype),
+        "k_cache": arena[0],
+        "v_cache": arena[1],
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
+        "starts": torch.tensor([sum(groups[:i]) for i in range(len(groups) + 1)], dtype=torch.int32),
+        "scale": head_dim**-0.5,
+        "window": window,
+        "softcap": softcap,
+        "max_group": max(groups),
+    }
+
+
+def even(arguments: dict[str, object]) -> dict[str, object]:
+    """Without what only the uneven op takes."""
+    return {name: value for name, value in arguments.items() if name not in ("starts", "max_group")}
+
+
+def check(arguments: dict[str, object]) -> None:
+    expected = reference.attention_decode_uneven(**arguments)
+    groups = arguments["starts"].diff()  # type: ignore[attr-defined]
+    assert_close(attention_decode_uneven(**arguments), expected)
+    if (groups == groups[0]).all():
+        assert_close(attention_decode(**even(arguments)), expected)
+
+
+@pytest.fixture
+def one_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+@pytest.mark.parametrize(
+    "groups",
+    ([3, 3, 3], [1] * 8, [4], [16, 16], [20], [1, 2, 3], [5, 1], [16, 1, 7], [20, 3]),
+    ids=lambda groups: "-".join(map(str, groups)),
+)
+def test_groups(groups: list[int], dtype: torch.dtype) -> None:
+    check(case(groups, [200, 1], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+@pytest.mark.parametrize("head_dim", (8, 64, 80, 96, 128, 256))
+def test_head_dim(head_dim: int, dtype: torch.dtype) -> None:
+    block = block_tokens(head_dim, dtype)
+    check(case([2, 1], [2 * block + 5, 3], head_dim, 3 * block, dtype))
+
+
+@pytest.mark.parametrize("splits", (1, "several"))
+@pytest.mark.parametrize("window", (0, 1, 100, 128, 500))
+@pytest.mark.parametrize("softcap", (0.0, 3.0, 50.0))
+def test_range(softcap: float, window: int, splits: object, request: pytest.FixtureRequest) -> None:
+    """Lengths of one token, at and beside the end of a block, full; windows smaller and larger than the length."""
+    if splits == 1:
+        request.getfixturevalue("one_split")
+    check(case([2, 1], [1, 128, 129, 255, 384], capacity=384, window=window, softcap=softcap))
+
+
+@pytest.mark.parametrize("processors, splits", ((1, 1), (2, 2), (5, 5), (132, 8)))
+def test_splits(processors: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same result however the cache is cut; lengths leave some splits empty and others short."""
+    monkeypatch.setattr(module, "multiprocessors", lambda device: processors)
+    arguments = case([2], [900, 129], capacity=1000)
+    out = torch.empty(2, 2, 16)
+    launches = module.launches(out=out, **even(arguments))
+    assert launches[0].grid == (2, 1, splits) and len(launches) == (1 if splits == 1 else 2)
+    check(arguments)
+
+
+def test_many_splits() -> None:
+    """More splits than one step of the combining kernel takes, in a cache far longer than the sequence."""
+    check(case([1], [5000], head_dim=8, capacity=6000))
+    check(case([1], [300], head_dim=8, capacity=6000))
+
+
+@pytest.mark.parametrize("splits", (1, "several"))
+def test_large_logits(splits: object, request: pytest.FixtureRequest) -> None:
+    """No exponential overflows, and no power of two of a far too small logit turns into NaN."""
+    if splits == 1:
+        request.getfixturevalue("one_split")
+    for softcap in (0.0, 30.0):
+        # Logits near 10^4 are only right to 10^-3 in float32.
+        check({**case([2, 1], [300, 30], dtype=torch.float16, softcap=softcap), "scale": 300.0})
+
+
+@pytest.mark.parametrize("splits", (1, "several"))
+@pytest.mark.parametrize("backend", ("triton", "torch"))
+def test_empty_sequence(backend: str, splits: object, request: pytest.FixtureRequest) -> None:
+    if splits == 1:
+        request.getfixturevalue("one_split")
+    for softcap in (0.0, 3.0):
+        for lengths in ([0, 300], [0, 0]):
+            with using(backend):  # type: ignore[arg-type]
+                out = attention_decode(**even(case([2], lengths, softcap=softcap)))
+            assert (out[0] == 0).all() and out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("window", (0, 40))
+@pytest.mark.parametrize("softcap", (0.0, 3.0))
+@pytest.mark.parametrize("groups", ([3, 3], [20], [5, 1], [16, 1, 7]), ids=lambda groups: "-".join(map(str, groups)))
+def test_fallback(groups: list[int], softcap: float, window: int, dtype: torch.dtype) -> None:
+    with using("torch"):
+        for lengths in ([100, 1, 200], [70, 70], [31]):
+            check(case(groups, lengths, 32, 200, dtype, window, softcap))
+
+
+@pytest.mark.parametrize("window", (0, 40))
+def test_opcheck(window: int) -> None:
+    finite = {
+        name: value.nan_to_num() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in case([2, 2], [150, 20], window=window).items()
+    }
+    torch.library.opcheck(attention_decode, (), even(finite))
+    torch.library.opcheck(attention_decode_uneven, (), finite)
