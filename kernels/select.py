@@ -32,8 +32,7 @@ from typing import Any
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.files import read_json
-from prunekit.gguf_import import cache_folder
+from prunekit.files import cache_folder, read_json
 from prunekit.kernels import liger
 from prunekit.kernels._triton import next_power_of_2
 from prunekit.kernels.layout import padded

@@ -121,6 +121,14 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
                     break
 
 
+def cache_folder() -> Path:
+    """Where converted models and measurements are kept: PRUNEKIT_CACHE, else prunekit in XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("PRUNEKIT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunekit"
+
+
 def is_endless(path: Path) -> bool:
     """True for devices such as /dev/zero, which would be read until the memory is full."""
     return path.is_char_device() or path.is_block_device()

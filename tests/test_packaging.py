@@ -38,3 +38,10 @@ def test_version_and_installed_requirements() -> None:
     for requirement in core:
         installed = importlib.metadata.version(requirement.name)
         assert requirement.specifier.contains(installed, prereleases=True), f"{requirement} but {installed}"
+
+
+def test_tables_of_measurements_are_in_the_wheel() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert data["prunekit.kernels"] == ["tables/*.json"]
+    assert {file.suffix for file in (ROOT / "kernels" / "tables").iterdir()} <= {".json", ".md"}
