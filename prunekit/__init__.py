@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 try:
@@ -24,7 +25,8 @@ def _is_command() -> bool:
     return "-m" in asked and asked[asked.index("-m") + 1 :][:1] == ["prunekit"]
 
 
-if not _is_command():
+# The kernels need torch and Triton only: on a bare GPU machine they can be checked without transformers.
+if not _is_command() and find_spec("transformers") is not None:
     # So that AutoModelForCausalLM.from_pretrained opens pruned checkpoints after a mere `import prunekit`.
     from prunekit.modeling import register
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import psutil
 import torch
 import torch.utils.checkpoint
 from torch import nn
@@ -188,6 +187,8 @@ def _memory_is_short(watched: Watched, input_ids: torch.Tensor | None, batch_siz
     if parameter.device.type == "cuda":
         free = torch.cuda.mem_get_info(parameter.device)[0]
     else:
+        import psutil
+
         free = psutil.virtual_memory().available
     return needed > free / 3
 

@@ -1,0 +1,1 @@
+"""Measurements: the GPU check and the pytest-benchmark suites."""

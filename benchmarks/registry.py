@@ -1,0 +1,35 @@
+"""Every op of prunekit.kernels by name, imported when asked for: one that fails doesn't take the others along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+# op: the module that holds it
+OPS = {
+    "linear_decode": "linear_decode",
+    "mlp_decode": "mlp_decode",
+    "attention_decode": "attention_decode",
+    "attention_decode_uneven": "attention_decode",
+    "qkv_rope": "qkv_rope",
+    "rope_cache": "rope_cache",
+    "rms_norm": "rms_norm",
+    "add_rms_norm": "rms_norm",
+    "rms_norm_add": "rms_norm",
+    "gated_act": "gated_act",
+    "gate_up_gemm": "gate_up_gemm",
+    "mlp": "mlp",
+}
+
+
+@lru_cache
+def op(name: str) -> Callable[..., Any]:
+    """The op ``name``."""
+    return getattr(import_module(f"prunekit.kernels.{OPS[name]}"), name)
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """What the op ``name`` must compute, in float64."""
+    return getattr(import_module("prunekit.kernels.reference"), name)
