@@ -2,6 +2,7 @@
 
 import torch
 
+from prunekit.kernels.mlp_decode import mlp_decode
 from prunekit.kernels.prefill import mlp_prefill
 from prunekit.kernels.support import MAX_DECODE_ROWS
 
@@ -32,8 +33,6 @@ def mlp(
     rest = (norm_weight, eps, gate_up_bias, down_bias, gate_up_scale, down_scale, residual)
     if not 0 < x.shape[0] <= MAX_DECODE_ROWS:
         return mlp_prefill(x, gate_up, down_t, activation, *rest)
-    from prunekit.kernels.mlp_decode import mlp_decode
-
     return mlp_decode(x, gate_up, down_t, activation, *rest)
 
 

@@ -1,0 +1,90 @@
+"""What tune measures: sizes of models whole and pruned, one call of every op on them, and who can compute it here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from prunekit.kernels import liger, select
+from prunekit.kernels.gate_up_gemm import NEWEST_ONLY, gate_up_gemm
+from prunekit.kernels.gated_act import gated_act
+from prunekit.kernels.layout import padded
+from prunekit.kernels.measure import Call, Data
+from prunekit.kernels.mlp_decode import mlp_decode
+from prunekit.kernels.prefill import gate_up
+from prunekit.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_add
+from prunekit.kernels.select import OPS
+from prunekit.kernels.support import why_not_triton
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One gated FFN: its hidden size and its number of neurons."""
+
+    hidden: int
+    width: int
+
+
+def pruned(hidden: int, width: int) -> list[Shape]:
+    """An FFN whole and with about 80, 60 and 40 % of its neurons, an odd number of them."""
+    return [Shape(hidden, width), *(Shape(hidden, int(width * left) | 1) for left in (0.8, 0.6, 0.4))]
+
+
+# SmolLM2-135M, Llama-3.2-1B, Qwen2.5-7B, Llama-3.1-8B. A bucket serves all sizes within a factor of two.
+SHAPES = [*pruned(576, 1536), *pruned(2048, 8192), *pruned(3584, 18944), *pruned(4096, 14336)]
+PREFILL_ROWS = (32, 128, 512, 2048, 8192)
+DECODE_ROWS = (1, 2, 4, 8, 16)
+
+
+def workload(op: str, data: Data, rows: int, width: int = 0, hidden: int = 0) -> Call:
+    """A call of the op on fresh random tensors."""
+    if op == "gated_act":
+        both = data.normal(rows, 2 * padded(width))
+        return lambda: gated_act(both, "silu")
+    x = data.normal(rows, hidden)
+    if op in ("gate_up", "gate_up_tile"):
+        weight = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
+        product = gate_up if op == "gate_up" else gate_up_gemm
+        return lambda: product(x, weight, "silu")
+    norm = data.normal(hidden, dtype=torch.float32)
+    if op == "mlp_decode":
+        weight = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
+        down_t = data.normal(padded(width), hidden, deviation=max(1, width) ** -0.5)
+        return lambda: mlp_decode(x, weight, down_t, "silu", norm, EPS, residual=x)
+    residual = data.normal(rows, hidden)
+    if op == "rms_norm":
+        return lambda: rms_norm(x, norm, EPS)
+    if op == "add_rms_norm":
+        return lambda: add_rms_norm(x, residual, norm, EPS)[0]
+    return lambda: rms_norm_add(x, norm, EPS, residual)
+
+
+def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int], decode: Sequence[int]) -> Iterator[dict[str, int]]:
+    """The sizes at which an op is measured, each bucket once."""
+    seen = set()
+    for shape in shapes:
+        for rows in decode if op == "mlp_decode" else prefill:
+            sizes = {"rows": rows, "width": shape.width, "hidden": shape.hidden}
+            sizes = {name: sizes[name] for name in OPS[op].sizes}
+            key = select.bucket(op, tuple(sizes.values()))
+            if key not in seen:
+                seen.add(key)
+                yield sizes
+
+
+def candidates(op: str, device: torch.device, dtype: torch.dtype, with_liger: bool) -> Iterator[str]:
+    """The choices that can run here."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    no_triton = why_not_triton(device, dtype, dot=op in ("gate_up", "gate_up_tile", "mlp_decode"))
+    for choice in OPS[op].choices:
+        if choice == "torch":
+            yield choice
+        elif choice == "liger":
+            if with_liger and liger.why_not(op) is None and (op != "gate_up" or capability >= (9, 0)):
+                yield choice
+        elif choice != "auto" and no_triton is None and (choice != NEWEST_ONLY or capability >= (9, 0)):
+            yield choice
