@@ -167,17 +167,16 @@ def _combine_kernel(
     tl.store(out_ptr + query * D + channel, result.to(out_ptr.dtype.element_ty), mask=channel < D)
 
 
-def block_tokens(head_dim: int, dtype: torch.dtype) -> int:
-    """Tokens of a tile: 16 KiB of keys where they allow it, so that three pipeline stages fit any supported chip."""
-    return min(128, 16384 // (max(16, next_power_of_2(head_dim)) * dtype.itemsize))
+def cut(programs: int, tokens: int, head_dim: int, dtype: torch.dtype, processors: int) -> tuple[int, int]:
+    """(tokens of a tile, splits) where ``programs`` would run without splits, each seeing ``tokens`` at the most.
 
-
-def count_splits(programs: int, tokens: int, block: int, processors: int) -> int:
-    """Splits of a sequence's cache: two programs a multiprocessor if a split then still has a block of tokens.
-
-    ``programs`` is how many there are at one split, ``tokens`` the most that a program can see.
+    The aim is two programs a multiprocessor, each with at least a tile. Tiles are 16 KiB of keys, so that three
+    pipeline stages fit any supported chip, and as small as 32 tokens where larger ones would make too few programs.
     """
-    return max(1, min(cdiv(2 * processors, programs), cdiv(tokens, block), MAX_SPLITS))
+    block = min(128, 16384 // (max(16, next_power_of_2(head_dim)) * dtype.itemsize))
+    while block > 32 and programs * cdiv(tokens, block) < 2 * processors:
+        block //= 2
+    return block, max(1, min(cdiv(2 * processors, programs), cdiv(tokens, block), MAX_SPLITS))
 
 
 def launches(
@@ -200,9 +199,9 @@ def launches(
     num_kv, capacity = k_cache.shape[1:3]
     group = num_heads // num_kv
     head_blocks = cdiv(group if starts is None else max_group, HEADS)
-    block = block_tokens(head_dim, k_cache.dtype)
     tokens = min(capacity, window) if window else capacity
-    splits = count_splits(batch * num_kv * head_blocks, tokens, block, multiprocessors(q.device))
+    processors = multiprocessors(q.device)
+    block, splits = cut(batch * num_kv * head_blocks, tokens, head_dim, k_cache.dtype, processors)
     parts, lse = out, None
     if splits > 1:
         parts = q.new_empty(batch, num_heads, splits, head_dim, dtype=torch.float32)
@@ -240,7 +239,8 @@ def launches(
             "CAPPED": softcap > 0,
             "UPCAST": INTERPRETING,
         },
-        num_warps=4,
+        # Without tensor cores four warps run out of registers; at 256 channels eight do.
+        num_warps=8 if k_cache.dtype == torch.float32 and d_pad <= 128 else 4,
         num_stages=3,
     )
     if lse is None:

@@ -6,7 +6,7 @@ from close import assert_close
 
 from prunekit.kernels import attention_decode as module
 from prunekit.kernels import reference
-from prunekit.kernels.attention_decode import attention_decode, attention_decode_uneven, block_tokens
+from prunekit.kernels.attention_decode import attention_decode, attention_decode_uneven
 from prunekit.kernels.support import using
 
 NAN = float("nan")
@@ -58,9 +58,19 @@ def check(arguments: dict[str, object]) -> None:
         assert_close(attention_decode(**even(arguments)), expected)
 
 
+def processors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Plan as for a chip of that size: the smaller, the larger the tiles and the fewer the splits."""
+    monkeypatch.setattr(module, "multiprocessors", lambda device: count)
+
+
+@pytest.fixture(autouse=True)
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    processors(monkeypatch, 8)
+
+
 @pytest.fixture
-def one_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+def one_split(few_splits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    processors(monkeypatch, 1)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
@@ -76,8 +86,7 @@ def test_groups(groups: list[int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("head_dim", (8, 64, 80, 96, 128, 256))
 def test_head_dim(head_dim: int, dtype: torch.dtype) -> None:
-    block = block_tokens(head_dim, dtype)
-    check(case([2, 1], [2 * block + 5, 3], head_dim, 3 * block, dtype))
+    check(case([2, 1], [150, 3], head_dim, 200, dtype))
 
 
 @pytest.mark.parametrize("splits", (1, "several"))
@@ -90,21 +99,24 @@ def test_range(softcap: float, window: int, splits: object, request: pytest.Fixt
     check(case([2, 1], [1, 128, 129, 255, 384], capacity=384, window=window, softcap=softcap))
 
 
-@pytest.mark.parametrize("processors, splits", ((1, 1), (2, 2), (5, 5), (132, 8)))
-def test_splits(processors: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count, block, splits", ((1, 128, 1), (2, 128, 2), (5, 128, 5), (12, 64, 12), (132, 32, 32)))
+def test_splits(count: int, block: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same result however the cache is cut; lengths leave some splits empty and others short."""
-    monkeypatch.setattr(module, "multiprocessors", lambda device: processors)
+    processors(monkeypatch, count)
     arguments = case([2], [900, 129], capacity=1000)
-    out = torch.empty(2, 2, 16)
-    launches = module.launches(out=out, **even(arguments))
+    launches = module.launches(out=torch.empty(2, 2, 16), **even(arguments))
+    assert launches[0].args["BLOCK_S"] == block
     assert launches[0].grid == (2, 1, splits) and len(launches) == (1 if splits == 1 else 2)
     check(arguments)
 
 
-def test_many_splits() -> None:
-    """More splits than one step of the combining kernel takes, in a cache far longer than the sequence."""
-    check(case([1], [5000], head_dim=8, capacity=6000))
-    check(case([1], [300], head_dim=8, capacity=6000))
+def test_cut() -> None:
+    half = torch.float16
+    assert module.cut(264, 10**6, 64, half, 132) == (128, 1)
+    assert module.cut(1, 10**6, 64, half, 132) == (128, module.MAX_SPLITS)
+    assert module.cut(3, 2048, 64, half, 132) == (32, 64)
+    assert module.cut(264, 4096, 256, half, 132) == (32, 1)
+    assert module.cut(264, 4096, 256, torch.float32, 132) == (16, 1)
 
 
 @pytest.mark.parametrize("splits", (1, "several"))

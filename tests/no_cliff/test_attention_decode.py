@@ -11,16 +11,16 @@ pytestmark = needs_compiler
 
 
 def plan(
-    head_dim: int, dtype: torch.dtype, capacity: int, *, uneven: bool = False, softcap: float = 0.0
+    head_dim: int, dtype: torch.dtype, batch: int, capacity: int, *, uneven: bool = False, softcap: float = 0.0
 ) -> list[Launch]:
-    """Three KV heads and nine query heads; one sequence, so that a long cache takes several splits."""
-    cache = meta(2, 3, capacity, head_dim, dtype=dtype)
+    """Three KV heads and nine query heads. Few sequences make small tiles, a short cache a single split."""
+    cache = meta(batch + 1, 3, capacity, head_dim, dtype=dtype)
     return launches(
-        q=meta(1, 9, head_dim, dtype=dtype),
+        q=meta(batch, 9, head_dim, dtype=dtype),
         k_cache=cache,
         v_cache=cache,
-        lengths=meta(1, dtype=torch.int32),
-        out=meta(1, 9, head_dim, dtype=dtype),
+        lengths=meta(batch, dtype=torch.int32),
+        out=meta(batch, 9, head_dim, dtype=dtype),
         scale=head_dim**-0.5,
         window=100 if uneven else 0,
         softcap=softcap,
@@ -32,15 +32,16 @@ def plan(
 @every_gpu
 @pytest.mark.parametrize("head_dim", (64, 96, 128, 256))
 def test_any_head_dim(head_dim: int, arch: int) -> None:
-    """Both ops, one split and several, in an irregular capacity too; softcap in one of the two."""
-    attend, combine = plan(head_dim, torch.bfloat16, 4096)
+    """Both ops, large and small tiles, one split and several, in an irregular capacity; softcap in one of the two."""
+    attend, combine = plan(head_dim, torch.bfloat16, 37, 4093)
+    assert attend.args["BLOCK_S"] == {64: 128, 96: 64, 128: 64, 256: 32}[head_dim]
     check(attend, arch, gemm=True)
     if head_dim != 128:  # compiles to what 96 does
         check(combine, arch)
-    (alone,) = plan(head_dim, torch.float16, 13, uneven=True, softcap=50.0)
+    (alone,) = plan(head_dim, torch.float16, 1, 13, uneven=True, softcap=50.0)
     check(alone, arch, gemm=True)
 
 
 @every_gpu
 def test_float32(arch: int) -> None:
-    check(plan(128, torch.float32, 1013)[0], arch, gemm=True)
+    check(plan(128, torch.float32, 1, 1013)[0], arch, gemm=True)
