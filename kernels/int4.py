@@ -123,7 +123,7 @@ def _torchao_config(device: torch.device, group: int) -> Any:
 def _torchao(weight: torch.Tensor, group: int) -> nn.Module:
     config = _torchao_config(weight.device, group)
     dtype = torch.bfloat16 if weight.device.type == "cuda" else weight.dtype
-    linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     import_module("torchao.quantization").quantize_(linear, config)
     if type(linear.weight) is nn.Parameter:

@@ -11,7 +11,7 @@ from prunekit.kernels.gated_act import gated_act
 from prunekit.kernels.layout import PackedFFN
 from prunekit.kernels.linear_decode import linear_decode, linear_decode_torch
 from prunekit.kernels.mlp import mlp
-from prunekit.kernels.quantize import quantize_rows
+from prunekit.kernels.quantize import quantize_ffn, quantize_rows
 from prunekit.kernels.rms_norm import rms_norm
 from prunekit.kernels.support import MAX_DECODE_ROWS
 
@@ -99,9 +99,7 @@ class PackedMLP(nn.Module):
             self.add_module(name, module)
         gate_up, down_t, gate_up_scale, down_scale = packed.gate_up, packed.down_t, None, None
         if int8:
-            flat, scales = quantize_rows(gate_up.flatten(0, 1))
-            gate_up, gate_up_scale = flat.view(gate_up.shape), scales.view(gate_up.shape[:2])
-            down_t, down_scale = quantize_rows(down_t)
+            gate_up, gate_up_scale, down_t, down_scale = quantize_ffn(packed)
             self.extra_bytes //= packed.gate_up.element_size()
         tensors = {
             "gate_up": gate_up,
