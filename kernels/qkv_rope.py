@@ -257,7 +257,7 @@ def qkv_rope(
 
 
 @qkv_rope.register_fake
-def _(
+def _(  # type: ignore[no-untyped-def]
     x,
     weight,
     num_heads,
@@ -270,5 +270,5 @@ def _(
     scale=None,
     norm_weight=None,
     eps=0.0,
-):  # type: ignore[no-untyped-def]
+):
     return x.new_empty(x.shape[0], num_heads, k_cache.shape[3])
