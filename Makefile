@@ -1,5 +1,8 @@
 # make install             .venv with all that the demo, the tests and the linters need
 # make demo | test | lint  run them; each installs first where pyproject.toml changed
+# make bench               the pytest-benchmark suites; every run is kept in .benchmarks for pytest-benchmark compare
+# make gpu-check           checks and times the kernels: with $(PYTHON) as it is where that has torch, else installs
+#                          first. ARGS="--part ops --models llama-3.2-1b" and the like are passed on (ARGS=--help)
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
 #
 # PyTorch: where nvidia-smi works, the default build. Elsewhere the CPU build, if pip's configured index has one under
@@ -17,7 +20,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
 TRITON_36 := .compat/triton-3.6
 
-.PHONY: install demo test test-triton-3.6 lint clean
+.PHONY: install demo test test-triton-3.6 lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed
 
@@ -85,6 +88,13 @@ lint: install
 	rm -rf .types && mkdir -p .types/prunekit
 	ln -s $(CURDIR)/prunekit/* $(CURDIR)/kernels $(CURDIR)/export .types/prunekit/
 	MYPYPATH=.types $(VENV)/bin/mypy --explicit-package-bases -p prunekit
+
+bench: install
+	$(VENV)/bin/python -m pytest -q benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds $(ARGS)
+
+gpu-check:
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then exec $(PYTHON) benchmarks/gpu_check.py $(ARGS); else \
+	  $(MAKE) install && exec $(VENV)/bin/python benchmarks/gpu_check.py $(ARGS); fi
 
 clean:
 	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from benchmarks import baselines
 from benchmarks.data import Data
 from benchmarks.registry import op
-from benchmarks.workloads import Baseline, Size, Workload
+from benchmarks.workloads import Baseline, Kind, Size, Workload
 
 
 def _full_angles(cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +102,7 @@ class RopeCache(Workload):
 class AttentionDecode(Workload):
     """One query a sequence over ``context`` tokens; the cache has room for more, which holds NaN."""
 
-    kind = "heads"
+    kind: ClassVar[Kind | None] = "heads"
 
     def build(self, size: Size, data: Data) -> None:
         kv, head_dim = size.layer.num_key_value_heads, size.head_dim

@@ -41,6 +41,18 @@ REAL = Sizes(
     lengths=(1, 700, 2048, 37),
     tokens=45,
 )
+# Another hidden size, which no power of two divides; fewer of everything else.
+NARROW = Sizes(
+    widths=(1013, 37),
+    hidden=576,
+    rows=(1, 5),
+    many=(33,),
+    head_dims=(64,),
+    heads=((9, 3), (6, 2)),
+    groups=((3, 2, 3),),
+    lengths=(5, 130),
+    tokens=12,
+)
 TINY = Sizes(
     widths=(37,),
     hidden=64,

@@ -13,29 +13,30 @@ from prunekit.shape import ModelShape
 
 # Every layer rounds, so that errors of a deep model have no fixed bound: ours must not round worse than transformers.
 ALLOWED = 1.5
-PROMPT, STEPS = 19, 4
 
 
 @torch.no_grad()
-def check_model(model: Model, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Logits of a prompt's last token and of a few decode steps after it, with given tokens; three sequences."""
+def check_model(
+    model: Model, shape: ModelShape, device: torch.device, dtype: torch.dtype, prompt: int, steps: int
+) -> dict[str, Any]:
+    """Logits of a prompt's last token and of decode steps after it, with given tokens; three sequences."""
     from prunekit.kernels import Runtime, optimize
 
     exact = build(model, shape, device, torch.float32)
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, shape.vocab_size, (3, PROMPT + STEPS), generator=generator).to(device)
-    expected = exact(input_ids=ids, use_cache=False).logits[:, PROMPT - 1 :]
+    ids = torch.randint(1, shape.vocab_size, (3, prompt + steps), generator=generator).to(device)
+    expected = exact(input_ids=ids, use_cache=False).logits[:, prompt - 1 :]
     rounded = copy.deepcopy(exact).to(dtype)
-    theirs = rounded(input_ids=ids, use_cache=False).logits[:, PROMPT - 1 :]
-    runtime = Runtime(optimize(rounded), 3, PROMPT + STEPS + 1)
-    logits = [runtime.prefill(ids[:, :PROMPT]).clone()]
-    logits += [runtime.step(ids[:, PROMPT + step]).clone() for step in range(STEPS)]
+    theirs = rounded(input_ids=ids, use_cache=False).logits[:, prompt - 1 :]
+    runtime = Runtime(optimize(rounded), 3, prompt + steps + 1)
+    logits = [runtime.prefill(ids[:, :prompt]).clone()]
+    logits += [runtime.step(ids[:, prompt + step]).clone() for step in range(steps)]
     ours_error, their_error = (_error(out, expected) for out in (torch.stack(logits, 1), theirs))
     allowed = ALLOWED * their_error + 1e-6
     ok = ours_error <= allowed
     return {
         "op": "runtime",
-        "case": f"{model.name} in irregular layers, {PROMPT} tokens and {STEPS} steps",
+        "case": f"{model.name} in irregular layers, {prompt} tokens and {steps} steps",
         "dtype": str(dtype).removeprefix("torch."),
         "relative_error": ours_error,
         "tolerance": allowed,

@@ -26,7 +26,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        return f"{self.name}, {self.rows} rows"
+        return f"{self.name}, {self.rows} row{'s' if self.rows > 1 else ''}"
 
 
 def cases(decode: Sequence[int], prefill: Sequence[int], context: int) -> list[Case]:

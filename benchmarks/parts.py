@@ -29,7 +29,7 @@ class Scale:
 
     models: tuple[Model, ...]
     shares: tuple[int, ...]
-    checks: checks.Sizes
+    checks: tuple[checks.Sizes, ...]
     dtypes: tuple[torch.dtype, ...]
     measured_in: torch.dtype
     decode_rows: tuple[int, ...] = (1, 8)
@@ -41,6 +41,8 @@ class Scale:
         ((8, 128), (64, 128), (8, 2048), (64, 2048)),
     )
     tokens: int = 32
+    # Prompt and decode steps of the check of a whole model.
+    checked_tokens: tuple[int, int] = (33, 8)
     op_rounds: int = 20
     model_rounds: int = 7
     samples: int = 3
@@ -54,7 +56,7 @@ def real_scale(models: Sequence[str], shares: Sequence[int], dtype: torch.dtype,
     return Scale(
         tuple(MODELS[name] for name in models),
         tuple(shares),
-        checks.REAL,
+        (checks.REAL, checks.NARROW),
         dtypes,
         dtype,
         op_compile="inductor" if compile else None,
@@ -67,14 +69,15 @@ def tiny_scale(compile: bool) -> Scale:
     return Scale(
         (TINY,),
         (40,),
-        checks.TINY,
+        (checks.TINY,),
         (torch.float16,),
         torch.float16,
         decode_rows=(1, 2),
-        prefill_rows=(18,),
+        prefill_rows=(17,),
         context=20,
-        serving=(((1, 4), (2, 9)),),
+        serving=(((1, 17), (2, 9)),),
         tokens=1,
+        checked_tokens=(6, 2),
         op_rounds=1,
         model_rounds=1,
         samples=1,
@@ -103,10 +106,12 @@ class Work:
         for dtype in self.scale.dtypes:
             data = Data(self.device, dtype)
             name = str(dtype).removeprefix("torch.")
-            listed = (
-                *checks.ffn_checks(data, self.scale.checks),
-                *attention_checks.attention_checks(data, self.scale.checks),
-            )
+            listed = [
+                check
+                for sizes in self.scale.checks
+                for make in (checks.ffn_checks, attention_checks.attention_checks)
+                for check in make(data, sizes)
+            ]
             # Every op once first, so that a run that is cut off has seen them all.
             seen: dict[str, int] = {}
             order = []
@@ -136,7 +141,7 @@ class Work:
             record = recorder.measure(
                 f"runtime, {name}, {small.name}",
                 {"op": "runtime", "case": small.name, "dtype": name},
-                lambda dtype=dtype: check_model(small, shape, self.device, dtype),  # type: ignore[misc]
+                lambda dtype=dtype: check_model(small, shape, self.device, dtype, *self.scale.checked_tokens),  # type: ignore[misc]
                 limit_s=300,
                 needs_s=20,
             )

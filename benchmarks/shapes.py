@@ -108,7 +108,7 @@ MODELS: dict[str, Model] = {
 TINY = _model(
     "tiny",
     "qwen2",
-    ModelShape(64, 16, 96, False, (LayerShape(6, 3, 77),) * 2, qkv_bias=True),
+    ModelShape(32, 16, 48, False, (LayerShape(6, 3, 77),) * 2, qkv_bias=True),
     head_dim=16,
     rms_norm_eps=1e-6,
     max_position_embeddings=256,
@@ -128,7 +128,7 @@ class SyntheticSession(Session):
             return torch.rand(*size, generator=generator, dtype=torch.float64)
 
         # Bell-shaped: as in real models, a few layers stand out and most are much alike.
-        self._layer_importance = torch.randn(source.num_hidden_layers, generator=generator, dtype=torch.float64)
+        self._of_layers = torch.randn(source.num_hidden_layers, generator=generator, dtype=torch.float64)
         self._units = [
             LayerScores(
                 random(layer.num_key_value_heads),
@@ -144,7 +144,7 @@ class SyntheticSession(Session):
         for keep, units in zip(self.keeps, self._units, strict=True):
             query = units.query_heads.flatten()[list(keep.query_heads)].view(len(keep.kv_heads), -1)
             layers.append(LayerScores(units.kv_heads[list(keep.kv_heads)], query, units.ffn[list(keep.ffn)]))
-        return Scores("random", tuple(layers), self._layer_importance, "random", loss=0.0)
+        return Scores("random", tuple(layers), self._of_layers, "random", loss=0.0)
 
     def shrink(self, keeps: tuple[LayerKeep, ...]) -> None:
         self.keeps = keeps
