@@ -1,7 +1,7 @@
 """Triton kernels, their references, and a decode runtime that uses them; imported as ``prunekit.kernels``.
 
-    model = prunekit.kernels.optimize(model)
-    made = prunekit.kernels.generate(model, prompts, max_new_tokens=128)
+model = prunekit.kernels.optimize(model)
+made = prunekit.kernels.generate(model, prompts, max_new_tokens=128)
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from prunekit.kernels.runtime import Runtime
     from prunekit.kernels.sampling import Sampling
 
+__all__ = [
+    "Generated",
+    "Report",
+    "Runtime",
+    "Sampling",
+    "generate",
+    "optimize",
+    "report",
+    "restore",
+    "stream",
+]
 _HOME = {
     "Generated": "generation",
     "generate": "generation",
@@ -26,7 +37,6 @@ _HOME = {
     "Runtime": "runtime",
     "Sampling": "sampling",
 }
-__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

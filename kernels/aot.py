@@ -68,9 +68,7 @@ class MachineCode:
     @property
     def wide_loads(self) -> int:
         """16-byte loads of global memory and asynchronous copies."""
-        wide = sum(
-            count for opcode, count in self.instructions.items() if opcode.startswith("LDG") and "128" in opcode
-        )
+        wide = sum(count for opcode, count in self.instructions.items() if opcode.startswith("LDG") and "128" in opcode)
         return wide + self.async_copies
 
     @property
@@ -125,7 +123,15 @@ def compile_launch(launch: Launch, arch: int) -> MachineCode:
     from triton.compiler import ASTSource
 
     types, constants, attributes = signature(launch)
-    key = (launch.kernel.__name__, str(types), str(constants), str(attributes), launch.num_warps, launch.num_stages, arch)
+    key = (
+        launch.kernel.__name__,
+        str(types),
+        str(constants),
+        str(attributes),
+        launch.num_warps,
+        launch.num_stages,
+        arch,
+    )
     if key not in _done:
         source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
         options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
@@ -165,7 +171,5 @@ def _read(arch: int, cubin: bytes, shared: int) -> MachineCode:
         spilled=max(numbers.get("STACK", 0), numbers.get("LOCAL", 0)),
         shared=shared,
         instructions=Counter(opcode for _, opcode, _ in code),
-        in_loops=Counter(
-            opcode for place, opcode, _ in code if any(first <= place <= last for first, last in loops)
-        ),
+        in_loops=Counter(opcode for place, opcode, _ in code if any(first <= place <= last for first, last in loops)),
     )

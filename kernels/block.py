@@ -12,7 +12,8 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.kernels.cache import LayerCache
-from prunekit.kernels.layout import pack_ffn, padded
+from prunekit.kernels.int4 import GROUP, quantize_int4
+from prunekit.kernels.layout import ALIGNMENT, PackedFFN, pack_ffn
 from prunekit.kernels.packed import Int4Linear, Int4MLP, PackedLinear, PackedMLP, small
 from prunekit.kernels.qkv_rope import qkv_rope
 from prunekit.kernels.rms_norm import rms_norm_add
@@ -126,7 +127,7 @@ class Block:
         return rms_norm_add(part.apply_to(x, before, self.eps), after, self.eps, residual)
 
 
-def read_block(layer: nn.Module, family: Family, config: Any, weights: str, rope_by_type: bool) -> Block:
+def read_block(layer: Any, family: Family, config: Any, weights: str, rope_by_type: bool) -> Block:
     """Pack one decoder layer of a transformers model in place and describe it.
 
     ``layer``'s own projections become views of the packed memory, and its ``mlp`` is replaced by the packed one.
@@ -165,11 +166,11 @@ def read_block(layer: nn.Module, family: Family, config: Any, weights: str, rope
     return block
 
 
-def _norm(module: nn.Module, family: Family) -> torch.Tensor:
+def _norm(module: Any, family: Family) -> torch.Tensor:
     return (module.weight.detach().float() + family.norm_offset).contiguous()
 
 
-def check_layer(layer: nn.Module, config: Any) -> None:
+def check_layer(layer: Any, config: Any) -> None:
     """Raises PrunekitError where a layer holds something that can't be packed; changes nothing."""
     for part in (layer.self_attn, layer.mlp):
         for name, module in part.named_children():
@@ -188,7 +189,7 @@ def _activation(config: Any) -> str:
     return getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or "none"
 
 
-def _projections(attention: nn.Module) -> dict[str, nn.Linear]:
+def _projections(attention: Any) -> dict[str, nn.Linear]:
     """q_proj, k_proj and v_proj; slices of a fused qkv_proj look like linear layers of their own."""
     if not hasattr(attention, "qkv_proj"):
         return {name: getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}
@@ -203,7 +204,7 @@ def _projections(attention: nn.Module) -> dict[str, nn.Linear]:
     return parts
 
 
-def _pack_qkv(attention: nn.Module, projections: dict[str, nn.Linear], weights: str) -> nn.Module:
+def _pack_qkv(attention: Any, projections: dict[str, nn.Linear], weights: str) -> nn.Module:
     linears = list(projections.values())
     fused = hasattr(attention, "qkv_proj")
     weight = attention.qkv_proj.weight.detach() if fused else torch.cat([linear.weight.detach() for linear in linears])
@@ -238,7 +239,7 @@ class _Rows(nn.Module):
         return self.packed(x)[..., self.first : self.last]
 
 
-def _pack_output(attention: nn.Module, weights: str) -> nn.Module:
+def _pack_output(attention: Any, weights: str) -> nn.Module:
     linear = attention.o_proj
     packed = _linear(linear.weight.detach(), linear.bias, weights)
     if weights == "keep":
@@ -252,26 +253,25 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None, weights: str) -> An
     if weights == "int8":
         return PackedLinear.int8(weight, bias)
     if weights == "int4":
-        from prunekit.kernels.int4 import quantize_int4
-
         return Int4Linear(quantize_int4(weight), bias)
     return PackedLinear(weight, bias)
 
 
-def _pack_mlp(mlp: nn.Module, config: Any, weights: str) -> nn.Module:
+def _pack_mlp(mlp: Any, config: Any, weights: str) -> nn.Module:
     activation = _ACTIVATIONS[_activation(config)]
     down = mlp.down_proj
     fused = hasattr(mlp, "gate_up_proj")
+    gate_bias = up_bias = None
     if fused:
         gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
-        biases = (None, None)
     else:
         linears = [getattr(mlp, name) for name in ("gate_proj", "up_proj")]
         gate, up = (linear.weight.detach() for linear in linears)
-        biases = (small(linears[0].bias), small(linears[1].bias))
+        gate_bias, up_bias = (small(linear.bias) for linear in linears)
+    multiple = GROUP if weights == "int4" else ALIGNMENT
+    packed = pack_ffn(gate, up, down.weight.detach(), gate_bias, up_bias, small(down.bias), multiple)
     if weights == "int4":
-        return _int4_mlp(gate, up, down, biases, activation)
-    packed = pack_ffn(gate, up, down.weight.detach(), *biases, small(down.bias))
+        return _int4_mlp(packed, activation)
     if weights == "int8":
         return PackedMLP(packed, activation, {}, int8=True)
     width = packed.width
@@ -287,14 +287,9 @@ def _pack_mlp(mlp: nn.Module, config: Any, weights: str) -> nn.Module:
     return PackedMLP(packed, activation, children)
 
 
-def _int4_mlp(gate: Any, up: Any, down: nn.Linear, biases: Any, activation: str) -> Int4MLP:
-    from prunekit.kernels.int4 import quantize_int4
-
-    packed = pack_ffn(gate, up, down.weight.detach(), *biases, small(down.bias))
-    gate_up = Int4Linear(
-        quantize_int4(packed.gate_up.flatten(0, 1)),
-        None if packed.gate_up_bias is None else packed.gate_up_bias.flatten(),
-    )
-    down_in = packed.down_t.T.contiguous()
-    extra = (padded(packed.width) - packed.width) * 3 * gate.shape[1] // 2
-    return Int4MLP(gate_up, Int4Linear(quantize_int4(down_in), packed.down_bias), activation, extra)
+def _int4_mlp(packed: PackedFFN, activation: str) -> Int4MLP:
+    """Padded to whole groups: the library's input then needn't be padded at every call."""
+    bias = packed.gate_up_bias
+    gate_up = Int4Linear(quantize_int4(packed.gate_up.flatten(0, 1)), None if bias is None else bias.flatten())
+    down = Int4Linear(quantize_int4(packed.down_t.T.contiguous()), packed.down_bias)
+    return Int4MLP(gate_up, down, activation, packed.extra_bytes // (2 * packed.down_t.element_size()))

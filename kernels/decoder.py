@@ -77,9 +77,7 @@ class Decoder:
         x = self.embed(tokens)
         return self.logits(self._run(x, cache, Where(positions, rows, True), ropes, attend))
 
-    def prefill(
-        self, ids: torch.Tensor, lengths: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]
-    ) -> torch.Tensor:
+    def prefill(self, ids: torch.Tensor, lengths: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]) -> torch.Tensor:
         """Prompts ``ids`` [B, L] int64, of which sequence b has ``lengths[b]`` tokens from the left → logits [B, V] of
         each one's last token. Long or many prompts go through in pieces.
 
@@ -100,14 +98,11 @@ class Decoder:
                 last[rows] = torch.where(here[:, None], picked, last[rows])
         return self.logits(last)
 
-    def _piece(
-        self, ids: torch.Tensor, top: int, left: int, cache: KVCache, ropes: dict[str, Rope]
-    ) -> torch.Tensor:
+    def _piece(self, ids: torch.Tensor, top: int, left: int, cache: KVCache, ropes: dict[str, Rope]) -> torch.Tensor:
         """Tokens [b, l] of cache rows from ``top`` at positions from ``left`` → hidden states [b, l, H]."""
         batch, length = ids.shape
-        index = {"dtype": torch.int32, "device": ids.device}
-        rows = torch.arange(top, top + batch, **index).repeat_interleave(length)
-        positions = torch.arange(left, left + length, **index).repeat(batch)
+        rows = torch.arange(top, top + batch, dtype=torch.int32, device=ids.device).repeat_interleave(length)
+        positions = torch.arange(left, left + length, dtype=torch.int32, device=ids.device).repeat(batch)
 
         def attend(block: Block, query: torch.Tensor, layer: LayerCache) -> torch.Tensor:
             seen = (slice(top, top + batch), slice(None), slice(0, left + length))

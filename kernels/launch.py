@@ -28,9 +28,7 @@ class Launch:
         """Start the kernel on the device where its tensors lie, on the current stream."""
         device = next(value.device for value in self.args.values() if isinstance(value, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](
-                **self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options
-            )
+            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
 
 
 def run(launches: Sequence[Launch]) -> None:

@@ -124,7 +124,8 @@ def launches(
         block_k = 256 if k <= 1024 and weight.element_size() > 1 else 512
     else:
         block_n = 16 if n < 8192 else 32
-        block_k = 64 if k <= 1024 else 128
+        # Products of float32 weights are summed without tensor cores, and a larger block would spill.
+        block_k = 64 if k <= 1024 or weight.element_size() > 2 else 128
     return [
         Launch(
             _linear_decode_kernel,

@@ -105,7 +105,7 @@ def restore(model: Any) -> Any:
             for linear in layer.self_attn.children():
                 if isinstance(linear, nn.Linear):
                     linear.weight.data = linear.weight.data.clone()
-            for name, linear in block.ffn.named_children():
+            for linear in block.ffn.children():
                 weight = linear.weight.data
                 # A fused gate_up_proj was given a gap between its halves.
                 weight = weight.flatten(0, 1) if weight.dim() == 3 else weight

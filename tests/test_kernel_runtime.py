@@ -8,7 +8,7 @@ from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tin
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.kernels import Runtime, generate, optimize, report, restore
+from prunekit.kernels import generate, optimize, report, restore
 from prunekit.kernels.sampling import Sampling
 
 PROMPTS = [[5, 9, 2, 7, 7, 31, 4, 88, 12, 3, 64, 9, 101], [17, 3], [44, 6, 90, 12, 1, 77, 8]]

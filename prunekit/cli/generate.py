@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 _SAMPLING = "Sampling"
 
 
+class Rounding(str, Enum):
+    """What happens to the layers' weights; their names are those of ``optimize``."""
+
+    KEEP = "keep"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 @app.command("generate")
 def generate_command(
     model: Model,
@@ -25,7 +34,7 @@ def generate_command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many new tokens a prompt.")] = 128,
     chat: Annotated[bool, typer.Option("--chat", help="Send each prompt as a user's message.")] = False,
-    weights: Annotated[str, typer.Option(help="keep, or round the layers to int8 or int4.")] = "keep",
+    weights: Annotated[Rounding, typer.Option(help="Keep the layers' weights, or round them.")] = Rounding.KEEP,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens.", rich_help_panel=_SAMPLING)] = False,
     temperature: Annotated[float, typer.Option(help="Divides the logits.", rich_help_panel=_SAMPLING)] = 1.0,
     top_k: Annotated[
@@ -45,8 +54,6 @@ def generate_command(
     """Continue prompts on the decode runtime: packed weights, Triton kernels and a CUDA graph where there is a GPU."""
     from prunekit.kernels.sampling import Sampling
 
-    if weights not in ("keep", "int8", "int4"):
-        raise PrunekitError(f"--weights must be keep, int8 or int4, got {weights!r}.")
     if max_new_tokens < 1:
         raise PrunekitError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
     if not sample and (temperature != 1.0 or top_k is not None or top_p is not None or seed is not None):
@@ -62,7 +69,7 @@ def generate_command(
     source = resolve(model)
     tokenizer = load_tokenizer(source)
     ids = [_encode(tokenizer, text, chat) for text in texts]
-    fast = optimize(load_model(source, dtype=dtype, device=device), weights=weights)
+    fast = optimize(load_model(source, dtype=dtype, device=device), weights=weights.value)
     streamer = _Streamer(tokenizer) if len(texts) == 1 and not as_json else None
     made = generate(
         fast,
