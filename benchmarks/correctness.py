@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -67,7 +68,7 @@ def run_check(check: Check, device: torch.device) -> dict[str, Any]:
         "op": check.op,
         "case": check.label,
         "dtype": str(dtype).removeprefix("torch."),
-        "relative_error": None if worst != worst else worst,
+        "relative_error": worst if math.isfinite(worst) else None,
         "tolerance": TOLERANCE[dtype],
         "repeatable": repeatable,
         "same_in_graph": in_graph,

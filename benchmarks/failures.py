@@ -1,9 +1,10 @@
-"""What became of a measurement that failed, and whether the GPU still works in this process."""
+"""What became of a measurement that failed, whether the GPU still works in this process, and whether results agree."""
 
 from __future__ import annotations
 
+import math
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -32,3 +33,17 @@ def check_device(device: torch.device, error: Exception) -> None:
         torch.ones(1, device=device).sum().item()
     except Exception:
         raise DeviceLost(describe(error)) from error
+
+
+# Relative RMS difference of two results that are both rounded to 16 bits, whole models' many times.
+MOST_DIFFERENCE = 0.1
+
+
+def agreement(out: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
+    """The relative RMS difference between ours and PyTorch in the same dtype (None where it is no number), and whether
+    it is small: the time of an op that computes something else means nothing."""
+    difference = ((out.double() - expected.double()).norm() / expected.double().norm()).item()
+    return {
+        "relative_difference": difference if math.isfinite(difference) else None,
+        "agrees": difference <= MOST_DIFFERENCE,
+    }

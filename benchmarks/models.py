@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.failures import check_device, describe
+from benchmarks.failures import agreement, check_device, describe
 from benchmarks.shapes import Model
 from benchmarks.timer import bounded, spread, turns
 from prunekit.machine import synchronize
@@ -82,7 +82,7 @@ class ModelBench:
         together = self.fits_twice and self._has_room(batch, prompt)
         groups = [list(makers)] if together else [[name] for name in makers]
         arms: dict[str, Any] = {}
-        difference = None
+        agrees: dict[str, Any] = {}
         for group in groups:
             runs: dict[str, Run] = {}
             for name in group:
@@ -95,7 +95,7 @@ class ModelBench:
             for name, times in self._interleaved(runs, ids).items():
                 arms[name] |= self._figures(times, batch, prompt)
             if self.fits_twice and "ours" in runs:
-                difference = self._difference(ids, runs["ours"])
+                agrees = self._agreement(ids, runs["ours"])
             runs.clear()
             self._tidy()
         self._unpack()
@@ -110,7 +110,7 @@ class ModelBench:
             "roofline_tpot_us": moved / self.ceilings["copy_gbps"] / 1e3,
             "in_turns": together,
             "arms": arms,
-            "relative_difference": difference,
+            **agrees,
         }
 
     def close(self) -> None:
@@ -190,14 +190,12 @@ class ModelBench:
             "share_of_copy": rate / self.ceilings["copy_gbps"],
         }
 
-    def _difference(self, ids: torch.Tensor, ours: Run) -> float | None:
-        """Relative RMS difference of the first token's logits between ours and eager; both are rounded."""
-        if not isinstance(ours, OursRun):
-            return None
+    def _agreement(self, ids: torch.Tensor, ours: Run) -> dict[str, Any]:
+        """Of the logits of the first token after the prompt, with eager."""
+        assert isinstance(ours, OursRun)
         with torch.no_grad():
-            expected = self.stock(input_ids=ids[:1], use_cache=False, logits_to_keep=1).logits[:, -1].double()
-        out = ours.runtime.prefill(ids)[:1].double()
-        return ((out - expected).norm() / expected.norm()).item()
+            expected = self.stock(input_ids=ids[:1], use_cache=False, logits_to_keep=1).logits[:, -1]
+        return agreement(ours.runtime.prefill(ids)[:1], expected)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.attention_workloads import AttentionDecode
 from benchmarks.data import Data
-from benchmarks.failures import check_device, describe
+from benchmarks.failures import agreement, check_device, describe
 from benchmarks.op_cases import Case, neighbours, sampled
 from benchmarks.shapes import Model
 from benchmarks.timer import Call, bounded, interleaved, one_pass, spread
@@ -69,6 +69,7 @@ class OpBench:
             name: self._rate(case, [value / calls for value in values], work.get(name, work["ours"]))
             for name, values in times.items()
         }
+        checked = "ours" in times and "padded_cublas" in times
         return {
             "op": case.op,
             "case": case.name,
@@ -83,7 +84,7 @@ class OpBench:
             "calls_per_pass": calls,
             "arms": arms | {name: {"error": error} for name, error in errors.items()},
             "irregular_over_aligned": aligned_ratio(times, work),
-            "relative_difference": _difference(ours[0]) if "ours" in times and "padded_cublas" in times else None,
+            **(_agreement(ours[0]) if checked else {}),
         }
 
     def _size(self, layer: LayerShape, case: Case) -> Size:
@@ -161,10 +162,7 @@ def _call(baseline: Baseline) -> Call:
     return lambda: function(*arguments)
 
 
-def _difference(workload: Workload) -> float:
-    """Relative RMS difference between ours and PyTorch: a fast op that computes something else must show."""
+def _agreement(workload: Workload) -> dict[str, Any]:
     function, arguments = workload.padded()
     expected, out = function(*arguments), workload.ours()
-    if isinstance(out, tuple):
-        expected, out = expected[0], out[0]
-    return ((out.double() - expected.double()).norm() / expected.double().norm()).item()
+    return agreement(out[0], expected[0]) if isinstance(out, tuple) else agreement(out, expected)

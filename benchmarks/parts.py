@@ -41,7 +41,8 @@ class Scale:
         ((8, 128), (64, 128), (8, 2048), (64, 2048)),
     )
     tokens: int = 32
-    # Prompt and decode steps of the check of a whole model.
+    # The whole model that is checked, its prompt and its decode steps.
+    checked_model: Model = MODELS["smollm2-135m"]
     checked_tokens: tuple[int, int] = (33, 8)
     op_rounds: int = 20
     model_rounds: int = 7
@@ -77,6 +78,7 @@ def tiny_scale(compile: bool) -> Scale:
         context=20,
         serving=(((1, 17), (2, 9)),),
         tokens=1,
+        checked_model=TINY,
         checked_tokens=(6, 2),
         op_rounds=1,
         model_rounds=1,
@@ -134,7 +136,7 @@ class Work:
             return
         from benchmarks.model_check import check_model
 
-        small = min(self.scale.models, key=lambda model: model.shape.parameters)
+        small = self.scale.checked_model
         shape = self._shape(small.shape, 40)
         for dtype in self.scale.dtypes:
             name = str(dtype).removeprefix("torch.")

@@ -86,6 +86,7 @@ class Recorder:
         begin = time.perf_counter()
         try:
             record = {"id": name, **fields, **function()}
+            json.dumps(record, allow_nan=False)  # what can't be written fails here, and not the whole file later
         except DeviceLost as error:
             print(f"  {name}: {error}", flush=True)
             self._write()

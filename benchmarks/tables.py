@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.goals import Goal, Record, over_compiled, over_cublas
+from benchmarks.goals import Goal, Record, over_compiled, over_cublas, wrong
 
 
 def render(parts: dict[str, Record], goals: Sequence[Goal]) -> str:
@@ -160,6 +160,8 @@ def _failures(part: Record) -> Iterator[str]:
     for record in part["records"]:
         if "error" in record:
             yield f"- FAILED {record['id']}: {record['error']}"
+        elif wrong(record):
+            yield f"- WRONG {record['id']}: relative difference from PyTorch {record['relative_difference']}"
         for name, arm in record.get("arms", {}).items():
             if "error" in arm:
                 yield f"- FAILED {record['id']}, {name}: {arm['error']}"

@@ -56,6 +56,12 @@ def test_goals_take_the_worst() -> None:
     assert goals["qkv_rope: irregular/aligned time"].met is True
 
 
+def test_a_wrong_op_meets_no_goal() -> None:
+    wrong = op_record("mlp", 0.5, agrees=False)
+    right = op_record("mlp", 1.02, agrees=True)
+    assert judged(ops=[wrong, right])["mlp: irregular/aligned time"].value == 1.02
+
+
 def test_goals_that_were_not_measured() -> None:
     failed = op_record("mlp", None, arms={"ours": {"error": "RuntimeError"}})
     broken = {"id": "gone", "op": "mlp", "case": "mlp", "error": "died"}
