@@ -155,6 +155,8 @@ def supervise(arguments: argparse.Namespace, gpu: str | None) -> int:
         from benchmarks.supervisor import REHEARSAL
 
         print(REHEARSAL, flush=True)
+        if importlib.util.find_spec("triton") is None:
+            print("There is no Triton here either: the ops' PyTorch fallbacks stand in for them.", flush=True)
     if arguments.out is None:
         arguments.out = Path(tempfile.mkdtemp(prefix="gpu-check-")) if arguments.rehearse else RESULTS
     arguments.out.mkdir(parents=True, exist_ok=True)
