@@ -4,7 +4,7 @@ Two plans compute it; :func:`variant` chooses. H is the hidden size, Fp the padd
 
 - ``fused``, 2 launches: a program computes the activations of its own slab of neurons and multiplies them at once by
   their rows of down_t, which gives a partial sum of the whole output. 8 · programs · R · H bytes of partial sums are
-  written and read again, by about one program a multiprocessor.
+  written and read again, by one or two programs a multiprocessor.
 - ``split``, 3 launches: all activations first (R · Fp elements), then down over blocks of H × splits of the neurons,
   with 8 · splits · R · H bytes of partial sums.
 
@@ -220,6 +220,7 @@ def _fused_slab(rows: int, width: int, multiprocessors: int) -> int:
     return _slab(width, 8, multiprocessors * (1 if width >= 64 * multiprocessors else 2))
 
 
+_unforced = variant  # which the argument of that name hides in launches()
 # Columns of down_t a program in the second launch of ``split``.
 _SPLIT_COLUMNS = 128
 
@@ -227,10 +228,6 @@ _SPLIT_COLUMNS = 128
 def _split_slab(hidden: int, width: int, multiprocessors: int) -> int:
     """Neurons a program in the second launch of ``split``: about two programs a multiprocessor."""
     return _slab(width, 16, cdiv(2 * multiprocessors, cdiv(hidden, _SPLIT_COLUMNS)))
-
-
-def _chosen(forced: Variant | None, rows: int, hidden: int, width: int, multiprocessors: int) -> Variant:
-    return forced or variant(rows, hidden, width, multiprocessors)
 
 
 def launches(
@@ -297,7 +294,7 @@ def launches(
         )
 
     act = x.new_empty(rows, width, dtype=torch.float32 if rows == 1 else x.dtype)
-    if _chosen(variant, rows, hidden, width, units) == "fused":
+    if (variant or _unforced(rows, hidden, width, units)) == "fused":
         slab = _fused_slab(rows, width, units)
         partial = x.new_empty(cdiv(width, slab), rows, hidden, dtype=torch.float32)
         if rows == 1:

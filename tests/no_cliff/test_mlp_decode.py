@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from gate import WIDTHS, check, every_gpu, meta, needs_compiler
+
+from prunekit.kernels.aot import MAX_SHARED, MachineCode, compile_launch
+from prunekit.kernels.launch import Launch
+from prunekit.kernels.layout import padded
+from prunekit.kernels.mlp_decode import launches
+
+pytestmark = needs_compiler
+
+# A 16-bit FFN and an int8 one, for both dtypes and both kinds of hidden size: up to 1024 and above.
+CASES = (
+    (2048, torch.bfloat16, None),
+    (576, torch.float16, None),
+    (576, torch.bfloat16, torch.int8),
+    (2048, torch.float16, torch.int8),
+)
+
+
+FIRST_CASE = {80: 0, 90: 1, 86: 1, 87: 2, 89: 3}
+
+
+def plan(
+    variant: str, rows: int, width: int, hidden: int, dtype: torch.dtype, weight: torch.dtype | None = None
+) -> list[Launch]:
+    """The launches for an FFN of ``width`` neurons, with every option; scales in place of biases for int8."""
+    small, neurons, weight = torch.float32, padded(width), weight or dtype
+    scaled = weight == torch.int8
+    return launches(
+        x=meta(rows, hidden, dtype=dtype),
+        gate_up=meta(2, neurons, hidden, dtype=weight),
+        down_t=meta(neurons, hidden, dtype=weight),
+        activation="silu",
+        out=meta(rows, hidden, dtype=dtype),
+        norm_weight=meta(hidden, dtype=small),
+        eps=1e-5,
+        gate_up_bias=None if scaled else meta(2, neurons, dtype=small),
+        down_bias=meta(hidden, dtype=small),
+        gate_up_scale=meta(2, neurons, dtype=small) if scaled else None,
+        down_scale=meta(neurons, dtype=small) if scaled else None,
+        residual=meta(rows, hidden, dtype=dtype),
+        variant=variant,  # type: ignore[arg-type]
+    )
+
+
+def bytes_by_load(code: MachineCode) -> tuple[int, int]:
+    """Bytes a thread loads from global memory per pass over the code: with 16-byte loads, and with narrower ones."""
+    wide = narrow = 0
+    for opcode, count in code.instructions.items():
+        name, *parts = opcode.split(".")
+        if name not in ("LDG", "LDGSTS"):
+            continue
+        size = next((int(part) // 8 for part in parts if part in ("64", "128")), 4)
+        if size == 16:
+            wide += 16 * count
+        else:
+            narrow += size * count
+    return wide, narrow
+
+
+@every_gpu
+@pytest.mark.parametrize("variant", ("fused", "split"))
+@pytest.mark.parametrize("rows", (1, 4, 16))
+def test_any_width(rows: int, variant: str, arch: int) -> None:
+    # A kernel takes a quarter of a second. Between 8.0 and 9.0 every case is compiled for every number of rows; the
+    # others, which differ from 8.0 in the scheduling of instructions and in shared memory, take one case each.
+    step = 2 if arch in (80, 90) else 4
+    turn = (FIRST_CASE[arch] + rows // 4) % step
+    for width in WIDTHS:
+        for hidden, dtype, weight in CASES[turn::step]:
+            *products, last = plan(variant, rows, width, hidden, dtype, weight)
+            check(last, arch)
+            for launch in products:
+                code = check(launch, arch)
+                wide, narrow = bytes_by_load(code)
+                # One row's x, activations, scales and biases come a few bytes at a time. Were a weight matrix loaded
+                # so too, it would outweigh what is left; of several rows, x is as much again and comes as weights do.
+                assert narrow <= wide / (1 if rows == 1 else 2), code.instructions
+                # Weights are on the way to shared memory while others are multiplied.
+                assert code.async_copies > 0
+
+
+@pytest.mark.parametrize("variant", ("fused", "split"))
+@pytest.mark.parametrize("rows", (1, 4))
+def test_the_gate_sees_an_irregular_hidden_size(rows: int, variant: str) -> None:
+    """The width lies along rows and may be anything; of the hidden size the same kernels would fall off the cliff."""
+    for launch in plan(variant, rows, 1024, 2048, torch.bfloat16)[:-1]:
+        wrong = compile_launch(replace(launch, args={**launch.args, "hidden": 2047}), 80)
+        assert wrong.narrow_loads > 0
+
+
+@pytest.mark.parametrize("rows", (1, 16))
+def test_float32_fits(rows: int) -> None:
+    """Twice the bytes in the same tiles: shared memory of the smallest chip."""
+    for variant in ("fused", "split"):
+        for launch in plan(variant, rows, 1344, 2048, torch.float32):
+            assert compile_launch(launch, 86).shared <= MAX_SHARED[86]
