@@ -97,5 +97,5 @@ gpu-check:
 	  $(MAKE) install && exec $(VENV)/bin/python benchmarks/gpu_check.py $(ARGS); fi
 
 clean:
-	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find prunekit kernels export benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
