@@ -22,7 +22,7 @@ CASES = (
 )
 
 
-FIRST_CASE = {80: 0, 90: 1, 86: 1, 87: 2, 89: 3}
+FIRST_CASE = {80: 0, 90: 1, 86: 2, 87: 3, 89: 1}
 
 
 def plan(
@@ -42,7 +42,7 @@ def plan(
         gate_up_bias=None if scaled else meta(2, neurons, dtype=small),
         down_bias=meta(hidden, dtype=small),
         gate_up_scale=meta(2, neurons, dtype=small) if scaled else None,
-        down_scale=meta(neurons, dtype=small) if scaled else None,
+        down_scale=meta(hidden, dtype=small) if scaled else None,
         residual=meta(rows, hidden, dtype=dtype),
         variant=variant,  # type: ignore[arg-type]
     )
@@ -67,14 +67,14 @@ def bytes_by_load(code: MachineCode) -> tuple[int, int]:
 @pytest.mark.parametrize("variant", ("fused", "split"))
 @pytest.mark.parametrize("rows", (1, 4, 16))
 def test_any_width(rows: int, variant: str, arch: int) -> None:
-    # A kernel takes a quarter of a second. Between 8.0 and 9.0 every case is compiled for every number of rows; the
-    # others, which differ from 8.0 in the scheduling of instructions and in shared memory, take one case each.
-    step = 2 if arch in (80, 90) else 4
+    # A kernel takes half a second: each case is compiled for every number of rows on one GPU at least, not on all.
+    step = 2 if rows == 1 and arch in (80, 90) else 4
     turn = (FIRST_CASE[arch] + rows // 4) % step
     for width in WIDTHS:
         for hidden, dtype, weight in CASES[turn::step]:
             *products, last = plan(variant, rows, width, hidden, dtype, weight)
-            check(last, arch)
+            if rows == 1:  # its rows are programs
+                check(last, arch)
             for launch in products:
                 code = check(launch, arch)
                 wide, narrow = bytes_by_load(code)
@@ -94,9 +94,8 @@ def test_the_gate_sees_an_irregular_hidden_size(rows: int, variant: str) -> None
         assert wrong.narrow_loads > 0
 
 
-@pytest.mark.parametrize("rows", (1, 16))
-def test_float32_fits(rows: int) -> None:
-    """Twice the bytes in the same tiles: shared memory of the smallest chip."""
-    for variant in ("fused", "split"):
-        for launch in plan(variant, rows, 1344, 2048, torch.float32):
-            assert compile_launch(launch, 86).shared <= MAX_SHARED[86]
+@pytest.mark.parametrize(("rows", "variant"), ((1, "fused"), (16, "split")))
+def test_float32_fits(rows: int, variant: str) -> None:
+    """Tiles of twice the bytes, in the shared memory of the smallest chip."""
+    for launch in plan(variant, rows, 1344, 2048, torch.float32)[:-1]:
+        assert compile_launch(launch, 86).shared <= MAX_SHARED[86]
