@@ -113,7 +113,7 @@ def ffn(data: Data, width: int, hidden: int, rows: int, int8: bool, full: bool, 
         "gate_up_bias": bias if full else None,
         "down_bias": data.small(hidden) if full else None,
         "gate_up_scale": data.scale(2, stored) if int8 else None,
-        "down_scale": data.scale(stored) if int8 else None,
+        "down_scale": data.scale(hidden) if int8 else None,
         "residual": data.normal(rows, hidden) if full else None,
     }
 

@@ -81,7 +81,7 @@ class _FFN(Workload):
         if self.int8:
             self.gate_up = data.int8(2, size.padded_ffn, hidden)
             self.down_t = data.int8(size.padded_ffn, hidden)
-            self.scales = (data.scale(2, size.padded_ffn), data.scale(size.padded_ffn))
+            self.scales = (data.scale(2, size.padded_ffn), data.scale(hidden))
         else:
             self.gate_up = data.weight(2, size.padded_ffn, hidden)
             self.down_t = data.normal(size.padded_ffn, hidden, scale=width**-0.5)
@@ -97,7 +97,7 @@ class _FFN(Workload):
         gate_up, down_t, dtype = self.gate_up, self.down_t, self.x.dtype
         if self.int8:
             gate_up = (gate_up.float() * self.scales[0][..., None]).to(dtype)
-            down_t = (down_t.float() * self.scales[1][:, None]).to(dtype)
+            down_t = (down_t.float() * self.scales[1]).to(dtype)
         return gate_up, down_t
 
     def irregular(self) -> Baseline:

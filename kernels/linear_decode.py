@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from prunekit.kernels._triton import INTERPRETING, cdiv, jit, tl
 from prunekit.kernels.launch import Launch, run
+from prunekit.kernels.quantize import dequantised
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
 
 
@@ -166,9 +167,7 @@ def linear_decode_torch(
     """The same in PyTorch, in the dtype of ``x``; any number of rows."""
     if norm_weight is not None:
         x = F.rms_norm(x.float(), (x.shape[-1],), norm_weight, eps).to(x.dtype)
-    out = F.linear(x, weight.to(x.dtype))
-    if scale is not None:
-        out = out * scale.to(x.dtype)
+    out = F.linear(x, dequantised(weight, scale, x.dtype))
     if bias is not None:
         out = out + bias.to(x.dtype)
     return out if residual is None else residual + out

@@ -24,7 +24,7 @@ def mlp(
     """down(act(gate(norm(x))) · up(norm(x))) + residual; [rows, hidden] in the dtype of ``x``.
 
     ``x`` [rows, hidden] is contiguous; ``gate_up`` [2, Fp, hidden] and ``down_t`` [Fp, hidden] are in the dtype of
-    ``x`` or int8 with ``gate_up_scale`` [2, Fp] and ``down_scale`` [Fp], one for each stored row, in the layout of
+    ``x`` or int8 with ``gate_up_scale`` [2, Fp] and ``down_scale`` [hidden], in the layout of
     :class:`prunekit.kernels.layout.PackedFFN`. Biases [2, Fp] and [hidden], scales and ``norm_weight`` [hidden] are
     float32; without ``norm_weight`` there is no norm. ``activation`` is ``silu`` or ``gelu_tanh``.
 

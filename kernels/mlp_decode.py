@@ -22,6 +22,7 @@ from prunekit.kernels._triton import INTERPRETING, cdiv, jit, tl
 from prunekit.kernels.activation import activate, activate_torch, check_activation
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.layout import ALIGNMENT
+from prunekit.kernels.quantize import dequantised
 from prunekit.kernels.select import choose
 from prunekit.kernels.support import MAX_DECODE_ROWS, multiprocessors, why_not_triton
 
@@ -41,7 +42,6 @@ def _mlp_kernel(
     partial_ptr,
     gate_up_bias_ptr,
     gate_up_scale_ptr,
-    down_scale_ptr,
     norm_ptr,
     rows,
     hidden,
@@ -62,7 +62,7 @@ def _mlp_kernel(
     """Over the neurons of slab p = program_id(0), from p · slab to (p + 1) · slab:
 
     with UP, act[r, n] = act(norm(x)[r] · gate[n]) · (norm(x)[r] · up[n]);
-    with DOWN, partial[p, r, h] = Σ act[r, n] · down_scale[n] · down_t[n, h], over every num_programs(1)-th block of h.
+    with DOWN, partial[p, r, h] = Σ act[r, n] · down_t[n, h], over every num_programs(1)-th block of h.
 
     ``slab`` and ``width`` are multiples of BLOCK_F and BLOCK_N, so no mask along the neurons is needed.
     ``hidden`` bounds every load along the contiguous axis, so it must be a multiple of 16 for 16-byte loads.
@@ -145,8 +145,6 @@ def _mlp_kernel(
                 products = tl.zeros((BLOCK_N, BLOCK_OUT), dtype=tl.float32)
                 for neuron in tl.range(first, last, BLOCK_N, num_stages=STAGES):
                     act = tl.load(act_ptr + neuron + inner)
-                    if down_scale_ptr is not None:
-                        act *= tl.load(down_scale_ptr + neuron + inner)
                     down_row = down_ptr + neuron * hidden
                     weight = tl.load(down_row + places, mask=inside[None, :], other=0.0)
                     products += weight.to(tl.float32) * act[:, None]
@@ -158,12 +156,10 @@ def _mlp_kernel(
                     act = tl.load(act_ptr + where, mask=real[:, None], other=0.0)
                     down_row = down_ptr + neuron * hidden
                     weight = tl.load(down_row + places, mask=inside[None, :], other=0.0)
-                    if down_scale_ptr is not None:
-                        # Not act · scale, as with one row: that could fall below float16's normal numbers.
+                    if down_ptr.dtype.element_ty == tl.int8:
                         # Transposed and back, which moves nothing: else Triton would convert bytes to the layout of
                         # tensor cores before it makes numbers of them, and load 8 bytes a thread.
-                        scale = tl.load(down_scale_ptr + neuron + inner)
-                        weight = tl.trans((tl.trans(weight).to(tl.float32) * scale[None, :]).to(act.dtype))
+                        weight = tl.trans(tl.trans(weight).to(tl.float32).to(act.dtype))
                     if UPCAST:
                         act = act.to(tl.float32)
                         weight = weight.to(tl.float32)
@@ -173,9 +169,9 @@ def _mlp_kernel(
 
 @jit
 def _sum_kernel(
-    partial_ptr, out_ptr, bias_ptr, residual_ptr, parts, hidden, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr
+    partial_ptr, out_ptr, scale_ptr, bias_ptr, residual_ptr, parts, hidden, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr
 ):
-    """out[r, h] = Σ partial[p, r, h] over p + bias[h] + residual[r, h]; r = program_id(1) of num_programs(1) rows."""
+    """out[r, h] = scale[h] · Σ_p partial[p, r, h] + bias[h] + residual[r, h]; r = program_id(1)."""
     row = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     inside = column < hidden
@@ -186,6 +182,8 @@ def _sum_kernel(
         total += tl.load(partial_ptr + where, mask=(part < parts)[:, None] & inside[None, :], other=0.0)
     out = tl.sum(total, axis=0)
     where = row.to(tl.int64) * hidden + column
+    if scale_ptr is not None:
+        out *= tl.load(scale_ptr + column, mask=inside, other=0.0)
     if bias_ptr is not None:
         out += tl.load(bias_ptr + column, mask=inside, other=0.0)
     if residual_ptr is not None:
@@ -271,7 +269,6 @@ def launches(
                 "partial_ptr": partial,
                 "gate_up_bias_ptr": gate_up_bias,
                 "gate_up_scale_ptr": gate_up_scale,
-                "down_scale_ptr": down_scale,
                 "norm_ptr": norm_weight,
                 "rows": rows,
                 "hidden": hidden,
@@ -322,6 +319,7 @@ def launches(
             {
                 "partial_ptr": partial,
                 "out_ptr": out,
+                "scale_ptr": down_scale,
                 "bias_ptr": down_bias,
                 "residual_ptr": residual,
                 "parts": partial.shape[0],
@@ -351,14 +349,11 @@ def mlp_decode_torch(
     """The same in PyTorch, in the dtype of ``x``; any number of rows."""
     if norm_weight is not None:
         x = F.rms_norm(x.float(), (x.shape[-1],), norm_weight, eps).to(x.dtype)
-    both = F.linear(x, gate_up.flatten(0, 1).to(x.dtype))
-    if gate_up_scale is not None:
-        both = both * gate_up_scale.flatten().to(x.dtype)
+    both = F.linear(x, dequantised(gate_up, gate_up_scale, x.dtype).flatten(0, 1))
     if gate_up_bias is not None:
         both = both + gate_up_bias.flatten().to(x.dtype)
     gate, up = both.chunk(2, dim=-1)
-    down = down_t if down_scale is None else down_t * down_scale[:, None]
-    out = (activate_torch(gate, activation) * up) @ down.to(x.dtype)
+    out = (activate_torch(gate, activation) * up) @ dequantised(down_t.T, down_scale, x.dtype).T
     if down_bias is not None:
         out = out + down_bias.to(x.dtype)
     return out if residual is None else residual + out
@@ -381,7 +376,7 @@ def mlp_decode(
     """residual + down(act(gate(norm(x))) · up(norm(x))) for 1 to 16 rows; [rows, hidden], dtype of ``x``.
 
     ``x`` [rows, hidden] is contiguous. ``gate_up`` [2, width, hidden] and ``down_t`` [width, hidden], contiguous, are
-    in the dtype of ``x``, or int8 with ``gate_up_scale`` [2, width] and ``down_scale`` [width]; ``width`` is padded
+    in the dtype of ``x``, or int8 with ``gate_up_scale`` [2, width] and ``down_scale`` [hidden]; ``width`` is padded
     to a multiple of 16 with rows of zeros, as :func:`prunekit.kernels.layout.pack_ffn` does. ``gate_up_bias``
     [2, width], ``down_bias`` [hidden], both scales and ``norm_weight`` [hidden] are float32; without ``norm_weight``
     there is no norm. ``residual`` [rows, hidden]. Sums are in float32; activations between the products are rounded

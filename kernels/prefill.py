@@ -11,20 +11,10 @@ import torch.nn.functional as F
 from prunekit.kernels import liger
 from prunekit.kernels.gate_up_gemm import gate_up_gemm
 from prunekit.kernels.gated_act import gated_act
+from prunekit.kernels.quantize import dequantised
 from prunekit.kernels.rms_norm import rms_norm
 from prunekit.kernels.select import choose
 from prunekit.kernels.support import why_not_triton
-
-
-def dequantised(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` [..., k] as a GEMM reads it: itself, or for int8 a temporary copy in ``dtype``, times ``scale`` [...].
-
-    Scaled before the product, since Σ x · int8 can leave float16's range.
-    """
-    if scale is None:
-        return weight
-    out = torch.empty_like(weight, dtype=dtype)
-    return torch.mul(weight, scale[..., None], out=out)
 
 
 def gate_up(x: torch.Tensor, weight: torch.Tensor, activation: str, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -61,7 +51,7 @@ def mlp_prefill(
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
     hidden = gate_up(x, dequantised(gate_up_weight, gate_up_scale, x.dtype), activation, gate_up_bias)
-    down = dequantised(down_t, down_scale, x.dtype)
+    down = dequantised(down_t.T, down_scale, x.dtype).T
     # One of the sums is made in the GEMM's epilogue.
     if down_bias is not None:
         out = torch.addmm(down_bias.to(x.dtype), hidden, down)

@@ -7,8 +7,9 @@ import torch
 from close import WIDTHS, assert_close, relative_error
 
 from prunekit.kernels import liger, reference
-from prunekit.kernels.layout import padded
+from prunekit.kernels.layout import PackedFFN, padded
 from prunekit.kernels.mlp import mlp
+from prunekit.kernels.quantize import quantize_ffn
 from prunekit.kernels.select import choosing
 from prunekit.kernels.support import using
 
@@ -29,11 +30,8 @@ def case(rows: int, width: int, dtype: torch.dtype, parts: str, activation: str 
     down_t = normal(rows_of_neurons, HIDDEN) * real[:, None] / width**0.5
     scales = (None, None)
     if "scale" in parts:
-        scales = tuple(weight.abs().amax(-1).clamp_min(1e-3) / 127 for weight in (gate_up, down_t))
-        gate_up, down_t = (
-            (weight / scale[..., None]).round().to(torch.int8)
-            for weight, scale in zip((gate_up, down_t), scales, strict=True)
-        )
+        gate_up, gate_up_scale, down_t, down_scale = quantize_ffn(PackedFFN(width, gate_up, down_t))
+        scales = (gate_up_scale, down_scale)
     else:
         gate_up, down_t = gate_up.to(dtype), down_t.to(dtype)
     return {

@@ -11,6 +11,7 @@ from prunekit.kernels import mlp_decode as module
 from prunekit.kernels import reference
 from prunekit.kernels.layout import pack_ffn, padded
 from prunekit.kernels.mlp_decode import launches, mlp_decode, variant
+from prunekit.kernels.quantize import quantize_ffn
 from prunekit.kernels.select import choosing
 from prunekit.kernels.support import using
 
@@ -37,11 +38,8 @@ def case(
     )
     gate_up, down_t, scales = packed.gate_up, packed.down_t, (None, None)
     if "scale" in parts:
-        scales = tuple(weight.float().abs().amax(-1).clamp_min(1e-3) / 127 for weight in (gate_up, down_t))
-        gate_up, down_t = (
-            (weight.float() / scale[..., None]).round().to(torch.int8)
-            for weight, scale in zip((gate_up, down_t), scales, strict=True)
-        )
+        gate_up, gate_up_scale, down_t, down_scale = quantize_ffn(packed)
+        scales = (gate_up_scale, down_scale)
     arguments = {
         "x": (2 * normal(rows, hidden)).to(dtype),
         "gate_up": gate_up,
@@ -56,9 +54,9 @@ def case(
         "residual": normal(rows, hidden).to(dtype) if "residual" in parts else None,
     }
     real = dict(arguments)
-    for name in ("gate_up", "down_t", "gate_up_bias", "gate_up_scale", "down_scale"):
+    for name in ("gate_up", "down_t", "gate_up_bias", "gate_up_scale"):
         if real[name] is not None:
-            assert real[name].shape[name != "down_t" and name != "down_scale"] == padded(width)
+            assert real[name].shape[name != "down_t"] == padded(width)
             real[name] = real[name][:, :width] if name.startswith("gate") else real[name][:width]
     guard = {name: guarded(value) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
     return guard, reference.mlp_decode(**real)
