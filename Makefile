@@ -19,10 +19,11 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
 TRITON_36 := .compat/triton-3.6
+TORCHAO := .compat/torchao
 
 .PHONY: install demo test test-triton-3.6 lint bench gpu-check clean
 
-install: $(VENV)/.installed $(COMPAT)/.installed
+install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
 ifeq ($(SYSTEM_TORCH),)
 $(VENV)/.installed: pyproject.toml
@@ -60,6 +61,13 @@ $(COMPAT)/.installed: $(VENV)/.installed
 	  $(if $(SYSTEM_TORCH),|| { echo "No transformers 5.16 here: its tests are skipped."; mkdir -p $(COMPAT); })
 	touch $@
 
+# For the tests of 4-bit weights, apart: transformers would import it for every other test too.
+$(TORCHAO)/.installed: $(VENV)/.installed
+	rm -rf $(TORCHAO)
+	$(PIP) install --quiet --no-deps --target $(TORCHAO) "torchao>=0.18,<0.19" \
+	  $(if $(SYSTEM_TORCH),|| { echo "No torchao here: its tests are skipped."; mkdir -p $(TORCHAO); })
+	touch $@
+
 demo: install
 	$(VENV)/bin/prunekit demo
 
@@ -70,6 +78,7 @@ KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/no_cliff && \
 
 test: install
 	$(PYTEST) tests --ignore=tests/no_cliff --ignore=tests/interpreted
+	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/test_kernel_quantize.py tests/test_kernel_runtime.py -k int4
 	$(KERNEL_TESTS)
 
 # The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.

@@ -45,7 +45,7 @@ class Report:
     @property
     def fallbacks(self) -> tuple[OpReport, ...]:
         """The ops that a kernel was written for and PyTorch computes."""
-        return tuple(op for op in self.ops if op.reason is not None)
+        return tuple(op for op in self.ops if op.provider == "torch")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -133,22 +133,36 @@ def _held_bytes(model: Any, decoder: Decoder) -> int:
     for block in decoder.blocks:
         tensors += [value for value in vars(block).values() if isinstance(value, torch.Tensor)]
         tensors += [tensor for part in (block.qkv, block.o, block.ffn) for tensor in part.buffers()]
-    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    kept = {}
+    for tensor in (part for tensor in tensors for part in _parts(tensor)):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
     return sum(kept.values())
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors with memory that a tensor consists of: a library's quantised tensors hold several."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
     blocks = decoder.blocks
     one, many = (why_not_triton(decoder.device, decoder.dtype, dot=dot) for dot in (False, True))
-    products = one
-    if not isinstance(blocks[0].ffn, PackedMLP):
-        products = "a library multiplies with 4-bit weights"
-    reasons = {"linear_decode": products, "mlp_decode": products, "attention_decode": many}
+    reasons = {"attention_decode": many}
     if any(block.fuses_qkv for block in blocks):
         reasons["qkv_rope"] = one
     if not all(block.fuses_qkv for block in blocks):
         reasons["rope_cache"] = one
-    return tuple(OpReport(op, "torch" if reason else "triton", reason) for op, reason in reasons.items())
+    ops = [OpReport(op, "torch" if reason else "triton", reason) for op, reason in reasons.items()]
+    for op in ("linear_decode", "mlp_decode"):
+        if isinstance(blocks[0].ffn, PackedMLP):
+            ops.append(OpReport(op, "torch" if one else "triton", one))
+        else:
+            ops.append(OpReport(op, "library", "torchao or gemlite multiplies with 4-bit weights"))
+    return tuple(ops)
 
 
 def _decoder(model: Any) -> Decoder:

@@ -275,3 +275,21 @@ def test_refuses_models_it_cannot_pack() -> None:
     assert type(adapted.model.layers[0].mlp).__name__ == "LlamaMLP", "refused before anything was changed"
     with pytest.raises(PrunekitError, match="no kernel for the activation"):
         optimize(tiny_model("llama", hidden_act="relu"))
+
+
+@pytest.mark.parametrize("model_type", ("llama", "phi3", "qwen2"))
+def test_int4(model_type: str) -> None:
+    """Coarse, but decode gives what the rounded model's own forward gives."""
+    pytest.importorskip("torchao")
+    model = model_of(model_type, True)
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        wanted = model(ids).logits
+        optimize(model, weights="int4")
+        rounded = model(ids).logits
+    error = (rounded - wanted).norm() / wanted.norm()
+    assert 1e-3 < error < 0.7, "far from unrelated (1.4)"
+    assert generate(model, PROMPTS, max_new_tokens=NEW).sequences == expected(model, PROMPTS)
+    made = report(model)
+    assert made.weights == "int4"
+    assert {op.op for op in made.ops if op.provider == "library"} == {"linear_decode", "mlp_decode"}
