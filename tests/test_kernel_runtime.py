@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tin
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.kernels import generate, optimize, report, restore
+from prunekit.kernels import Runtime, generate, optimize, report, restore
 from prunekit.kernels.sampling import Sampling
 
 PROMPTS = [[5, 9, 2, 7, 7, 31, 4, 88, 12, 3, 64, 9, 101], [17, 3], [44, 6, 90, 12, 1, 77, 8]]
@@ -293,3 +294,49 @@ def test_int4(model_type: str) -> None:
     made = report(model)
     assert made.weights == "int4"
     assert {op.op for op in made.ops if op.provider == "library"} == {"linear_decode", "mlp_decode"}
+
+
+class _FakeGraphs:
+    """CUDA graphs without CUDA: what is recorded has no effect, and a replay runs it again into the same memory."""
+
+    def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch):
+        self.runtime, self.replays, self.recorded = runtime, 0, 0
+        stream = type("Stream", (), {"wait_stream": lambda *_: None})()
+        monkeypatch.setattr(torch.cuda, "Stream", lambda *_: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda *_: nullcontext())
+        monkeypatch.setattr(torch.cuda, "device", lambda *_: nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "graph", lambda _: self.recording())
+        runtime.uses_graph = True
+
+    @contextmanager
+    def recording(self) -> Any:
+        runtime = self.runtime
+        before = [tensor.clone() for tensor in (runtime.tokens, runtime.positions, runtime.cache.arena)]
+        yield
+        for tensor, value in zip((runtime.tokens, runtime.positions, runtime.cache.arena), before, strict=True):
+            tensor.copy_(value)
+        self.recorded += 1
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.runtime._logits.copy_(self.runtime._body())
+
+
+def test_the_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trial runs and the recording leave no trace; every step after is a replay, the first one too."""
+    model = optimize(model_of("llama", True))
+    ids = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+
+    def run(runtime: Runtime) -> torch.Tensor:
+        runtime.prefill(ids)
+        steps = [runtime.step().clone() for _ in range(6)]
+        return torch.stack([*steps, runtime.step(torch.tensor([3, 4])).clone()])
+
+    wanted = run(Runtime(model, 2, 64))
+    runtime = Runtime(model, 2, 64)
+    fake = _FakeGraphs(runtime, monkeypatch)
+    assert torch.equal(run(runtime), wanted)
+    assert torch.equal(run(runtime), wanted), "a second prompt"
+    assert (fake.recorded, fake.replays) == (1, 14)
