@@ -16,7 +16,7 @@ from prunekit.kernels.int4 import GROUP, quantize_int4
 from prunekit.kernels.layout import ALIGNMENT, PackedFFN, pack_ffn
 from prunekit.kernels.packed import Int4Linear, Int4MLP, PackedLinear, PackedMLP, small
 from prunekit.kernels.qkv_rope import qkv_rope
-from prunekit.kernels.rms_norm import rms_norm_add
+from prunekit.kernels.rms_norm import add_rms_norm, rms_norm_add
 from prunekit.kernels.rope_cache import rope_cache
 from prunekit.kernels.support import MAX_DECODE_ROWS
 
@@ -86,6 +86,10 @@ class Block:
         """[tokens, hidden_size] → the same; keys and values of the tokens go into ``cache``."""
         query = self._queries(x, cache, where, ropes[self.rope] if self.rope else None)
         mixed = attend(self, query, cache).flatten(1)
+        if self.post_attention is None and self.pre_ffn is not None and len(x) > MAX_DECODE_ROWS:
+            # Many rows: the sum and the norm after it read and write them once.
+            normed, x = add_rms_norm(self.o.apply_to(mixed), x, self.pre_ffn, self.eps)
+            return self._add(self.ffn, normed, x, None, self.post_ffn)
         x = self._add(self.o, mixed, x, None, self.post_attention)
         return self._add(self.ffn, x, x, self.pre_ffn, self.post_ffn)
 

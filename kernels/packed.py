@@ -62,8 +62,6 @@ class PackedLinear(nn.Module):
             return linear_decode(x, self.weight, self.bias, self.scale, norm_weight, eps, residual)
         if norm_weight is not None:
             x = rms_norm(x, norm_weight, eps)
-        if residual is not None and self.bias is None and self.scale is None:
-            return torch.addmm(residual, x, self.weight.T)  # the sum in the GEMM's epilogue
         return linear_decode_torch(x, self.weight, self.bias, self.scale, residual=residual)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
