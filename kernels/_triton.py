@@ -26,6 +26,15 @@ except ImportError:  # macOS, Windows, a plain CPU install
 INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
+@jit
+def start_after_previous(PDL: tl.constexpr):
+    """First line of a kernel that may be launched while the one before it still runs (with ``PDL``): lets the next one
+    do the same, and waits until all that went before is done and visible. Nothing may be read or written earlier."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
 def next_power_of_2(value: int) -> int:
     """The smallest power of two that is at least ``value``."""
     return 1 << max(0, value - 1).bit_length()

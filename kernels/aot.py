@@ -41,7 +41,7 @@ class MachineCode:
     """What one kernel became for one architecture.
 
     ``spilled`` is bytes of local memory a thread, ``shared`` bytes a block. ``instructions`` and ``in_loops`` count
-    full opcodes (``LDG.E.128``), in the whole kernel and inside loops.
+    full opcodes (``LDG.E.128``), in the whole kernel and inside loops; ``opcodes`` are all of them in order.
     """
 
     arch: int
@@ -50,6 +50,7 @@ class MachineCode:
     shared: int
     instructions: Counter[str]
     in_loops: Counter[str]
+    opcodes: tuple[str, ...]
 
     @staticmethod
     def _narrow(opcode: str) -> bool:
@@ -87,9 +88,10 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tupl
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    arguments = launch.arguments
     for index, parameter in enumerate(launch.kernel.params):
         name = parameter.name
-        value = launch.args[name]
+        value = arguments[name]
         if parameter.is_constexpr or value is None:
             types[name] = "constexpr"
             constants[name] = value
@@ -123,20 +125,10 @@ def compile_launch(launch: Launch, arch: int) -> MachineCode:
     from triton.compiler import ASTSource
 
     types, constants, attributes = signature(launch)
-    key = (
-        launch.kernel.__name__,
-        str(types),
-        str(constants),
-        str(attributes),
-        launch.num_warps,
-        launch.num_stages,
-        arch,
-    )
+    key = (launch.kernel.__name__, str(types), str(constants), str(attributes), str(launch.options), arch)
     if key not in _done:
         source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
-        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
-        options.pop("launch_cooperative_grid", None)
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
         _done[key] = _read(arch, compiled.asm["cubin"], compiled.metadata.shared)
     return _done[key]
 
@@ -171,5 +163,6 @@ def _read(arch: int, cubin: bytes, shared: int) -> MachineCode:
         spilled=max(numbers.get("STACK", 0), numbers.get("LOCAL", 0)),
         shared=shared,
         instructions=Counter(opcode for _, opcode, _ in code),
+        opcodes=tuple(opcode for _, opcode, _ in code),
         in_loops=Counter(opcode for place, opcode, _ in code if any(first <= place <= last for first, last in loops)),
     )

@@ -10,8 +10,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels._triton import INTERPRETING, cdiv, jit, next_power_of_2, tl
+from prunekit.kernels._triton import INTERPRETING, cdiv, jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
+from prunekit.kernels.select import overlapped
 from prunekit.kernels.support import multiprocessors, why_not_triton
 
 # Query heads of a tile: what a tensor core takes at least, so a group of 1 costs the same as one of 16.
@@ -48,6 +49,7 @@ def _attention_decode_kernel(
     BLOCK_S: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[b, h, s] = Σ_p softmax_p(q[b, h] · k[b, kv(h), p]) · v[b, kv(h), p] over the s-th part of the visible p.
 
@@ -56,6 +58,7 @@ def _attention_decode_kernel(
     ``softcap``) hold the factor log2(e). ``out`` is [batch, heads, splits, D]; ``lse`` [batch, heads, splits] takes
     log2 Σ 2^logit, -inf of an empty split.
     """
+    start_after_previous(PDL)
     batch = tl.program_id(0)
     kv = tl.program_id(1) // head_blocks
     split = tl.program_id(2)
@@ -143,8 +146,10 @@ def _combine_kernel(
     D_PAD: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[h] = Σ_s 2^lse[h, s] · parts[h, s] / Σ_s 2^lse[h, s]; one program a query head of one sequence."""
+    start_after_previous(PDL)
     query = tl.program_id(0).to(tl.int64)
     every = tl.arange(0, MAX_SPLITS)
     lse = tl.load(lse_ptr + query * splits + every, mask=every < splits, other=float("-inf"))
@@ -242,6 +247,7 @@ def launches(
         # Without tensor cores four warps run out of registers; at 256 channels eight do.
         num_warps=8 if k_cache.dtype == torch.float32 and d_pad <= 128 else 4,
         num_stages=3,
+        overlap=overlapped(q.device, q.dtype),
     )
     if lse is None:
         return [first]
@@ -260,6 +266,7 @@ def launches(
         },
         num_warps=4,
         num_stages=2,
+        overlap=overlapped(q.device, q.dtype),
     )
     return [first, combine]
 

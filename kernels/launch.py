@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ import torch
 
 @dataclass(frozen=True)
 class Launch:
-    """``kernel[grid](**args)``. ``args`` holds every parameter of the kernel by name, constexprs included.
+    """``kernel[grid](**args)``. ``args`` holds every parameter of the kernel by name, constexprs included, but PDL.
 
-    Building a Launch touches no device, so tensors may lie on ``meta``: :mod:`prunekit.kernels.aot` compiles from it.
+    ``overlap`` starts the blocks of this kernel while the last ones of the kernel before it still run, which hides
+    some of a launch's microsecond (programmatic dependent launch; compute capability 9.0 and newer, and only for
+    kernels with a PDL parameter). Building a Launch touches no device, so tensors may lie on ``meta``:
+    :mod:`prunekit.kernels.aot` compiles from it.
     """
 
     kernel: Any
@@ -22,13 +25,24 @@ class Launch:
     args: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
-    options: dict[str, Any] = field(default_factory=dict)
+    overlap: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All the kernel's parameters by name."""
+        return {**self.args, "PDL": self.overlap} if "PDL" in self.kernel.arg_names else self.args
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton compiles and launches by."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options | {"launch_pdl": True} if self.overlap else options
 
     def run(self) -> None:
         """Start the kernel on the device where its tensors lie, on the current stream."""
         device = next(value.device for value in self.args.values() if isinstance(value, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
+            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def run(launches: Sequence[Launch]) -> None:

@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels._triton import INTERPRETING, cdiv, jit, tl
+from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.quantize import dequantised
+from prunekit.kernels.select import overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
 
 
@@ -27,6 +28,7 @@ def _linear_decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[r, n] = Σ_k norm(x)[r, k] · weight[n, k] · scale[n] + bias[n] + residual[r, n].
 
@@ -34,6 +36,7 @@ def _linear_decode_kernel(
     it must be a multiple of 16 for 16-byte loads. With ROWS == 1 the products are summed in registers; else the
     weights are the left operand of a tensor-core product whose other side is padded to ROWS rows.
     """
+    start_after_previous(PDL)
     features = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows past the end are clamped, not masked: a mask along n would cost registers and change nothing.
     feature = tl.minimum(features, n - 1).to(tl.int64)
@@ -151,6 +154,7 @@ def launches(
             },
             num_warps=4,
             num_stages=4 if rows > 1 else 3,
+            overlap=overlapped(x.device, x.dtype),
         )
     ]
 

@@ -18,12 +18,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels._triton import INTERPRETING, cdiv, jit, tl
+from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
 from prunekit.kernels.activation import activate, activate_torch, check_activation
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.layout import ALIGNMENT
 from prunekit.kernels.quantize import dequantised
-from prunekit.kernels.select import choose
+from prunekit.kernels.select import choose, overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, multiprocessors, why_not_triton
 
 Variant = Literal["fused", "split"]
@@ -58,6 +58,7 @@ def _mlp_kernel(
     BLOCK_OUT: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Over the neurons of slab p = program_id(0), from p · slab to (p + 1) · slab:
 
@@ -71,6 +72,7 @@ def _mlp_kernel(
     threads, and writes each element of partial[p] once, from registers: nothing can race. (Adding to partial[p] after
     each block of neurons instead would move it once a block.)
     """
+    start_after_previous(PDL)
     first = tl.program_id(0).to(tl.int64) * slab
     last = tl.minimum(first + slab, width)
     row = tl.arange(0, ROWS)
@@ -169,9 +171,19 @@ def _mlp_kernel(
 
 @jit
 def _sum_kernel(
-    partial_ptr, out_ptr, scale_ptr, bias_ptr, residual_ptr, parts, hidden, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr
+    partial_ptr,
+    out_ptr,
+    scale_ptr,
+    bias_ptr,
+    residual_ptr,
+    parts,
+    hidden,
+    BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[r, h] = scale[h] · Σ_p partial[p, r, h] + bias[h] + residual[r, h]; r = program_id(1)."""
+    start_after_previous(PDL)
     row = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     inside = column < hidden
@@ -288,6 +300,7 @@ def launches(
             },
             num_warps=8 if rows == 1 and up and down and wide else 4,
             num_stages=stages,
+            overlap=overlapped(x.device, x.dtype),
         )
 
     act = x.new_empty(rows, width, dtype=torch.float32 if rows == 1 else x.dtype)
@@ -328,6 +341,7 @@ def launches(
                 "BLOCK_H": block_h,
             },
             num_warps=4,
+            overlap=overlapped(x.device, x.dtype),
         )
     )
     return made

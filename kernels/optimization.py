@@ -134,8 +134,8 @@ def _held_bytes(model: Any, decoder: Decoder) -> int:
         tensors += [value for value in vars(block).values() if isinstance(value, torch.Tensor)]
         tensors += [tensor for part in (block.qkv, block.o, block.ffn) for tensor in part.buffers()]
     kept = {}
-    for tensor in (part for tensor in tensors for part in _parts(tensor)):
-        storage = tensor.untyped_storage()
+    for part in (part for tensor in tensors for part in _parts(tensor)):
+        storage = part.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
     return sum(kept.values())
 

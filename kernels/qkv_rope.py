@@ -2,10 +2,11 @@
 
 import torch
 
-from prunekit.kernels._triton import INTERPRETING, cdiv, jit, tl
+from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.linear_decode import linear_decode_torch
 from prunekit.kernels.rope_cache import rope_cache_torch
+from prunekit.kernels.select import overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
 
 
@@ -40,6 +41,7 @@ def _qkv_rope_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """rope(norm(x) Wᵀ · scale + bias), to the queries or to the cache, for BLOCK_P channel pairs of one head.
 
@@ -47,6 +49,7 @@ def _qkv_rope_kernel(
     row 2p is the first channel of pair p, 2p + 1 the second. Channels that don't turn (those from 2 · half on, and all
     of a value head) are paired too, at an angle of zero. The products are as in linear_decode.
     """
+    start_after_previous(PDL)
     head = tl.program_id(0)
     first_pair = tl.program_id(1) * BLOCK_P
     tile = tl.arange(0, 2 * BLOCK_P)
@@ -199,6 +202,7 @@ def launches(
             },
             num_warps=4,
             num_stages=4 if rows > 1 else 3,
+            overlap=overlapped(x.device, x.dtype),
         )
     ]
 

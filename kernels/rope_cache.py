@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels._triton import cdiv, jit, next_power_of_2, tl
+from prunekit.kernels._triton import cdiv, jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
+from prunekit.kernels.select import overlapped
 from prunekit.kernels.support import why_not_triton
 
 
@@ -109,8 +110,10 @@ def _rope_cache_kernel(
     Q_NORM_ALL: tl.constexpr,
     K_NORM_ALL: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token and HEADS of its query, key or value heads."""
+    start_after_previous(PDL)
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     q_blocks = tl.cdiv(num_heads, HEADS)
@@ -238,6 +241,7 @@ def launches(
             },
             num_warps=1,
             num_stages=2,
+            overlap=overlapped(qkv.device, qkv.dtype),
         )
     ]
 

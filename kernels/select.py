@@ -62,6 +62,7 @@ OPS = {
     "gated_act": Op(("rows", "width"), ("triton", "torch", "liger"), "triton"),
     "gate_up": Op(("rows", "width", "hidden"), ("torch", "triton", "liger"), "torch"),
     "gate_up_tile": Op(("rows", "width", "hidden"), ("auto", "small", "medium", "large", "huge"), "auto"),
+    "overlap": Op((), ("off", "on"), "off"),
     "mlp_decode": Op(("rows", "width", "hidden"), ("auto", "fused", "split"), "auto"),
 }
 
@@ -105,6 +106,17 @@ def choose(op: str, device: torch.device, *, dtype: torch.dtype = torch.bfloat16
     return _lookup(op, index, tuple(sizes[name] for name in known.sizes), os.environ.get(VARIABLE))
 
 
+def overlapped(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether decode kernels start while the one before still runs (:class:`prunekit.kernels.launch.Launch`)."""
+    return choose("overlap", device, dtype=dtype) == "on" and can_overlap(device)
+
+
+@lru_cache
+def can_overlap(device: torch.device) -> bool:
+    """Whether a device knows programmatic dependent launches."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 @lru_cache(maxsize=65536)
 def _lookup(op: str, index: int, sizes: tuple[int, ...], file: str | None) -> str:
     table = _table(torch.cuda.get_device_name(index), file)
@@ -140,7 +152,7 @@ def nearest(table: Table | None, op: str, sizes: tuple[int, ...]) -> str | None:
     least = math.inf
     for there, choice in (table.choices.get(op, {}) if table else {}).items():
         off = [abs(math.log2(a / b)) for a, b in zip(here, there, strict=True)]
-        if max(off) <= 1 and sum(off) < least:
+        if max(off, default=0) <= 1 and sum(off) < least:
             found, least = choice, sum(off)
     return found
 

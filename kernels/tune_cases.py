@@ -11,6 +11,7 @@ from prunekit.kernels import liger, select
 from prunekit.kernels.gate_up_gemm import NEWEST_ONLY, gate_up_gemm
 from prunekit.kernels.gated_act import gated_act
 from prunekit.kernels.layout import padded
+from prunekit.kernels.linear_decode import linear_decode
 from prunekit.kernels.measure import Call, Data
 from prunekit.kernels.mlp_decode import mlp_decode
 from prunekit.kernels.prefill import gate_up
@@ -40,11 +41,13 @@ PREFILL_ROWS = (32, 128, 512, 2048, 8192)
 DECODE_ROWS = (1, 2, 4, 8, 16)
 
 
-def workload(op: str, data: Data, rows: int, width: int = 0, hidden: int = 0) -> Call:
+def workload(op: str, data: Data, rows: int = 1, width: int = 0, hidden: int = 0) -> Call:
     """A call of the op on fresh random tensors."""
     if op == "gated_act":
         both = data.normal(rows, 2 * padded(width))
         return lambda: gated_act(both, "silu")
+    if op == "overlap":
+        return _chain(data)
     x = data.normal(rows, hidden)
     if op in ("gate_up", "gate_up_tile"):
         weight = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
@@ -61,6 +64,24 @@ def workload(op: str, data: Data, rows: int, width: int = 0, hidden: int = 0) ->
     if op == "add_rms_norm":
         return lambda: add_rms_norm(x, residual, norm, EPS)[0]
     return lambda: rms_norm_add(x, norm, EPS, residual)
+
+
+def _chain(data: Data, hidden: int = 2048, width: int = 4915) -> Call:
+    """Small dependent launches, as a decode step makes them: where starting early tells."""
+    x = data.normal(1, hidden)
+    weights = [data.normal(hidden, hidden, deviation=hidden**-0.5) for _ in range(2)]
+    gate_up = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
+    down_t = data.normal(padded(width), hidden, deviation=width**-0.5)
+    norm = data.normal(hidden, dtype=torch.float32)
+
+    def run() -> torch.Tensor:
+        y = x
+        for weight in weights:
+            y = linear_decode(y, weight, None, None, norm, EPS, x)
+            y = mlp_decode(y, gate_up, down_t, "silu", norm, EPS, residual=x)
+        return y
+
+    return run
 
 
 def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int], decode: Sequence[int]) -> Iterator[dict[str, int]]:
@@ -85,6 +106,9 @@ def candidates(op: str, device: torch.device, dtype: torch.dtype, with_liger: bo
             yield choice
         elif choice == "liger":
             if with_liger and liger.why_not(op) is None and (op != "gate_up" or capability >= (9, 0)):
+                yield choice
+        elif op == "overlap":
+            if no_triton is None and (choice == "off" or select.can_overlap(device)):
                 yield choice
         elif choice != "auto" and no_triton is None and (choice != NEWEST_ONLY or capability >= (9, 0)):
             yield choice

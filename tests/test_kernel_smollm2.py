@@ -56,11 +56,11 @@ def test_same_tokens_as_transformers(which: str, smollm2: Source, request: pytes
 
 
 def test_int8_stays_close(pruned: Source) -> None:
-    """Rounding to 8 bits moves the logits of real text by a few per cent at most."""
+    """Rounding to 8 bits hardly moves what the model predicts for real text (pruning itself: a KL of 0.3)."""
     ids = torch.tensor([load_tokenizer(pruned)(TEXTS[2])["input_ids"]])
     model: Any = load_model(pruned, device="cpu", dtype="float32")
     with torch.no_grad():
-        wanted = model(ids).logits
-        rounded = optimize(model, weights="int8")(ids).logits
-    assert (rounded - wanted).norm() / wanted.norm() < 0.03
-    assert (rounded.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.9
+        wanted = model(ids).logits.log_softmax(-1)
+        rounded = optimize(model, weights="int8")(ids).logits.log_softmax(-1)
+    kl = (wanted.exp() * (wanted - rounded)).sum(-1).mean()
+    assert 0 < kl < 0.02
