@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -13,6 +14,7 @@ from prunekit.families import Family, family_of
 from prunekit.kernels.block import check_layer, read_block
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.packed import PackedLinear, PackedMLP
+from prunekit.kernels.quantize import check_finite
 from prunekit.kernels.support import why_not_triton
 from prunekit.progress import progress
 
@@ -59,23 +61,33 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     by one layer. The model's own forward and ``generate`` go on working, through the packed FFNs; for the fast decode
     call :func:`prunekit.kernels.generate`. ``weights`` "int8" and "int4" round the weights of the layers (not the
     embedding or the head). Move the model to its device and dtype first. Where Triton or the GPU can't, PyTorch
-    computes: :func:`report` says what. Raises PrunekitError where the model can't be optimised.
+    computes: :func:`report` says what. Raises PrunekitError where the model can't be optimised, which leaves it as it
+    was; only where memory runs out while weights are rounded, load the model again.
     """
     if weights not in ("keep", "int8", "int4"):
         raise PrunekitError(f"weights must be keep, int8 or int4, got {weights!r}.")
     if getattr(model, "prunekit_decoder", None) is not None:
         raise PrunekitError("This model is already optimised; restore() it first, or load it again.")
+    keep = weights == "keep"
     family = _check(model)
     for layer in model.model.layers:
         check_layer(layer, model.config)
-    model.eval()
+        if not keep:
+            _check_finite(layer)
     rotary = model.model.rotary_emb
     blocks, originals = [], []
-    with torch.no_grad(), progress("Packing weights", len(model.model.layers)) as go:
-        for layer in model.model.layers:
-            originals.append(layer.mlp)
-            blocks.append(read_block(layer, family, model.config, weights, hasattr(rotary, "layer_types")))
-            go()
+    try:
+        with torch.no_grad(), progress("Packing weights", len(model.model.layers)) as go:
+            for layer in model.model.layers:
+                if keep:  # else they would hold the unrounded weights
+                    originals.append(layer.mlp)
+                blocks.append(read_block(layer, family, model.config, weights, hasattr(rotary, "layer_types")))
+                go()
+    except BaseException:
+        for layer, original in zip(model.model.layers, originals, strict=False):
+            _restore_layer(layer, original)
+        raise
+    model.eval()
     model.prunekit_decoder = Decoder(
         embed=model.model.embed_tokens,
         rotary=rotary,
@@ -85,8 +97,8 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
         final_softcap=float(getattr(model.config, "final_logit_softcapping", None) or 0.0),
     )
     model.prunekit_weights = weights
-    model.prunekit_originals = tuple(originals) if weights == "keep" else ()
-    model.save_pretrained = _refuse_to_save
+    model.prunekit_originals = tuple(originals)
+    model.save_pretrained = partial(_refuse_to_save, weights)
     return model
 
 
@@ -95,25 +107,29 @@ def restore(model: Any) -> Any:
 
     Raises PrunekitError for int8 and int4, whose rounding can't be undone.
     """
-    decoder = _decoder(model)
+    _decoder(model)
     if model.prunekit_weights != "keep":
         raise PrunekitError(f"{model.prunekit_weights} weights were rounded for good; load the model again.")
-    with torch.no_grad():
-        for layer, original, block in zip(model.model.layers, model.prunekit_originals, decoder.blocks, strict=True):
-            for name in ("packed_qkv", "packed_o"):
-                delattr(layer.self_attn, name)
-            for linear in layer.self_attn.children():
-                if isinstance(linear, nn.Linear):
-                    linear.weight.data = linear.weight.data.clone()
-            for linear in block.ffn.children():
+    for layer, original in zip(model.model.layers, model.prunekit_originals, strict=True):
+        _restore_layer(layer, original)
+    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_originals", "prunekit_runtime", "save_pretrained"):
+        model.__dict__.pop(name, None)
+    return model
+
+
+def _restore_layer(layer: Any, original: nn.Module) -> None:
+    """Give a layer whose weights were kept, packed or only begun, its own tensors and its FFN ``original`` back."""
+    for name in ("packed_qkv", "packed_o"):
+        if hasattr(layer.self_attn, name):
+            delattr(layer.self_attn, name)
+    for part in (layer.self_attn, original):
+        for linear in part.children():
+            if isinstance(linear, nn.Linear):
                 weight = linear.weight.data
                 # A fused gate_up_proj was given a gap between its halves.
                 weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
                 linear.weight.data = weight.clone(memory_format=torch.contiguous_format)
-            layer.mlp = original
-    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_originals", "prunekit_runtime", "save_pretrained"):
-        model.__dict__.pop(name, None)
-    return model
+    layer.mlp = original
 
 
 def report(model: Any) -> Report:
@@ -188,5 +204,15 @@ def _check(model: Any) -> Family:
     return family
 
 
-def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+def _check_finite(layer: Any) -> None:
+    """Rounding refuses NaN and infinity: found here, before a layer is changed."""
+    for part in (layer.self_attn, layer.mlp):
+        for linear in part.children():
+            if isinstance(linear, nn.Linear):
+                check_finite(linear.weight.detach(), linear.weight.shape)
+
+
+def _refuse_to_save(weights: Weights, *args: Any, **kwargs: Any) -> None:
+    if weights != "keep":
+        raise PrunekitError(f"An {weights} model lives in memory only; save the model that it was rounded from.")
     raise PrunekitError("An optimised model is laid out for running; call prunekit.kernels.restore(model) first.")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from prunekit.errors import PrunekitError
 
+# Colder, logits leave float32's range; this cold, the most likely token is all that is drawn.
+_COLDEST = 1e-6
+
 
 @dataclass(frozen=True)
 class Sampling:
     """Draw from softmax(logits / temperature), cut to the ``top_k`` most likely tokens and then to the fewest whose
     probabilities add up to ``top_p`` (Holtzman et al. 2020, nucleus sampling). The same ``seed`` gives the same draws
-    on the same machine; None takes a new one."""
+    on the same machine; None takes a new one. Raises PrunekitError where a value is out of range."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -21,12 +25,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise PrunekitError(f"The temperature must be above 0, got {self.temperature}; for 0 use greedy decoding.")
-        if self.top_k is not None and self.top_k < 1:
-            raise PrunekitError(f"top_k must be at least 1, got {self.top_k}.")
+        if not _COLDEST <= self.temperature < math.inf:
+            raise PrunekitError(
+                f"The temperature must be a number of at least {_COLDEST}, got {self.temperature}; for the most likely "
+                "token don't sample."
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise PrunekitError(f"top_k must be a whole number of at least 1, got {self.top_k}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise PrunekitError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise PrunekitError(f"The seed must be at least 0 and below 2^63, got {self.seed}.")
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The source of randomness of one generation."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -9,7 +10,8 @@ from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tin
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.kernels import Runtime, generate, optimize, report, restore
+from prunekit.kernels import Runtime, block, generate, optimize, report, restore
+from prunekit.kernels.block import read_block
 from prunekit.kernels.sampling import Sampling
 
 PROMPTS = [[5, 9, 2, 7, 7, 31, 4, 88, 12, 3, 64, 9, 101], [17, 3], [44, 6, 90, 12, 1, 77, 8]]
@@ -232,6 +234,55 @@ def test_int8(model_type: str) -> None:
         restore(model)
 
 
+def test_rounding_holds_one_unrounded_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama", False)
+    originals = [weakref.ref(layer.mlp) for layer in model.model.layers]
+    alive = []
+
+    def packing(*arguments: Any) -> Any:
+        alive.append(sum(original() is not None for original in originals))
+        return read_block(*arguments)
+
+    monkeypatch.setattr("prunekit.kernels.optimization.read_block", packing)
+    optimize(model, weights="int8")
+    assert alive == [4, 3, 2, 1]
+    with pytest.raises(PrunekitError, match="rounded from"):
+        model.save_pretrained("nowhere")
+
+
+def test_a_model_that_can_not_be_rounded_stays_as_it_was() -> None:
+    model = model_of("llama", False)
+    model.model.layers[2].mlp.up_proj.weight.data[3, 3] = float("nan")
+    with pytest.raises(PrunekitError, match="NaN"):
+        optimize(model, weights="int8")
+    assert {type(layer.mlp).__name__ for layer in model.model.layers} == {"LlamaMLP"}
+    assert {type(part) for layer in model.model.layers for part in layer.self_attn.children()} == {torch.nn.Linear}
+
+
+@pytest.mark.parametrize("model_type", ("llama", "phi3"))
+@pytest.mark.parametrize("place", ("_pack_mlp", "_pack_output"))
+def test_packing_that_fails_is_undone(place: str, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(model_type, True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = [name for name, _ in model.named_modules()]
+    pack, calls = getattr(block, place), iter((True, True, False))
+
+    def full(*arguments: Any) -> Any:
+        if not next(calls):
+            raise torch.OutOfMemoryError("no more")
+        return pack(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(block, place, full)
+        optimize(model)
+    assert [name for name, _ in model.named_modules()] == modules
+    after = model.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor) and after[name].is_contiguous(), name
+    wanted = expected(model, PROMPTS)
+    assert generate(optimize(model), PROMPTS, max_new_tokens=NEW).sequences == wanted
+
+
 @pytest.mark.parametrize(
     "prompts, options, message",
     [
@@ -243,6 +294,9 @@ def test_int8(model_type: str) -> None:
         ([[3]] * 65, {}, "1 to 64"),
         ([[3]], {"max_new_tokens": 0}, "max_new_tokens"),
         ([[3]], {"do_sample": True, "temperature": 0.0}, "temperature"),
+        ([[3]], {"do_sample": True, "temperature": 1e-40}, "temperature"),
+        ([[3]], {"do_sample": True, "seed": 1 << 63}, "seed"),
+        ([[3]], {"do_sample": True, "top_k": 2.5}, "top_k"),
         ([[3]], {"do_sample": True, "top_p": 1.5}, "top_p"),
         ([[3]], {"do_sample": True, "top_k": 0}, "top_k"),
     ],
