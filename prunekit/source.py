@@ -183,11 +183,12 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
     options: dict[str, Any] = {} if place.type == "cpu" else {"device_map": {"": place}}
     if source.family.attn_implementation:
         options["attn_implementation"] = source.family.attn_implementation
+    wanted = pick_dtype(dtype) or source.dtype
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
-                dtype=pick_dtype(dtype) or source.dtype,
+                dtype=wanted,
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,

@@ -128,7 +128,8 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        code = fail("Not enough memory. Use a smaller --batch-size or --length, or --dtype bfloat16.", as_json)
+        what = "--batch-size, --length or --max-new-tokens, whichever the command has"
+        code = fail(f"Not enough memory. Give a smaller {what}, or --dtype bfloat16.", as_json)
     except (KeyboardInterrupt, _Terminated, typer.Abort) as stop:
         print("prunekit: stopped; nothing half-written was left behind.", file=sys.stderr)
         code = _TERMINATED if isinstance(stop, _Terminated) else _STOPPED

@@ -62,6 +62,8 @@ def generate_command(
     texts = prompt or [_standard_input()]
     if any(not text.strip() for text in texts):
         raise PrunekitError("A prompt is empty; give some text with --prompt or on standard input.")
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise PrunekitError("A prompt holds bytes that are not UTF-8 text; convert it to UTF-8.")
 
     from prunekit.kernels import generate, optimize, report
     from prunekit.source import load_model, load_tokenizer, resolve
@@ -110,7 +112,11 @@ def generate_command(
 def _standard_input() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise PrunekitError("There is no prompt; give one with --prompt, or pipe text into the command.")
-    return sys.stdin.read()
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PrunekitError(f"Standard input is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from None
+    return text.removesuffix("\n").removesuffix("\r")  # the end of a line, not of the text to continue
 
 
 def _encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
