@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,9 @@ _forced: ContextVar[Backend | None] = ContextVar("prunekit_kernels_backend", def
 
 # Rows up to which the decode kernels are made: beyond, weights are read for enough rows that a plain GEMM wins.
 MAX_DECODE_ROWS = 16
+
+# The Triton of torch 2.11, and the oldest that the kernels are tested with.
+OLDEST_TRITON = (3, 6)
 
 
 @contextmanager
@@ -45,6 +49,9 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, *, dot: bool = Fals
         return f"Triton kernels need an NVIDIA GPU, and the model is on {device.type}"
     if not HAS_TRITON:
         return "Triton is not installed (pip install triton)"
+    if _triton_version() < OLDEST_TRITON:
+        found, oldest = (".".join(map(str, numbers)) for numbers in (_triton_version(), OLDEST_TRITON))
+        return f"Triton {found} is older than {oldest} (pip install --upgrade triton)"
     if torch.version.hip is not None:
         return "AMD GPUs have not been tried"
     capability = _capability(device.index if device.index is not None else torch.cuda.current_device())
@@ -53,6 +60,14 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, *, dot: bool = Fals
     if capability < (8, 0) and (dot or dtype == torch.bfloat16):
         return f"Triton has no tensor cores and no bfloat16 at compute capability {capability[0]}.{capability[1]}"
     return None
+
+
+@lru_cache
+def _triton_version() -> tuple[int, int]:
+    import triton
+
+    major, minor = re.findall(r"\d+", triton.__version__)[:2]
+    return int(major), int(minor)
 
 
 @lru_cache
