@@ -5,7 +5,8 @@ import torch.nn.functional as F
 
 from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
-from prunekit.kernels.quantize import dequantised
+from prunekit.kernels.quantize import dequantize
+from prunekit.kernels.rms_norm import rms_norm_torch
 from prunekit.kernels.select import overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
 
@@ -170,8 +171,8 @@ def linear_decode_torch(
 ) -> torch.Tensor:
     """The same in PyTorch, in the dtype of ``x``; any number of rows."""
     if norm_weight is not None:
-        x = F.rms_norm(x.float(), (x.shape[-1],), norm_weight, eps).to(x.dtype)
-    out = F.linear(x, dequantised(weight, scale, x.dtype))
+        x = rms_norm_torch(x, norm_weight, eps)
+    out = F.linear(x, dequantize(weight, scale, x.dtype))
     if bias is not None:
         out = out + bias.to(x.dtype)
     return out if residual is None else residual + out

@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 
 from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
-from prunekit.kernels.activation import activate, activate_torch, check_activation
+from prunekit.kernels.activation import activate, check_activation
+from prunekit.kernels.gated_act import gated_act_torch
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.layout import ALIGNMENT
-from prunekit.kernels.quantize import dequantised
+from prunekit.kernels.quantize import dequantize
+from prunekit.kernels.rms_norm import rms_norm_torch
 from prunekit.kernels.select import choose, overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, multiprocessors, why_not_triton
 
@@ -362,12 +364,9 @@ def mlp_decode_torch(
 ) -> torch.Tensor:
     """The same in PyTorch, in the dtype of ``x``; any number of rows."""
     if norm_weight is not None:
-        x = F.rms_norm(x.float(), (x.shape[-1],), norm_weight, eps).to(x.dtype)
-    both = F.linear(x, dequantised(gate_up, gate_up_scale, x.dtype).flatten(0, 1))
-    if gate_up_bias is not None:
-        both = both + gate_up_bias.flatten().to(x.dtype)
-    gate, up = both.chunk(2, dim=-1)
-    out = (activate_torch(gate, activation) * up) @ dequantised(down_t.T, down_scale, x.dtype).T
+        x = rms_norm_torch(x, norm_weight, eps)
+    both = F.linear(x, dequantize(gate_up, gate_up_scale, x.dtype).flatten(0, 1))
+    out = gated_act_torch(both, activation, gate_up_bias) @ dequantize(down_t.T, down_scale, x.dtype).T
     if down_bias is not None:
         out = out + down_bias.to(x.dtype)
     return out if residual is None else residual + out

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from prunekit.kernels import liger
 from prunekit.kernels.gate_up_gemm import gate_up_gemm
 from prunekit.kernels.gated_act import gated_act
-from prunekit.kernels.quantize import dequantised
+from prunekit.kernels.quantize import dequantize
 from prunekit.kernels.rms_norm import rms_norm
 from prunekit.kernels.select import choose
 from prunekit.kernels.support import why_not_triton
@@ -50,8 +50,8 @@ def mlp_prefill(
     """
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
-    hidden = gate_up(x, dequantised(gate_up_weight, gate_up_scale, x.dtype), activation, gate_up_bias)
-    down = dequantised(down_t.T, down_scale, x.dtype).T
+    hidden = gate_up(x, dequantize(gate_up_weight, gate_up_scale, x.dtype), activation, gate_up_bias)
+    down = dequantize(down_t.T, down_scale, x.dtype).T
     # One of the sums is made in the GEMM's epilogue.
     if down_bias is not None:
         out = torch.addmm(down_bias.to(x.dtype), hidden, down)

@@ -55,12 +55,7 @@ def quantize_ffn(packed: PackedFFN) -> QuantizedFFN:
     return QuantizedFFN(*quantize_rows(packed.gate_up), down.T.contiguous(), down_scale)
 
 
-def dequantize_rows(rounded: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The weights that int8 rows stand for, float32."""
-    return rounded.float() * scale[..., None]
-
-
-def dequantised(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def dequantize(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """``weight`` [..., k] as a GEMM reads it: itself, or for int8 a temporary copy in ``dtype``, times ``scale`` [...].
 
     Scaled before the product, since Σ x · int8 can leave float16's range.

@@ -14,7 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.kernels import int4
 from prunekit.kernels.int4 import choose_library, quantize_int4, round_groups
 from prunekit.kernels.layout import pack_ffn
-from prunekit.kernels.quantize import dequantize_rows, quantize_ffn, quantize_rows
+from prunekit.kernels.quantize import dequantize, quantize_ffn, quantize_rows
 
 WIDTHS = (1013, 1344, 37, 1024, 16, 17)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -30,7 +30,7 @@ def test_int8_is_off_by_half_a_step(dtype: torch.dtype) -> None:
     rounded, scale = quantize_rows(weight)
     assert rounded.dtype == torch.int8 and scale.dtype == torch.float32
     assert rounded.abs().amax(-1).eq(127).all(), "every row uses the whole range"
-    error = (dequantize_rows(rounded, scale).double() - weight.double()).abs()
+    error = (dequantize(rounded, scale, torch.float32).double() - weight.double()).abs()
     assert (error <= scale[:, None].double() * 0.50001).all()
 
 
@@ -64,7 +64,7 @@ def test_int8_of_a_packed_ffn() -> None:
     assert made.gate_up.shape == (2, 48, 64) and made.gate_up_scale.shape == (2, 48)
     assert made.down_t.shape == (48, 64) and made.down_scale.shape == (64,)
     assert (made.gate_up[:, 37:] == 0).all() and (made.down_t[37:] == 0).all()
-    error = (dequantize_rows(made.down_t.T, made.down_scale).T - packed.down_t).norm() / packed.down_t.norm()
+    error = (dequantize(made.down_t.T, made.down_scale, torch.float32).T - packed.down_t).norm() / packed.down_t.norm()
     assert error < 0.01
 
 
