@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 _GUARD = 256
@@ -13,6 +15,14 @@ def guarded(tensor: torch.Tensor) -> torch.Tensor:
     memory = torch.full((tensor.numel() + 2 * _GUARD,), fill, dtype=tensor.dtype)
     inside = memory[_GUARD : _GUARD + tensor.numel()].view(tensor.shape)
     return inside.copy_(tensor)
+
+
+def guard_all(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an op with every tensor of numbers guarded; those of int32 are counts and places."""
+    return {
+        name: guarded(value) if isinstance(value, torch.Tensor) and value.dtype != torch.int32 else value
+        for name, value in arguments.items()
+    }
 
 
 def assert_guard_intact(tensor: torch.Tensor) -> None:

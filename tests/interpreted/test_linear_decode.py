@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from close import WIDTHS, assert_close
+from guard import guard_all
 
 from prunekit.kernels import reference
 from prunekit.kernels.linear_decode import linear_decode
@@ -10,7 +11,7 @@ from prunekit.kernels.support import using
 
 
 def case(rows: int, n: int, k: int, dtype: torch.dtype, parts: str, seed: int = 0) -> dict[str, object]:
-    """Arguments of the op; ``parts`` names which optional ones are there: bias, scale, norm, residual."""
+    """Arguments of the op, each between NaNs; ``parts`` names the optional ones: bias, scale, norm, residual."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -21,7 +22,7 @@ def case(rows: int, n: int, k: int, dtype: torch.dtype, parts: str, seed: int = 
         if "scale" in parts
         else normal(n, k, dtype=dtype) / k**0.5
     )
-    return {
+    arguments = {
         "x": normal(rows, k, dtype=dtype),
         "weight": weight,
         "bias": normal(n) if "bias" in parts else None,
@@ -30,12 +31,14 @@ def case(rows: int, n: int, k: int, dtype: torch.dtype, parts: str, seed: int = 
         "eps": 1e-5,
         "residual": normal(rows, n, dtype=dtype) if "residual" in parts else None,
     }
+    return guard_all(arguments)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("rows", (1, 5))
 @pytest.mark.parametrize("n", WIDTHS)
-def test_any_width(n: int, rows: int) -> None:
-    arguments = case(rows, n, 96, torch.float32, "norm bias residual")
+def test_any_width(n: int, rows: int, dtype: torch.dtype) -> None:
+    arguments = case(rows, n, 96, dtype, "norm bias residual")
     assert_close(linear_decode(**arguments), reference.linear_decode(**arguments))
 
 
@@ -47,11 +50,12 @@ def test_parts(parts: str, rows: int, dtype: torch.dtype) -> None:
     assert_close(linear_decode(**arguments), reference.linear_decode(**arguments))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("k", WIDTHS)
 @pytest.mark.parametrize("rows", (1, 3))
-def test_inner_width(k: int, rows: int) -> None:
+def test_inner_width(k: int, rows: int, dtype: torch.dtype) -> None:
     """Right for an inner axis of any width too, though slow on a GPU: layout never makes one."""
-    arguments = case(rows, 24, k, torch.float32, "norm residual")
+    arguments = case(rows, 24, k, dtype, "norm residual")
     assert_close(linear_decode(**arguments), reference.linear_decode(**arguments))
 
 

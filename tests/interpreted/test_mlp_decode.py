@@ -63,13 +63,14 @@ def case(
 
 
 @both_variants
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("rows", (1, 5))
 @pytest.mark.parametrize("width", WIDTHS)
-def test_width(width: int, rows: int, plan: str) -> None:
-    """Each width, in float32; the widths take the activations and the options in turn."""
+def test_width(width: int, rows: int, dtype: torch.dtype, plan: str) -> None:
+    """Each width; the widths take the activations and the options in turn."""
     index = WIDTHS.index(width)
     parts = (ALL, "norm residual", "", "norm bias", "scale", "bias residual")[index]
-    arguments, expected = case(rows, width, 64, torch.float32, parts, ("silu", "gelu_tanh")[index % 2])
+    arguments, expected = case(rows, width, 64, dtype, parts, ("silu", "gelu_tanh")[index % 2])
     with choosing(mlp_decode=plan):
         assert_close(mlp_decode(**arguments), expected)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from close import WIDTHS, assert_close
+from guard import guard_all
 
 from prunekit.kernels import qkv_rope as module
 from prunekit.kernels import reference
@@ -27,7 +28,7 @@ def case(
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, object]:
     """Arguments of the op. ``parts`` names which optional ones are there: bias, scale, norm; ``rotary`` channels turn
-    (None: all). Caches hold NaN."""
+    (None: all). Caches hold NaN, and every other tensor lies between NaNs."""
     g = torch.Generator().manual_seed(0)
     num_heads, num_kv = heads
     n = (num_heads + 2 * num_kv) * head_dim
@@ -39,12 +40,10 @@ def case(
         weight = torch.randint(-127, 128, (n, hidden), generator=g, dtype=torch.int8)
     else:
         weight = (torch.randn(n, hidden, generator=g) / hidden**0.5).to(dtype)
-    return {
+    arguments = {
         "x": torch.randn(rows, hidden, generator=g).to(dtype),
         "weight": weight,
         "num_heads": num_heads,
-        "k_cache": arena[0],
-        "v_cache": arena[1],
         "positions": torch.randint(0, 11, (rows,), generator=g, dtype=torch.int32),
         "cos": angles.cos() if half else None,
         "sin": angles.sin() if half else None,
@@ -53,6 +52,7 @@ def case(
         "norm_weight": 1 + 0.3 * torch.randn(hidden, generator=g) if "norm" in parts else None,
         "eps": 1e-5,
     }
+    return {**guard_all(arguments), "k_cache": arena[0], "v_cache": arena[1]}
 
 
 def check(arguments: dict[str, object]) -> None:
@@ -88,10 +88,11 @@ def test_channels(head_dim: int, rotary: int, rows: int) -> None:
     check(case((2, 1), rows, "bias", head_dim, rotary))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("rows", (1, 3))
 @pytest.mark.parametrize("hidden", WIDTHS)
-def test_inner_width(hidden: int, rows: int) -> None:
-    check(case((2, 1), rows, "norm", hidden=hidden))
+def test_inner_width(hidden: int, rows: int, dtype: torch.dtype) -> None:
+    check(case((2, 1), rows, "norm", hidden=hidden, dtype=dtype))
 
 
 @pytest.mark.parametrize("rows", (1, 2))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from close import assert_close
+from guard import guard_all
 
 from prunekit.kernels import reference
 from prunekit.kernels.rope_cache import rope_cache
@@ -20,7 +21,8 @@ def case(
     places: tuple[tuple[int, int], ...] = ((0, 3), (2, 0), (0, 4), (1, 10)),
 ) -> dict[str, object]:
     """Arguments of the op. ``rotary`` channels turn (None: all); ``places`` are (cache row, position) of each token;
-    ``norm`` is "head", "all" or "query" (of each head, of queries alone). Caches hold NaN."""
+    ``norm`` is "head", "all" or "query" (of each head, of queries alone). Caches hold NaN, and every other tensor lies
+    between NaNs."""
     g = torch.Generator().manual_seed(0)
     num_heads, num_kv = heads
     half = (head_dim if rotary is None else rotary) // 2
@@ -29,11 +31,9 @@ def case(
     arena = torch.full((2, 4, 11, num_kv, head_dim), NAN, dtype=dtype).transpose(2, 3)
     sizes = (1, 1) if norm in ("head", "query") else heads
     weights = [1 + 0.3 * torch.randn(size * head_dim, generator=g) for size in sizes] if norm else [None, None]
-    return {
+    arguments = {
         "qkv": torch.randn(len(places), (num_heads + 2 * num_kv) * head_dim, generator=g).to(dtype),
         "num_heads": num_heads,
-        "k_cache": arena[0],
-        "v_cache": arena[1],
         "positions": torch.tensor([position for _, position in places], dtype=torch.int32),
         "rows": torch.tensor([row for row, _ in places], dtype=torch.int32),
         "cos": angles.cos() if half else None,
@@ -42,6 +42,7 @@ def case(
         "k_norm": None if norm == "query" else weights[1],
         "eps": 1e-5,
     }
+    return {**guard_all(arguments), "k_cache": arena[0], "v_cache": arena[1]}
 
 
 def check(arguments: dict[str, object]) -> None:
