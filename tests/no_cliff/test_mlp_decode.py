@@ -6,7 +6,7 @@ import pytest
 import torch
 from gate import WIDTHS, check, every_gpu, meta, needs_compiler
 
-from prunekit.kernels.aot import MAX_SHARED, MachineCode, compile_launch
+from prunekit.kernels.aot import MAX_SHARED, MachineCode, compile_launch, signature
 from prunekit.kernels.launch import Launch
 from prunekit.kernels.layout import padded
 from prunekit.kernels.mlp_decode import launches
@@ -83,6 +83,17 @@ def test_any_width(rows: int, variant: str, arch: int) -> None:
                 assert narrow <= wide / (1 if rows == 1 else 2), code.instructions
                 # Weights are on the way to shared memory while others are multiplied.
                 assert code.async_copies > 0
+
+
+@pytest.mark.parametrize("variant", ("fused", "split"))
+@pytest.mark.parametrize("rows", (1, 4, 16))
+def test_a_few_compiles_serve_every_width(rows: int, variant: str) -> None:
+    """Widths are run-time integers. What differs: narrow and wide FFNs, and whether 16 divides a program's share."""
+    made: dict[str, set[str]] = {}
+    for width in range(16, 14400, 112):
+        for launch in plan(variant, rows, width, 4096, torch.bfloat16):
+            made.setdefault(launch.kernel.__name__, set()).add(str(signature(launch)))
+    assert all(len(signatures) <= 3 for signatures in made.values()), {name: len(s) for name, s in made.items()}
 
 
 @pytest.mark.parametrize("variant", ("fused", "split"))
