@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from benchmarks.correctness import run_check
 from benchmarks.data import Data
 from benchmarks.record import Recorder, running_path
 from benchmarks.supervisor import run_workers, summarise
+from benchmarks.timer import one_pass
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -199,7 +203,9 @@ def test_a_new_process_goes_on_after_the_measurement_that_killed_the_last(tmp_pa
 
 WORKER = """
 import os, sys, time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from benchmarks.record import Recorder
 recorder = Recorder(Path(sys.argv[1]) / "s_ops.json", "ops", {"rehearsal": None})
 acts = {"hangs": lambda: time.sleep(60), "dies": lambda: os._exit(9), "works": lambda: {"value_us": 1}}
@@ -239,3 +245,18 @@ def test_exit_code_tells_failed_checks(tmp_path: Path) -> None:
     file.write_text(json.dumps({**head, "records": [{**record, "ok": True}]}))
     assert summarise(tmp_path, "s") == 0
     assert summarise(tmp_path, "nothing") == 2
+
+
+def test_a_graph_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded pass outlives the workloads that it was made from."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+
+    def make() -> tuple[Any, weakref.ref[torch.Tensor]]:
+        weight = torch.ones(3)
+        return one_pass([lambda: weight.sum()], torch.device("cuda")), weakref.ref(weight)
+
+    replay, weight = make()
+    replay()
+    assert weight() is not None
