@@ -61,4 +61,6 @@ class Sampling:
 
     def draw(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """[B, V] → [B] int64."""
-        return torch.multinomial(self.probabilities(logits), 1, generator=generator)[:, 0]
+        # What torch.multinomial does, but that waits for the GPU to check its argument.
+        waits = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
+        return (self.probabilities(logits) / waits).argmax(-1)
