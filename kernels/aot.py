@@ -74,9 +74,11 @@ class MachineCode:
 
     @property
     def async_copies(self) -> int:
-        """Copies from global to shared memory that bypass registers (cp.async, or TMA)."""
+        """Copies from global to shared memory that bypass registers: cp.async of 16 bytes, or TMA."""
         return sum(
-            count for opcode, count in self.instructions.items() if opcode.startswith(("LDGSTS", "UTMALDG", "UBLKCP"))
+            count
+            for opcode, count in self.instructions.items()
+            if (opcode.startswith("LDGSTS") and "128" in opcode) or opcode.startswith(("UTMALDG", "UBLKCP"))
         )
 
 

@@ -20,6 +20,7 @@ class KVCache:
     """One piece of memory, cut into the caches of layers that may differ in their number of KV heads.
 
     Layers that differ can't share one stacked tensor; cut from one arena, they are still allocated and freed at once.
+    ``arena`` is memory to be used again, of the same dtype and large enough; without it new memory is taken.
     """
 
     def __init__(
@@ -30,13 +31,14 @@ class KVCache:
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        arena: torch.Tensor | None = None,
     ):
-        self.batch = batch
-        self.capacity = capacity
         sizes = [batch * heads * capacity * head_dim for heads in num_key_value_heads]
-        # Zeros, not whatever was there: places that no token has filled are masked, but not every library's attention
-        # survives a NaN under its mask.
-        self.arena = torch.zeros(2 * sum(sizes), dtype=dtype, device=device)
+        if arena is None:
+            # Zeros, not whatever was there: places that no token has filled are masked, but not every library's
+            # attention survives a NaN under its mask.
+            arena = torch.zeros(2 * sum(sizes), dtype=dtype, device=device)
+        self.arena = arena
         self.layers: list[LayerCache] = []
         begin = 0
         for heads, size in zip(num_key_value_heads, sizes, strict=True):
@@ -46,8 +48,3 @@ class KVCache:
             )
             self.layers.append(LayerCache(key, value))
             begin += 2 * size
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole cache."""
-        return self.arena.numel() * self.arena.element_size()

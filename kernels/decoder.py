@@ -41,10 +41,14 @@ class Decoder:
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty KV cache for ``batch`` sequences of up to ``capacity`` tokens."""
+    def cache(self, batch: int, capacity: int, arena: torch.Tensor | None = None) -> KVCache:
+        """A KV cache for ``batch`` sequences of up to ``capacity`` tokens, in ``arena`` where one is given."""
         heads = [block.num_key_value_heads for block in self.blocks]
-        return KVCache(heads, self.blocks[0].head_dim, batch, capacity, self.dtype, self.device)
+        return KVCache(heads, self.blocks[0].head_dim, batch, capacity, self.dtype, self.device, arena)
+
+    def cache_elements(self, batch: int, capacity: int) -> int:
+        """Elements of the arena that such a cache lies in."""
+        return 2 * batch * capacity * sum(block.num_key_value_heads * block.head_dim for block in self.blocks)
 
     def ropes(self, length: int) -> dict[str, Rope]:
         """Rotary tables for positions below ``length``, from the model's own rotary embedding.

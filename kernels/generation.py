@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from prunekit.errors import PrunekitError
+from prunekit.kernels.pool import RuntimePool
 from prunekit.kernels.runtime import Runtime
 from prunekit.kernels.sampling import Sampling
 
@@ -22,11 +24,14 @@ Tokens = list[int | None]
 class Generated:
     """New tokens of every sequence, the end token included, and how long they took.
 
-    ``ttft_seconds`` is from the call to the first token on the host; ``tpot_seconds`` the mean time of each token
-    after it (None where there was only one), in which the whole batch advances by one.
+    ``setup_seconds`` went into memory, rotary tables and, on a GPU, recording the decode step: a first call's, or of
+    one that is larger than those before. ``ttft_seconds`` is from there to the first token on the host (the first
+    prompts of a process compile kernels in it); ``tpot_seconds`` the mean time of each token after it (None where there
+    was only one), in which the whole batch advances by one.
     """
 
     sequences: list[list[int]]
+    setup_seconds: float
     ttft_seconds: float
     tpot_seconds: float | None
 
@@ -60,19 +65,21 @@ def generate(
     model's generation config names) or after ``max_new_tokens``. ``on_tokens`` is called with every step's tokens as
     they come. Raises PrunekitError where a prompt is empty or an option out of range.
     """
+    if not do_sample and (temperature != 1.0 or top_k is not None or top_p is not None or seed is not None):
+        raise PrunekitError("temperature, top_k, top_p and seed draw tokens; give do_sample=True with them.")
+    called = time.perf_counter()
+    steps = stream(
+        model,
+        input_ids,
+        max_new_tokens=max_new_tokens,
+        attention_mask=attention_mask,
+        sampling=Sampling(temperature, top_k, top_p, seed) if do_sample else None,
+        eos_token_id=eos_token_id,
+        cuda_graphs=cuda_graphs,
+    )
     begin = first = last = time.perf_counter()
     sequences: list[list[int]] = []
-    for step, tokens in enumerate(
-        stream(
-            model,
-            input_ids,
-            max_new_tokens=max_new_tokens,
-            attention_mask=attention_mask,
-            sampling=Sampling(temperature, top_k, top_p, seed) if do_sample else None,
-            eos_token_id=eos_token_id,
-            cuda_graphs=cuda_graphs,
-        )
-    ):
+    for step, tokens in enumerate(steps):
         last = time.perf_counter()
         if step == 0:
             first = last
@@ -82,8 +89,8 @@ def generate(
                 sequence.append(token)
         if on_tokens is not None:
             on_tokens(tokens)
-    steps = max(len(sequence) for sequence in sequences) - 1
-    return Generated(sequences, first - begin, (last - first) / steps if steps else None)
+    later = max(len(sequence) for sequence in sequences) - 1
+    return Generated(sequences, begin - called, first - begin, (last - first) / later if later else None)
 
 
 def stream(
@@ -96,7 +103,11 @@ def stream(
     eos_token_id: int | Sequence[int] | None = None,
     cuda_graphs: bool = True,
 ) -> Iterator[Tokens]:
-    """As :func:`generate`, one step's tokens at a time; without ``sampling`` the most likely token is taken."""
+    """As :func:`generate`, one step's tokens at a time; without ``sampling`` the most likely token is taken.
+
+    Memory is taken and the prompts are checked at the call; they run when the first tokens are asked for. Generations
+    of one model share memory: where another has begun since, going on with this one raises PrunekitError.
+    """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise PrunekitError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}.")
     prompts = _prompts(input_ids, attention_mask, model.config.vocab_size)
@@ -105,11 +116,16 @@ def stream(
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = prompt
-    runtime = _runtime(model, len(prompts), ids.shape[1] + max_new_tokens, cuda_graphs)
-    return _run(runtime, ids, lengths, max_new_tokens, sampling, ends)
+    _check_positions(model, ids.shape[1] + max_new_tokens)
+    if getattr(model, "prunekit_runtimes", None) is None:
+        model.prunekit_runtimes = RuntimePool()
+    pool = model.prunekit_runtimes
+    runtime = pool.get(model, len(prompts), ids.shape[1] + max_new_tokens, cuda_graphs)
+    return _run(pool, runtime, ids, lengths, max_new_tokens, sampling, ends)
 
 
 def _run(
+    pool: RuntimePool,
     runtime: Runtime,
     ids: torch.Tensor,
     lengths: torch.Tensor,
@@ -119,15 +135,20 @@ def _run(
 ) -> Iterator[Tokens]:
     batch = len(ids)
     generator = sampling.generator(runtime.device) if sampling else None
+    pool.turn += 1
+    turn = pool.turn
+    runtime.reset(batch)
     logits = runtime.prefill(ids, lengths)
+    # On a GPU the next step starts before this one's tokens are read, so that it needn't wait for the host. One step is
+    # wasted where it turns out that all have ended.
+    ahead = runtime.device.type == "cuda"
     done = [False] * batch
     for step in range(max_new_tokens):
         with torch.inference_mode():
             chosen = sampling.draw(logits, generator) if sampling and generator else runtime.tokens[:batch]
             arriving = _Arriving(chosen)
-        # The next step starts before this one's tokens are read: the GPU needn't wait for the host. One step is
-        # wasted where it turns out that all have ended.
-        if step + 1 < max_new_tokens:
+        more = step + 1 < max_new_tokens
+        if ahead and more:
             logits = runtime.step(chosen if sampling else None)
         tokens: Tokens = []
         for row, token in enumerate(arriving.read()):
@@ -136,6 +157,10 @@ def _run(
         yield tokens
         if all(done):
             return
+        if pool.turn != turn:
+            raise PrunekitError("Another generation has begun on this model; finish one before the next.")
+        if more and not ahead:
+            logits = runtime.step(chosen if sampling else None)
 
 
 class _Arriving:
@@ -157,14 +182,12 @@ class _Arriving:
         return self.host.tolist()
 
 
-def _runtime(model: Any, batch: int, max_length: int, cuda_graphs: bool) -> Runtime:
-    """The runtime of the last call where it fits (its graph is then already there), else a new one."""
-    runtime = getattr(model, "prunekit_runtime", None)
-    if runtime is None or not runtime.fits(batch, max_length, cuda_graphs):
-        model.prunekit_runtime = None  # its memory first
-        runtime = model.prunekit_runtime = Runtime(model, batch, max_length, cuda_graphs=cuda_graphs)
-    runtime.reset(batch)
-    return runtime
+def _check_positions(model: Any, length: int) -> None:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most:
+        warnings.warn(
+            f"Prompts and new tokens together take {length} positions; the model was made for {most}.", stacklevel=3
+        )
 
 
 def _prompts(input_ids: Prompts, attention_mask: torch.Tensor | None, vocab_size: int) -> list[torch.Tensor]:
@@ -180,7 +203,7 @@ def _prompts(input_ids: Prompts, attention_mask: torch.Tensor | None, vocab_size
         if attention_mask is not None:
             rows = [row[keep] for row, keep in zip(rows, attention_mask.cpu().bool(), strict=True)]
     else:
-        rows = [torch.tensor(list(row), dtype=torch.int64) for row in input_ids]
+        rows = [_row(index, row) for index, row in enumerate(input_ids)]
     if not rows:
         raise PrunekitError("There is no prompt; give at least one.")
     for index, row in enumerate(rows):
@@ -191,9 +214,19 @@ def _prompts(input_ids: Prompts, attention_mask: torch.Tensor | None, vocab_size
     return rows
 
 
-def _end_tokens(model: Any, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
+def _row(index: int, row: Any) -> torch.Tensor:
+    if isinstance(row, torch.Tensor):
+        row = row.tolist()
+    if not isinstance(row, Sequence) or not all(type(token) is int for token in row):
+        raise PrunekitError(f"Prompt {index} must be a list of token ids (whole numbers); give a list of such lists.")
+    return torch.tensor(row, dtype=torch.int64)
+
+
+def _end_tokens(model: Any, eos_token_id: Any) -> frozenset[int]:
     if eos_token_id is None:
         eos_token_id = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos_token_id is None:
         return frozenset()
+    if isinstance(eos_token_id, torch.Tensor):
+        eos_token_id = eos_token_id.tolist()
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)

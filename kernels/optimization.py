@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,8 @@ from prunekit.kernels.block import check_layer, read_block
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.packed import PackedLinear, PackedMLP
 from prunekit.kernels.quantize import check_finite
-from prunekit.kernels.support import why_not_triton
+from prunekit.kernels.runtime import MAX_BATCH, decoder_of
+from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
 from prunekit.progress import progress
 
 Weights = Literal["keep", "int8", "int4"]
@@ -23,17 +24,23 @@ Weights = Literal["keep", "int8", "int4"]
 
 @dataclass(frozen=True)
 class OpReport:
-    """Who computes an op, and where that is not Triton, why."""
+    """Who computes an op for that many ``rows`` (sequences of a decode step, or ``prompt``): triton, torch or library.
+
+    ``reason`` says why it is not Triton; ``fallback`` is true where a kernel exists that can't run here.
+    """
 
     op: str
+    rows: str
     provider: str
-    reason: str | None
+    reason: str | None = None
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
     """What :func:`optimize` made of a model. ``extra_bytes`` is what the layout adds (pads, and biases and norms in
-    float32) to ``weight_bytes``, the bytes that the model's own weights take; ``ops`` are those of a decode step."""
+    float32) to ``weight_bytes``, the bytes that the model's own weights take; ``ops`` those of a decode
+    step and of a prompt."""
 
     weights: str
     weight_bytes: int
@@ -42,12 +49,13 @@ class Report:
 
     @property
     def extra_share(self) -> float:
+        """``extra_bytes`` / ``weight_bytes``."""
         return self.extra_bytes / self.weight_bytes
 
     @property
     def fallbacks(self) -> tuple[OpReport, ...]:
-        """The ops that a kernel was written for and PyTorch computes."""
-        return tuple(op for op in self.ops if op.provider == "torch")
+        """The ops that a kernel was written for which can't run here."""
+        return tuple(op for op in self.ops if op.fallback)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -107,12 +115,12 @@ def restore(model: Any) -> Any:
 
     Raises PrunekitError for int8 and int4, whose rounding can't be undone.
     """
-    _decoder(model)
+    decoder_of(model)
     if model.prunekit_weights != "keep":
         raise PrunekitError(f"{model.prunekit_weights} weights were rounded for good; load the model again.")
     for layer, original in zip(model.model.layers, model.prunekit_originals, strict=True):
         _restore_layer(layer, original)
-    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_originals", "prunekit_runtime", "save_pretrained"):
+    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_originals", "prunekit_runtimes", "save_pretrained"):
         model.__dict__.pop(name, None)
     return model
 
@@ -134,7 +142,7 @@ def _restore_layer(layer: Any, original: nn.Module) -> None:
 
 def report(model: Any) -> Report:
     """What an optimised model takes, and who computes what."""
-    decoder = _decoder(model)
+    decoder = decoder_of(model)
     total, pads = _held_bytes(model, decoder), sum(block.ffn.extra_bytes for block in decoder.blocks)
     if model.prunekit_weights == "keep":
         own = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -167,25 +175,33 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
     blocks = decoder.blocks
     one, many = (why_not_triton(decoder.device, decoder.dtype, dot=dot) for dot in (False, True))
-    reasons = {"attention_decode": many}
-    if any(block.fuses_qkv for block in blocks):
-        reasons["qkv_rope"] = one
-    if not all(block.fuses_qkv for block in blocks):
-        reasons["rope_cache"] = one
-    ops = [OpReport(op, "torch" if reason else "triton", reason) for op, reason in reasons.items()]
-    for op in ("linear_decode", "mlp_decode"):
-        if isinstance(blocks[0].ffn, PackedMLP):
-            ops.append(OpReport(op, "torch" if one else "triton", one))
-        else:
-            ops.append(OpReport(op, "library", "torchao or gemlite multiplies with 4-bit weights"))
-    return tuple(ops)
+    fused = [block.fuses_qkv for block in blocks]
+    made: list[OpReport] = []
 
+    def add(op: str, rows: str, why_not: str | None) -> None:
+        made.append(OpReport(op, rows, "torch" if why_not else "triton", why_not, bool(why_not)))
 
-def _decoder(model: Any) -> Decoder:
-    decoder = model.__dict__.get("prunekit_decoder")
-    if decoder is None:
-        raise PrunekitError("This model is not optimised; call prunekit.kernels.optimize(model) first.")
-    return cast("Decoder", decoder)
+    def add_product(op: str) -> None:
+        add(op, "1", one)
+        add(op, f"2-{MAX_DECODE_ROWS}", many)
+        made.append(OpReport(op, f"{MAX_DECODE_ROWS + 1}-{MAX_BATCH}", "torch", "many rows take plain GEMMs"))
+
+    if any(fused):
+        add_product("qkv_rope")
+    if not all(fused):
+        add("rope_cache", f"1-{MAX_BATCH}", one)
+    add("attention_decode", f"1-{MAX_BATCH}", many)
+    add_product("linear_decode")
+    if isinstance(blocks[0].ffn, PackedMLP):
+        add_product("mlp_decode")
+    else:
+        reason = "torchao or gemlite multiplies with the layers' 4-bit weights"
+        made.append(OpReport("products of layers", f"1-{MAX_BATCH}", "library", reason))
+    for op in ("rms_norm", "gated_act", "rope_cache"):
+        add(op, "prompt", one)
+    made.append(OpReport("GEMMs", "prompt", "torch", "padded cuBLAS, unless a measured table names another"))
+    made.append(OpReport("attention", "prompt", "torch", "PyTorch's fused kernels"))
+    return tuple(made)
 
 
 def _check(model: Any) -> Family:

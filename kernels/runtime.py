@@ -24,17 +24,38 @@ def bucket(batch: int) -> int:
     raise PrunekitError(f"A batch must hold 1 to {MAX_BATCH} sequences, got {batch}; send them in several calls.")
 
 
+def rounded_capacity(max_length: int) -> int:
+    """Tokens that the cache of a runtime for ``max_length`` has room for."""
+    return padded(max_length, _CAPACITY_STEP)
+
+
+def decoder_of(model: Any) -> Decoder:
+    """The decoder of an optimised model. Raises PrunekitError where it is not optimised."""
+    decoder = getattr(model, "prunekit_decoder", None)
+    if not isinstance(decoder, Decoder):
+        raise PrunekitError("This model is not optimised; call prunekit.kernels.optimize(model) first.")
+    return decoder
+
+
 class Runtime:
     """Prefill and decode of up to ``batch`` sequences of up to ``max_length`` tokens, prompt included.
 
     The batch is filled up to a bucket with one-token sequences, so that few graphs serve every batch size. ``model``
     must come from :func:`prunekit.kernels.optimize`. Everything is allocated once; :meth:`prefill` starts anew.
+    ``arena`` is the memory of another runtime's cache to be used again: only one of the two can then hold sequences.
+    Raises PrunekitError where the model is not optimised or was moved since, or a size is out of range.
     """
 
-    def __init__(self, model: Any, batch: int, max_length: int, *, cuda_graphs: bool = True):
-        decoder = getattr(model, "prunekit_decoder", None)
-        if not isinstance(decoder, Decoder):
-            raise PrunekitError("This model is not optimised; call prunekit.kernels.optimize(model) first.")
+    def __init__(
+        self,
+        model: Any,
+        batch: int,
+        max_length: int,
+        *,
+        cuda_graphs: bool = True,
+        arena: torch.Tensor | None = None,
+    ):
+        decoder = decoder_of(model)
         embedding = decoder.embed.weight
         if (embedding.device, embedding.dtype) != (decoder.device, decoder.dtype):
             raise PrunekitError(
@@ -45,26 +66,19 @@ class Runtime:
             raise PrunekitError(f"max_length must be at least 2 (a prompt token and a new one), got {max_length}.")
         self.decoder = decoder
         self.slots = bucket(batch)
-        self.capacity = padded(max_length, _CAPACITY_STEP)
+        self.capacity = rounded_capacity(max_length)
         self.device = decoder.device
         self.uses_graph = cuda_graphs and self.device.type == "cuda"
         # Not inference_mode: some models' rotary embeddings keep tensors that are made here.
         with torch.no_grad():
-            self.cache = decoder.cache(self.slots, self.capacity)
+            self.cache = decoder.cache(self.slots, self.capacity, arena)
             self.ropes = decoder.ropes(self.capacity)
             self.tokens = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
             self.positions = torch.zeros(self.slots, dtype=torch.int32, device=self.device)
         self.batch = batch
+        self._used = self.capacity
         self._graph: Any = None
         self._logits: Any = None
-
-    def fits(self, batch: int, max_length: int, cuda_graphs: bool) -> bool:
-        """True where this runtime can serve a request of that size without waste."""
-        return (self.slots, self.capacity, self.uses_graph) == (
-            bucket(batch),
-            padded(max_length, _CAPACITY_STEP),
-            cuda_graphs and self.device.type == "cuda",
-        )
 
     def reset(self, batch: int) -> None:
         """Forget all sequences; the next prefill brings ``batch`` of them."""
@@ -75,8 +89,15 @@ class Runtime:
     @torch.inference_mode()
     def prefill(self, ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Start sequences from prompts ``ids`` [batch, L], of which sequence b has ``lengths[b]`` tokens from the left
-        (default: all L). Returns the logits [batch, vocabulary] of each one's last token."""
-        if ids.shape[0] != self.batch or ids.shape[1] >= self.capacity:
+        (default: all L). Returns the logits [batch, vocabulary] of each one's last token.
+
+        Raises PrunekitError where the prompts don't fit or a length is none of 1 to L; token ids are not checked.
+        """
+        if lengths is not None and not (
+            len(lengths) == len(ids) and 1 <= lengths.min() <= lengths.max() <= ids.shape[1]
+        ):
+            raise PrunekitError(f"The lengths of prompts of shape {list(ids.shape)} must be 1 to {ids.shape[1]} each.")
+        if ids.shape[0] != self.batch or not 1 <= ids.shape[1] < self.capacity:
             raise PrunekitError(
                 f"Prompts of shape {list(ids.shape)} don't fit a runtime of {self.batch} sequences and "
                 f"{self.capacity} tokens."
@@ -91,21 +112,27 @@ class Runtime:
         self.positions[: self.batch] = lengths
         logits = self.decoder.prefill(ids, lengths, self.cache, self.ropes)
         self.tokens[: self.batch] = logits.argmax(-1)
+        self._used = ids.shape[1]
         return logits
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Feed ``tokens`` [batch], or where None those of the highest logit so far; returns logits [batch, vocabulary].
 
-        ``self.tokens`` then holds the tokens of the highest logit. The result is overwritten by the next step.
+        ``self.tokens`` then holds the tokens of the highest logit. The result is overwritten by the next step. Raises
+        PrunekitError where the cache is full.
         """
+        if self._used >= self.capacity:
+            raise PrunekitError(
+                f"The cache holds {self.capacity} tokens a sequence and is full; make a runtime of a larger max_length."
+            )
+        self._used += 1
         if tokens is not None:
             self.tokens[: self.batch] = tokens
         if not self.uses_graph:
             self._logits = self._body()
         else:
-            if self._graph is None:
-                self._capture()
+            self.record()
             self._graph.replay()
         return self._logits[: self.batch]
 
@@ -115,8 +142,15 @@ class Runtime:
         self.positions.add_(1)
         return logits
 
-    def _capture(self) -> None:
-        """Record one step. What the trial runs write into the cache lies at places that real steps overwrite first."""
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record a step as a CUDA graph where one is used and not yet there; else the first step does it, which then
+        takes long: kernels are compiled for it.
+
+        What the trial runs write into the cache lies at places that prompts or real steps overwrite before they read.
+        """
+        if not self.uses_graph or self._graph is not None:
+            return
         before = (self.tokens.clone(), self.positions.clone())
 
         def rewind() -> None:

@@ -10,7 +10,7 @@ from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tin
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.kernels import Runtime, block, generate, optimize, report, restore
+from prunekit.kernels import Runtime, block, generate, optimize, report, restore, stream
 from prunekit.kernels.block import read_block
 from prunekit.kernels.sampling import Sampling
 
@@ -115,15 +115,81 @@ def test_ends_at_eos() -> None:
     assert generate(model, PROMPTS[:1], eos_token_id=[VOCAB - 1, end], max_new_tokens=NEW).sequences == wanted[:1]
 
 
-def test_a_second_call_takes_the_same_runtime() -> None:
+def test_runtimes_are_kept_by_bucket_and_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    build = Runtime.__init__
+
+    def counted(self: Runtime, model: Any, batch: int, max_length: int, **options: Any) -> None:
+        build(self, model, batch, max_length, **options)
+        made.append((self.slots, self.capacity))
+
+    monkeypatch.setattr(Runtime, "__init__", counted)
     model = optimize(model_of("llama", True))
-    first = generate(model, PROMPTS, max_new_tokens=NEW).sequences
-    runtime = model.prunekit_runtime
-    other = generate(model, PROMPTS[::-1], max_new_tokens=NEW).sequences
-    assert model.prunekit_runtime is runtime
-    assert other == first[::-1]
-    assert generate(model, PROMPTS[:1], max_new_tokens=NEW).sequences == first[:1]
-    assert model.prunekit_runtime is not runtime
+    wanted = generate(model, PROMPTS, max_new_tokens=NEW).sequences
+    for _ in range(2):
+        assert generate(model, PROMPTS[::-1], max_new_tokens=NEW).sequences == wanted[::-1]
+        assert generate(model, PROMPTS[:1], max_new_tokens=NEW).sequences == wanted[:1]
+        assert generate(model, [*PROMPTS, PROMPTS[1]], max_new_tokens=3).sequences[3] == wanted[1][:3]
+    assert made == [(4, 256), (1, 256)], "a shorter request and another batch of the bucket take what is there"
+    arenas = {runtime.cache.arena.data_ptr() for runtime in model.prunekit_runtimes._runtimes.values()}
+    assert len(arenas) == 1
+    assert generate(model, PROMPTS * 3, max_new_tokens=NEW).sequences == wanted * 3
+    assert generate(model, PROMPTS, max_new_tokens=NEW).sequences == wanted, "made anew in the larger arena"
+    assert made[2:] == [(16, 256), (4, 256)]
+
+
+def test_another_generation_ends_the_one_before() -> None:
+    model = optimize(model_of("llama", True))
+    steps = stream(model, PROMPTS, max_new_tokens=NEW)
+    first = next(steps)
+    generate(model, PROMPTS[:1], max_new_tokens=2)
+    with pytest.raises(PrunekitError, match="Another generation"):
+        next(steps)
+    later = stream(model, PROMPTS, max_new_tokens=NEW)
+    generate(model, PROMPTS[:1], max_new_tokens=2)
+    assert next(later) == first, "its prompts had not run yet"
+
+
+def test_times_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefill takes a second and a step ten: one is the time to the first token, the other that of each later one."""
+    now = [0.0]
+    model = optimize(model_of("llama", True))
+
+    def ticking(call: Any, seconds: float) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            now[0] += seconds
+            return call(*args, **options)
+
+        return run
+
+    monkeypatch.setattr(Runtime, "prefill", ticking(Runtime.prefill, 1.0))
+    monkeypatch.setattr(Runtime, "step", ticking(Runtime.step, 10.0))
+    monkeypatch.setattr("prunekit.kernels.generation.time.perf_counter", lambda: now[0])
+    made = generate(model, PROMPTS, max_new_tokens=5)
+    assert (made.ttft_seconds, made.tpot_seconds) == (1.0, 10.0)
+    assert made.tokens_per_second == 3 * 4 / 40
+    assert generate(model, PROMPTS, max_new_tokens=1).tpot_seconds is None
+
+
+def test_a_full_cache_is_refused() -> None:
+    runtime = Runtime(optimize(model_of("llama", True)), 1, 250)
+    with pytest.raises(PrunekitError, match="full"):
+        runtime.step()
+    runtime.prefill(torch.ones(1, 254, dtype=torch.long))
+    runtime.step()
+    runtime.step()
+    with pytest.raises(PrunekitError, match="256 tokens"):
+        runtime.step()
+    with pytest.raises(PrunekitError, match="lengths"):
+        runtime.prefill(torch.ones(1, 5, dtype=torch.long), torch.tensor([6]))
+    with pytest.raises(PrunekitError, match="don't fit"):
+        runtime.prefill(torch.ones(1, 256, dtype=torch.long))
+
+
+def test_warns_beyond_the_models_positions() -> None:
+    model = optimize(model_of("llama", False))
+    with pytest.warns(UserWarning, match="made for 256"):
+        generate(model, [[3] * 250], max_new_tokens=8)
 
 
 def test_sampling_is_seeded_and_follows_the_distribution() -> None:
@@ -184,6 +250,19 @@ def test_says_which_fallbacks_it_took() -> None:
     made = report(optimize(model_of("llama", True)))
     assert {op.op for op in made.fallbacks} >= {"mlp_decode", "attention_decode", "qkv_rope", "linear_decode"}
     assert all("cpu" in (op.reason or "") and op.provider == "torch" for op in made.fallbacks)
+    assert {op.op for op in made.fallbacks if op.rows == "prompt"} == {"rms_norm", "gated_act", "rope_cache"}
+    assert any(op.rows == "17-64" and op.op == "mlp_decode" and not op.fallback for op in made.ops)
+
+
+def test_says_what_an_old_gpu_takes_from_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tensor cores kernels of one row run, and those of several don't."""
+    model = optimize(model_of("llama", True))
+    monkeypatch.setattr(
+        "prunekit.kernels.optimization.why_not_triton", lambda *_, dot=False: "no tensor cores" if dot else None
+    )
+    who = {(op.op, op.rows): op.provider for op in report(model).ops}
+    assert who["mlp_decode", "1"] == "triton" and who["mlp_decode", "2-16"] == "torch"
+    assert who["attention_decode", "1-64"] == "torch" and who["rms_norm", "prompt"] == "triton"
 
 
 @pytest.mark.parametrize("model_type", ("llama", "gemma3_text", "phi3"))
@@ -299,6 +378,10 @@ def test_packing_that_fails_is_undone(place: str, model_type: str, monkeypatch: 
         ([[3]], {"do_sample": True, "top_k": 2.5}, "top_k"),
         ([[3]], {"do_sample": True, "top_p": 1.5}, "top_p"),
         ([[3]], {"do_sample": True, "top_k": 0}, "top_k"),
+        ([[3]], {"top_k": 5}, "do_sample"),
+        ("hello", {}, "list of token ids"),
+        ([1, 2, 3], {}, "list of token ids"),
+        ([[1.5]], {}, "whole numbers"),
     ],
 )
 def test_refuses_bad_requests(prompts: Any, options: dict[str, Any], message: str) -> None:
@@ -347,7 +430,7 @@ def test_int4(model_type: str) -> None:
     assert generate(model, PROMPTS, max_new_tokens=NEW).sequences == expected(model, PROMPTS)
     made = report(model)
     assert made.weights == "int4"
-    assert {op.op for op in made.ops if op.provider == "library"} == {"linear_decode", "mlp_decode"}
+    assert [op.rows for op in made.ops if op.provider == "library"] == ["1-64"]
 
 
 class _FakeGraphs:
