@@ -69,7 +69,9 @@ class MachineCode:
     @property
     def wide_loads(self) -> int:
         """16-byte loads of global memory and asynchronous copies."""
-        wide = sum(count for opcode, count in self.instructions.items() if opcode.startswith("LDG") and "128" in opcode)
+        wide = sum(
+            count for opcode, count in self.instructions.items() if opcode.startswith("LDG.") and "128" in opcode
+        )
         return wide + self.async_copies
 
     @property

@@ -94,6 +94,7 @@ def generate_command(
                         texts, ids, made.sequences, continuations, strict=True
                     )
                 ],
+                "setup_seconds": made.setup_seconds,
                 "ttft_seconds": made.ttft_seconds,
                 "tpot_seconds": made.tpot_seconds,
                 "tokens_per_second": made.tokens_per_second,
@@ -159,6 +160,8 @@ def _print(made: Generated, report: Report) -> None:
     console().print(speed)
     reasons: dict[str, list[str]] = {}
     for op in report.fallbacks:
-        reasons.setdefault(str(op.reason), []).append(op.op)
+        names = reasons.setdefault(str(op.reason), [])
+        if op.op not in names:
+            names.append(op.op)
     for reason, ops in reasons.items():
         console().print(f"PyTorch computes {', '.join(ops)}: {reason}.")

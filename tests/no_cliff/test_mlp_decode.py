@@ -81,8 +81,10 @@ def test_any_width(rows: int, variant: str, arch: int) -> None:
                 # One row's x, activations, scales and biases come a few bytes at a time. Were a weight matrix loaded
                 # so too, it would outweigh what is left; of several rows, x is as much again and comes as weights do.
                 assert narrow <= wide / (1 if rows == 1 else 2), code.instructions
-                # Weights are on the way to shared memory while others are multiplied.
-                assert code.async_copies > 0
+                # Weights are on the way to shared memory while others are multiplied; but Triton takes int8 rows of
+                # down_t through registers, where they become 16-bit numbers before tensor cores read them.
+                down_alone = launch.args["DOWN"] and not launch.args["UP"]
+                assert code.async_copies > 0 or (rows > 1 and weight == torch.int8 and down_alone)
 
 
 @pytest.mark.parametrize("variant", ("fused", "split"))
