@@ -1,6 +1,6 @@
 """A gated FFN of any width for the few rows of a decode step: residual + down(act(gate(norm(x))) · up(norm(x))).
 
-Two plans compute it; :func:`variant` chooses. H is the hidden size, Fp the padded width, R the rows:
+Two plans compute it; :mod:`prunekit.kernels.mlp_plan` chooses. H is the hidden size, Fp the padded width, R the rows:
 
 - ``fused``, 2 launches: a program computes the activations of its own slab of neurons and multiplies them at once by
   their rows of down_t, which gives a partial sum of the whole output. 8 · programs · R · H bytes of partial sums are
@@ -13,8 +13,6 @@ For H = 2048, Fp = 1024 (12.6 MB of 16-bit weights), one row and 132 multiproces
 atomics: the same bits every time.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
@@ -23,16 +21,12 @@ from prunekit.kernels.activation import activate, check_activation
 from prunekit.kernels.gated_act import gated_act_torch
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.layout import ALIGNMENT
+from prunekit.kernels.mlp_plan import SPLIT_COLUMNS, Variant, fused_slab, split_slab
+from prunekit.kernels.mlp_plan import variant as choose_variant
 from prunekit.kernels.quantize import dequantize
 from prunekit.kernels.rms_norm import rms_norm_torch
 from prunekit.kernels.select import choose, overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, multiprocessors, why_not_triton
-
-Variant = Literal["fused", "split"]
-
-# What a launch costs beside its traffic, in bytes a multiprocessor: its share of the L2 cache's bandwidth for about
-# 1 µs. An estimate, not a measurement.
-_LAUNCH_BYTES = 40 * 1024
 
 
 @jit
@@ -205,43 +199,6 @@ def _sum_kernel(
     tl.store(out_ptr + where, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def variant(rows: int, hidden: int, padded_width: int, multiprocessors: int) -> Variant:
-    """Which plan moves fewer bytes besides the weights, counting as bytes what another launch costs.
-
-    Both read every weight once. With one row ``fused`` is the rule; its partial sums grow with the rows, and only
-    wide FFNs have enough blocks of 16 neurons (what a tensor core needs) to occupy the chip in one launch.
-    """
-    if rows > 1 and padded_width < 16 * multiprocessors:
-        return "split"
-    fused = 8 * cdiv(padded_width, _fused_slab(rows, padded_width, multiprocessors)) * rows * hidden
-    splits = cdiv(padded_width, _split_slab(hidden, padded_width, multiprocessors))
-    split = 8 * splits * rows * hidden + 8 * rows * padded_width
-    return "fused" if fused <= split + _LAUNCH_BYTES * multiprocessors else "split"
-
-
-def _slab(width: int, block: int, programs: int) -> int:
-    """Neurons a program, so that at most ``programs`` programs share ``width`` in whole blocks."""
-    return cdiv(width // block, programs) * block
-
-
-def _fused_slab(rows: int, width: int, multiprocessors: int) -> int:
-    """Neurons a program of ``fused``. Where programs have few blocks, two programs a multiprocessor share more evenly;
-    where they have many, one halves the partial sums. Tensor cores need blocks of 16."""
-    if rows > 1:
-        return _slab(width, 16, multiprocessors)
-    return _slab(width, 8, multiprocessors * (1 if width >= 64 * multiprocessors else 2))
-
-
-_unforced = variant  # which the argument of that name hides in launches()
-# Columns of down_t a program in the second launch of ``split``.
-_SPLIT_COLUMNS = 128
-
-
-def _split_slab(hidden: int, width: int, multiprocessors: int) -> int:
-    """Neurons a program in the second launch of ``split``: about two programs a multiprocessor."""
-    return _slab(width, 16, cdiv(2 * multiprocessors, cdiv(hidden, _SPLIT_COLUMNS)))
-
-
 def launches(
     x: torch.Tensor,
     gate_up: torch.Tensor,
@@ -306,8 +263,8 @@ def launches(
         )
 
     act = x.new_empty(rows, width, dtype=torch.float32 if rows == 1 else x.dtype)
-    if (variant or _unforced(rows, hidden, width, units)) == "fused":
-        slab = _fused_slab(rows, width, units)
+    if (variant or choose_variant(rows, hidden, width, units)) == "fused":
+        slab = fused_slab(rows, width, units)
         partial = x.new_empty(cdiv(width, slab), rows, hidden, dtype=torch.float32)
         if rows == 1:
             blocks = (8, 512, 4, 2048) if wide else (8, 256, 4, 1024)
@@ -315,7 +272,7 @@ def launches(
             blocks = (16, 128 // narrow, 16, 256 // narrow)
         made = [launch(True, True, slab, 1, *blocks)]
     else:
-        slab = _split_slab(hidden, width, units)
+        slab = split_slab(hidden, width, units)
         partial = x.new_empty(cdiv(width, slab), rows, hidden, dtype=torch.float32)
         if rows == 1:
             block, block_h = (4 if width < 32 * units else 8), (512 if wide else 256)
@@ -324,7 +281,7 @@ def launches(
             block, block_h = (8 if rows <= 4 else 16), (256 if wide else 128) // narrow
         made = [
             launch(True, False, block, 1, block, block_h, block, 16),
-            launch(False, True, slab, cdiv(hidden, _SPLIT_COLUMNS), 16, 16, 16, _SPLIT_COLUMNS),
+            launch(False, True, slab, cdiv(hidden, SPLIT_COLUMNS), 16, 16, 16, SPLIT_COLUMNS),
         ]
     block_h = 32
     made.append(

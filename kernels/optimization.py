@@ -11,9 +11,9 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
-from prunekit.kernels.block import check_layer, read_block
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.packed import PackedLinear, PackedMLP
+from prunekit.kernels.packing import check_layer, read_block
 from prunekit.kernels.quantize import check_finite
 from prunekit.kernels.runtime import MAX_BATCH, decoder_of
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton

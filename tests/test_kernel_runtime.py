@@ -10,8 +10,8 @@ from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tin
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.kernels import Runtime, block, generate, optimize, report, restore, stream
-from prunekit.kernels.block import read_block
+from prunekit.kernels import Runtime, generate, optimize, packing, report, restore, stream
+from prunekit.kernels.packing import read_block
 from prunekit.kernels.sampling import Sampling
 
 PROMPTS = [[5, 9, 2, 7, 7, 31, 4, 88, 12, 3, 64, 9, 101], [17, 3], [44, 6, 90, 12, 1, 77, 8]]
@@ -318,11 +318,11 @@ def test_rounding_holds_one_unrounded_layer_at_a_time(monkeypatch: pytest.Monkey
     originals = [weakref.ref(layer.mlp) for layer in model.model.layers]
     alive = []
 
-    def packing(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         alive.append(sum(original() is not None for original in originals))
         return read_block(*arguments)
 
-    monkeypatch.setattr("prunekit.kernels.optimization.read_block", packing)
+    monkeypatch.setattr("prunekit.kernels.optimization.read_block", counted)
     optimize(model, weights="int8")
     assert alive == [4, 3, 2, 1]
     with pytest.raises(PrunekitError, match="rounded from"):
@@ -344,7 +344,7 @@ def test_packing_that_fails_is_undone(place: str, model_type: str, monkeypatch: 
     model = model_of(model_type, True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modules = [name for name, _ in model.named_modules()]
-    pack, calls = getattr(block, place), iter((True, True, False))
+    pack, calls = getattr(packing, place), iter((True, True, False))
 
     def full(*arguments: Any) -> Any:
         if not next(calls):
@@ -352,7 +352,7 @@ def test_packing_that_fails_is_undone(place: str, model_type: str, monkeypatch: 
         return pack(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(block, place, full)
+        patch.setattr(packing, place, full)
         optimize(model)
     assert [name for name, _ in model.named_modules()] == modules
     after = model.state_dict()

@@ -10,7 +10,8 @@ from guard import guarded
 from prunekit.kernels import mlp_decode as module
 from prunekit.kernels import reference
 from prunekit.kernels.layout import pack_ffn, padded
-from prunekit.kernels.mlp_decode import launches, mlp_decode, variant
+from prunekit.kernels.mlp_decode import launches, mlp_decode
+from prunekit.kernels.mlp_plan import variant
 from prunekit.kernels.quantize import quantize_ffn
 from prunekit.kernels.select import choosing
 from prunekit.kernels.support import using
