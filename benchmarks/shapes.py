@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,12 +152,46 @@ class SyntheticSession(Session):
         self.keeps = keeps
 
 
-def pruned_shape(dense: ModelShape, percent: int, seed: int = 0) -> ModelShape:
+def allocated_shape(dense: ModelShape, percent: int, seed: int = 0) -> ModelShape:
     """``dense`` without ``percent`` % of its decoder blocks' parameters: adapt-pruner's widths at multiple 1."""
-    if percent == 0:
-        return dense
     budget = dense.block_parameters * (100 - percent) // 100 + dense.embedding_parameters
     problem = Problem(budget, Rounding(ffn_multiple=1))
     session = SyntheticSession(dense, seed)
     allocated = allocation("adapt")(session, problem, lambda *args, **kwargs: None)
     return dense.with_layers(keep.shape for keep in allocated.keeps)
+
+
+# Query heads, KV heads and FFN width of every layer, as allocated_shape gives them: a GPU needn't wait for the
+# allocator, which takes up to half a minute a plan. Written by `python benchmarks/shapes.py`.
+PLANS = Path(__file__).with_name("plans.json")
+
+
+def pruned_shape(dense: ModelShape, percent: int) -> ModelShape:
+    """:func:`allocated_shape`, for the shapes and shares of the GPU check from the file that holds them."""
+    if percent == 0:
+        return dense
+    name = next((model.name for model in MODELS.values() if model.shape == dense), None)
+    kept = json.loads(PLANS.read_text(encoding="utf-8")) if PLANS.is_file() else {}
+    layers = kept.get(name, {}).get(str(percent)) if name else None
+    if layers is None:
+        return allocated_shape(dense, percent)
+    return dense.with_layers(LayerShape(*layer) for layer in layers)
+
+
+def main() -> None:
+    """Allocate anew and write the file."""
+    plans = {}
+    for model in MODELS.values():
+        shapes = {str(percent): allocated_shape(model.shape, percent) for percent in (20, 40, 60)}
+        plans[model.name] = {
+            percent: [
+                [layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size]
+                for layer in shape.layers
+            ]
+            for percent, shape in shapes.items()
+        }
+    PLANS.write_text(json.dumps(plans, separators=(",", ":")).replace('},"', '},\n"').replace(']],"', ']],\n"') + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.goals import Goal, evaluate
 from benchmarks.op_cases import MULTIPLE, neighbours, sampled, width
 from benchmarks.ops import aligned_ratio
-from benchmarks.shapes import MODELS, pruned_shape
+from benchmarks.shapes import MODELS, PLANS, allocated_shape, pruned_shape
 from benchmarks.timer import turns
 from prunekit.shape import LayerShape
 
@@ -118,7 +119,14 @@ def test_plans_are_irregular_and_meet_their_share() -> None:
         assert len(set(shape.layers)) > dense.num_hidden_layers // 2
         assert any(layer.intermediate_size % 16 for layer in shape.layers)
         assert any(layer.num_key_value_heads < dense.layers[0].num_key_value_heads for layer in shape.layers)
-        assert pruned_shape(dense, percent) == shape
+        assert allocated_shape(dense, percent) == shape, "plans.json is stale: python benchmarks/shapes.py"
+
+
+def test_every_plan_of_the_check_is_kept() -> None:
+    kept = json.loads(PLANS.read_text())
+    assert {(name, share) for name, shares in kept.items() for share in shares} == {
+        (name, share) for name in MODELS for share in ("20", "40", "60")
+    }
 
 
 def test_neighbours_enclose_the_irregular_width() -> None:
