@@ -180,16 +180,14 @@ def pruned_shape(dense: ModelShape, percent: int) -> ModelShape:
 
 def main() -> None:
     """Allocate anew and write the file."""
-    plans = {}
+    plans: dict[str, dict[str, list[list[int]]]] = {}
     for model in MODELS.values():
-        shapes = {str(percent): allocated_shape(model.shape, percent) for percent in (20, 40, 60)}
-        plans[model.name] = {
-            percent: [
-                [layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size]
-                for layer in shape.layers
+        plans[model.name] = {}
+        for percent in (20, 40, 60):
+            layers = allocated_shape(model.shape, percent).layers
+            plans[model.name][str(percent)] = [
+                [layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size] for layer in layers
             ]
-            for percent, shape in shapes.items()
-        }
     PLANS.write_text(json.dumps(plans, separators=(",", ":")).replace('},"', '},\n"').replace(']],"', ']],\n"') + "\n")
 
 
