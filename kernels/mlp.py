@@ -4,7 +4,7 @@ import torch
 
 from prunekit.kernels.mlp_decode import mlp_decode
 from prunekit.kernels.prefill import mlp_prefill
-from prunekit.kernels.support import MAX_DECODE_ROWS
+from prunekit.kernels.support import decode_pieces
 
 
 @torch.library.custom_op("prunekit::mlp", mutates_args=())
@@ -28,12 +28,17 @@ def mlp(
     :class:`prunekit.kernels.layout.PackedFFN`. Biases [2, Fp] and [hidden], scales and ``norm_weight`` [hidden] are
     float32; without ``norm_weight`` there is no norm. ``activation`` is ``silu`` or ``gelu_tanh``.
 
-    1 to 16 rows take :mod:`prunekit.kernels.mlp_decode`, more :mod:`prunekit.kernels.prefill`.
+    1 to 16 rows, and up to 64 of int8, take :mod:`prunekit.kernels.mlp_decode`, more :mod:`prunekit.kernels.prefill`.
     """
-    rest = (norm_weight, eps, gate_up_bias, down_bias, gate_up_scale, down_scale, residual)
-    if not 0 < x.shape[0] <= MAX_DECODE_ROWS:
-        return mlp_prefill(x, gate_up, down_t, activation, *rest)
-    return mlp_decode(x, gate_up, down_t, activation, *rest)
+    rest = (norm_weight, eps, gate_up_bias, down_bias, gate_up_scale, down_scale)
+    pieces = decode_pieces(x, gate_up_scale is not None)
+    if not pieces:
+        return mlp_prefill(x, gate_up, down_t, activation, *rest, residual)
+    made = [
+        mlp_decode(x[rows], gate_up, down_t, activation, *rest, None if residual is None else residual[rows])
+        for rows in pieces
+    ]
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
 @mlp.register_fake

@@ -176,6 +176,7 @@ def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
     blocks = decoder.blocks
     one, many = (why_not_triton(decoder.device, decoder.dtype, dot=dot) for dot in (False, True))
     fused = [block.fuses_qkv for block in blocks]
+    int8 = getattr(blocks[0].ffn, "gate_up_scale", None) is not None
     made: list[OpReport] = []
 
     def add(op: str, rows: str, why_not: str | None) -> None:
@@ -184,7 +185,11 @@ def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
     def add_product(op: str) -> None:
         add(op, "1", one)
         add(op, f"2-{MAX_DECODE_ROWS}", many)
-        made.append(OpReport(op, f"{MAX_DECODE_ROWS + 1}-{MAX_BATCH}", "torch", "many rows take plain GEMMs"))
+        rows = f"{MAX_DECODE_ROWS + 1}-{MAX_BATCH}"
+        if op != "qkv_rope" and int8 and many is None:
+            add(op, rows, None)
+        else:
+            made.append(OpReport(op, rows, "torch", "many rows take plain GEMMs"))
 
     if any(fused):
         add_product("qkv_rope")

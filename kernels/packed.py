@@ -13,7 +13,7 @@ from prunekit.kernels.linear_decode import linear_decode, linear_decode_torch
 from prunekit.kernels.mlp import mlp
 from prunekit.kernels.quantize import quantize_ffn, quantize_rows
 from prunekit.kernels.rms_norm import rms_norm
-from prunekit.kernels.support import MAX_DECODE_ROWS
+from prunekit.kernels.support import decode_pieces
 
 
 def small(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -58,8 +58,21 @@ class PackedLinear(nn.Module):
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[rows, k] → [rows, n]."""
-        if x.shape[0] <= MAX_DECODE_ROWS:
-            return linear_decode(x, self.weight, self.bias, self.scale, norm_weight, eps, residual)
+        pieces = decode_pieces(x, self.scale is not None)
+        if pieces:
+            made = [
+                linear_decode(
+                    x[rows],
+                    self.weight,
+                    self.bias,
+                    self.scale,
+                    norm_weight,
+                    eps,
+                    None if residual is None else residual[rows],
+                )
+                for rows in pieces
+            ]
+            return made[0] if len(made) == 1 else torch.cat(made)
         if norm_weight is not None:
             x = rms_norm(x, norm_weight, eps)
         return linear_decode_torch(x, self.weight, self.bias, self.scale, residual=residual)

@@ -18,6 +18,9 @@ _forced: ContextVar[Backend | None] = ContextVar("prunekit_kernels_backend", def
 
 # Rows up to which the decode kernels are made: beyond, weights are read for enough rows that a plain GEMM wins.
 MAX_DECODE_ROWS = 16
+# For int8 weights a GEMM of 16-bit numbers wins later: converted for it, they are moved five bytes an element (read,
+# written and read again), by the decode kernels one byte for every 16 rows.
+MAX_INT8_ROWS = 64
 
 # The Triton of torch 2.11, and the oldest that the kernels are tested with.
 OLDEST_TRITON = (3, 6)
@@ -81,3 +84,13 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def decode_pieces(x: torch.Tensor, int8: bool) -> tuple[slice, ...]:
+    """The rows of ``x`` as the decode kernels are to take them, 16 at a time; none where they shouldn't."""
+    rows = x.shape[0]
+    if rows > MAX_DECODE_ROWS and (
+        not int8 or rows > MAX_INT8_ROWS or why_not_triton(x.device, x.dtype, dot=True) is not None
+    ):
+        return ()
+    return tuple(slice(first, min(first + MAX_DECODE_ROWS, rows)) for first in range(0, rows, MAX_DECODE_ROWS))

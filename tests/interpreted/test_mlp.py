@@ -58,7 +58,7 @@ def check(arguments: dict[str, object]) -> None:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("width", WIDTHS)
 def test_prompt(width: int, dtype: torch.dtype) -> None:
-    check(case(20, width, dtype, ALL if width % 2 else "norm residual", "silu" if width > 100 else "gelu_tanh"))
+    check(case(70, width, dtype, ALL if width % 2 else "norm residual", "silu" if width > 100 else "gelu_tanh"))
 
 
 @pytest.mark.parametrize("parts", ("", "norm", "bias", "residual", "bias residual", "scale", ALL))
@@ -93,10 +93,10 @@ def test_liger_where_the_table_names_it_and_only_for_what_it_can(monkeypatch: py
     monkeypatch.setattr(liger, "why_not", lambda op: None)
     monkeypatch.setattr(liger, "gate_up", gate_up)
     with choosing(gate_up="liger"):
-        check(case(20, 37, torch.float32, "norm scale residual"))
-        check(case(20, 37, torch.float32, "norm", "gelu_tanh"))
-        check(case(20, 37, torch.float32, "bias"))
-    assert calls == [(20, HIDDEN)]
+        check(case(70, 37, torch.float32, "norm scale residual"))
+        check(case(70, 37, torch.float32, "norm", "gelu_tanh"))
+        check(case(70, 37, torch.float32, "bias"))
+    assert calls == [(70, HIDDEN)]
 
 
 @pytest.mark.parametrize("rows", (3, 20))
@@ -107,8 +107,8 @@ def test_fallback(rows: int) -> None:
 
 def test_int8_products_stay_in_float16() -> None:
     """Σ x · int8 would be beyond 65504 here; with the scale in the weights it is not."""
-    arguments = case(20, 32, torch.float16, "scale")
-    arguments["x"] = torch.full((20, HIDDEN), 30.0, dtype=torch.float16)
+    arguments = case(70, 32, torch.float16, "scale")
+    arguments["x"] = torch.full((70, HIDDEN), 30.0, dtype=torch.float16)
     arguments["gate_up"] = torch.full((2, 32, HIDDEN), 100, dtype=torch.int8)
     arguments["gate_up_scale"] = torch.full((2, 32), 1e-4)
     assert_close(mlp(**arguments), reference.mlp(**arguments))
