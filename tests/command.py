@@ -59,7 +59,9 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 def start(*arguments: object, code: str | None = None, **options: Any) -> subprocess.Popen[str]:
     """prunekit in a process of its own; ``code`` runs before its entry point."""
-    lines = f"import sys; sys.argv[0] = 'prunekit'\n{code or ''}\nfrom prunekit.cli import main; main()"
+    # A shell's background jobs, and so their children, ignore Ctrl-C until told otherwise.
+    lines = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'"
+    lines += f"\n{code or ''}\nfrom prunekit.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", lines, *map(str, arguments)],
         stdout=subprocess.PIPE,
