@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
+from prunekit.kernels.products import products
 from prunekit.kernels.quantize import dequantize
 from prunekit.kernels.rms_norm import rms_norm_torch
 from prunekit.kernels.select import overlapped
@@ -33,80 +34,24 @@ def _linear_decode_kernel(
 ):
     """out[r, n] = Σ_k norm(x)[r, k] · weight[n, k] · scale[n] + bias[n] + residual[r, n].
 
-    One program computes BLOCK_N output features for every row. ``k`` bounds every load along the contiguous axis, so
-    it must be a multiple of 16 for 16-byte loads. With ROWS == 1 the products are summed in registers; else the
-    weights are the left operand of a tensor-core product whose other side is padded to ROWS rows.
+    One program computes BLOCK_N output features for every row, as :mod:`prunekit.kernels.products` says.
     """
     start_after_previous(PDL)
     features = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows past the end are clamped, not masked: a mask along n would cost registers and change nothing.
     feature = tl.minimum(features, n - 1).to(tl.int64)
-    inner = tl.arange(0, BLOCK_K)
-    if ROWS == 1:
-        total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-        squares = tl.zeros((BLOCK_K,), dtype=tl.float32)
-        for start in range(0, k, BLOCK_K):
-            inside = start + inner < k
-            x = tl.load(x_ptr + start + inner, mask=inside, other=0.0).to(tl.float32)
-            squares += x * x
-            if norm_ptr is not None:
-                x *= tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
-            weight = tl.load(
-                weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
-                mask=inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            total += weight * x[None, :]
-        out = tl.sum(total, axis=1)
-        if norm_ptr is not None:
-            out *= tl.rsqrt(tl.sum(squares, axis=0) / k + eps)
-        if scale_ptr is not None:
-            out *= tl.load(scale_ptr + feature)
-        if bias_ptr is not None:
-            out += tl.load(bias_ptr + feature)
-        if residual_ptr is not None:
-            out += tl.load(residual_ptr + feature).to(tl.float32)
-        tl.store(out_ptr + features, out.to(out_ptr.dtype.element_ty), mask=features < n)
-    else:
-        row = tl.arange(0, ROWS)
-        real = row < rows
-        rstd = tl.full((ROWS,), 1.0, dtype=tl.float32)
-        if norm_ptr is not None:
-            # The statistic first: x · weight before it is scaled could leave float16's range.
-            squares = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
-            for start in range(0, k, BLOCK_K):
-                inside = real[:, None] & (start + inner < k)[None, :]
-                x = tl.load(x_ptr + row[:, None] * k + (start + inner)[None, :], mask=inside, other=0.0).to(tl.float32)
-                squares += x * x
-            rstd = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)
-        total = tl.zeros((BLOCK_N, ROWS), dtype=tl.float32)
-        for start in range(0, k, BLOCK_K):
-            inside = start + inner < k
-            x = tl.load(
-                x_ptr + row[:, None] * k + (start + inner)[None, :], mask=real[:, None] & inside[None, :], other=0.0
-            )
-            if norm_ptr is not None:
-                norm = tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
-                x = (x.to(tl.float32) * rstd[:, None] * norm[None, :]).to(x.dtype)
-            weight = tl.load(
-                weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
-                mask=inside[None, :],
-                other=0.0,
-            ).to(x.dtype)
-            if UPCAST:
-                x = x.to(tl.float32)
-                weight = weight.to(tl.float32)
-            total = tl.dot(weight, tl.trans(x), acc=total, input_precision="ieee")
-        if scale_ptr is not None:
-            total *= tl.load(scale_ptr + feature)[:, None]
-        if bias_ptr is not None:
-            total += tl.load(bias_ptr + feature)[:, None]
-        inside = real[:, None] & (features < n)[None, :]
-        where = row[:, None] * n + features[None, :]
-        out = tl.trans(total)
-        if residual_ptr is not None:
-            out += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out_ptr + where, out.to(out_ptr.dtype.element_ty), mask=inside)
+    row = tl.arange(0, ROWS)
+    out = products(x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, BLOCK_N, BLOCK_K, UPCAST)
+    if scale_ptr is not None:
+        out *= tl.load(scale_ptr + feature)[:, None]
+    if bias_ptr is not None:
+        out += tl.load(bias_ptr + feature)[:, None]
+    out = tl.trans(out)
+    inside = (row < rows)[:, None] & (features < n)[None, :]
+    where = row.to(tl.int64)[:, None] * n + features[None, :]
+    if residual_ptr is not None:
+        out += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + where, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def launches(

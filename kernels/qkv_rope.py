@@ -5,6 +5,7 @@ import torch
 from prunekit.kernels._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.linear_decode import linear_decode_torch
+from prunekit.kernels.products import products
 from prunekit.kernels.rope_cache import rope_cache_torch
 from prunekit.kernels.select import overlapped
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
@@ -47,7 +48,7 @@ def _qkv_rope_kernel(
 
     Rotation needs both channels of a pair, which lie ``half`` apart, so a program takes the weight rows of both: tile
     row 2p is the first channel of pair p, 2p + 1 the second. Channels that don't turn (those from 2 · half on, and all
-    of a value head) are paired too, at an angle of zero. The products are as in linear_decode.
+    of a value head) are paired too, at an angle of zero. The products are those of linear_decode.
     """
     start_after_previous(PDL)
     head = tl.program_id(0)
@@ -59,55 +60,11 @@ def _qkv_rope_kernel(
     turning = tl.where(head < num_heads + num_kv, half, 0)
     channel = pair + tl.where(pair < turning, second * turning, tl.where(second == 1, head_dim // 2, turning))
     feature = (head * head_dim + channel).to(tl.int64)
-    inner = tl.arange(0, BLOCK_K)
     row = tl.arange(0, ROWS)
     real = row < rows
-    if ROWS == 1:
-        total = tl.zeros((2 * BLOCK_P, BLOCK_K), dtype=tl.float32)
-        squares = tl.zeros((BLOCK_K,), dtype=tl.float32)
-        for start in range(0, k, BLOCK_K):
-            inside = start + inner < k
-            x = tl.load(x_ptr + start + inner, mask=inside, other=0.0).to(tl.float32)
-            squares += x * x
-            if norm_ptr is not None:
-                x *= tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
-            weight = tl.load(
-                weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
-                mask=inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            total += weight * x[None, :]
-        out = tl.sum(total, axis=1)
-        if norm_ptr is not None:
-            out *= tl.rsqrt(tl.sum(squares, axis=0) / k + eps)
-        out = out[:, None]
-    else:
-        rstd = tl.full((ROWS,), 1.0, dtype=tl.float32)
-        if norm_ptr is not None:
-            squares = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
-            for start in range(0, k, BLOCK_K):
-                inside = real[:, None] & (start + inner < k)[None, :]
-                x = tl.load(x_ptr + row[:, None] * k + (start + inner)[None, :], mask=inside, other=0.0).to(tl.float32)
-                squares += x * x
-            rstd = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)
-        out = tl.zeros((2 * BLOCK_P, ROWS), dtype=tl.float32)
-        for start in range(0, k, BLOCK_K):
-            inside = start + inner < k
-            x = tl.load(
-                x_ptr + row[:, None] * k + (start + inner)[None, :], mask=real[:, None] & inside[None, :], other=0.0
-            )
-            if norm_ptr is not None:
-                norm = tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
-                x = (x.to(tl.float32) * rstd[:, None] * norm[None, :]).to(x.dtype)
-            weight = tl.load(
-                weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
-                mask=inside[None, :],
-                other=0.0,
-            ).to(x.dtype)
-            if UPCAST:
-                x = x.to(tl.float32)
-                weight = weight.to(tl.float32)
-            out = tl.dot(weight, tl.trans(x), acc=out, input_precision="ieee")
+    out = products(
+        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, 2 * BLOCK_P, BLOCK_K, UPCAST
+    )
     if scale_ptr is not None:
         out *= tl.load(scale_ptr + feature)[:, None]
     if bias_ptr is not None:
