@@ -29,6 +29,7 @@ def _linear_decode_kernel(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -41,7 +42,9 @@ def _linear_decode_kernel(
     # Rows past the end are clamped, not masked: a mask along n would cost registers and change nothing.
     feature = tl.minimum(features, n - 1).to(tl.int64)
     row = tl.arange(0, ROWS)
-    out = products(x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, BLOCK_N, BLOCK_K, UPCAST)
+    out = products(
+        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, BLOCK_N, BLOCK_K, STAGES, UPCAST
+    )
     if scale_ptr is not None:
         out *= tl.load(scale_ptr + feature)[:, None]
     if bias_ptr is not None:
@@ -76,6 +79,7 @@ def launches(
         block_n = 16 if n < 8192 else 32
         # Products of float32 weights are summed without tensor cores, and a larger block would spill.
         block_k = 64 if k <= 1024 or weight.element_size() > 2 else 128
+    stages = 4 if rows > 1 else 3
     return [
         Launch(
             _linear_decode_kernel,
@@ -96,10 +100,11 @@ def launches(
                 "ROWS": 1 if rows == 1 else 16,
                 "BLOCK_N": block_n,
                 "BLOCK_K": block_k,
+                "STAGES": stages,
                 "UPCAST": INTERPRETING,
             },
             num_warps=4,
-            num_stages=4 if rows > 1 else 3,
+            num_stages=stages,
             overlap=overlapped(x.device, x.dtype),
         )
     ]

@@ -16,6 +16,7 @@ def products(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Σ_k norm(x)[r, k] · weight[feature, k] in float32, [BLOCK_N, ROWS].
@@ -28,7 +29,8 @@ def products(
     if ROWS == 1:
         total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
         squares = tl.zeros((BLOCK_K,), dtype=tl.float32)
-        for start in range(0, k, BLOCK_K):
+        # Told so, Triton keeps the next blocks on their way meanwhile; small layers have too few programs to do it.
+        for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
             inside = start + inner < k
             x = tl.load(x_ptr + start + inner, mask=inside, other=0.0).to(tl.float32)
             squares += x * x

@@ -41,6 +41,7 @@ def _qkv_rope_kernel(
     ROWS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -63,7 +64,7 @@ def _qkv_rope_kernel(
     row = tl.arange(0, ROWS)
     real = row < rows
     out = products(
-        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, 2 * BLOCK_P, BLOCK_K, UPCAST
+        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, 2 * BLOCK_P, BLOCK_K, STAGES, UPCAST
     )
     if scale_ptr is not None:
         out *= tl.load(scale_ptr + feature)[:, None]
@@ -122,6 +123,7 @@ def launches(
         block_p = 8 if n < 8192 else 16
         # Products of float32 weights are summed without tensor cores, and a larger block would spill.
         block_k = 64 if k <= 1024 or weight.element_size() > 2 else 128
+    stages = 4 if rows > 1 else 3
     return [
         Launch(
             _qkv_rope_kernel,
@@ -155,10 +157,11 @@ def launches(
                 "ROWS": 1 if rows == 1 else 16,
                 "BLOCK_P": block_p,
                 "BLOCK_K": block_k,
+                "STAGES": stages,
                 "UPCAST": INTERPRETING,
             },
             num_warps=4,
-            num_stages=4 if rows > 1 else 3,
+            num_stages=stages,
             overlap=overlapped(x.device, x.dtype),
         )
     ]
