@@ -61,6 +61,7 @@ def run_workers(
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, stem: str, deadline: float | None) -> bool:
     """Wait for the worker, or kill it where it hangs or is late; True where it was late."""
+    began = time.time()
     while process.poll() is None:
         time.sleep(0.5)
         now = time.time()
@@ -72,7 +73,8 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, stem: str, deadline: 
                 running = json.loads(file.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 continue
-            if now > running["since"] + running["limit_s"]:
+            # What is from before is the worker's that died: this one may still be importing, and takes it up then.
+            if running["since"] >= began and now > running["since"] + running["limit_s"]:
                 print(f"  {running['id']}: no end after {running['limit_s']:.0f} s", flush=True)
                 process.kill()
                 process.wait()
