@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.timer import interleaved, spread
+from benchmarks.timer import spread
+from prunekit.kernels.measure import interleaved
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> dict[str, object]:

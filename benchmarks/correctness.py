@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,33 +11,10 @@ import torch
 from benchmarks.checks import Arguments, Check
 from benchmarks.data import NAN
 from benchmarks.registry import op, reference
+from prunekit.kernels.checking import TOLERANCE, poisoned_memory
 from prunekit.kernels.select import choosing
 
-# Relative RMS error against float64; tests/interpreted/close.py holds the same.
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 CHANGED = ("k_cache", "v_cache")
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN, so that an element that no program wrote can't pass for a result."""
-    places = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
-    before = [getattr(owner, name) for owner, name in places]
-
-    def poisoned(make: Any) -> Any:
-        def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(NAN) if tensor.is_floating_point() and not tensor.is_meta else tensor
-
-        return wrapped
-
-    for (owner, name), make in zip(places, before, strict=True):
-        setattr(owner, name, poisoned(make))
-    try:
-        yield
-    finally:
-        for (owner, name), make in zip(places, before, strict=True):
-            setattr(owner, name, make)
 
 
 def run_check(check: Check, device: torch.device) -> dict[str, Any]:

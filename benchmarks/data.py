@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from prunekit.kernels import measure
+
 NAN = float("nan")
 
 
-class Data:
-    """Draws tensors on one device from one seed."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0):
-        self.device = device
-        self.dtype = dtype
-        self._generator = torch.Generator(device=device).manual_seed(seed)
-
-    def normal(self, *size: int, scale: float = 1.0) -> torch.Tensor:
-        """In the dtype of weights and activations."""
-        return (torch.randn(*size, generator=self._generator, device=self.device) * scale).to(self.dtype)
+class Data(measure.Data):
+    """Draws what ops take: weights, biases, caches, rotary tables."""
 
     def weight(self, *size: int) -> torch.Tensor:
         """Rows that keep the size of what they multiply."""
@@ -25,7 +18,7 @@ class Data:
 
     def small(self, *size: int) -> torch.Tensor:
         """float32, around nought: a bias."""
-        return torch.randn(*size, generator=self._generator, device=self.device)
+        return self.normal(*size, dtype=torch.float32)
 
     def norm(self, size: int) -> torch.Tensor:
         """float32, around one: a norm's weight."""

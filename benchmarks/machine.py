@@ -6,7 +6,6 @@ import argparse
 import platform
 import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from benchmarks.supervisor import REHEARSAL
 from prunekit.machine import cpu_name
+from prunekit.provenance import installed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,8 +29,8 @@ def describe_run(device: torch.device, arguments: argparse.Namespace) -> dict[st
             "prunekit": _prunekit(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "triton": _installed("triton"),
-            "transformers": _installed("transformers"),
+            "triton": installed("triton"),
+            "transformers": installed("transformers"),
             "python": platform.python_version(),
         },
         "commit": commit(),
@@ -69,13 +69,6 @@ def _prunekit() -> str | None:
     """The version of the tree, whatever may be installed."""
     match = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     return match[1] if match else None
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _run(*command: str) -> str | None:

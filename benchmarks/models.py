@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.failures import agreement, check_device, describe
 from benchmarks.shapes import Model
-from benchmarks.timer import bounded, spread, turns
+from benchmarks.timer import bounded, spread
 from prunekit.machine import synchronize
 from prunekit.modeling import pruned_config
 from prunekit.shape import ModelShape
-from prunekit.timing import prompt_ids, run_once
+from prunekit.timing import prompt_ids, run_once, turns
 
 PREPARE_S = 240.0
 # (ids, tokens) -> seconds of the prefill, seconds of each token after the first

@@ -12,8 +12,9 @@ from benchmarks.data import Data
 from benchmarks.failures import agreement, check_device, describe
 from benchmarks.op_cases import Case, neighbours, sampled
 from benchmarks.shapes import Model
-from benchmarks.timer import Call, bounded, interleaved, one_pass, spread
+from benchmarks.timer import bounded, one_pass, spread
 from benchmarks.workloads import Baseline, Size, Workload
+from prunekit.kernels.measure import Call, interleaved
 from prunekit.shape import LayerShape, ModelShape
 from prunekit.timing import Summary
 

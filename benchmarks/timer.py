@@ -1,21 +1,15 @@
-"""Times of several arms taken in turns, so that a drift of the machine favours none of them."""
+"""What the GPU check adds to prunekit.kernels.measure: recorded passes, bounded preparations, spreads with units."""
 
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from prunekit.kernels.measure import Call, replayable
 from prunekit.timing import Summary
-
-Call = Callable[[], Any]
-
-# A timed stretch is at least this long: events cost a few microseconds, and the goals are about 3 %.
-STRETCH_S = 2e-3
 
 
 class OutOfTime(Exception):
@@ -49,12 +43,6 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
-    """A B C C B A A B C …: forth and back, ``rounds`` times each."""
-    for turn in range(rounds):
-        yield from names if turn % 2 == 0 else reversed(names)
-
-
 def one_pass(calls: Sequence[Call], device: torch.device) -> Call:
     """All calls one after the other as one call: on a GPU a CUDA graph, so that no time is the CPU's."""
 
@@ -62,53 +50,7 @@ def one_pass(calls: Sequence[Call], device: torch.device) -> Call:
         for call in calls:
             call()
 
-    plain()
-    if device.type != "cuda":
-        return plain
-    # Twice before it is recorded: libraries pick kernels and allocate workspaces on the first runs.
-    plain()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        plain()
-
-    def replay(calls: Sequence[Call] = calls) -> None:
-        # The graph knows the tensors of the calls only by their addresses: they must live as long as it does.
-        graph.replay()
-
-    return replay
-
-
-def seconds_of(call: Call, repeats: int, device: torch.device) -> float:
-    """Seconds of one call, the mean of ``repeats`` that follow each other."""
-    if device.type != "cuda":
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - begin) / repeats
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats
-
-
-def interleaved(
-    arms: Mapping[str, Call], device: torch.device, *, rounds: int = 20, most_s: float = 5.0
-) -> dict[str, list[float]]:
-    """Seconds of one call of every arm, ``rounds`` times each in turns; fewer rounds where ``most_s`` would pass."""
-    repeats = dict.fromkeys(arms, 1)
     if device.type == "cuda":
-        for name, call in arms.items():
-            seconds_of(call, 1, device)  # the first replay of a graph also loads it
-            repeats[name] = max(1, min(1000, round(STRETCH_S / max(seconds_of(call, 1, device), 1e-9))))
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    begin = time.perf_counter()
-    for position, name in enumerate(turns(list(arms), rounds)):
-        # Stops after whole rounds only, so that every arm has as many values.
-        if position and position % len(arms) == 0 and time.perf_counter() - begin > most_s:
-            break
-        times[name].append(seconds_of(arms[name], repeats[name], device))
-    return times
+        return replayable(plain, device)
+    plain()
+    return plain

@@ -387,10 +387,10 @@ def attention_decode_uneven(
 
 
 @attention_decode.register_fake
-def _(q, k_cache, v_cache, lengths, scale, window=0, softcap=0.0):  # type: ignore[no-untyped-def]
+def _(q, *rest, **options):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape)
 
 
 @attention_decode_uneven.register_fake
-def _(q, k_cache, v_cache, lengths, starts, scale, window=0, softcap=0.0, max_group=HEADS):  # type: ignore[no-untyped-def]
+def _(q, *rest, **options):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from prunekit.timing import turns
+
 Call = Callable[[], Any]
 
-# A timed stretch lasts at least this long, so that the events' own microseconds don't show.
+# A timed stretch is at least this long: events cost a few microseconds, and the goals are about 3 %.
 STRETCH_S = 2e-3
 MOST_COPIES = 64
 
@@ -23,10 +25,10 @@ class Data:
         self.device, self.dtype, self.bytes = device, dtype, 0
         self._generator = torch.Generator(device).manual_seed(seed)
 
-    def normal(self, *shape: int, deviation: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Normally distributed, in the dtype of the data unless another is given."""
         values = torch.randn(*shape, generator=self._generator, device=self.device, dtype=torch.float32)
-        made = values.mul_(deviation).to(dtype or self.dtype)
+        made = values.mul_(scale).to(dtype or self.dtype)
         self.bytes += made.numel() * made.element_size()
         return made
 
@@ -50,29 +52,16 @@ def replayable(call: Call, device: torch.device) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+
+    def replay(call: Call = call) -> None:
+        # The graph knows the tensors of the call only by their addresses: they must live as long as it does.
+        graph.replay()
+
+    return replay
 
 
-def in_turns(
-    calls: Mapping[str, Call], device: torch.device, rounds: int = 20, most_s: float = 1.0
-) -> dict[str, float]:
-    """Median seconds of a run of each, ``rounds`` times forth and back; whole rounds fewer where ``most_s`` passes."""
-    repeats = dict.fromkeys(calls, 1)
-    if device.type == "cuda":
-        for name, call in calls.items():
-            _seconds(call, 1, device)
-            repeats[name] = max(1, min(1000, round(STRETCH_S / max(_seconds(call, 1, device), 1e-9))))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    begin = time.perf_counter()
-    for turn in range(rounds):
-        for name in calls if turn % 2 == 0 else reversed(list(calls)):
-            times[name].append(_seconds(calls[name], repeats[name], device))
-        if time.perf_counter() - begin > most_s:
-            break
-    return {name: median(values) for name, values in times.items()}
-
-
-def _seconds(call: Call, repeats: int, device: torch.device) -> float:
+def seconds_of(call: Call, repeats: int, device: torch.device) -> float:
+    """Seconds of one call, the mean of ``repeats`` that follow each other."""
     if device.type != "cuda":
         begin = time.perf_counter()
         for _ in range(repeats):
@@ -85,3 +74,30 @@ def _seconds(call: Call, repeats: int, device: torch.device) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3 / repeats
+
+
+def interleaved(
+    calls: Mapping[str, Call], device: torch.device, *, rounds: int = 20, most_s: float = 5.0
+) -> dict[str, list[float]]:
+    """Seconds of one call of each, ``rounds`` times in turns; whole rounds fewer where ``most_s`` passes."""
+    repeats = dict.fromkeys(calls, 1)
+    if device.type == "cuda":
+        for name, call in calls.items():
+            seconds_of(call, 1, device)  # the first replay of a graph also loads it
+            repeats[name] = max(1, min(1000, round(STRETCH_S / max(seconds_of(call, 1, device), 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for position, name in enumerate(turns(list(calls), rounds)):
+        # Stops after whole rounds only, so that every call has as many values.
+        if position and position % len(calls) == 0 and time.perf_counter() - begin > most_s:
+            break
+        times[name].append(seconds_of(calls[name], repeats[name], device))
+    return times
+
+
+def in_turns(
+    calls: Mapping[str, Call], device: torch.device, rounds: int = 20, most_s: float = 1.0
+) -> dict[str, float]:
+    """The medians of :func:`interleaved`."""
+    times = interleaved(calls, device, rounds=rounds, most_s=most_s)
+    return {name: median(values) for name, values in times.items()}

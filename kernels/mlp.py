@@ -4,7 +4,7 @@ import torch
 
 from prunekit.kernels.mlp_decode import mlp_decode
 from prunekit.kernels.prefill import mlp_prefill
-from prunekit.kernels.support import decode_pieces
+from prunekit.kernels.support import by_pieces, decode_pieces
 
 
 @torch.library.custom_op("prunekit::mlp", mutates_args=())
@@ -34,25 +34,11 @@ def mlp(
     pieces = decode_pieces(x, gate_up_scale is not None)
     if not pieces:
         return mlp_prefill(x, gate_up, down_t, activation, *rest, residual)
-    made = [
-        mlp_decode(x[rows], gate_up, down_t, activation, *rest, None if residual is None else residual[rows])
-        for rows in pieces
-    ]
-    return made[0] if len(made) == 1 else torch.cat(made)
+    return by_pieces(
+        pieces, x, residual, lambda x, residual: mlp_decode(x, gate_up, down_t, activation, *rest, residual)
+    )
 
 
 @mlp.register_fake
-def _(  # type: ignore[no-untyped-def]
-    x,
-    gate_up,
-    down_t,
-    activation,
-    norm_weight=None,
-    eps=0.0,
-    gate_up_bias=None,
-    down_bias=None,
-    gate_up_scale=None,
-    down_scale=None,
-    residual=None,
-):
+def _(x, *rest, **options):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape)

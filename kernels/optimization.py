@@ -158,9 +158,10 @@ def _held_bytes(model: Any, decoder: Decoder) -> int:
         tensors += [value for value in vars(block).values() if isinstance(value, torch.Tensor)]
         tensors += [tensor for part in (block.qkv, block.o, block.ffn) for tensor in part.buffers()]
     kept = {}
-    for part in (part for tensor in tensors for part in _parts(tensor)):
-        storage = part.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+    for tensor in tensors:
+        for part in _parts(tensor):
+            storage = part.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
     return sum(kept.values())
 
 

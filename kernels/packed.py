@@ -13,7 +13,7 @@ from prunekit.kernels.linear_decode import linear_decode, linear_decode_torch
 from prunekit.kernels.mlp import mlp
 from prunekit.kernels.quantize import quantize_ffn, quantize_rows
 from prunekit.kernels.rms_norm import rms_norm
-from prunekit.kernels.support import decode_pieces
+from prunekit.kernels.support import by_pieces, decode_pieces
 
 
 def small(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -41,7 +41,8 @@ class PackedLinear(nn.Module):
     @classmethod
     def int8(cls, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """The same with weights rounded to 8 bits, one scale a row."""
-        return cls(*_swap(quantize_rows(weight), bias))
+        rounded, scale = quantize_rows(weight)
+        return cls(rounded, bias, scale)
 
     def rows(self, first: int, last: int) -> PackedLinear:
         """The output features from ``first`` to ``last`` (exclusive), sharing memory."""
@@ -60,19 +61,8 @@ class PackedLinear(nn.Module):
         """[rows, k] → [rows, n]."""
         pieces = decode_pieces(x, self.scale is not None)
         if pieces:
-            made = [
-                linear_decode(
-                    x[rows],
-                    self.weight,
-                    self.bias,
-                    self.scale,
-                    norm_weight,
-                    eps,
-                    None if residual is None else residual[rows],
-                )
-                for rows in pieces
-            ]
-            return made[0] if len(made) == 1 else torch.cat(made)
+            rest = (self.weight, self.bias, self.scale, norm_weight, eps)
+            return by_pieces(pieces, x, residual, lambda x, residual: linear_decode(x, *rest, residual))
         if norm_weight is not None:
             x = rms_norm(x, norm_weight, eps)
         return linear_decode_torch(x, self.weight, self.bias, self.scale, residual=residual)
@@ -80,11 +70,6 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As nn.Linear: [..., k] → [..., n]."""
         return linear_decode_torch(x, self.weight, self.bias, self.scale)
-
-
-def _swap(quantized: tuple[torch.Tensor, torch.Tensor], bias: Any) -> tuple[torch.Tensor, Any, torch.Tensor]:
-    weight, scale = quantized
-    return weight, bias, scale
 
 
 class PackedMLP(nn.Module):

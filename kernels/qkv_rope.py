@@ -221,18 +221,5 @@ def qkv_rope(
 
 
 @qkv_rope.register_fake
-def _(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    num_heads,
-    k_cache,
-    v_cache,
-    positions,
-    cos=None,
-    sin=None,
-    bias=None,
-    scale=None,
-    norm_weight=None,
-    eps=0.0,
-):
+def _(x, weight, num_heads, k_cache, *rest, **options):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], num_heads, k_cache.shape[3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -94,3 +94,14 @@ def decode_pieces(x: torch.Tensor, int8: bool) -> tuple[slice, ...]:
     ):
         return ()
     return tuple(slice(first, min(first + MAX_DECODE_ROWS, rows)) for first in range(0, rows, MAX_DECODE_ROWS))
+
+
+def by_pieces(
+    pieces: tuple[slice, ...],
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    call: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+) -> torch.Tensor:
+    """``call(x, residual)`` on those rows at a time."""
+    made = [call(x[rows], None if residual is None else residual[rows]) for rows in pieces]
+    return made[0] if len(made) == 1 else torch.cat(made)

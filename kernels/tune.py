@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from prunekit.kernels.measure import Call, Data, copies, in_turns, replayable
 from prunekit.kernels.select import OPS, choosing
 from prunekit.kernels.support import using, why_not_triton
 from prunekit.kernels.tune_cases import DECODE_ROWS, PREFILL_ROWS, SHAPES, Shape, candidates, cases, workload
+from prunekit.provenance import installed
 
 # Faster by less than this is noise, or not worth leaving the default.
 GAIN = 0.98
@@ -128,23 +128,16 @@ def tune(
         "schema": select.SCHEMA,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "provenance": {
-            "prunekit": _version("prunekit"),
+            "prunekit": installed("prunekit"),
             "torch": torch.__version__,
-            "triton": _version("triton"),
-            "liger": _version("liger-kernel") if with_liger else None,
+            "triton": installed("triton"),
+            "liger": installed("liger-kernel") if with_liger else None,
             "driver": _driver() if device.type == "cuda" else None,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "dtype": str(dtype).removeprefix("torch."),
         },
         "entries": entries,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _driver() -> str | None:

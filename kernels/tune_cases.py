@@ -50,13 +50,13 @@ def workload(op: str, data: Data, rows: int = 1, width: int = 0, hidden: int = 0
         return _chain(data)
     x = data.normal(rows, hidden)
     if op in ("gate_up", "gate_up_tile"):
-        weight = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
+        weight = data.normal(2, padded(width), hidden, scale=hidden**-0.5)
         product = gate_up if op == "gate_up" else gate_up_gemm
         return lambda: product(x, weight, "silu")
     norm = data.normal(hidden, dtype=torch.float32)
     if op == "mlp_decode":
-        weight = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
-        down_t = data.normal(padded(width), hidden, deviation=max(1, width) ** -0.5)
+        weight = data.normal(2, padded(width), hidden, scale=hidden**-0.5)
+        down_t = data.normal(padded(width), hidden, scale=max(1, width) ** -0.5)
         return lambda: mlp_decode(x, weight, down_t, "silu", norm, EPS, residual=x)
     residual = data.normal(rows, hidden)
     if op == "rms_norm":
@@ -69,9 +69,9 @@ def workload(op: str, data: Data, rows: int = 1, width: int = 0, hidden: int = 0
 def _chain(data: Data, hidden: int = 2048, width: int = 4915) -> Call:
     """Small dependent launches, as a decode step makes them: where starting early tells."""
     x = data.normal(1, hidden)
-    weights = [data.normal(hidden, hidden, deviation=hidden**-0.5) for _ in range(2)]
-    gate_up = data.normal(2, padded(width), hidden, deviation=hidden**-0.5)
-    down_t = data.normal(padded(width), hidden, deviation=width**-0.5)
+    weights = [data.normal(hidden, hidden, scale=hidden**-0.5) for _ in range(2)]
+    gate_up = data.normal(2, padded(width), hidden, scale=hidden**-0.5)
+    down_t = data.normal(padded(width), hidden, scale=width**-0.5)
     norm = data.normal(hidden, dtype=torch.float32)
 
     def run() -> torch.Tensor:

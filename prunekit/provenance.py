@@ -15,6 +15,14 @@ def model_label(name: str) -> str:
     return path.resolve().name if path.exists() else name
 
 
+def installed(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, Any]:
     """Versions that a plan or a report depends on."""
     return {

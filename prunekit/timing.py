@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunekit.machine import synchronize
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Clock = Callable[[], float]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,15 @@ def compare(dense: Sequence[float], pruned: Sequence[float], ideal: float) -> Co
     return Comparison(Summary.of(dense), Summary.of(pruned), Summary.of(ratios), ideal)
 
 
+def turns(names: Sequence[_T], rounds: int) -> Iterator[_T]:
+    """Whose turn it is: A B C C B A A B C …, forth and back, ``rounds`` times each. A steady drift favours none."""
+    for turn in range(rounds):
+        yield from names if turn % 2 == 0 else reversed(names)
+
+
 def order(repeats: int) -> list[int]:
-    """Whose turn it is: 0 1 1 0 0 1 1 0 …, ``repeats`` times each. A steady drift then favours neither."""
-    return [model for repeat in range(repeats) for model in ((0, 1) if repeat % 2 == 0 else (1, 0))]
+    """The turns of two models: 0 1 1 0 0 1 1 0 …, ``repeats`` times each."""
+    return list(turns((0, 1), repeats))
 
 
 def prompt_ids(batch: int, length: int, vocab_size: int, seed: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from benchmarks.goals import Goal, evaluate
 from benchmarks.op_cases import MULTIPLE, neighbours, sampled, width
 from benchmarks.ops import aligned_ratio
 from benchmarks.shapes import MODELS, PLANS, allocated_shape, pruned_shape
-from benchmarks.timer import turns
 from prunekit.shape import LayerShape
+from prunekit.timing import turns
 
 
 def op_record(op: str, ratio: float | None, **fields: Any) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+from prunekit.kernels.checking import TOLERANCE
+
 WIDTHS = (1013, 1344, 37, 1024, 16, 17)
 
 

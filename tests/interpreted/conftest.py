@@ -3,13 +3,13 @@ TRITON_INTERPRET set, kernels can't be compiled, so the no-cliff gate can't shar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from prunekit.kernels._triton import INTERPRETING
+from prunekit.kernels.checking import poisoned_memory
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,15 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poisoned_memory() -> Iterator[None]:
     """Fresh memory holds NaN, so that an output element that no program wrote can't pass for a result."""
-
-    def poisoned(make: Any) -> Any:
-        def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
-
-        return wrapped
-
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+    with poisoned_memory():
+        yield
