@@ -89,7 +89,7 @@ def rebuild(
                 f"The weights could not be written to {out} ({error}). Free some space or choose another place; "
                 "nothing was left behind."
             ) from None
-        _copy_tokenizer(source.path, folder)
+        copy_tokenizer(source.path, folder)
         plan.save(folder / "plan.json")
         config.dtype = str(tensors.dtype or source.dtype).removeprefix("torch.")
         written = Written(out, layout, config.architectures[0], tensors.parameters, total)
@@ -246,7 +246,8 @@ def _write_shards(folder: Path, tensors: _TensorCutter, max_bytes: int) -> int:
     return total
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files and the generation defaults of ``source`` that are data; code is left behind."""
     for name in _COPIED:
         file = source / name
         if not file.is_file():

@@ -219,10 +219,11 @@ def _check_loaded(source: Source, info: dict[str, Any]) -> None:
         raise PrunekitError(f"The weights in {source.path} don't fit its config.json: {what}.")
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with its end token for padding where it names none.
 
-    Raises PrunekitError where the folder has none that works without running its code.
+    Code that lies beside it runs only with ``trust_remote_code``. Raises PrunekitError where the folder has none that
+    works.
     """
     from transformers import AutoTokenizer
 
@@ -235,7 +236,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     register_pruned()
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.path, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except Exception as error:  # tokenizers raises bare Exception for a malformed tokenizer.json
         raise PrunekitError(f"The tokenizer in {source.path} can't be loaded: {reason(error)}.") from None
     if tokenizer.pad_token is None:

@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from prunekit.calibration import CalibrationConfig
-from prunekit.checkpoint import rebuild
 from prunekit.kernels import generate, optimize, report
-from prunekit.methods import METHODS
-from prunekit.planner import PlanConfig, make_plan
-from prunekit.rounding import Rounding
-from prunekit.source import Source, load_model, load_tokenizer, resolve
-from prunekit.targets import parse_target
+from prunekit.source import Source, load_model, load_tokenizer
 
 TEXTS = (
     "The three most common reasons why a bridge fails are",
@@ -25,22 +19,9 @@ TEXTS = (
 NEW = 48
 
 
-@pytest.fixture(scope="module")
-def pruned(smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    config = PlanConfig(
-        target=parse_target(None, "0.79", None),
-        method=METHODS["fisher-global"],
-        rounding=Rounding(ffn_multiple=1),
-        calibration=CalibrationConfig(sequences=8, length=64),
-    )
-    folder = tmp_path_factory.mktemp("kernels") / "pruned"
-    rebuild(smollm2, make_plan(smollm2, config), folder)
-    return resolve(str(folder))
-
-
 @pytest.mark.parametrize("which", ("dense", "pruned"))
 def test_same_tokens_as_transformers(which: str, smollm2: Source, request: pytest.FixtureRequest) -> None:
-    source = smollm2 if which == "dense" else request.getfixturevalue("pruned")
+    source = smollm2 if which == "dense" else request.getfixturevalue("pruned_smollm2")
     tokenizer: Any = load_tokenizer(source)
     model: Any = load_model(source, device="cpu", dtype="float32")
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
@@ -55,10 +36,10 @@ def test_same_tokens_as_transformers(which: str, smollm2: Source, request: pytes
     assert report(model).extra_share < 0.02
 
 
-def test_int8_stays_close(pruned: Source) -> None:
+def test_int8_stays_close(pruned_smollm2: Source) -> None:
     """Rounding to 8 bits hardly moves what the model predicts for real text (pruning itself: a KL of 0.3)."""
-    ids = torch.tensor([load_tokenizer(pruned)(TEXTS[2])["input_ids"]])
-    model: Any = load_model(pruned, device="cpu", dtype="float32")
+    ids = torch.tensor([load_tokenizer(pruned_smollm2)(TEXTS[2])["input_ids"]])
+    model: Any = load_model(pruned_smollm2, device="cpu", dtype="float32")
     with torch.no_grad():
         wanted = model(ids).logits.log_softmax(-1)
         rounded = optimize(model, weights="int8")(ids).logits.log_softmax(-1)

@@ -1,0 +1,189 @@
+"""What every target is: what it needs, what it writes, and how its runtime opens the result."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from prunekit.errors import PrunekitError
+from prunekit.provenance import installed
+from prunekit.source import Source, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.runner import Runner
+
+# Names that mean the same precision in different worlds. Each target lists the one its own tools print.
+_SAME = (("fp32", "f32", "float32"), ("fp16", "f16", "float16"), ("bf16", "bfloat16"))
+
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose. ``dtype`` "auto" is the target's first; ``context_length`` bounds prompt plus answer
+    where a format has to know (default: the model's own, at most 2048); ``tensor_parallel`` is vLLM's, ``aot``
+    torch-export's, ``layout`` hf's. ``trust_remote_code`` lets a tokenizer that is code be run."""
+
+    dtype: str = "auto"
+    context_length: int | None = None
+    tensor_parallel: int = 1
+    aot: bool = False
+    layout: Literal["per-layer", "uniform"] = "per-layer"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "tensor_parallel"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise PrunekitError(
+                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least 1, got {value!r}."
+                )
+        if self.layout not in ("per-layer", "uniform"):
+            raise PrunekitError(f"The layout must be per-layer or uniform, got {self.layout!r}.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint on its way to one target. ``dtype`` is one of the target's own names."""
+
+    source: Source
+    options: Options
+    dtype: str
+
+    @cached_property
+    def model(self) -> Any:
+        """The checkpoint as transformers runs it, float32 on the CPU: what every export is compared with.
+
+        A target that changes it (another attention implementation, wrapped modules) must load one of its own.
+        """
+        return load_model(self.source, dtype="float32", device="cpu")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Raises PrunekitError where the checkpoint has none that works without running its code."""
+        return load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
+
+    @property
+    def context_length(self) -> int:
+        """Prompt and answer together, in tokens. Raises PrunekitError where more is asked than the model can."""
+        most = getattr(self.source.config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+        wanted = self.options.context_length
+        if wanted is not None and wanted > most:
+            raise PrunekitError(
+                f"A context of {wanted:,} tokens is beyond the {most:,} positions {self.source.name} was made for; "
+                "choose a smaller --context-length."
+            )
+        return wanted or min(most, DEFAULT_CONTEXT)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A distribution that a target needs. ``extra`` is the extra of prunekit that brings it, ``module`` what to import
+    where its name differs from the distribution's."""
+
+    package: str
+    extra: str | None = None
+    distributions: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, None where there is none."""
+        names = (self.package, *self.distributions)
+        return next((found for name in names if (found := installed(name))), None)
+
+    @property
+    def how(self) -> str:
+        return f"pip install 'prunekit[{self.extra}]'" if self.extra else f"pip install {self.package}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a target wrote. ``notes`` are sentences for the user (tensors that fell back to a larger type, a deprecated
+    format); ``decode_bytes`` are the weight bytes that one decode step reads (an embedding table of which it reads one
+    row is left out); ``facts`` go into the manifest as they are (JSON values)."""
+
+    notes: tuple[str, ...] = ()
+    decode_bytes: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Target(ABC):
+    """One format and the runtime that runs it. Stateless; heavy imports belong inside the methods.
+
+    ``writes_with`` is needed to export, ``runs_with`` to verify and to time. ``limits`` are whole sentences: what this
+    target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    dtypes: ClassVar[tuple[str, ...]]
+    writes_with: ClassVar[tuple[Requirement, ...]] = ()
+    runs_with: ClassVar[tuple[Requirement, ...]] = ()
+    limits: ClassVar[tuple[str, ...]] = ()
+    unverified: ClassVar[str | None] = None
+
+    def check(self, job: Job) -> None:
+        """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""
+        return
+
+    @abstractmethod
+    def write(self, job: Job, folder: Path) -> Written:
+        """Write everything that belongs to the export into ``folder``, which exists and is empty."""
+
+    @abstractmethod
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
+        """The export in ``folder`` in its real runtime. Raises PrunekitError where that refuses it."""
+
+    def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
+        """The weights as ``folder`` holds them, dequantised to float32, by their names in ``job.model.state_dict()``.
+
+        Only where ``job.dtype`` rounds so hard that logits of the original model prove nothing (below 16 bits): the
+        parity gate then compares weights with weights, and the runtime with PyTorch on *these* weights. None elsewhere.
+        """
+        return None
+
+    @abstractmethod
+    def usage(self, job: Job) -> str:
+        """Markdown for the export's README: how to run it, with a snippet that works as it stands."""
+
+    def dtype(self, wanted: str) -> str:
+        """The target's own name of a precision. Raises PrunekitError for one it doesn't have."""
+        if wanted == "auto":
+            return self.dtypes[0]
+        for names in ((wanted,), *_SAME):
+            if wanted in names:
+                for name in names:
+                    if name in self.dtypes:
+                        return name
+        raise PrunekitError(f"{self.name} has no dtype {wanted!r}; choose one of {', '.join(self.dtypes)}.")
+
+    def missing(self, requirements: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
+        return tuple(each for each in requirements if each.version is None)
+
+
+def prepared(target: Target, source: Source, options: Options) -> Job:
+    """The job of exporting ``source`` to ``target``, checked. Raises PrunekitError where it can't be done."""
+    job = Job(source, options, target.dtype(options.dtype))
+    job.context_length  # noqa: B018  (raises)
+    target.check(job)
+    return job
+
+
+@contextmanager
+def runtime_errors(what: str) -> Iterator[None]:
+    """Turns whatever a runtime raises into one sentence: each has exception types of its own."""
+    from prunekit.hf import reason
+
+    try:
+        yield
+    except (PrunekitError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise PrunekitError(f"{what}: {reason(error)}.") from error

@@ -1,0 +1,62 @@
+"""An ordinary Hugging Face folder: layers of their own widths, or the zero-padded uniform twin that any stock runtime
+loads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from prunekit.checkpoint import rebuild
+from prunekit.export.base import Job, Requirement, Target, Written
+from prunekit.manifest import MANIFEST
+from prunekit.plan import LayerKeep, Plan
+from prunekit.runner import Runner, TorchRunner
+from prunekit.source import load_model, resolve
+
+_TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def whole_plan(job: Job) -> Plan:
+    """A plan that keeps everything the checkpoint has."""
+    shape = job.source.shape
+    return Plan(shape, tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(shape.layers)))
+
+
+class HuggingFace(Target):
+    name = "hf"
+    summary = "A Hugging Face checkpoint in safetensors."
+    dtypes = ("fp32", "fp16", "bf16")
+    runs_with = (Requirement("transformers"),)
+    limits = (
+        "Layers that differ load with prunekit installed or trust_remote_code; --layout uniform needs neither, but "
+        "pads every layer with zeros to the widest, so nothing is gained.",
+    )
+
+    def write(self, job: Job, folder: Path) -> Written:
+        plan = whole_plan(job)
+        rebuild(job.source, plan, folder, layout=job.options.layout, dtype=_TORCH_DTYPES[job.dtype], overwrite=True)
+        # They tell how this model was made of the dense one; what rebuild wrote tells only of a copy.
+        for name in (MANIFEST, "plan.json", "README.md"):
+            (folder / name).unlink()
+        pruning = job.source.path / "plan.json"
+        if pruning.is_file():
+            shutil.copyfile(pruning, folder / pruning.name)
+        return Written(facts={"layout": job.options.layout})
+
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return TorchRunner(load_model(resolve(str(folder)), device="cpu"))
+
+    def usage(self, job: Job) -> str:
+        uniform = job.options.layout == "uniform" or job.source.shape.is_uniform
+        how = "" if uniform else ", trust_remote_code=True"
+        also = "" if uniform else "\n# or, without remote code: import prunekit first\n"
+        return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this-folder"{how}){also}
+tokenizer = AutoTokenizer.from_pretrained("this-folder")
+```"""

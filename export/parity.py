@@ -1,0 +1,356 @@
+"""The parity gate: what an export's runtime computes, against what PyTorch computes, on real text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunekit.errors import PrunekitError
+from prunekit.export.base import Job
+from prunekit.progress import progress
+from prunekit.runner import Array, Runner, TorchRunner
+
+if TYPE_CHECKING:
+    import torch
+
+WINDOWS = 4
+WINDOW = 128
+# Prompts of these lengths are continued greedily, each by so many tokens.
+PROMPTS = (5, 24, 61)
+CONTINUED = 24
+# Of one window, so many tokens go in as a prompt and as many as follow one by one through the KV cache.
+CACHED_PROMPT = 40
+CACHED_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a runtime may be from PyTorch. ``rms`` and ``largest`` are of the logits' differences, over the standard
+    deviation of PyTorch's logits; ``perplexity`` bounds the natural logarithm of the ratio; ``weight`` is the largest
+    relative error (root mean square of a row) of a stored weight, where those are compared."""
+
+    rms: float
+    largest: float
+    perplexity: float
+    weight: float | None = None
+
+
+# Rounding errors of a deep model, not of one product: about ten times what was seen on SmolLM2 and tiny models.
+TOLERANCES = {
+    "fp32": Tolerance(2e-4, 5e-3, 1e-3),
+    "fp16": Tolerance(2e-2, 0.3, 1e-2),
+    "bf16": Tolerance(0.1, 1.0, 5e-2),
+    # Compared with PyTorch on the weights as stored: what is left is that these runtimes round activations to 8 bits.
+    "8-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.02),
+    "6-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.06),
+    "5-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.12),
+    "4-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.25),
+    "3-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.45),
+    "2-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.8),
+}
+_CLASSES = {
+    "fp32": ("fp32", "f32"),
+    "fp16": ("fp16", "f16"),
+    "bf16": ("bf16",),
+    "8-bit": ("int8", "q8_0"),
+    "6-bit": ("q6_k",),
+    "5-bit": ("q5_0", "q5_1", "q5_k_s", "q5_k_m"),
+    "4-bit": ("int4", "q4_0", "q4_1", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"),
+    "3-bit": ("q3_k_s", "q3_k_m", "q3_k_l"),
+    "2-bit": ("q2_k",),
+}
+
+
+def tolerance_of(dtype: str) -> Tolerance:
+    """The tolerance of a target's dtype name. KeyError for one that no class lists."""
+    return TOLERANCES[next(name for name, dtypes in _CLASSES.items() if dtype in dtypes)]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of logits, over all positions and the vocabulary: the largest absolute difference, the same over the standard
+    deviation of the reference's logits, and the root mean square over it."""
+
+    largest: float
+    largest_relative: float
+    rms_relative: float
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy continuations. ``equal`` of ``compared`` tokens agree; behind a near tie (the runtime took a token whose
+    reference logit lies within the tolerance of the best) texts part and no more is compared. ``wrong`` are the others.
+    """
+
+    compared: int
+    equal: int
+    near_ties: int
+    wrong: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared, and whether it holds.
+
+    ``weights`` is the largest relative error of a stored weight's row and its name (rounded formats only: logits are
+    then compared with PyTorch on the stored weights, and ``perplexity_stored`` is PyTorch's on these).
+    ``perplexity_reference`` is of the original model in PyTorch, ``perplexity_runtime`` of the export in its runtime;
+    ``agreement`` is the share of positions at which both rank the same token first and ``kl`` the mean KL in nats,
+    both against the original model.
+    """
+
+    dtype: str
+    text: str
+    tokens: int
+    logits: Difference
+    cached: Difference
+    greedy: Greedy
+    perplexity_reference: float
+    perplexity_runtime: float
+    perplexity_stored: float | None
+    agreement: float
+    kl: float
+    weights: tuple[float, str] | None
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only; what is not finite is null."""
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: clean(each) for name, each in value.items()}
+            if isinstance(value, list | tuple):
+                return [clean(each) for each in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {"ok": self.ok, **clean(asdict(self))}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What both sides are given: windows of token ids, int64 [n] each, and what text they are of."""
+
+    text: str
+    windows: tuple[Array, ...]
+
+    @property
+    def prompts(self) -> tuple[Array, ...]:
+        """Beginnings of different windows and of different lengths, int64 [1, n]."""
+        made = []
+        for place, length in enumerate(PROMPTS):
+            window = self.windows[place % len(self.windows)]
+            made.append(window[None, : max(1, min(length, len(window) - CONTINUED))])
+        return tuple(made)
+
+
+def sample(job: Job) -> Sample:
+    """Windows of the built-in evaluation text, or of random tokens where the checkpoint has no tokenizer."""
+    from prunekit.calibration import bos, text_tokens
+
+    length = min(WINDOW, job.context_length)
+    try:
+        tokenizer = job.tokenizer
+    except PrunekitError:
+        generator = np.random.default_rng(0)
+        ids = generator.integers(0, job.source.shape.vocab_size, WINDOWS * length)
+        return Sample("random tokens", tuple(ids.reshape(WINDOWS, length)))
+    ids = np.asarray(text_tokens("builtin", tokenizer), dtype=np.int64)
+    start = bos(tokenizer)
+    step = max(length, len(ids) // WINDOWS)
+    windows = []
+    for begin in range(0, min(len(ids) - length + 1, WINDOWS * step), step):
+        window = ids[begin : begin + length].copy()
+        if start is not None:
+            window[0] = start
+        windows.append(window)
+    return Sample("builtin", tuple(windows))
+
+
+def compare(job: Job, runner: Runner, given: Sample, stored: Mapping[str, torch.Tensor] | None = None) -> Parity:
+    """Run the export and PyTorch on ``given`` and judge by the tolerance of ``job.dtype``.
+
+    Raises PrunekitError where the runtime gives logits of another shape.
+    """
+    tolerance = tolerance_of(job.dtype)
+    dense = TorchRunner(job.model)
+    weights = None
+    if stored is not None:
+        weights = _worst_weight(job.model.state_dict(), stored)
+    with progress("Comparing with PyTorch", 2 * len(given.windows) + len(PROMPTS) + 1) as advance:
+        originals = []
+        for window in given.windows:
+            originals.append(dense.logits(window))
+            advance()
+        # One set of weights in memory at a time would need a second model; swapping them in needs only the tensors.
+        with _weights(job.model, stored):
+            reference = originals if stored is None else [dense.logits(window) for window in given.windows]
+            made = []
+            for window, expected in zip(given.windows, reference, strict=True):
+                logits = runner.logits(window)
+                if logits.shape != expected.shape:
+                    raise PrunekitError(
+                        f"The runtime gave logits of the shape {logits.shape} and PyTorch {expected.shape}; the "
+                        "export does not hold this model."
+                    )
+                made.append(logits)
+                advance()
+            spread = float(np.std(np.concatenate(reference)))
+            cached, expected = _cached(runner, given.windows[-1], reference[-1])
+            advance()
+            greedy = Greedy(0, 0, 0, 0)
+            for prompt in given.prompts:
+                greedy = _add(greedy, _greedy(dense, runner, prompt, tolerance.largest * spread))
+                advance()
+    logits = _difference(made, reference, spread)
+    through_cache = _difference([cached], [expected], spread)
+    perplexities = [_perplexity(each, given.windows) for each in (originals, made, reference)]
+    failures = _failures(tolerance, logits, through_cache, greedy, perplexities, weights)
+    return Parity(
+        dtype=job.dtype,
+        text=given.text,
+        tokens=sum(map(len, given.windows)),
+        logits=logits,
+        cached=through_cache,
+        greedy=greedy,
+        perplexity_reference=perplexities[0],
+        perplexity_runtime=perplexities[1],
+        perplexity_stored=None if stored is None else perplexities[2],
+        agreement=float(np.mean([a.argmax(-1) == b.argmax(-1) for a, b in zip(made, originals, strict=True)])),
+        kl=float(np.mean([_kl(a, b) for a, b in zip(originals, made, strict=True)])),
+        weights=weights,
+        tolerance=tolerance,
+        failures=failures,
+    )
+
+
+class _weights:
+    """The model's weights are ``stored`` while the block runs (where given)."""
+
+    def __init__(self, model: Any, stored: Mapping[str, torch.Tensor] | None):
+        self.model, self.stored = model, stored
+
+    def __enter__(self) -> None:
+        if self.stored is not None:
+            state = self.model.state_dict()
+            self.before = {name: state[name].clone() for name in self.stored}
+            self._load(self.stored)
+
+    def __exit__(self, *raised: object) -> None:
+        if self.stored is not None:
+            self._load(self.before)
+
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        import torch
+
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                state[name].copy_(tensor)
+
+
+def _worst_weight(state: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> tuple[float, str]:
+    """The largest relative error of a row of a stored weight, and the weight's name."""
+    worst = (0.0, "")
+    unknown = sorted(set(stored) - set(state))
+    if unknown:
+        raise PrunekitError(f"The export holds a weight {unknown[0]} that the model has not.")
+    for name, tensor in stored.items():
+        wanted = state[name]
+        if tensor.shape != wanted.shape:
+            return math.inf, name
+        rows = wanted.reshape(wanted.shape[0], -1).float() if wanted.ndim > 1 else wanted.reshape(1, -1).float()
+        error = (tensor.reshape(rows.shape).float() - rows).norm(dim=1)
+        # A row that is almost zero beside the others (a token never seen) has no scale of its own.
+        scale = rows.norm(dim=1).clamp_min(0.1 * float(rows.norm() / math.sqrt(len(rows))) or 1.0)
+        largest = float((error / scale).nan_to_num(math.inf).max())
+        if largest > worst[0]:
+            worst = (largest, name)
+    return worst
+
+
+def _cached(runner: Runner, window: Array, reference: Array) -> tuple[Array, Array]:
+    """Logits of a prompt's last position and of single tokens behind it, and PyTorch's at the same positions."""
+    prompt = min(CACHED_PROMPT, len(window) // 2)
+    steps = min(CACHED_STEPS, len(window) - prompt)
+    made = [runner.start(window[None, :prompt])[0]]
+    made += [runner.step(window[place : place + 1])[0] for place in range(prompt, prompt + steps)]
+    return np.stack(made), reference[prompt - 1 : prompt + steps]
+
+
+def _greedy(dense: TorchRunner, runner: Runner, prompt: Array, near: float) -> Greedy:
+    wanted = dense.greedy(prompt, CONTINUED).tokens[0]
+    made = runner.greedy(prompt, CONTINUED).tokens[0]
+    differ = np.flatnonzero(wanted != made[: len(wanted)])
+    if not len(differ) and len(made) == len(wanted):
+        return Greedy(len(wanted), len(wanted), 0, 0)
+    at = int(differ[0]) if len(differ) else len(made)
+    if at >= len(made):
+        return Greedy(len(wanted), at, 0, 1)
+    row = dense.logits(np.concatenate([prompt[0], wanted[:at]]))[-1]
+    tie = bool(row[wanted[at]] - row[made[at]] <= near)
+    return Greedy(at + 1, at, int(tie), int(not tie))
+
+
+def _add(first: Greedy, second: Greedy) -> Greedy:
+    return Greedy(*(a + b for a, b in zip(asdict(first).values(), asdict(second).values(), strict=True)))
+
+
+def _difference(made: Sequence[Array], reference: Sequence[Array], spread: float) -> Difference:
+    gaps = np.concatenate([a.astype(np.float64) - b for a, b in zip(made, reference, strict=True)])
+    largest, rms = float(np.abs(gaps).max()), float(np.sqrt(np.mean(gaps**2)))
+    return Difference(largest, largest / spread, rms / spread)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _perplexity(logits: Sequence[Array], windows: Sequence[Array]) -> float:
+    losses = [
+        -_log_softmax(each[:-1])[np.arange(len(ids) - 1), ids[1:]] for each, ids in zip(logits, windows, strict=True)
+    ]
+    return float(np.exp(np.concatenate(losses).mean()))
+
+
+def _kl(dense: Array, made: Array) -> float:
+    first, second = _log_softmax(dense), _log_softmax(made)
+    return float((np.exp(first) * (first - second)).sum(-1).mean())
+
+
+def _failures(
+    tolerance: Tolerance,
+    logits: Difference,
+    cached: Difference,
+    greedy: Greedy,
+    perplexities: Sequence[float],
+    weights: tuple[float, str] | None,
+) -> tuple[str, ...]:
+    """What is outside the tolerance, as clauses. Comparisons are written so that NaN fails."""
+    failures = []
+    if weights is not None and tolerance.weight is not None and not weights[0] <= tolerance.weight:
+        failures.append(f"{weights[1]} is off by {weights[0]:.2g} of a row (allowed {tolerance.weight:g})")
+    for what, difference in (("logits", logits), ("logits through the KV cache", cached)):
+        if not difference.rms_relative <= tolerance.rms:
+            failures.append(f"{what} differ by {difference.rms_relative:.2g} (allowed {tolerance.rms:g})")
+        elif not difference.largest_relative <= tolerance.largest:
+            failures.append(
+                f"one of the {what} differs by {difference.largest_relative:.2g} (allowed {tolerance.largest:g})"
+            )
+    if greedy.wrong:
+        failures.append(f"greedy decoding takes other tokens in {greedy.wrong} of {len(PROMPTS)} texts")
+    _, runtime, reference = perplexities
+    if not abs(math.log(runtime / reference) if runtime > 0 and math.isfinite(runtime) else math.nan) <= (
+        tolerance.perplexity
+    ):
+        failures.append(f"perplexity is {runtime:.4g} where PyTorch has {reference:.4g}")
+    return tuple(failures)

@@ -1,0 +1,213 @@
+"""Export a checkpoint: write, load in the real runtime, compare, and keep it only if it holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.export.base import Job, Options, Requirement, Target, Written, prepared
+from prunekit.export.parity import Parity, compare, sample
+from prunekit.export.registry import target as target_named
+from prunekit.files import check_output_folder, check_replaceable, new_folder, read_json, sha256
+from prunekit.provenance import installed, model_label, versions
+from prunekit.runner import Runner
+from prunekit.shape import ModelShape
+from prunekit.source import Source
+
+MANIFEST = "prunekit-export.json"
+PARITY = "parity.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` made. ``parity`` is None where nothing could be run, for the reason ``unverified``."""
+
+    path: Path
+    target: str
+    dtype: str
+    file_bytes: int
+    written: Written
+    parity: Parity | None
+    unverified: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "target": self.target,
+            "dtype": self.dtype,
+            "file_bytes": self.file_bytes,
+            "verified": self.parity is not None,
+            "unverified": self.unverified,
+            "notes": list(self.written.notes),
+            "facts": dict(self.written.facts),
+            "parity": self.parity.to_dict() if self.parity else None,
+        }
+
+
+def export(
+    source: Source,
+    to: str,
+    out: Path,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> Exported:
+    """Write ``source`` for the target named ``to`` into the folder ``out``, atomically.
+
+    The result is opened in the target's runtime and compared with PyTorch before it gets its name; where it differs,
+    nothing stays. Raises PrunekitError then, and where a package is missing, the target can't take this model, or the
+    folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
+    """
+    target = target_named(to)
+    check_output_folder(out, overwrite)
+    if overwrite:
+        check_replaceable(out, MANIFEST, "export")
+    check_packages(target, verify)
+    job = prepared(target, source, options or Options())
+    with new_folder(out, overwrite) as folder:
+        written = target.write(job, folder)
+        (folder / "README.md").write_text(_readme(job, target, written), encoding="utf-8")
+        parity, unverified = _verified(job, target, folder, verify)
+        if parity is not None:
+            if not parity.ok:
+                raise PrunekitError(
+                    f"The {target.name} export of {model_label(source.name)} does not compute what PyTorch computes, "
+                    f"so it was removed: {'; '.join(parity.failures)}. Take another dtype or target, and report this."
+                )
+            (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
+        _write_manifest(folder, job, target, written, parity, unverified)
+        file_bytes = _size(folder)
+    return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified)
+
+
+def check_packages(target: Target, verify: bool = True) -> None:
+    """Raises PrunekitError where a package is missing that exporting (or running the result) needs."""
+    missing = target.missing(target.writes_with)
+    if missing:
+        raise PrunekitError(f"Exporting to {target.name} needs {_names(missing)}; {_how(missing)}.")
+    missing = target.missing(target.runs_with)
+    if verify and target.unverified is None and missing:
+        raise PrunekitError(
+            f"Checking an export to {target.name} needs {_names(missing)} to run it; {_how(missing)}, or say "
+            "--no-verify to write it unchecked."
+        )
+
+
+def _names(requirements: tuple[Requirement, ...]) -> str:
+    return " and ".join(each.package for each in requirements)
+
+
+def _how(requirements: tuple[Requirement, ...]) -> str:
+    return "run `" + " && ".join(dict.fromkeys(each.how for each in requirements)) + "`"
+
+
+def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Parity | None, str | None]:
+    if not verify:
+        return None, "--no-verify was given"
+    if target.unverified is not None:
+        return None, target.unverified
+    given = sample(job)
+    stored = target.stored_weights(job, folder)
+    with target.open(folder) as runner:
+        return compare(job, runner, given, stored), None
+
+
+def _parity_report(job: Job, target: Target, parity: Parity) -> dict[str, Any]:
+    return {"target": target.name, "source": model_label(job.source.name), **parity.to_dict(), **_versions(target)}
+
+
+def _versions(target: Target) -> dict[str, Any]:
+    packages = {each.package: each.version for each in (*target.writes_with, *target.runs_with)}
+    return {"versions": {**versions(), **packages, "numpy": installed("numpy")}}
+
+
+def _write_manifest(
+    folder: Path, job: Job, target: Target, written: Written, parity: Parity | None, unverified: str | None
+) -> None:
+    manifest = {
+        "format": "prunekit-export",
+        "version": MANIFEST_VERSION,
+        "target": target.name,
+        "dtype": job.dtype,
+        "options": asdict(job.options),
+        "source": {
+            "name": model_label(job.source.name),
+            "family": job.source.family.name,
+            "fingerprint": job.source.fingerprint,
+        },
+        "shape": job.source.shape.to_dict(),
+        "verified": parity is not None,
+        "unverified": unverified,
+        "decode_bytes": written.decode_bytes,
+        "notes": list(written.notes),
+        "facts": dict(written.facts),
+        **_versions(target),
+        "files": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _readme(job: Job, target: Target, written: Written) -> str:
+    shape = job.source.shape
+    notes = "".join(f"- {note}\n" for note in written.notes)
+    return f"""# {model_label(job.source.name)} for {target.name}
+
+{target.summary} Written by prunekit in {job.dtype}: {shape.parameters:,} parameters, {shape.num_hidden_layers} layers
+whose widths may differ. `{PARITY}` holds the comparison with PyTorch, `{MANIFEST}` where the model came from and the
+files' hashes.
+
+{target.usage(job).strip()}
+{chr(10) + notes if notes else ""}"""
+
+
+@dataclass(frozen=True)
+class OpenedExport:
+    """An export folder as its manifest describes it."""
+
+    path: Path
+    target: Target
+    dtype: str
+    name: str
+    shape: ModelShape
+    decode_bytes: int | None
+    verified: bool
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of everything in the folder."""
+        return _size(self.path)
+
+    def open(self, threads: int | None = None) -> Runner:
+        return self.target.open(self.path, threads)
+
+
+def is_export(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def read_export(folder: Path) -> OpenedExport:
+    """Raises PrunekitError where ``folder`` holds no export, or its manifest is damaged."""
+    data = read_json(folder / MANIFEST, "export manifest")
+    try:
+        if data["format"] != "prunekit-export" or data["version"] != MANIFEST_VERSION:
+            raise ValueError("another format or version")
+        return OpenedExport(
+            folder,
+            target_named(data["target"]),
+            str(data["dtype"]),
+            str(data["source"]["name"]),
+            ModelShape.from_dict(data["shape"]),
+            data["decode_bytes"],
+            bool(data["verified"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PrunekitError(f"{folder / MANIFEST} is damaged ({error}); export the model again.") from None

@@ -1,0 +1,132 @@
+"""``prunekit export``: a checkpoint in the format of a runtime, checked in that runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunekit.cli.common import Json, app, console, print_json, table
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.export.run import Exported
+
+_SPECIAL = "For some targets"
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[
+        str | None, typer.Argument(help="A checkpoint: folder, hub id, .gguf file.", show_default=False)
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", help="The target; --list shows all.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision, as --list names it; auto is the first.")] = "auto",
+    context_length: Annotated[
+        int | None, typer.Option(help="Most tokens of prompt and answer.", show_default=False)
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export of that name.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run a tokenizer that is code in the checkpoint.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="hf: per-layer or uniform.", rich_help_panel=_SPECIAL)] = "per-layer",
+    tensor_parallel: Annotated[int, typer.Option("--tp", help="vllm: devices.", rich_help_panel=_SPECIAL)] = 1,
+    aot: Annotated[
+        bool, typer.Option("--aot", help="torch-export: compile with AOTInductor.", rich_help_panel=_SPECIAL)
+    ] = False,
+    list_targets: Annotated[
+        bool, typer.Option("--list", help="Show targets, runtimes, limits; export nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint for a runtime, load it there, and keep it only if it computes what PyTorch computes."""
+    if list_targets:
+        _list(as_json)
+        return
+    if model is None:
+        raise PrunekitError("Name the checkpoint to export, or say --list to see the targets.")
+    if to is None:
+        raise PrunekitError("Name a target with --to; --list shows them.")
+    if output is None:
+        raise PrunekitError("Name the folder to write with --output.")
+
+    from prunekit.export.base import Options
+    from prunekit.export.registry import target
+    from prunekit.export.run import check_packages, export
+    from prunekit.files import check_output_folder
+
+    check_output_folder(output, overwrite)
+    check_packages(target(to), verify)
+    options = Options(dtype, context_length, tensor_parallel, aot, layout, trust_remote_code)  # type: ignore[arg-type]
+
+    from prunekit.source import resolve
+
+    made = export(resolve(model), to, output, options, overwrite=overwrite, verify=verify)
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        _print(made)
+
+
+def _list(as_json: bool) -> None:
+    from prunekit.export.registry import TARGET_NAMES, target
+
+    targets = [target(name) for name in TARGET_NAMES]
+    if as_json:
+        print_json({"targets": [_facts(each) for each in targets]})
+        return
+    shown = table("Targets", "target", "what it is", "dtypes", "runtime here", "limits")
+    for column in shown.columns:
+        column.justify = "left"
+    for each in targets:
+        facts = _facts(each)
+        here = ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items())
+        shown.add_row(each.name, each.summary, ", ".join(each.dtypes), here, " ".join(each.limits))
+    console().print(shown)
+
+
+def _facts(target: Any) -> dict[str, Any]:
+    packages = (*target.writes_with, *target.runs_with)
+    missing = target.missing(packages)
+    return {
+        "name": target.name,
+        "summary": target.summary,
+        "dtypes": list(target.dtypes),
+        "packages": {each.package: each.version for each in packages},
+        "ready": not missing,
+        "install": [each.how for each in missing],
+        "unverified": target.unverified,
+        "limits": list(target.limits),
+    }
+
+
+def _print(made: Exported) -> None:
+    out = console()
+    out.print(f"{made.path}: {made.target}, {made.dtype}, {made.file_bytes / 2**20:,.1f} MiB")
+    for note in made.written.notes:
+        out.print(f"Note: {note}")
+    if made.parity is None:
+        out.print(f"Not verified: {made.unverified}.")
+        return
+    parity = made.parity
+    greedy = parity.greedy
+    shown = table("Compared with PyTorch", "", "found", "allowed")
+    shown.add_row(
+        f"logits, {parity.tokens} tokens, rms", f"{parity.logits.rms_relative:.2g}", f"{parity.tolerance.rms:g}"
+    )
+    shown.add_row("logits, largest", f"{parity.logits.largest_relative:.2g}", f"{parity.tolerance.largest:g}")
+    shown.add_row("through the KV cache, rms", f"{parity.cached.rms_relative:.2g}", f"{parity.tolerance.rms:g}")
+    ties = f" ({greedy.near_ties} near ties)" if greedy.near_ties else ""
+    shown.add_row("greedy tokens equal", f"{greedy.equal} of {greedy.compared}{ties}", "all")
+    shown.add_row(
+        "perplexity, PyTorch and here", f"{parity.perplexity_reference:.3f}, {parity.perplexity_runtime:.3f}", ""
+    )
+    if parity.weights is not None:
+        shown.add_row("stored weights, worst row", f"{parity.weights[0]:.2g}", f"{parity.tolerance.weight:g}")
+    shown.add_row("same most likely token", f"{parity.agreement:.1%}", "")
+    out.print(shown)

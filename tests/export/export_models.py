@@ -1,0 +1,82 @@
+"""Tiny checkpoints whose layers all differ and whose widths are odd, with a tokenizer that covers all bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny import rebuilt_model, tiny_config, tiny_model
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from prunekit.families import FAMILIES
+from prunekit.plan import LayerKeep, Plan
+from prunekit.text import builtin_documents
+
+FAMILIES_TESTED = ("llama", "mistral", "qwen2", "qwen3")
+HEADS = (8, 6, 4, 2)
+KV_HEADS = (4, 3, 2, 1)
+FFN = (501, 333, 77, 512)
+VOCAB = 512
+
+
+def byte_tokenizer(vocab: int = VOCAB) -> Any:
+    """A byte-level BPE of ``vocab`` entries, trained on the built-in text. <|endoftext|> is entry 0."""
+    core = Tokenizer(BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(builtin_documents("calibration")[:40], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )
+
+
+def uneven_plan(shape: Any) -> Plan:
+    """Layer i keeps HEADS[i] query heads, KV_HEADS[i] KV heads and FFN[i] channels, the last of each."""
+    layers = []
+    for index, (heads, kv, ffn) in enumerate(zip(HEADS, KV_HEADS, FFN, strict=True)):
+        dense = shape.layers[index]
+        layers.append(
+            LayerKeep(
+                index,
+                tuple(range(dense.num_key_value_heads - kv, dense.num_key_value_heads)),
+                tuple(range(dense.num_attention_heads - heads, dense.num_attention_heads)),
+                tuple(range(dense.intermediate_size - ffn, dense.intermediate_size)),
+            )
+        )
+    return Plan(shape, tuple(layers))
+
+
+def dense_config(model_type: str, **fields: Any) -> Any:
+    """Hidden 256, head_dim 32, 8 query and 4 KV heads, FFN 512, full attention unless ``fields`` say otherwise."""
+    own: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+    if model_type != "qwen2":
+        own["head_dim"] = 32
+    if model_type == "llama":
+        own.pop("sliding_window"), own.pop("use_sliding_window")
+    return tiny_config(model_type, **{**own, **fields})
+
+
+def save_uneven(folder: Path, model_type: str, *, tokenizer: Any = None, seed: int = 0, **fields: Any) -> Path:
+    """A pruned checkpoint of that family in ``folder``."""
+    dense = tiny_model(model_type, config=dense_config(model_type, **fields), seed=seed)
+    rebuilt_model(dense, uneven_plan(FAMILIES[model_type].shape(dense.config))).save_pretrained(folder)
+    (tokenizer or byte_tokenizer()).save_pretrained(folder)
+    return folder
