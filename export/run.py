@@ -143,6 +143,7 @@ def _write_manifest(
         "shape": job.source.shape.to_dict(),
         "verified": parity is not None,
         "unverified": unverified,
+        "context_length": job.context_length,
         "decode_bytes": written.decode_bytes,
         "notes": list(written.notes),
         "facts": dict(written.facts),
@@ -178,6 +179,7 @@ class OpenedExport:
     dtype: str
     name: str
     shape: ModelShape
+    context_length: int
     decode_bytes: int | None
     verified: bool
 
@@ -206,6 +208,7 @@ def read_export(folder: Path) -> OpenedExport:
             str(data["dtype"]),
             str(data["source"]["name"]),
             ModelShape.from_dict(data["shape"]),
+            int(data["context_length"]),
             data["decode_bytes"],
             bool(data["verified"]),
         )

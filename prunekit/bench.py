@@ -1,18 +1,22 @@
-"""What pruning brought in speed and memory: prefill and decode apart, both models taking turns in one run."""
+"""What pruning brought in speed and memory: prefill and decode apart, both models taking turns in one run.
+
+One interface for every runtime: what is timed is a :class:`prunekit.runner.Runner`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.machine import describe_machine
 from prunekit.progress import progress
+from prunekit.runner import Runner, TorchRunner
 from prunekit.shape import ModelShape
-from prunekit.timing import Clock, Comparison, compare, order, prompt_ids, run_once
+from prunekit.timing import Clock, Comparison, compare, order, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,44 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model costs to hold. ``peak_bytes`` is None where it was not measured."""
+    """What a model costs to hold. ``decode_bytes`` are the weight bytes that one decode step reads; ``peak_bytes`` is
+    None where it was not measured."""
 
     name: str
     parameters: int
     weight_bytes: int
     kv_bytes_per_token: int
+    decode_bytes: int
     file_bytes: int | None = None
     peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the two models: what runs it, its geometry and costs, and how many positions it can take (None: any)."""
+
+    runner: Runner
+    shape: ModelShape
+    facts: ModelFacts
+    positions: int | None = None
+
+    @classmethod
+    def of_model(cls, model: Any, shape: ModelShape, name: str, **facts: Any) -> Contender:
+        """A transformers model. ``facts`` are fields of :class:`ModelFacts` that the model itself doesn't tell."""
+        element = next(model.parameters()).element_size()
+        return cls(
+            TorchRunner(model),
+            shape,
+            ModelFacts(
+                name=name,
+                parameters=shape.parameters,
+                weight_bytes=weight_bytes(model),
+                kv_bytes_per_token=shape.kv_bytes_per_token(element),
+                decode_bytes=shape.decode_bytes(element, 0),
+                **facts,
+            ),
+            getattr(model.config, "max_position_embeddings", None),
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +105,7 @@ class BenchReport:
     results: tuple[BatchResult, ...]
     config: BenchConfig
     machine: dict[str, Any]
+    runtime: str
     dtype: str
     peak_how: str | None = None
 
@@ -80,74 +115,81 @@ class BenchReport:
         for result, made in zip(self.results, data["results"], strict=True):
             for name in ("ttft", "tpot"):
                 made[name]["verdict"] = getattr(result, name).verdict
-        for name in ("parameters", "weight_bytes", "kv_bytes_per_token", "file_bytes", "peak_bytes"):
+        for name in ("parameters", "weight_bytes", "kv_bytes_per_token", "decode_bytes", "file_bytes", "peak_bytes"):
             dense, pruned = getattr(self.dense, name), getattr(self.pruned, name)
             data.setdefault("ratios", {})[name] = pruned / dense if dense and pruned is not None else None
         return data
 
 
 def bench(
-    dense: Any,
-    pruned: Any,
-    shapes: tuple[ModelShape, ModelShape],
+    dense: Contender,
+    pruned: Contender,
     config: BenchConfig | None = None,
     *,
-    names: tuple[str, str] = ("dense", "pruned"),
-    file_bytes: tuple[int, int] | None = None,
-    peaks: tuple[int | None, int | None] | None = None,
+    runtime: str = "torch",
+    dtype: str = "",
     peak_how: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> BenchReport:
     """Time ``dense`` and ``pruned`` in turns (A B B A …), so that drift of the machine hits both alike.
 
-    ``shapes`` are those of (dense, pruned). On CUDA the peak memory of each model is measured here unless ``peaks``
-    gives it; elsewhere it must be measured in a process of its own (:func:`prunekit.bench_memory.measure_peak`).
-    Raises PrunekitError where the models can't take the same prompts.
+    ``runtime`` and ``dtype`` name what runs them, for the report. On CUDA the peak memory of transformers models is
+    measured here unless their facts hold it; elsewhere it must be measured in a process of its own
+    (:mod:`prunekit.bench_memory`). Raises PrunekitError where the two can't take the same prompts.
     """
-    import torch
-
     config = config or BenchConfig()
-    models = (dense.eval(), pruned.eval())
-    check_models(dense.config, pruned.config, config, names)
-    dtypes = [next(model.parameters()).dtype for model in models]
-    if dtypes[0] != dtypes[1]:
-        raise PrunekitError(f"{names[0]} is in {dtypes[0]} and {names[1]} in {dtypes[1]}; give one --dtype for both.")
-    device = next(dense.parameters()).device
-    element = dtypes[0].itemsize
-    with _threads(config.threads), torch.inference_mode():
+    check_contenders(dense, pruned, config)
+    device: Any = "cpu"
+    both = (dense, pruned)
+    models = [each.runner.model for each in both if isinstance(each.runner, TorchRunner)]
+    if models:
+        dtypes = [str(next(model.parameters()).dtype).removeprefix("torch.") for model in models]
+        if len(set(dtypes)) > 1:
+            raise PrunekitError(
+                f"{dense.facts.name} is in {dtypes[0]} and {pruned.facts.name} in {dtypes[1]}; give one --dtype for "
+                "both."
+            )
+        device, dtype = next(models[0].parameters()).device, dtypes[0]
+    with _threads(config.threads):
         machine = describe_machine(device)
-        results = tuple(_batch(models, shapes, size, config, element, clock) for size in config.batch)
-        if peaks is None and device.type == "cuda":
-            peaks = (_cuda_peak(dense, config), _cuda_peak(pruned, config))
+        results = tuple(_batch(both, size, config, clock) for size in config.batch)
+        facts = [each.facts for each in both]
+        if models and device.type == "cuda" and facts[0].peak_bytes is None:
+            facts = [
+                replace(each, peak_bytes=_cuda_peak(model, config)) for each, model in zip(facts, models, strict=True)
+            ]
             peak_how = (
                 "torch.cuda.max_memory_allocated over one run at the largest batch, less the other model's weights"
             )
-    facts = [
-        ModelFacts(
-            name=names[index],
-            parameters=shape.parameters,
-            weight_bytes=weight_bytes(model),
-            kv_bytes_per_token=shape.kv_bytes_per_token(element),
-            file_bytes=file_bytes[index] if file_bytes else None,
-            peak_bytes=peaks[index] if peaks else None,
-        )
-        for index, (model, shape) in enumerate(zip(models, shapes, strict=True))
-    ]
-    return BenchReport(facts[0], facts[1], results, config, machine, str(dtypes[0]).removeprefix("torch."), peak_how)
+    return BenchReport(facts[0], facts[1], results, config, machine, runtime, dtype, peak_how)
 
 
-def check_models(dense: Any, pruned: Any, config: BenchConfig, names: tuple[str, str] = ("dense", "pruned")) -> None:
-    """Raises PrunekitError where models of these two transformers configs can't both take ``config``'s prompts."""
-    for model, name in zip((dense, pruned), names, strict=True):
-        most = getattr(model, "max_position_embeddings", None)
-        if most is not None and config.prompt + config.tokens > most:
+def check_contenders(dense: Contender, pruned: Contender, config: BenchConfig) -> None:
+    """Raises PrunekitError where the two can't both take ``config``'s prompts."""
+    for each in (dense, pruned):
+        check_room(each.facts.name, each.positions, config)
+        most = each.runner.max_batch
+        if most is not None and max(config.batch) > most:
             raise PrunekitError(
-                f"A prompt of {config.prompt} and {config.tokens} more tokens are beyond the {most} positions {name} "
-                "was made for; choose a smaller --prompt or --tokens."
+                f"This runtime takes at most {most} sequence{'s' if most > 1 else ''} at once; choose a smaller --batch."
             )
-    if dense.vocab_size != pruned.vocab_size:
+    check_vocabularies((dense.facts.name, dense.shape.vocab_size), (pruned.facts.name, pruned.shape.vocab_size))
+
+
+def check_room(name: str, positions: int | None, config: BenchConfig) -> None:
+    """Raises PrunekitError where ``config``'s prompts and answers are longer than a model's ``positions``."""
+    if positions is not None and config.prompt + config.tokens > positions:
         raise PrunekitError(
-            f"{names[0]} has a vocabulary of {dense.vocab_size:,} and {names[1]} of {pruned.vocab_size:,}, so they "
+            f"A prompt of {config.prompt} and {config.tokens} more tokens are beyond the {positions} positions {name} "
+            "was made for; choose a smaller --prompt or --tokens."
+        )
+
+
+def check_vocabularies(dense: tuple[str, int], pruned: tuple[str, int]) -> None:
+    """Raises PrunekitError where two models, each a name and a vocabulary size, can't take the same token ids."""
+    if dense[1] != pruned[1]:
+        raise PrunekitError(
+            f"{dense[0]} has a vocabulary of {dense[1]:,} and {pruned[0]} of {pruned[1]:,}, so they "
             "can't take the same prompts; compare a model with the one it was pruned from."
         )
 
@@ -169,40 +211,33 @@ def ideal_prefill_ratio(dense: ModelShape, pruned: ModelShape, prompt: int) -> f
     return flops(pruned) / flops(dense)
 
 
-def ideal_decode_ratio(
-    dense: ModelShape, pruned: ModelShape, config: BenchConfig, batch: int, bytes_per_element: int
-) -> float:
+def ideal_decode_ratio(dense: ModelFacts, pruned: ModelFacts, config: BenchConfig, batch: int) -> float:
     """Ratio of bytes that a decode step must read: the weights once, each sequence's KV cache at its mean length."""
     context = batch * (config.prompt + config.tokens // 2)
-    return pruned.decode_bytes(bytes_per_element, context) / dense.decode_bytes(bytes_per_element, context)
+    first, second = (each.decode_bytes + context * each.kv_bytes_per_token for each in (dense, pruned))
+    return second / first
 
 
-def _batch(
-    models: tuple[Any, Any],
-    shapes: tuple[ModelShape, ModelShape],
-    size: int,
-    config: BenchConfig,
-    element: int,
-    clock: Clock,
-) -> BatchResult:
-    ids = prompt_ids(size, config.prompt, models[0].config.vocab_size, config.seed)
-    on_device = [ids.to(next(model.parameters()).device) for model in models]
+def _batch(both: tuple[Contender, Contender], size: int, config: BenchConfig, clock: Clock) -> BatchResult:
+    ids = prompt_ids(size, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
     prefill: tuple[list[float], list[float]] = ([], [])
     decode: tuple[list[float], list[float]] = ([], [])
     turns = order(config.repeats)
     with progress(f"Timing at batch size {size}", 2 * config.warmup + len(turns)) as advance:
         for index in order(config.warmup):
-            run_once(models[index], on_device[index], config.tokens)
+            both[index].runner.greedy(ids, config.tokens + 1)
             advance()
         for index in turns:
-            first, each = run_once(models[index], on_device[index], config.tokens, clock)
-            prefill[index].append(first)
-            decode[index].append(each)
+            # The first token comes from the prefill.
+            run = both[index].runner.greedy(ids, config.tokens + 1, clock)
+            prefill[index].append(run.ttft)
+            decode[index].append(run.tpot)
             advance()
+    dense, pruned = both
     return BatchResult(
         size,
-        compare(prefill[0], prefill[1], ideal_prefill_ratio(*shapes, config.prompt)),
-        compare(decode[0], decode[1], ideal_decode_ratio(*shapes, config, size, element)),
+        compare(prefill[0], prefill[1], ideal_prefill_ratio(dense.shape, pruned.shape, config.prompt)),
+        compare(decode[0], decode[1], ideal_decode_ratio(dense.facts, pruned.facts, config, size)),
     )
 
 
@@ -224,9 +259,9 @@ def _cuda_peak(model: Any, config: BenchConfig) -> int:
     import torch
 
     device = next(model.parameters()).device
-    ids = prompt_ids(max(config.batch), config.prompt, model.config.vocab_size, config.seed).to(device)
+    ids = prompt_ids(max(config.batch), config.prompt, model.config.vocab_size, config.seed)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run_once(model, ids, config.tokens)
+    TorchRunner(model).greedy(ids, config.tokens + 1)
     return torch.cuda.max_memory_allocated(device) - before + weight_bytes(model)

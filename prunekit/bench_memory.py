@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prunekit.bench import BenchConfig
 from prunekit.errors import PrunekitError
 from prunekit.machine import peak_bytes, reset_peak, resident_bytes
-from prunekit.timing import prompt_ids, run_once
+from prunekit.runner import Runner, TorchRunner
+from prunekit.timing import prompt_ids
 
 HOW = (
     "peak resident memory while one prompt at the largest batch is answered, less what the process held before the "
@@ -18,11 +21,24 @@ HOW = (
 )
 
 
-def measure_peak(model: str, config: BenchConfig, dtype: str = "auto") -> int | None:
-    """Peak bytes of loading done and one run of ``model`` (a name or folder) on the CPU; None where the system
-    doesn't tell. Raises PrunekitError where that process fails."""
-    command = [sys.executable, "-m", "prunekit.bench_memory", model, dtype]
-    command += [str(value) for value in (max(config.batch), config.prompt, config.tokens, config.threads or 0)]
+@dataclass(frozen=True)
+class _Run:
+    """What the other process does. ``model`` is a name or a folder; ``exported`` says that it holds an export."""
+
+    model: str
+    dtype: str
+    exported: bool
+    batch: int
+    prompt: int
+    tokens: int
+    threads: int | None
+
+
+def measure_peak(model: str, config: BenchConfig, dtype: str = "auto", *, exported: bool = False) -> int | None:
+    """Peak bytes of one run of ``model`` (a name or folder; an export's folder where ``exported``) on the
+    CPU; None where the system doesn't tell. Raises PrunekitError where that process fails."""
+    run = _Run(model, dtype, exported, max(config.batch), config.prompt, config.tokens, config.threads)
+    command = [sys.executable, "-m", "prunekit.bench_memory", json.dumps(asdict(run))]
     # The other process must find this prunekit, installed or not.
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -39,24 +55,31 @@ def measure_peak(model: str, config: BenchConfig, dtype: str = "auto") -> int | 
     return None if answer == "None" else int(answer)
 
 
-def _measure(model: str, dtype: str, batch: int, prompt: int, tokens: int, threads: int) -> int | None:
+def _measure(run: _Run) -> int | None:
     import torch
     from transformers import DynamicCache  # noqa: F401  (imported before the baseline, as it takes memory itself)
 
-    from prunekit.source import load_model, resolve
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    if run.exported:
+        from prunekit.export.run import read_export
 
-    if threads:
-        torch.set_num_threads(threads)
-    source = resolve(model)
-    before = resident_bytes()
-    loaded = load_model(source, dtype=dtype, device="cpu")
-    ids = prompt_ids(batch, prompt, loaded.config.vocab_size, seed=0)
+        opened = read_export(Path(run.model))
+        before = resident_bytes()
+        runner: Runner = opened.open(run.threads)
+    else:
+        from prunekit.source import load_model, resolve
+
+        source = resolve(run.model)
+        before = resident_bytes()
+        runner = TorchRunner(load_model(source, dtype=run.dtype, device="cpu"))
+    # Loading may read and convert more than serving holds.
     reset_peak()
-    with torch.inference_mode():
-        run_once(loaded, ids, tokens)
+    ids = prompt_ids(run.batch, run.prompt, runner.vocab_size, seed=0).numpy()
+    runner.greedy(ids, run.tokens + 1)
     peak = peak_bytes()
     return None if peak is None or before is None else peak - before
 
 
 if __name__ == "__main__":
-    print(_measure(sys.argv[1], sys.argv[2], *(int(value) for value in sys.argv[3:])))
+    print(_measure(_Run(**json.loads(sys.argv[1]))))

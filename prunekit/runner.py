@@ -27,10 +27,12 @@ class Decoded:
 
 
 class Runner(AbstractContextManager["Runner"], ABC):
-    """One loaded model. ``max_batch`` is the most sequences it takes at once (None: any number)."""
+    """One loaded model. ``max_batch`` is the most sequences it takes at once (None: any number), ``kv_element_bytes``
+    the bytes of one number in its KV cache."""
 
     vocab_size: int
     max_batch: int | None = 1
+    kv_element_bytes: float = 4
 
     @abstractmethod
     def logits(self, ids: Array) -> Array:
@@ -79,7 +81,7 @@ class TorchRunner(Runner):
     def _tensor(self, ids: Array) -> Any:
         import torch
 
-        return torch.as_tensor(np.asarray(ids, dtype=np.int64)).to(next(self.model.parameters()).device)
+        return torch.as_tensor(ids, dtype=torch.int64).to(next(self.model.parameters()).device)
 
     def _last(self, ids: Any) -> Any:
         """Logits of the last position, a tensor [batch, vocab_size] on the model's device."""

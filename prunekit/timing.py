@@ -1,13 +1,10 @@
-"""One timed run, whose turn it is, and what many runs say."""
+"""Whose turn it is, and what many timed runs say."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from prunekit.machine import synchronize
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -81,22 +78,3 @@ def prompt_ids(batch: int, length: int, vocab_size: int, seed: int) -> torch.Ten
 
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, vocab_size, (batch, length), generator=generator)
-
-
-def run_once(model: Any, ids: torch.Tensor, tokens: int, clock: Clock = time.perf_counter) -> tuple[float, float]:
-    """(seconds of the prefill, seconds per decode step) of one greedy run with a KV cache, over ids [batch, prompt]."""
-    from transformers import DynamicCache
-
-    device = ids.device
-    cache = DynamicCache(config=model.config)
-    synchronize(device)
-    begin = clock()
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    token = logits[:, -1].argmax(-1, keepdim=True)
-    synchronize(device)
-    first = clock()
-    for _ in range(tokens):
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        token = logits[:, -1].argmax(-1, keepdim=True)
-    synchronize(device)
-    return first - begin, (clock() - first) / tokens

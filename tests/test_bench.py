@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 
@@ -11,12 +10,12 @@ from tiny import MODEL_TYPES, VOCAB, random_plan, rebuilt_model, tiny_model
 from tiny_text import tiny_tokenizer
 from typer.testing import CliRunner
 
-import prunekit.bench as module
-from prunekit.bench import BenchConfig, bench, ideal_decode_ratio, ideal_prefill_ratio
+from prunekit.bench import BenchConfig, Contender, bench, ideal_decode_ratio, ideal_prefill_ratio
 from prunekit.bench_memory import measure_peak
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.timing import Summary, compare, order, percentile, prompt_ids, run_once
+from prunekit.runner import Decoded, TorchRunner
+from prunekit.timing import Summary, compare, order, percentile, prompt_ids
 
 FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1)
 
@@ -28,28 +27,31 @@ def models():
     return dense, rebuilt_model(dense, plan), (plan.source, plan.shape)
 
 
-class Recorder:
-    """Stands for run_once: notes whose turn it was and answers with times known beforehand."""
-
-    def __init__(self, models, times):
-        self.models, self.times, self.calls = models, times, []
-
-    def __call__(self, model, ids, tokens, clock=None):
-        index = self.models.index(model)
-        self.calls.append((index, len(ids), clock is not None))
-        return next(self.times[index])
+def contenders(models, **facts):
+    """The two models as bench takes them; ``facts`` are pairs (dense, pruned)."""
+    dense, pruned, shapes = models
+    return [
+        Contender.of_model(model, shape, name, **{fact: pair[place] for fact, pair in facts.items()})
+        for place, (model, shape, name) in enumerate(zip((dense, pruned), shapes, ("dense", "pruned"), strict=True))
+    ]
 
 
 def test_models_take_turns_and_warm_up(models, monkeypatch):
-    dense, pruned, shapes = models
-    times = [itertools.repeat((2.0, 0.2)), itertools.repeat((1.0, 0.1))]
-    recorder = Recorder([dense, pruned], times)
-    monkeypatch.setattr(module, "run_once", recorder)
+    calls = []
+
+    def greedy(self, ids, tokens, clock=None):
+        """Notes whose turn it was and answers with times known beforehand."""
+        index = [models[0], models[1]].index(self.model)
+        calls.append((index, len(ids), clock is not None))
+        assert tokens == 4
+        return Decoded(None, *((2.0, 0.2), (1.0, 0.1))[index])
+
+    monkeypatch.setattr(TorchRunner, "greedy", greedy)
     config = BenchConfig(batch=(1, 4), prompt=8, tokens=3, repeats=4, warmup=2)
-    report = bench(dense, pruned, shapes, config)
+    report = bench(*contenders(models), config)
     for size in (1, 4):
-        warm = [index for index, batch, measured in recorder.calls if batch == size and not measured]
-        turns = [index for index, batch, measured in recorder.calls if batch == size and measured]
+        warm = [index for index, batch, measured in calls if batch == size and not measured]
+        turns = [index for index, batch, measured in calls if batch == size and measured]
         assert warm == [0, 1, 1, 0]
         assert turns == [0, 1, 1, 0, 0, 1, 1, 0]
     result = report.results[1]
@@ -85,7 +87,8 @@ def test_verdict(pruned, verdict):
 
 def test_prefill_and_decode_are_timed_apart(models):
     ticks = iter([10.0, 13.0, 19.0])
-    assert run_once(models[0], prompt_ids(2, 8, VOCAB, 0), 4, lambda: next(ticks)) == (3.0, 1.5)
+    made = TorchRunner(models[0]).greedy(prompt_ids(2, 8, VOCAB, 0), 5, lambda: next(ticks))
+    assert (made.ttft, made.tpot) == (3.0, 1.5)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -96,11 +99,19 @@ def test_a_run_decodes_what_generate_does(model_type):
     seen = []
     handle = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
     with torch.inference_mode():
-        run_once(model, ids, 5)
+        made = TorchRunner(model).greedy(ids.numpy(), 6)
         handle.remove()
-        expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert [part.shape[1] for part in seen] == [12, 1, 1, 1, 1, 1]
-    assert torch.equal(torch.cat(seen, 1), expected)
+    assert torch.equal(torch.cat([*seen, torch.as_tensor(made.tokens[:, -1:])], 1), expected)
+
+
+def test_a_runner_steps_as_the_whole_text_does(models):
+    runner = TorchRunner(models[1])
+    ids = prompt_ids(2, 12, VOCAB, 0).numpy()
+    whole = np.stack([runner.logits(row) for row in ids])
+    made = [runner.start(ids[:, :9]), *(runner.step(ids[:, place]) for place in range(9, 12))]
+    np.testing.assert_allclose(np.stack(made, 1), whole[:, 8:], atol=1e-4)
 
 
 def test_prompts_are_random_and_never_zero():
@@ -125,12 +136,13 @@ def test_ideal_ratios_equal_sums_over_tokens(models):
         assert ideal_prefill_ratio(dense, pruned, prompt) == pytest.approx(flops(pruned, prompt) / flops(dense, prompt))
     config = BenchConfig(prompt=100, tokens=20)
     expected = pruned.decode_bytes(4, 4 * 110) / dense.decode_bytes(4, 4 * 110)
-    assert ideal_decode_ratio(dense, pruned, config, 4, 4) == pytest.approx(expected)
+    facts = [each.facts for each in contenders(models)]
+    assert ideal_decode_ratio(*facts, config, 4) == pytest.approx(expected)
 
 
 def test_report_counts_what_is_there(models):
     dense, pruned, shapes = models
-    report = bench(dense, pruned, shapes, FAST, file_bytes=(1000, 600), peaks=(None, None))
+    report = bench(*contenders(models, file_bytes=(1000, 600), peak_bytes=(None, None)), FAST)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     for name, model in (("dense", dense), ("pruned", pruned)):
         count = sum(weight.numel() for weight in model.parameters())
@@ -154,7 +166,7 @@ def test_report_counts_what_is_there(models):
 def test_threads_are_set_and_put_back(models):
     before = torch.get_num_threads()
     other = 1 if before > 1 else 2
-    report = bench(*models, BenchConfig(prompt=4, tokens=1, repeats=2, warmup=0, threads=other))
+    report = bench(*contenders(models), BenchConfig(prompt=4, tokens=1, repeats=2, warmup=0, threads=other))
     assert report.machine["threads"] == other
     assert torch.get_num_threads() == before
 
@@ -162,12 +174,12 @@ def test_threads_are_set_and_put_back(models):
 def test_what_does_not_fit_is_refused(models):
     dense, pruned, shapes = models
     with pytest.raises(PrunekitError, match="256 positions dense"):
-        bench(dense, pruned, shapes, BenchConfig(prompt=250, tokens=7))
+        bench(*contenders(models), BenchConfig(prompt=250, tokens=7))
     other = tiny_model("llama", layers=1, vocab_size=200)
     with pytest.raises(PrunekitError, match="can't take the same prompts"):
-        bench(dense, other, (shapes[0], FAMILIES["llama"].shape(other.config)), FAST)
+        bench(*contenders((dense, other, (shapes[0], FAMILIES["llama"].shape(other.config)))), FAST)
     with pytest.raises(PrunekitError, match="one --dtype for both"):
-        bench(dense, tiny_model("llama").bfloat16(), (shapes[0], shapes[0]), FAST)
+        bench(*contenders((dense, tiny_model("llama").bfloat16(), (shapes[0], shapes[0]))), FAST)
     for fields in ({"batch": ()}, {"batch": (0,)}, {"repeats": 1}, {"prompt": 0}, {"threads": 0}):
         with pytest.raises(PrunekitError):
             BenchConfig(**fields)
@@ -184,7 +196,8 @@ def test_command(tmp_path, monkeypatch):
     # One real measurement takes a new process; the other answers at once.
     measured = {str(tmp_path / "dense"): 500}
     monkeypatch.setattr(
-        "prunekit.bench_memory.measure_peak", lambda model, *rest: measured.get(model) or measure_peak(model, *rest)
+        "prunekit.bench_memory.measure_peak",
+        lambda model, *rest, **known: measured.get(model) or measure_peak(model, *rest, **known),
     )
     out = tmp_path / "bench.json"
     arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt", "8"]

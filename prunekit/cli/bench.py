@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, deliver, table
+from prunekit.cli.common import Device, Json, Model, Seed, app, console, deliver, table
+from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file
 from prunekit.provenance import model_label
 
 if TYPE_CHECKING:
-    from prunekit.bench import BenchReport
+    from prunekit.bench import BenchConfig, BenchReport
     from prunekit.timing import Comparison
 
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 def bench_command(
     model: Model,
     baseline: Annotated[str, typer.Option(help="The model it was pruned from.")],
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="What runs both: torch (transformers), or a target of `prunekit export`, such as onnx, onnx-genai, "
+            "gguf. Checkpoints are exported first; folders that are exports are taken as they are."
+        ),
+    ] = "torch",
     batch: Annotated[list[int] | None, typer.Option(help="Batch size (default 1). Repeatable.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 128,
     tokens: Annotated[int, typer.Option(help="Tokens decoded after it.")] = 32,
@@ -28,46 +36,92 @@ def bench_command(
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory (on the CPU: in a process for each model).")] = True,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="torch: auto (as stored), float32, bfloat16, float16. Other runtimes: as `prunekit export --list` says."
+        ),
+    ] = "auto",
+    keep_exports: Annotated[
+        Path | None,
+        typer.Option(help="Keep exports in this folder, and take those that lie there.", show_default=False),
+    ] = None,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report here as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time prefill and decode of a pruned model and the one it came from, taking turns in one run."""
-    from prunekit.bench import BenchConfig, bench, check_models
+    from prunekit.bench import BenchConfig
 
     config = BenchConfig(tuple(batch or [1]), prompt, tokens, repeats, warmup, threads, seed)
     if output is not None:
         check_output_file(output)
+    if runtime == "torch":
+        if keep_exports is not None:
+            raise PrunekitError("--keep-exports is for other runtimes; torch runs the checkpoint itself.")
+        report = _in_torch(model, baseline, config, memory, device, dtype)
+    else:
+        if device not in ("auto", "cpu"):
+            raise PrunekitError(f"{runtime} is timed on the CPU; leave --device {device} out.")
+        report = _in_runtime(model, baseline, runtime, config, memory, dtype, keep_exports)
+    deliver(report.to_dict(), output, as_json, lambda: _print(report))
 
+
+def _in_torch(model: str, baseline: str, config: BenchConfig, memory: bool, device: str, dtype: str) -> BenchReport:
+    from prunekit.bench import Contender, bench, check_room, check_vocabularies
     from prunekit.bench_memory import HOW, measure_peak
     from prunekit.source import load_model, pick_device, resolve
 
-    dense, pruned = resolve(baseline), resolve(model)
-    names = (model_label(dense.name), model_label(pruned.name))
-    check_models(dense.config, pruned.config, config, names)
-    peaks = None
-    if memory and pick_device(device).type == "cpu":
+    sources = (resolve(baseline), resolve(model))
+    names = [model_label(source.name) for source in sources]
+    # Before anything is loaded.
+    for source, name in zip(sources, names, strict=True):
+        check_room(name, getattr(source.config, "max_position_embeddings", None), config)
+    check_vocabularies(*((name, source.shape.vocab_size) for source, name in zip(sources, names, strict=True)))  # type: ignore[arg-type]
+    peaks: list[int | None] = [None, None]
+    apart = memory and pick_device(device).type == "cpu"
+    if apart:
         # Before anything is loaded here, so that both don't have to fit at once with a third copy.
-        peaks = (measure_peak(baseline, config, dtype), measure_peak(model, config, dtype))
-    report = bench(
-        load_model(dense, dtype=dtype, device=device),
-        load_model(pruned, dtype=dtype, device=device),
-        (dense.shape, pruned.shape),
-        config,
-        names=names,
-        file_bytes=tuple(sum(path.stat().st_size for path in source.weight_files()) for source in (dense, pruned)),  # type: ignore[arg-type]
-        peaks=peaks,
-        peak_how=HOW if peaks else None,
+        peaks = [measure_peak(each, config, dtype) for each in (baseline, model)]
+    dense, pruned = (
+        Contender.of_model(
+            load_model(source, dtype=dtype, device=device),
+            source.shape,
+            name,
+            file_bytes=sum(path.stat().st_size for path in source.weight_files()),
+            peak_bytes=peak,
+        )
+        for source, name, peak in zip(sources, names, peaks, strict=True)
     )
-    deliver(report.to_dict(), output, as_json, lambda: _print(report))
+    return bench(dense, pruned, config, peak_how=HOW if apart else None)
+
+
+def _in_runtime(
+    model: str, baseline: str, runtime: str, config: BenchConfig, memory: bool, dtype: str, keep: Path | None
+) -> BenchReport:
+    from prunekit.bench import bench, check_room
+    from prunekit.bench_memory import HOW, measure_peak
+    from prunekit.export.bench import contender, exports
+
+    room = config.prompt + config.tokens + 1
+    with exports((baseline, model), runtime, dtype, at_least=room, keep=keep) as opened:
+        for each in opened:
+            check_room(each.name, each.context_length, config)
+        peaks = [measure_peak(str(each.path), config, exported=True) if memory else None for each in opened]
+        dense, pruned = (
+            contender(each, config.threads, peak_bytes=peak) for each, peak in zip(opened, peaks, strict=True)
+        )
+        with dense.runner, pruned.runner:
+            return bench(
+                dense, pruned, config, runtime=runtime, dtype=opened[0].dtype, peak_how=HOW if memory else None
+            )
 
 
 def _print(report: BenchReport) -> None:
     machine, config = report.machine, report.config
     out = console()
     out.print(
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['device']}, {report.dtype}, "
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['device']}, {report.runtime}, {report.dtype}, "
         f"torch {machine['torch']}, transformers {machine['transformers']}",
         highlight=False,
     )
@@ -75,7 +129,8 @@ def _print(report: BenchReport) -> None:
     rows = (
         ("parameters", "parameters", 1e6, "M"),
         ("weight files", "file_bytes", 2**20, "MiB"),
-        ("weights in memory", "weight_bytes", 2**20, "MiB"),
+        ("weights", "weight_bytes", 2**20, "MiB"),
+        ("weights read a decode step", "decode_bytes", 2**20, "MiB"),
         ("KV cache a token", "kv_bytes_per_token", 2**10, "KiB"),
         ("peak memory", "peak_bytes", 2**20, "MiB"),
     )

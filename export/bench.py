@@ -1,0 +1,78 @@
+"""A model in any runtime, ready to be timed: exported first, unless it is an export already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prunekit.bench import Contender, ModelFacts
+from prunekit.errors import PrunekitError
+from prunekit.export.base import DEFAULT_CONTEXT, Options
+from prunekit.export.registry import target as target_named
+from prunekit.export.run import OpenedExport, check_packages, export, is_export, read_export
+from prunekit.provenance import model_label
+from prunekit.source import Source, resolve
+
+
+@contextmanager
+def exports(
+    names: tuple[str, ...], runtime: str, dtype: str = "auto", *, at_least: int = 1, keep: Path | None = None
+) -> Iterator[tuple[OpenedExport, ...]]:
+    """The models ``names`` as exports for ``runtime``: folders that are exports as they lie there, anything else
+    (a checkpoint, a hub id) exported with room for ``at_least`` tokens and verified into ``keep``, or into a folder that goes when the block ends.
+
+    Raises PrunekitError where a folder is an export for another runtime or dtype, or exporting fails.
+    """
+    target = target_named(runtime)
+    check_packages(target)
+    wanted = target.dtype(dtype)
+    with TemporaryDirectory(prefix="prunekit-bench-") as temporary:
+        made = []
+        for place, name in enumerate(names):
+            folder = Path(name).expanduser()
+            if not is_export(folder):
+                out = (keep or Path(temporary)) / f"{place}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
+                if not is_export(out):
+                    source = resolve(name)
+                    export(source, runtime, out, Options(wanted, _context(source, at_least)))
+                folder = out
+            opened = read_export(folder)
+            if opened.target.name != runtime or (dtype != "auto" and opened.dtype != wanted):
+                raise PrunekitError(
+                    f"{name} is an export for {opened.target.name} in {opened.dtype}, not for {runtime} in {wanted}; "
+                    "give --runtime and --dtype to match, or the checkpoint itself."
+                )
+            made.append(opened)
+        if len({each.dtype for each in made}) > 1:
+            raise PrunekitError(
+                f"The exports are in {' and '.join(each.dtype for each in made)}; compare like with like."
+            )
+        yield tuple(made)
+
+
+def contender(opened: OpenedExport, threads: int | None = None, *, peak_bytes: int | None = None) -> Contender:
+    """An export, opened in its runtime, as :func:`prunekit.bench.bench` takes it."""
+    runner = opened.open(threads)
+    shape = opened.shape
+    return Contender(
+        runner,
+        shape,
+        ModelFacts(
+            name=opened.name,
+            parameters=shape.parameters,
+            weight_bytes=opened.decode_bytes or 0,
+            kv_bytes_per_token=shape.kv_bytes_per_token(runner.kv_element_bytes),
+            decode_bytes=opened.decode_bytes or shape.decode_bytes(4),
+            file_bytes=opened.file_bytes,
+            peak_bytes=peak_bytes,
+        ),
+        opened.context_length,
+    )
+
+
+def _context(source: Source, at_least: int) -> int | None:
+    """None, the default, unless more room than that is needed and the model has it."""
+    most = getattr(source.config, "max_position_embeddings", None) or at_least
+    return min(at_least, most) if at_least > DEFAULT_CONTEXT else None
