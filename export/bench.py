@@ -21,7 +21,8 @@ def exports(
     names: tuple[str, ...], runtime: str, dtype: str = "auto", *, at_least: int = 1, keep: Path | None = None
 ) -> Iterator[tuple[OpenedExport, ...]]:
     """The models ``names`` as exports for ``runtime``: folders that are exports as they lie there, anything else
-    (a checkpoint, a hub id) exported with room for ``at_least`` tokens and verified into ``keep``, or into a folder that goes when the block ends.
+    (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into ``keep`` or into a folder
+    that goes when the block ends.
 
     Raises PrunekitError where a folder is an export for another runtime or dtype, or exporting fails.
     """

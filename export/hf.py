@@ -41,7 +41,11 @@ class HuggingFace(Target):
         pruning = job.source.path / "plan.json"
         if pruning.is_file():
             shutil.copyfile(pruning, folder / pruning.name)
-        return Written(facts={"layout": job.options.layout})
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        shape = job.source.shape
+        lookup = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+        element = 4 if job.dtype == "fp32" else 2
+        return Written(decode_bytes=weights - element * lookup, facts={"layout": job.options.layout})
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         import torch

@@ -170,9 +170,7 @@ def check_contenders(dense: Contender, pruned: Contender, config: BenchConfig) -
         check_room(each.facts.name, each.positions, config)
         most = each.runner.max_batch
         if most is not None and max(config.batch) > most:
-            raise PrunekitError(
-                f"This runtime takes at most {most} sequence{'s' if most > 1 else ''} at once; choose a smaller --batch."
-            )
+            raise PrunekitError(f"This runtime takes at most {most} at once; choose a smaller --batch.")
     check_vocabularies((dense.facts.name, dense.shape.vocab_size), (pruned.facts.name, pruned.shape.vocab_size))
 
 

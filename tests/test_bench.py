@@ -172,7 +172,7 @@ def test_threads_are_set_and_put_back(models):
 
 
 def test_what_does_not_fit_is_refused(models):
-    dense, pruned, shapes = models
+    dense, _, shapes = models
     with pytest.raises(PrunekitError, match="256 positions dense"):
         bench(*contenders(models), BenchConfig(prompt=250, tokens=7))
     other = tiny_model("llama", layers=1, vocab_size=200)

@@ -39,7 +39,7 @@ def bench_command(
     dtype: Annotated[
         str,
         typer.Option(
-            help="torch: auto (as stored), float32, bfloat16, float16. Other runtimes: as `prunekit export --list` says."
+            help="torch: auto (as stored), float32, bfloat16 or float16. Others: as `prunekit export --list` says."
         ),
     ] = "auto",
     keep_exports: Annotated[
