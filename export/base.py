@@ -29,17 +29,19 @@ DEFAULT_CONTEXT = 2048
 class Options:
     """What the user may choose. ``dtype`` "auto" is the target's first; ``context_length`` bounds prompt plus answer
     where a format has to know (default: the model's own, at most 2048); ``tensor_parallel`` is vLLM's, ``aot``
-    torch-export's, ``layout`` hf's. ``trust_remote_code`` lets a tokenizer that is code be run."""
+    torch-export's, ``layout`` hf's. ``pad_ffn`` pads every FFN with zero channels to a multiple, which changes
+    nothing but its speed and size. ``trust_remote_code`` lets a tokenizer that is code be run."""
 
     dtype: str = "auto"
     context_length: int | None = None
     tensor_parallel: int = 1
     aot: bool = False
     layout: Literal["per-layer", "uniform"] = "per-layer"
+    pad_ffn: int = 1
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "tensor_parallel"):
+        for name in ("context_length", "tensor_parallel", "pad_ffn"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise PrunekitError(
@@ -51,19 +53,26 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One checkpoint on its way to one target. ``dtype`` is one of the target's own names."""
+    """One checkpoint on its way to one target. ``dtype`` is one of the target's own names; ``original`` is the
+    checkpoint that ``source`` was padded from, where it was."""
 
     source: Source
     options: Options
     dtype: str
+    original: Source | None = None
 
     @cached_property
     def model(self) -> Any:
-        """The checkpoint as transformers runs it, float32 on the CPU: what every export is compared with.
+        """The checkpoint as transformers runs it, float32 on the CPU.
 
         A target that changes it (another attention implementation, wrapped modules) must load one of its own.
         """
         return load_model(self.source, dtype="float32", device="cpu")
+
+    @cached_property
+    def reference(self) -> Any:
+        """What every export is compared with: the model as the user gave it."""
+        return self.model if self.original is None else load_model(self.original, dtype="float32", device="cpu")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -168,9 +177,9 @@ class Target(ABC):
         return tuple(each for each in requirements if each.version is None)
 
 
-def prepared(target: Target, source: Source, options: Options) -> Job:
+def prepared(target: Target, source: Source, options: Options, original: Source | None = None) -> Job:
     """The job of exporting ``source`` to ``target``, checked. Raises PrunekitError where it can't be done."""
-    job = Job(source, options, target.dtype(options.dtype))
+    job = Job(source, options, target.dtype(options.dtype), original)
     job.context_length  # noqa: B018  (raises)
     target.check(job)
     return job

@@ -9,17 +9,11 @@ from pathlib import Path
 from prunekit.checkpoint import rebuild
 from prunekit.export.base import Job, Requirement, Target, Written
 from prunekit.manifest import MANIFEST
-from prunekit.plan import LayerKeep, Plan
+from prunekit.plan import whole_plan
 from prunekit.runner import Runner, TorchRunner
 from prunekit.source import load_model, resolve
 
 _TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def whole_plan(job: Job) -> Plan:
-    """A plan that keeps everything the checkpoint has."""
-    shape = job.source.shape
-    return Plan(shape, tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(shape.layers)))
 
 
 class HuggingFace(Target):
@@ -33,7 +27,7 @@ class HuggingFace(Target):
     )
 
     def write(self, job: Job, folder: Path) -> Written:
-        plan = whole_plan(job)
+        plan = whole_plan(job.source.shape)
         rebuild(job.source, plan, folder, layout=job.options.layout, dtype=_TORCH_DTYPES[job.dtype], overwrite=True)
         # They tell how this model was made of the dense one; what rebuild wrote tells only of a copy.
         for name in (MANIFEST, "plan.json", "README.md"):

@@ -181,14 +181,14 @@ def compare(job: Job, runner: Runner, given: Sample, stored: Mapping[str, torch.
     Raises PrunekitError where the runtime gives logits of another shape.
     """
     tolerance = tolerance_of(job.dtype)
-    dense = TorchRunner(job.model)
-    weights = None
-    if stored is not None:
-        weights = _worst_weight(job.model.state_dict(), stored)
+    original = TorchRunner(job.reference)
+    # Rounded weights have the shapes of what was exported, which may be padded.
+    dense = original if stored is None else TorchRunner(job.model)
+    weights = None if stored is None else _worst_weight(job.model.state_dict(), stored)
     with progress("Comparing with PyTorch", 2 * len(given.windows) + len(PROMPTS) + 1) as advance:
         originals = []
         for window in given.windows:
-            originals.append(dense.logits(window))
+            originals.append(original.logits(window))
             advance()
         # One set of weights in memory at a time would need a second model; swapping them in needs only the tensors.
         with _weights(job.model, stored):

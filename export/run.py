@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from prunekit.checkpoint import padded, rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.parity import Parity, compare, sample
 from prunekit.export.registry import target as target_named
 from prunekit.files import check_output_folder, check_replaceable, new_folder, read_json, sha256
+from prunekit.plan import whole_plan
 from prunekit.provenance import installed, model_label, versions
 from prunekit.runner import Runner
 from prunekit.shape import ModelShape
-from prunekit.source import Source
+from prunekit.source import Source, resolve
 
 MANIFEST = "prunekit-export.json"
 PARITY = "parity.json"
@@ -68,8 +72,15 @@ def export(
     if overwrite:
         check_replaceable(out, MANIFEST, "export")
     check_packages(target, verify)
-    job = prepared(target, source, options or Options())
-    with new_folder(out, overwrite) as folder:
+    options = options or Options()
+    job = prepared(target, source, options)
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(out, overwrite))
+        if any(layer != padded(layer, options.pad_ffn) for layer in source.shape.layers):
+            # Beside the export: a temporary folder elsewhere may be small.
+            beside = stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=f".{out.name}.padded."))
+            rebuild(source, whole_plan(source.shape), Path(beside) / "model", ffn_multiple=options.pad_ffn)
+            job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
         written = target.write(job, folder)
         (folder / "README.md").write_text(_readme(job, target, written), encoding="utf-8")
         parity, unverified = _verified(job, target, folder, verify)
@@ -138,7 +149,7 @@ def _write_manifest(
         "source": {
             "name": model_label(job.source.name),
             "family": job.source.family.name,
-            "fingerprint": job.source.fingerprint,
+            "fingerprint": (job.original or job.source).fingerprint,
         },
         "shape": job.source.shape.to_dict(),
         "verified": parity is not None,

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +67,7 @@ def rebuild(
     *,
     layout: Layout = "per-layer",
     dtype: str = "auto",
+    ffn_multiple: int = 1,
     overwrite: bool = False,
     max_shard_bytes: int = 2 * 2**30,
 ) -> Written:
@@ -74,12 +75,15 @@ def rebuild(
 
     ``per-layer`` gives every layer its own width (and falls back to the plain stock architecture where all layers came
     out alike); ``uniform`` pads every layer with zeros to the widest, which any stock runtime loads and which gains
-    nothing. Raises PrunekitError where the plan was made of another model, or the checkpoint can't be written.
+    nothing. Both pad FFNs with zero channels up to ``ffn_multiple``: a channel of act(0) · 0 adds nothing.
+    Raises PrunekitError where the plan was made of another model, or the checkpoint can't be written.
     """
     _check_match(source, plan)
     if dtype != "auto" and dtype not in _DTYPES:
         raise PrunekitError(f"The stored dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}.")
-    config, target = _configuration(source, plan, layout)
+    if ffn_multiple < 1:
+        raise PrunekitError(f"FFNs are padded to a multiple of at least 1, got {ffn_multiple}.")
+    config, target = _configuration(source, plan, layout, ffn_multiple)
     tensors = _TensorCutter(source, plan, target, _DTYPES.get(dtype))
     with new_folder(out, overwrite) as folder:
         try:
@@ -127,12 +131,19 @@ def widest(plan: Plan) -> LayerShape:
     return LayerShape(group * kv, kv, max(shape.intermediate_size for shape in shapes))
 
 
-def _configuration(source: Source, plan: Plan, layout: Layout) -> tuple[Any, Callable[[int], LayerShape]]:
+def padded(shape: LayerShape, ffn_multiple: int) -> LayerShape:
+    """``shape`` with its FFN width rounded up."""
+    return replace(shape, intermediate_size=-(-shape.intermediate_size // ffn_multiple) * ffn_multiple)
+
+
+def _configuration(
+    source: Source, plan: Plan, layout: Layout, ffn_multiple: int
+) -> tuple[Any, Callable[[int], LayerShape]]:
     """The config to write, and the shape that each kept layer (by its place) gets in it."""
     kept = [layer.index for layer in plan.layers]
-    shapes = plan.shape.layers
+    shapes = [padded(shape, ffn_multiple) for shape in plan.shape.layers]
     if layout == "uniform":
-        shape = widest(plan)
+        shape = padded(widest(plan), ffn_multiple)
         try:
             return stock_config(source.family, source.config, shape, kept), lambda place: shape
         except PrunekitError:
@@ -142,7 +153,7 @@ def _configuration(source: Source, plan: Plan, layout: Layout) -> tuple[Any, Cal
         return stock_config(source.family, source.config, dense, kept), lambda place: dense
     if layout != "per-layer":
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
-    if plan.shape.is_uniform:
+    if len(set(shapes)) == 1:
         try:
             return stock_config(source.family, source.config, shapes[0], kept), lambda place: shapes[place]
         except PrunekitError:

@@ -210,6 +210,11 @@ class Plan:
             raise PrunekitError(f"{where} is a damaged plan ({error}); make it again with `prunekit plan`.") from None
 
 
+def whole_plan(shape: ModelShape) -> Plan:
+    """The plan that keeps everything of a model."""
+    return Plan(shape, tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(shape.layers)))
+
+
 def _check_size(source: ModelShape, where: str) -> None:
     """A range like 0-999999999999 is short to write: refuse it before it is spelled out in memory."""
     widest = max(max(layer.num_attention_heads, layer.intermediate_size) for layer in source.layers)

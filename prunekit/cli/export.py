@@ -29,6 +29,9 @@ def export_command(
     context_length: Annotated[
         int | None, typer.Option(help="Most tokens of prompt and answer.", show_default=False)
     ] = None,
+    pad_ffn: Annotated[
+        int, typer.Option(help="Pad every FFN with zero channels to a multiple (256: llama.cpp's K-quants).")
+    ] = 1,
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export of that name.")] = False,
     trust_remote_code: Annotated[
@@ -62,7 +65,7 @@ def export_command(
 
     check_output_folder(output, overwrite)
     check_packages(target(to), verify)
-    options = Options(dtype, context_length, tensor_parallel, aot, layout, trust_remote_code)  # type: ignore[arg-type]
+    options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code)  # type: ignore[arg-type]
 
     from prunekit.source import resolve
 
