@@ -189,6 +189,11 @@ def compare(job: Job, runner: Runner, given: Sample, stored: Mapping[str, torch.
         originals = []
         for window in given.windows:
             originals.append(original.logits(window))
+            if not np.isfinite(originals[-1]).all():
+                raise PrunekitError(
+                    f"{job.source.name} gives logits that are not finite numbers in PyTorch already; its weights are "
+                    "broken, so make the checkpoint again."
+                )
             advance()
         # One set of weights in memory at a time would need a second model; swapping them in needs only the tensors.
         with _weights(job.model, stored):

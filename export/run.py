@@ -220,7 +220,7 @@ def read_export(folder: Path) -> OpenedExport:
             str(data["source"]["name"]),
             ModelShape.from_dict(data["shape"]),
             int(data["context_length"]),
-            data["decode_bytes"],
+            None if data["decode_bytes"] is None else int(data["decode_bytes"]),
             bool(data["verified"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

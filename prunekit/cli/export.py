@@ -11,6 +11,7 @@ from prunekit.cli.common import Json, app, console, print_json, table
 from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
+    from prunekit.export.base import Options
     from prunekit.export.run import Exported
 
 _SPECIAL = "For some targets"
@@ -22,6 +23,10 @@ def export_command(
         str | None, typer.Argument(help="A checkpoint: folder, hub id, .gguf file.", show_default=False)
     ] = None,
     to: Annotated[str | None, typer.Option("--to", help="The target; --list shows all.", show_default=False)] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Instead of --to: jetson-orin, server-gpu, cpu or mobile.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default=False)
     ] = None,
@@ -53,27 +58,56 @@ def export_command(
         return
     if model is None:
         raise PrunekitError("Name the checkpoint to export, or say --list to see the targets.")
-    if to is None:
-        raise PrunekitError("Name a target with --to; --list shows them.")
+    if (to is None) == (profile is None):
+        raise PrunekitError("Name either a target with --to (--list shows them) or a device with --profile.")
     if output is None:
         raise PrunekitError("Name the folder to write with --output.")
 
     from prunekit.export.base import Options
+
+    options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code)  # type: ignore[arg-type]
+    if profile is not None:
+        _export_profile(model, profile, output, options, overwrite, verify, as_json)
+        return
+    assert to is not None
+
     from prunekit.export.registry import target
     from prunekit.export.run import check_packages, export
     from prunekit.files import check_output_folder
+    from prunekit.source import resolve
 
     check_output_folder(output, overwrite)
     check_packages(target(to), verify)
-    options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code)  # type: ignore[arg-type]
-
-    from prunekit.source import resolve
-
     made = export(resolve(model), to, output, options, overwrite=overwrite, verify=verify)
     if as_json:
         print_json(made.to_dict())
     else:
         _print(made)
+
+
+def _export_profile(
+    model: str, name: str, output: Path, options: Options, overwrite: bool, verify: bool, as_json: bool
+) -> None:
+    from prunekit.export.profiles import export_profile, profile_named
+    from prunekit.files import check_output_folder
+    from prunekit.source import resolve
+
+    profile = profile_named(name)
+    if options.dtype != "auto" or options.pad_ffn != 1:
+        raise PrunekitError("A profile chooses dtype and padding itself; leave --dtype and --pad-ffn out.")
+    check_output_folder(output, overwrite)
+    bundle = export_profile(resolve(model), profile, output, options, overwrite=overwrite, verify=verify)
+    if as_json:
+        print_json(bundle.to_dict())
+        return
+    shown = table(f"{output} for {profile.name}", "folder", "MiB", "verified", "why")
+    shown.columns[-1].justify = "left"
+    for choice, made in bundle.exports:
+        verified = "yes" if made.parity else "no"
+        shown.add_row(choice.folder, f"{made.file_bytes / 2**20:,.1f}", verified, choice.why)
+    console().print(shown)
+    for choice, reason in bundle.left_out:
+        console().print(f"Left out {choice.folder}: {reason}")
 
 
 def _list(as_json: bool) -> None:
