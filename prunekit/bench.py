@@ -78,11 +78,13 @@ class Contender:
     positions: int | None = None
 
     @classmethod
-    def of_model(cls, model: Any, shape: ModelShape, name: str, **facts: Any) -> Contender:
+    def of_model(
+        cls, model: Any, shape: ModelShape, name: str, *, runner: type[TorchRunner] = TorchRunner, **facts: Any
+    ) -> Contender:
         """A transformers model. ``facts`` are fields of :class:`ModelFacts` that the model itself doesn't tell."""
         element = next(model.parameters()).element_size()
         return cls(
-            TorchRunner(model),
+            runner(model),
             shape,
             ModelFacts(
                 name=name,

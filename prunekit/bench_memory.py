@@ -23,21 +23,22 @@ HOW = (
 
 @dataclass(frozen=True)
 class _Run:
-    """What the other process does. ``model`` is a name or a folder; ``exported`` says that it holds an export."""
+    """What the other process does. ``model`` is a checkpoint for torch and prunekit, an export's folder for others."""
 
     model: str
     dtype: str
-    exported: bool
+    runtime: str
     batch: int
     prompt: int
     tokens: int
     threads: int | None
 
 
-def measure_peak(model: str, config: BenchConfig, dtype: str = "auto", *, exported: bool = False) -> int | None:
-    """Peak bytes of one run of ``model`` (a name or folder; an export's folder where ``exported``) on the
-    CPU; None where the system doesn't tell. Raises PrunekitError where that process fails."""
-    run = _Run(model, dtype, exported, max(config.batch), config.prompt, config.tokens, config.threads)
+def measure_peak(model: str, config: BenchConfig, dtype: str = "auto", *, runtime: str = "torch") -> int | None:
+    """Peak bytes of one run of ``model`` on the CPU: a checkpoint's name or folder for the runtimes torch and prunekit,
+    an export's folder for others. None where the system doesn't tell. Raises PrunekitError where that process fails.
+    """
+    run = _Run(model, dtype, runtime, max(config.batch), config.prompt, config.tokens, config.threads)
     command = [sys.executable, "-m", "prunekit.bench_memory", json.dumps(asdict(run))]
     # The other process must find this prunekit, installed or not.
     root = str(Path(__file__).resolve().parent.parent)
@@ -61,7 +62,7 @@ def _measure(run: _Run) -> int | None:
 
     if run.threads:
         torch.set_num_threads(run.threads)
-    if run.exported:
+    if run.runtime not in ("torch", "prunekit"):
         from prunekit.export.run import read_export
 
         opened = read_export(Path(run.model))
@@ -71,8 +72,13 @@ def _measure(run: _Run) -> int | None:
         from prunekit.source import load_model, resolve
 
         source = resolve(run.model)
+        kind = TorchRunner
+        if run.runtime == "prunekit":
+            from prunekit.kernels.runner import KernelRunner
+
+            kind = KernelRunner
         before = resident_bytes()
-        runner = TorchRunner(load_model(source, dtype=run.dtype, device="cpu"))
+        runner = kind(load_model(source, dtype=run.dtype, device="cpu"))
     # Loading may read and convert more than serving holds.
     reset_peak()
     ids = prompt_ids(run.batch, run.prompt, runner.vocab_size, seed=0).numpy()

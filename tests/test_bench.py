@@ -220,3 +220,16 @@ def test_a_process_that_fails_to_measure_memory_is_one_sentence(monkeypatch, cod
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
     with pytest.raises(PrunekitError, match=rf"peak memory of big failed \({reason}\); .* --no-memory"):
         measure_peak("big", FAST)
+
+
+def test_the_decode_runtime_is_timed_through_the_same_interface(models):
+    from prunekit.kernels.runner import KernelRunner
+
+    ids = prompt_ids(2, 12, VOCAB, 0).numpy()
+    wanted = TorchRunner(models[1]).greedy(ids, 6)
+    other = rebuilt_model(tiny_model("llama"), random_plan(models[2][0]))
+    runner = KernelRunner(other)
+    made = runner.greedy(ids, 6)
+    assert made.tokens.tolist() == wanted.tokens.tolist()
+    assert made.ttft > 0 and made.tpot > 0
+    np.testing.assert_allclose(runner.logits(ids[0]), TorchRunner(models[1]).logits(ids[0]), atol=1e-4)

@@ -24,8 +24,9 @@ def bench_command(
     runtime: Annotated[
         str,
         typer.Option(
-            help="What runs both: torch (transformers), or a target of `prunekit export`, such as onnx, onnx-genai, "
-            "gguf. Checkpoints are exported first; folders that are exports are taken as they are."
+            help="What runs both: torch (transformers), prunekit (the decode runtime of `prunekit generate`), or a "
+            "target of `prunekit export`, such as onnx, onnx-genai, gguf. Checkpoints are exported first; folders "
+            "that are exports are taken as they are."
         ),
     ] = "torch",
     batch: Annotated[list[int] | None, typer.Option(help="Batch size (default 1). Repeatable.")] = None,
@@ -56,10 +57,10 @@ def bench_command(
     config = BenchConfig(tuple(batch or [1]), prompt, tokens, repeats, warmup, threads, seed)
     if output is not None:
         check_output_file(output)
-    if runtime == "torch":
+    if runtime in ("torch", "prunekit"):
         if keep_exports is not None:
-            raise PrunekitError("--keep-exports is for other runtimes; torch runs the checkpoint itself.")
-        report = _in_torch(model, baseline, config, memory, device, dtype)
+            raise PrunekitError(f"--keep-exports is for other runtimes; {runtime} runs the checkpoint itself.")
+        report = _in_torch(model, baseline, runtime, config, memory, device, dtype)
     else:
         if device not in ("auto", "cpu"):
             raise PrunekitError(f"{runtime} is timed on the CPU; leave --device {device} out.")
@@ -67,11 +68,19 @@ def bench_command(
     deliver(report.to_dict(), output, as_json, lambda: _print(report))
 
 
-def _in_torch(model: str, baseline: str, config: BenchConfig, memory: bool, device: str, dtype: str) -> BenchReport:
+def _in_torch(
+    model: str, baseline: str, runtime: str, config: BenchConfig, memory: bool, device: str, dtype: str
+) -> BenchReport:
     from prunekit.bench import Contender, bench, check_room, check_vocabularies
     from prunekit.bench_memory import HOW, measure_peak
+    from prunekit.runner import TorchRunner
     from prunekit.source import load_model, pick_device, resolve
 
+    runner: type[TorchRunner] = TorchRunner
+    if runtime == "prunekit":
+        from prunekit.kernels.runner import KernelRunner
+
+        runner = KernelRunner
     sources = (resolve(baseline), resolve(model))
     names = [model_label(source.name) for source in sources]
     # Before anything is loaded.
@@ -82,18 +91,19 @@ def _in_torch(model: str, baseline: str, config: BenchConfig, memory: bool, devi
     apart = memory and pick_device(device).type == "cpu"
     if apart:
         # Before anything is loaded here, so that both don't have to fit at once with a third copy.
-        peaks = [measure_peak(each, config, dtype) for each in (baseline, model)]
+        peaks = [measure_peak(each, config, dtype, runtime=runtime) for each in (baseline, model)]
     dense, pruned = (
         Contender.of_model(
             load_model(source, dtype=dtype, device=device),
             source.shape,
             name,
+            runner=runner,
             file_bytes=sum(path.stat().st_size for path in source.weight_files()),
             peak_bytes=peak,
         )
         for source, name, peak in zip(sources, names, peaks, strict=True)
     )
-    return bench(dense, pruned, config, peak_how=HOW if apart else None)
+    return bench(dense, pruned, config, runtime=runtime, peak_how=HOW if apart else None)
 
 
 def _in_runtime(
@@ -107,7 +117,7 @@ def _in_runtime(
     with exports((baseline, model), runtime, dtype, at_least=room, keep=keep) as opened:
         for each in opened:
             check_room(each.name, each.context_length, config)
-        peaks = [measure_peak(str(each.path), config, exported=True) if memory else None for each in opened]
+        peaks = [measure_peak(str(each.path), config, runtime=runtime) if memory else None for each in opened]
         dense, pruned = (
             contender(each, config.threads, peak_bytes=peak) for each, peak in zip(opened, peaks, strict=True)
         )
