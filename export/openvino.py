@@ -1,0 +1,206 @@
+"""OpenVINO: IR whose KV cache is state that stays inside the runtime, one size of it a layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from prunekit.checkpoint import copy_tokenizer
+from prunekit.errors import PrunekitError
+from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
+from prunekit.runner import Array, Runner
+
+MODEL = "openvino_model.xml"
+# Of how many last positions logits are computed; 0 is all.
+KEEP = "num_logits_to_keep"
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+class OpenVino(Target):
+    name = "openvino"
+    summary = "OpenVINO IR with its KV cache as state."
+    dtypes = ("fp32", "fp16")
+    writes_with = (
+        Requirement("openvino", extra="openvino"),
+        Requirement("onnx", extra="openvino"),
+        Requirement("onnxscript", extra="openvino"),
+        Requirement("optimum", extra="openvino"),
+    )
+    runs_with = (Requirement("openvino", extra="openvino"),)
+    limits = (
+        "fp16 stores weights in 16 bits and computes in whatever the device prefers; int8 and int4 are not made.",
+    )
+
+    def write(self, job: Job, folder: Path) -> Written:
+        import openvino
+
+        from prunekit.export.onnx import export_onnx
+
+        # Inside, so that it is on the same disk; what it holds is mapped into memory until the IR is saved.
+        with TemporaryDirectory(dir=folder, prefix="onnx") as beside:
+            path = export_onnx(job, Path(beside), dtype="fp32", plain=True, logits="required")
+            with runtime_errors(f"OpenVINO can't convert {job.source.name}"):
+                model = openvino.Core().read_model(path)
+                _make_stateful(model)
+                _keep_all_logits(model)
+                openvino.save_model(model, folder / MODEL, compress_to_fp16=job.dtype == "fp16")
+                del model
+        copy_tokenizer(job.source.path, folder)
+        return Written(
+            decode_bytes=job.source.shape.decode_bytes(2 if job.dtype == "fp16" else 4),
+            facts={"kv_heads": [layer.num_key_value_heads for layer in job.source.shape.layers]},
+        )
+
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
+        return OpenVinoRunner(folder / MODEL, threads)
+
+    def usage(self, job: Job) -> str:
+        return """The cache lies inside the model: an infer request appends to it until `reset_state()` is called.
+
+```python
+import numpy as np
+import openvino as ov
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("this-folder")
+request = ov.Core().compile_model("this-folder/openvino_model.xml", "CPU").create_infer_request()
+ids = tokenizer("Once upon a time", return_tensors="np").input_ids
+request.reset_state()
+seen = 0
+for _ in range(32):
+    seen += ids.shape[1]
+    logits = request.infer({
+        "input_ids": ids,
+        "attention_mask": np.ones((1, seen), np.int64),
+        "position_ids": np.arange(seen - ids.shape[1], seen)[None],
+        "beam_idx": np.zeros(1, np.int32),
+    })["logits"]
+    ids = logits[:, -1:].argmax(-1)
+    print(tokenizer.decode(ids[0]), end="", flush=True)
+```
+
+`beam_idx` says of which sequence of the batch each one continues; without beam search it counts from 0. The device may
+be `"GPU"` or `"NPU"` too; `{"INFERENCE_PRECISION_HINT": "f32"}` as the third argument computes in full precision."""
+
+
+def _make_stateful(model: Any) -> None:
+    """Turn past_key_values.N.* and present.N.* into state of their layer's own shape, and add the input ``beam_idx``,
+    int32 [batch]: the row of the state that each sequence continues. After a reset the state is [batch, K_N, 0, D]."""
+    from openvino import opset13 as ops
+    from openvino._offline_transformations import apply_make_stateful_transformation
+
+    beam = ops.parameter([-1], np.int32, name="beam_idx")
+    beam.output(0).set_names({"beam_idx"})
+    batch = ops.gather(ops.shape_of(model.input("input_ids")), [0], 0)
+    pairs, sizes = {}, {}
+    for port in model.inputs:
+        name = port.get_any_name()
+        if not name.startswith(_PAST):
+            continue
+        pairs[name] = _PRESENT + name.removeprefix(_PAST)
+        # The transformation names a variable by both.
+        sizes[name + pairs[name]] = [port.partial_shape[1].get_length(), 0, port.partial_shape[3].get_length()]
+        readers = port.get_target_inputs()
+        chosen = ops.gather(port, beam, 0)
+        for reader in readers:
+            reader.replace_source_output(chosen.output(0))
+    model.add_parameters([beam])
+    apply_make_stateful_transformation(model, pairs)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ReadValue":
+            size = ops.concat([batch, np.array(sizes[node.get_variable_id()], dtype=np.int64)], 0)
+            node.set_arguments([ops.broadcast(np.array(0, dtype=np.float32), size)])
+    model.validate_nodes_and_infer_types()
+
+
+def _keep_all_logits(model: Any) -> None:
+    """The input :data:`KEEP` becomes a constant 0: an input that must be given is in every other program's way."""
+    from openvino import opset13 as ops
+
+    wanted = next(each for each in model.get_parameters() if KEEP in each.output(0).names)
+    for reader in wanted.output(0).get_target_inputs():
+        reader.replace_source_output(ops.constant(np.array(0, dtype=np.int64), name=KEEP).output(0))
+    model.remove_parameter(wanted)
+    model.validate_nodes_and_infer_types()
+
+
+def _choose_logits(model: Any) -> None:
+    """Reverse of :func:`_keep_all_logits`."""
+    from openvino import opset13 as ops
+
+    fixed = [each for each in model.get_ops() if each.get_friendly_name().startswith(KEEP)]
+    if not fixed:
+        raise PrunekitError("This IR was not written by prunekit, or has been rewritten; export the model again.")
+    wanted = ops.parameter([], np.int64, name=KEEP)
+    wanted.output(0).set_names({KEEP})
+    for each in fixed:
+        for reader in each.output(0).get_target_inputs():
+            reader.replace_source_output(wanted.output(0))
+    model.add_parameters([wanted])
+    model.validate_nodes_and_infer_types()
+
+
+class OpenVinoRunner(Runner):
+    """IR on the CPU, in float32 whatever its weights are stored in. ``path`` is the .xml."""
+
+    max_batch = None
+
+    def __init__(self, path: Path, threads: int | None = None):
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f32",
+            # Else activations would be rounded to 8 bits for weights that are compressed.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        with runtime_errors(f"OpenVINO can't load {path}"):
+            import openvino
+
+            core = openvino.Core()
+            model = core.read_model(path)
+            _choose_logits(model)
+            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self.vocab_size = int(model.output("logits").partial_shape[2].get_length())
+        self._mask: Array = np.zeros((0, 0), dtype=np.int64)
+        self._seen = 0
+
+    def _run(self, ids: Array, keep: int) -> Array:
+        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind what was seen."""
+        ids = np.ascontiguousarray(ids, dtype=np.int64)
+        batch, length = ids.shape
+        end = self._seen + length
+        given = {
+            "input_ids": ids,
+            "attention_mask": np.ones((batch, end), dtype=np.int64),
+            "position_ids": np.broadcast_to(np.arange(self._seen, end), (batch, length)).copy(),
+            "beam_idx": np.arange(batch, dtype=np.int32),
+            KEEP: np.array(keep, dtype=np.int64),
+        }
+        with runtime_errors("OpenVINO could not run the model"):
+            # The output is the runtime's own memory, and the next call writes over it.
+            logits = self._request.infer(given, share_inputs=True, share_outputs=True)["logits"].copy()
+        self._seen = end
+        return logits
+
+    def _forget(self) -> None:
+        self._request.reset_state()
+        self._seen = 0
+
+    def logits(self, ids: Array) -> Array:
+        self._forget()
+        return self._run(np.asarray(ids)[None], 0)[0]
+
+    def start(self, ids: Array) -> Array:
+        self._forget()
+        return self._run(ids, 1)[:, -1]
+
+    def step(self, tokens: Array) -> Array:
+        return self._run(np.asarray(tokens)[:, None], 1)[:, -1]
+
+    def close(self) -> None:
+        self._request = None
