@@ -20,8 +20,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
 TRITON_36 := .compat/triton-3.6
 TORCHAO := .compat/torchao
+EXECUTORCH := .compat/executorch
+# llama-cpp-python has no wheels on PyPI: compiled once a version and kept.
+LLAMA_CPP_VERSION := 0.3.36
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
+LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-$(shell uname -m)
 
-.PHONY: install demo test test-triton-3.6 lint bench gpu-check clean
+.PHONY: install runtimes demo test test-triton-3.6 lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
@@ -68,6 +73,27 @@ $(TORCHAO)/.installed: $(VENV)/.installed
 	  $(if $(SYSTEM_TORCH),|| { echo "No torchao here: its tests are skipped."; mkdir -p $(TORCHAO); })
 	touch $@
 
+# What exports are checked in. A machine that can't have one skips its tests and says so.
+runtimes: install $(VENV)/.runtimes $(EXECUTORCH)/.installed
+
+$(VENV)/.runtimes: $(VENV)/.installed
+	$(PIP) install --quiet --editable ".[onnx,onnx-genai,openvino]" $(if $(SYSTEM_TORCH),--no-build-isolation || \
+	  echo "Some runtimes can't be had here: their tests are skipped.")
+	test -e $(LLAMA_CPP_WHEEL)/.built || { echo "Compiling llama-cpp-python $(LLAMA_CPP_VERSION) (minutes, once)" && \
+	  mkdir -p $(LLAMA_CPP_WHEEL) && $(PIP) wheel --quiet --no-deps --wheel-dir $(LLAMA_CPP_WHEEL) \
+	  "llama-cpp-python==$(LLAMA_CPP_VERSION)" && touch $(LLAMA_CPP_WHEEL)/.built; } || \
+	  echo "llama-cpp-python can't be built here: its tests are skipped."
+	test ! -e $(LLAMA_CPP_WHEEL)/.built || \
+	  $(PIP) install --quiet --find-links $(LLAMA_CPP_WHEEL) "llama-cpp-python==$(LLAMA_CPP_VERSION)"
+	touch $@
+
+# Apart for the sake of torchao, as above.
+$(EXECUTORCH)/.installed: $(VENV)/.installed
+	rm -rf $(EXECUTORCH)
+	$(PIP) install --quiet --no-deps --target $(EXECUTORCH) "executorch>=1.5,<1.6" "torchao>=0.18,<0.19" flatbuffers \
+	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch here: its tests are skipped."; mkdir -p $(EXECUTORCH); })
+	touch $@
+
 demo: install
 	$(VENV)/bin/prunekit demo
 
@@ -76,8 +102,10 @@ PYTEST := $(VENV)/bin/python -m pytest -q
 KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/no_cliff && \
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/interpreted
 
-test: install
-	$(PYTEST) tests --ignore=tests/no_cliff --ignore=tests/interpreted
+test: runtimes
+	$(PYTEST) tests --ignore=tests/no_cliff --ignore=tests/interpreted --ignore=tests/export
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/export --ignore=tests/export/test_executorch.py
+	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/test_executorch.py
 	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/test_kernel_quantize.py tests/test_kernel_runtime.py -k int4
 	$(KERNEL_TESTS)
 
