@@ -61,10 +61,11 @@ class Vllm(Target):
                     f"Layer {index} has {misfit}, which can't be split {ways} ways; prune the dense model with "
                     f"--round-for tp={ways}{pad}, or choose another --tp."
                 )
-        if ways > 1 and job.source.family.qk_norm == "all":
+        fused = any(coupling.module == "self_attn.qkv_proj" for coupling in job.source.family.couplings)
+        if ways > 1 and fused and not job.source.shape.is_uniform:
             raise PrunekitError(
-                f"{job.source.family.name} norms queries and keys over all heads, which vLLM computes wrongly where "
-                "heads are split; export with --tp 1."
+                f"vLLM can't split layers of {job.source.family.name} that differ, because queries, keys and values "
+                "are one projection there; export with --tp 1."
             )
 
     def write(self, job: Job, folder: Path) -> Written:

@@ -100,7 +100,7 @@ def test_wrong_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", [*ONE_DEVICE, *OTHER_FAMILIES])
+@pytest.mark.parametrize("case", sorted({*ONE_DEVICE, *OTHER_FAMILIES} - {"phi3"}))
 def test_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     # The last layer has one KV head, of which each device gets a copy.
     monkeypatch.setattr(export_models, "HEADS", (8, 4, 4, 2))
