@@ -240,7 +240,7 @@ def _checked(shape: ModelShape, path: Path, context: int) -> dict[str, Any]:
     ]
     for phase, batch, new, past in points:
         known = shapes.infer(input_shapes(shape, batch, new, past))
-        wanted = {"logits": (batch, 1, shape.vocab_size)}
+        wanted: dict[str, tuple[int, ...]] = {"logits": (batch, 1, shape.vocab_size)}
         for index, layer in enumerate(shape.layers):
             for kind in ("key", "value"):
                 wanted[f"present.{index}.{kind}"] = (batch, layer.num_key_value_heads, past + new, shape.head_dim)

@@ -119,10 +119,10 @@ def _fold(graph: Any, opsets: Any, known: Mapping[str, Shape]) -> bool:
         if node.op_type == "Shape":
             if node.input[0] not in known:
                 continue
-            results = [np.array(known[node.input[0]], dtype=np.int64)]
+            dims = np.array(known[node.input[0]], dtype=np.int64)
             first = next((each.i for each in node.attribute if each.name == "start"), 0)
             last = next((each.i for each in node.attribute if each.name == "end"), None)
-            results = [results[0][first:last]]
+            results: list[Any] = [dims[first:last]]
         elif node.input and all(name in values and values[name].dtype == np.int64 for name in node.input if name):
             feeds = {name: values[name] for name in node.input if name}
             alone = helper.make_graph(
@@ -134,7 +134,7 @@ def _fold(graph: Any, opsets: Any, known: Mapping[str, Shape]) -> bool:
                 ],
                 [helper.make_empty_tensor_value_info(name) for name in node.output],
             )
-            results = ReferenceEvaluator(helper.make_model(alone, opset_imports=opsets)).run(None, feeds)
+            results = list(ReferenceEvaluator(helper.make_model(alone, opset_imports=opsets)).run(None, feeds))
             if any(np.size(each) > _SMALL for each in results):
                 continue
         else:
