@@ -1,0 +1,175 @@
+"""onnxruntime-genai's model builder, taught layers that differ and given the weights that are loaded already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.export.base import Job, runtime_errors
+from prunekit.export.genai_quant import Blocks, quantise
+
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+# The builder's classes are no public interface: other versions may do something else under the same names.
+TESTED = ("0.18.0",)
+# Of the builder: its class for a family, by module and name.
+_CLASSES = {
+    "llama": ("llama", "LlamaModel"),
+    "mistral": ("mistral", "MistralModel"),
+    "qwen2": ("qwen", "QwenModel"),
+    "qwen3": ("qwen", "Qwen3Model"),
+}
+
+
+def supported(family: str) -> bool:
+    return family in _CLASSES
+
+
+def check_version() -> None:
+    """Raises PrunekitError where the installed onnxruntime-genai is none that this was tested with."""
+    from prunekit.provenance import installed
+
+    found = installed("onnxruntime-genai")
+    if found is not None and found not in TESTED:
+        raise PrunekitError(
+            f"onnxruntime-genai {found} is installed, whose model builder may differ from the tested one; run "
+            f"`pip install onnxruntime-genai=={TESTED[-1]}`, or export to onnx."
+        )
+
+
+def build(job: Job, folder: Path) -> dict[str, int]:
+    """Write model.onnx and model.onnx.data. Returns the bytes of weights by what they are: "lookup" (only single rows
+    are read: an untied embedding, the rotary tables) and "read" (all others)."""
+    import onnx_ir
+
+    with runtime_errors(f"onnxruntime-genai's model builder can't build {job.source.name}"):
+        # The builder reports by print, and there is nobody to read it.
+        with contextlib.redirect_stdout(io.StringIO()):
+            made = _builder(job)
+            made.make_model("")
+        made.model.graph.sort()
+        made.stamp_build_metadata(made.model)
+        weights = {value.name: value.const_value.nbytes for value in made.model.graph.initializers.values()}
+        onnx_ir.save(made.model, folder / MODEL, external_data=DATA, size_threshold_bytes=0)
+    lookup = sum(size for name, size in weights.items() if name.startswith(("model.embed_tokens.", "cos_", "sin_")))
+    tied = job.source.shape.tie_word_embeddings
+    if tied and job.dtype != "int4":
+        lookup -= weights["model.embed_tokens.weight"]
+    return {"lookup": lookup, "read": sum(weights.values()) - lookup}
+
+
+def _placeholder(job: Job) -> SimpleNamespace:
+    """The fields the builder reads of a config, those of a layer as if all were the first. It is no transformers
+    config, names no folder and no hub repository: there is nothing it could load code from."""
+    shape = job.source.shape
+    first = shape.layers[0]
+    config = job.source.config
+    return SimpleNamespace(
+        architectures=[job.source.family.causal_lm_class],
+        _name_or_path="",
+        max_position_embeddings=job.context_length,
+        hidden_size=shape.hidden_size,
+        intermediate_size=first.intermediate_size,
+        num_attention_heads=first.num_attention_heads,
+        num_key_value_heads=first.num_key_value_heads,
+        head_dim=shape.head_dim,
+        num_hidden_layers=shape.num_hidden_layers,
+        vocab_size=shape.vocab_size,
+        hidden_act=config.hidden_act,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default"},
+        sliding_window=None,
+    )
+
+
+def _builder(job: Job) -> Any:
+    """An instance of the family's builder class that builds ``job``'s layers from ``job.model``."""
+    import importlib
+
+    import onnx_ir
+    import torch
+
+    module, name = _CLASSES[job.source.family.model_type]
+    base: Any = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
+    shape, bits = job.source.shape, {"int4": 4, "int8": 8}.get(job.dtype)
+    types = {"fp32": "FLOAT", "fp16": "FLOAT16", "int4": "INT4", "int8": "INT8"}
+    io_dtype = onnx_dtype = getattr(onnx_ir.DataType, types[job.dtype])
+    if bits:
+        io_dtype = onnx_ir.DataType.FLOAT
+
+    class Builder(base):
+        # Weights that are quantised already: the head's, which a tied embedding shares.
+        table: Blocks | None = None
+
+        def load_weights(self, input_path: str) -> Any:
+            return job.model
+
+        def is_gqa_supported(self) -> bool:
+            # The builder's list lacks float16 on the CPU, for which ONNX Runtime does have a kernel.
+            return True
+
+        def make_rope_init(self, config: Any) -> None:
+            """Left to make_rotary_embedding_caches_from_scratch: not every class of the builder scales as asked."""
+
+        def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
+            rotary = job.model.model.rotary_emb
+            angles = torch.outer(torch.arange(job.context_length).float(), rotary.inv_freq.float())
+            angles = torch.cat((angles, angles), dim=-1)
+            return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+
+        def make_layer(self, layer_id: int, layer: Any) -> None:
+            own = shape.layers[layer_id]
+            self.num_attn_heads, self.num_kv_heads = own.num_attention_heads, own.num_key_value_heads
+            self.intermediate_size = own.intermediate_size
+            self.q_size, self.kv_size = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
+            super().make_layer(layer_id, layer)
+
+        def make_key_value_cache_shape(self, layer_id: int, shape_: list[Any]) -> list[Any]:
+            own = super().make_key_value_cache_shape(layer_id, shape_)
+            return [own[0], shape.layers[layer_id].num_key_value_heads, own[2], self.head_size]
+
+        def has_lm_head(self, module: Any) -> bool:
+            # The builder's test takes any projection to as many channels as there are tokens.
+            return module is job.model.lm_head
+
+        def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
+            if bits:
+                self.table = quantise(job.model.lm_head.weight if shape.tie_word_embeddings else embedding, 8)
+                return self.make_quantised_lookup(basename)
+            self.tied_unquantized_embeddings = False
+            return super().make_embedding_lookup(embedding, basename, lm_head)
+
+        def make_quantised_lookup(self, basename: str) -> str:
+            self.tied_quantized_embeddings = True
+            return super().make_embedding_lookup(None, basename, self.table)
+
+        def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
+            is_head = basename == "/lm_head/MatMul"
+            if bits:
+                if is_head and shape.tie_word_embeddings:
+                    matmul = self.table
+                else:
+                    matmul = quantise(matmul.weight, 8 if is_head else bits)
+            elif is_head and shape.tie_word_embeddings:
+                return self.make_tied_head(basename, root_input)
+            return super().make_matmul(matmul, basename, root_input, **options)
+
+        def make_tied_head(self, name: str, root_input: str) -> str:
+            """The head as a product with the embedding table where it lies, so that it is stored once."""
+            self.make_node(
+                "FusedMatMul",
+                inputs=[root_input, "model.embed_tokens.weight"],
+                outputs=["logits"],
+                name=name,
+                domain="com.microsoft",
+                transB=1,
+            )
+            self.make_value("logits", self.io_dtype, shape=self.make_hidden_state_shape(last_dim=self.vocab_size))
+            return name
+
+    options = {"accuracy_level": 4, "windowed_kv_cache": False}
+    return Builder(_placeholder(job), io_dtype, onnx_dtype, "cpu", "", options)

@@ -1,0 +1,110 @@
+"""Weights in blocks of few bits, as ONNX Runtime's MatMulNBits and GatherBlockQuantized take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 32
+# Shares of a block's full range that are tried as its quantised range: a narrower one clips the outermost weights and
+# rounds all others more finely.
+_RANGES = tuple(1 - step / 50 for step in range(16))
+# Rows are quantised in pieces of so many weights, which bounds the memory the search takes.
+_PIECE = 2**22
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight [out_features, in_features] in blocks of ``group_size`` along its inputs, each value w stored as
+    q = round(w / scale) + zero with 0 <= q < 2**bits.
+
+    ``qweight`` is uint8 [out, blocks, group_size * bits / 8], the lower bits first; ``scales`` float32 [out, blocks];
+    ``qzeros`` uint8 [out, ceil(blocks * bits / 8)], packed the same way. The last block is padded with zeros.
+    Names are those that onnxruntime-genai's model builder asks a quantised module for.
+    """
+
+    qweight: torch.Tensor
+    scales: torch.Tensor
+    qzeros: torch.Tensor
+    bits: int
+    in_features: int
+    group_size: int = BLOCK
+    bias: torch.Tensor | None = None
+
+    @property
+    def out_features(self) -> int:
+        return self.qweight.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.numel() * each.element_size() for each in (self.qweight, self.scales, self.qzeros))
+
+
+def quantise(weight: torch.Tensor, bits: int, bias: torch.Tensor | None = None) -> Blocks:
+    """Round ``weight`` [out, in] to ``bits`` (4 or 8), each block of 32 with the scale and zero point of the least
+    squared error among a few clippings of its range. Memory beside the result stays below 200 MB."""
+    import torch
+
+    rows, columns = weight.shape
+    step = max(1, _PIECE // columns)
+    parts = [_piece(weight[begin : begin + step].detach().float(), bits) for begin in range(0, rows, step)]
+    quantised, scales, zeros = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Blocks(_pack(quantised, bits), scales, _pack(zeros, bits), bits, columns, bias=bias)
+
+
+def _piece(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers uint8 [rows, blocks, BLOCK], scales float32 and zero points uint8 [rows, blocks]."""
+    import torch
+
+    top = 2**bits - 1
+    padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK))
+    blocks = padded.reshape(len(weight), -1, BLOCK)
+    low = blocks.amin(-1).clamp_max(0)
+    high = blocks.amax(-1).clamp_min(0)
+    best = torch.full_like(low, float("inf"))
+    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
+    # The error of 8 bits is far below everything else, so its full range will do.
+    for share in _RANGES if bits < 8 else (1.0,):
+        scale = ((high - low) * share / top).clamp_min(torch.finfo(torch.float32).tiny)
+        zero = (-low * share / scale).round().clamp(0, top)
+        rounded = ((blocks / scale[..., None]).round() + zero[..., None]).clamp(0, top) - zero[..., None]
+        # For these integers the scale of least squares is known in closed form.
+        square = rounded.square().sum(-1)
+        fitted = torch.where(square > 0, (rounded * blocks).sum(-1) / square.clamp_min(1), scale)
+        error = (rounded * fitted[..., None] - blocks).square().sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale, best_zero = torch.where(better, fitted, best_scale), torch.where(better, zero, best_zero)
+    integers = ((blocks / best_scale[..., None]).round() + best_zero[..., None]).clamp(0, top)
+    return integers.to(torch.uint8), best_scale, best_zero.to(torch.uint8)
+
+
+def dequantise(blocks: Blocks) -> torch.Tensor:
+    """The weight that the runtime multiplies by, float32 [out, in]."""
+    import torch
+
+    rows, count = blocks.out_features, blocks.scales.reshape(blocks.out_features, -1).shape[1]
+    integers = _unpack(blocks.qweight.reshape(rows, -1), blocks.bits)[:, : count * blocks.group_size]
+    zeros = _unpack(blocks.qzeros.reshape(rows, -1), blocks.bits)[:, :count]
+    centred = integers.reshape(rows, count, blocks.group_size).to(torch.float32) - zeros[..., None].to(torch.float32)
+    scaled = centred * blocks.scales.reshape(rows, count, 1).to(torch.float32)
+    return scaled.reshape(rows, -1)[:, : blocks.in_features]
+
+
+def _pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Bytes along the last axis; two 4-bit values a byte, the first in its lower half."""
+    import torch
+
+    if bits == 8:
+        return integers
+    even = torch.nn.functional.pad(integers, (0, integers.shape[-1] % 2))
+    return even[..., ::2] | (even[..., 1::2] << 4)
+
+
+def _unpack(data: torch.Tensor, bits: int) -> Any:
+    import torch
+
+    return data if bits == 8 else torch.stack((data & 15, data >> 4), -1).flatten(-2)

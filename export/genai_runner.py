@@ -1,0 +1,95 @@
+"""An export in onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunekit.errors import PrunekitError
+from prunekit.export.base import runtime_errors
+from prunekit.files import read_json
+from prunekit.runner import Array, Decoded, Runner
+from prunekit.timing import Clock
+
+CONFIG = "genai_config.json"
+
+
+class GenaiRunner(Runner):
+    """The folder's model on the CPU in ``threads`` threads, generating without sampling. The KV cache is
+    onnxruntime-genai's. Raises PrunekitError where it refuses the folder, or a text is longer than the context."""
+
+    max_batch = None
+
+    def __init__(self, folder: Path, threads: int | None = None, kv_element_bytes: float = 4):
+        import onnxruntime_genai as og
+
+        settings = read_json(folder / CONFIG, "onnxruntime-genai config")
+        self.vocab_size = int(settings["model"]["vocab_size"])
+        self.context = int(settings["model"]["context_length"])
+        self.kv_element_bytes = kv_element_bytes
+        with runtime_errors(f"onnxruntime-genai refuses {folder}"):
+            config = og.Config(str(folder))
+            overlay: dict[str, Any] = {"model": {"eos_token_id": []}}
+            if threads is not None:
+                session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+                overlay["model"]["decoder"] = {"session_options": session}
+            config.overlay(json.dumps(overlay))
+            self._model: Any = og.Model(config)
+        self._og = og
+        self._generator: Any = None
+
+    def _begin(self, ids: Array, room: int) -> Any:
+        """A generator that has read prompts of int64 [batch, n] and may make ``room`` tokens more."""
+        batch, length = ids.shape
+        if length + room > self.context:
+            raise PrunekitError(
+                f"{length + room} tokens are more than the {self.context} this export was made for; export it with a "
+                "larger --context-length."
+            )
+        self._generator = None
+        params = self._og.GeneratorParams(self._model)
+        params.set_search_options(do_sample=False, batch_size=batch, max_length=length + room, num_beams=1)
+        self._generator = self._og.Generator(self._model, params)
+        self._generator.append_tokens(np.ascontiguousarray(ids, dtype=np.int32))
+        return self._generator
+
+    def logits(self, ids: Array) -> Array:
+        with runtime_errors("onnxruntime-genai could not run the model"):
+            generator = self._begin(np.asarray(ids)[None], 0)
+            return np.array(generator.get_output("logits")[0], dtype=np.float32)
+
+    def start(self, ids: Array) -> Array:
+        ids = np.asarray(ids)
+        with runtime_errors("onnxruntime-genai could not run the model"):
+            generator = self._begin(ids, self.context - ids.shape[1])
+            return self._last(generator, len(ids))
+
+    def step(self, tokens: Array) -> Array:
+        tokens = np.asarray(tokens)
+        with runtime_errors("onnxruntime-genai could not run the model"):
+            self._generator.append_tokens(np.ascontiguousarray(tokens[:, None], dtype=np.int32))
+            return self._last(self._generator, len(tokens))
+
+    def _last(self, generator: Any, batch: int) -> Array:
+        return np.array(generator.get_logits(), dtype=np.float32).reshape(batch, -1, self.vocab_size)[:, -1]
+
+    def greedy(self, ids: Array, tokens: int, clock: Clock = time.perf_counter) -> Decoded:
+        """As in :class:`Runner`, by onnxruntime-genai's own loop: generate_next_token picks and appends."""
+        ids = np.asarray(ids)
+        with runtime_errors("onnxruntime-genai could not run the model"):
+            begin = clock()
+            generator = self._begin(ids, tokens)
+            generator.generate_next_token()
+            first = clock()
+            for _ in range(tokens - 1):
+                generator.generate_next_token()
+            end = clock()
+            made = np.stack([generator.get_sequence(row)[ids.shape[1] :] for row in range(len(ids))])
+        return Decoded(made.astype(np.int64), first - begin, (end - first) / max(1, tokens - 1))
+
+    def close(self) -> None:
+        self._generator = self._model = None
