@@ -71,7 +71,7 @@ class Runner(AbstractContextManager["Runner"], ABC):
 class TorchRunner(Runner):
     """A transformers causal LM, with transformers' own dynamic KV cache."""
 
-    max_batch = None
+    max_batch: int | None = None
 
     def __init__(self, model: Any):
         self.model = model.eval()
