@@ -121,7 +121,7 @@ class PrunedOnnxConfig(ExporterConfig):
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        logits = dict.fromkeys(super().outputs, {0: BATCH, 1: LENGTH})
+        logits = {name: {0: BATCH, 1: LENGTH} for name in super().outputs}
         return {**logits, **self.cache("present", TOTAL)}
 
     def cache(self, prefix: str, length: str) -> dict[str, dict[int, str]]:

@@ -23,7 +23,8 @@ DATA = "model.onnx_data"
 # A protobuf message ends at 2 GiB; what a graph needs besides weights is far below the difference.
 EXTERNAL_FROM = 1800 * 2**20
 Logits = Literal["optional", "required", "all"]
-_OPSET = 20
+# The fused operators came with 23; a plain graph asks for no more than older runtimes have.
+_OPSETS = {True: 20, False: 23}
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -49,6 +50,7 @@ def export_onnx(
     import onnx_ir
 
     from prunekit.export.onnx_config import PrunedOnnxConfig
+    from prunekit.export.onnx_fusion import add_before_norm, tidy
 
     dtype = dtype or job.dtype
     if dtype not in _DTYPES:
@@ -57,8 +59,11 @@ def export_onnx(
     model = load_model(job.source, dtype=_DTYPES[dtype], device="cpu")
     path = folder / MODEL
     with runtime_errors(f"{job.source.name} can't be written as ONNX"):
-        made = _traced(config, model, logits)
+        made = _traced(job, config, model, plain, logits)
         _name_axes(made, config)
+        tidy(made)
+        if not plain:
+            add_before_norm(made)
         if logits == "optional":
             _give_default(made)
         weights = sum(value.const_value.nbytes for value in made.graph.initializers.values())
@@ -66,7 +71,7 @@ def export_onnx(
     return path
 
 
-def _traced(config: PrunedOnnxConfig, model: Any, logits: Logits) -> Any:
+def _traced(job: Job, config: PrunedOnnxConfig, model: Any, plain: bool, logits: Logits) -> Any:
     """The model as an onnx_ir.Model with the names of ``config``."""
     import torch
 
@@ -81,13 +86,13 @@ def _traced(config: PrunedOnnxConfig, model: Any, logits: Logits) -> Any:
     axes = [dict.fromkeys(config.inputs.get(name, ()), free) or None for name in names]
     with _silent():
         program = torch.onnx.export(
-            OnnxForward(model).eval(),
+            OnnxForward(model, fused=not plain, norm_offset=job.source.family.norm_offset).eval(),
             tuple(dummies[name] for name in names),
             dynamo=True,
             dynamic_shapes=(*axes[:4], tuple(axes[4:])),
             input_names=[name for name in names if dummies[name] is not None],
             output_names=list(config.outputs),
-            opset_version=_OPSET,
+            opset_version=_OPSETS[plain],
             verbose=False,
         )
     assert program is not None
@@ -112,7 +117,7 @@ def _name_axes(made: Any, config: PrunedOnnxConfig) -> None:
             named = [symbol.sub(lambda found: names[found[0]], str(dim)) for dim in value.shape]
             value.shape = onnx_ir.Shape([int(name) if name.isdigit() else name for name in named])
     outputs = {value.name: list(value.shape) for value in graph.outputs}
-    # What follows from the number of logits has other axes than were traced: ONNX Runtime plans its memory by the names.
+    # What follows from the number of logits has other axes than were traced, and ONNX Runtime plans memory by them.
     changed = [value for value in graph.inputs if value.name == KEEP]
     while changed:
         for node in changed.pop().consumers():
