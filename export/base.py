@@ -150,6 +150,11 @@ class Target(ABC):
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         """The export in ``folder`` in its real runtime. Raises PrunekitError where that refuses it."""
 
+    def open_exactly(self, folder: Path) -> Runner:
+        """As :meth:`open`, for comparing: with nothing rounded but what the export rounds, where the runtime's defaults
+        round more (a 16-bit KV cache)."""
+        return self.open(folder)
+
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
         """The weights as ``folder`` holds them, dequantised to float32, by their names in ``job.model.state_dict()``.
 

@@ -124,7 +124,7 @@ def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Par
         return None, target.unverified
     given = sample(job)
     stored = target.stored_weights(job, folder)
-    with target.open(folder) as runner:
+    with target.open_exactly(folder) as runner:
         return compare(job, runner, given, stored), None
 
 

@@ -1,0 +1,123 @@
+"""Number formats of GGUF: what is written directly, what llama.cpp's quantiser makes, and what it could not make."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+
+# Written without llama.cpp; the others are made by its quantiser.
+DIRECT = ("f16", "f32", "bf16", "q8_0")
+QUANTISED = ("q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+# The file types of the format (general.file_type), which are also what the quantiser is asked for.
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q8_0": 7,
+    "q2_k": 10,
+    "q3_k_m": 12,
+    "q4_k_m": 15,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "bf16": 32,
+}
+# What the quantiser takes where a row is no multiple of 256, and what it had wished for.
+_FALLBACKS = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
+_MAIN = {
+    "q8_0": "Q8_0",
+    "q6_k": "Q6_K",
+    "q5_k_m": "Q5_K",
+    "q4_k_m": "Q4_K",
+    "q4_0": "Q4_0",
+    "q3_k_m": "Q3_K",
+    "q2_k": "Q2_K",
+}
+
+
+def quantise(source: Path, target: Path, dtype: str) -> None:
+    """Make ``target`` of the unquantised GGUF ``source`` with llama.cpp. Raises PrunekitError where that fails."""
+    import llama_cpp
+
+    from prunekit.export.gguf_runner import LOG, _cores
+
+    LOG.install()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[dtype]
+    params.nthread = _cores()
+    code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
+    if code:
+        raise PrunekitError(
+            f"llama.cpp could not quantise the model to {dtype}: {LOG.last_error or 'no reason given'}."
+        )
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor that is stored larger than wished, because its rows are no multiple of the wished type's block."""
+
+    name: str
+    width: int
+    wished: str
+    stored: str
+    extra_bytes: int
+
+
+def fallbacks(tensors: list[Any], dtype: str) -> list[Fallback]:
+    """What fell back, read off the types that a file really holds (``gguf.GGUFReader.tensors``)."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if dtype not in _MAIN:
+        return []
+    found = []
+    for tensor in tensors:
+        width = int(tensor.shape[0])
+        stored = tensor.tensor_type.name
+        if len(tensor.shape) < 2 or not tensor.name.endswith(".weight") or "_norm" in tensor.name:
+            continue
+        main = _MAIN[dtype]
+        block = GGML_QUANT_SIZES[GGMLQuantizationType[main]][0]
+        if stored == "F16":
+            wished = main
+        elif block == 256 and width % 256:
+            wished = _FALLBACKS.get(stored, main)
+        else:
+            continue
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[wished]]
+        extra = int(tensor.n_bytes) - round(int(tensor.n_elements) * size / block)
+        if stored != wished and extra > 0:
+            found.append(Fallback(tensor.name, width, wished, stored, extra))
+    return found
+
+
+def fallback_notes(found: list[Fallback], dtype: str) -> tuple[str, ...]:
+    """Sentences about what fell back, what it costs and what to do."""
+    if not found:
+        return ()
+    block = 32 if dtype in ("q8_0", "q4_0") else 256
+    notes = []
+    groups = (
+        ("FFN (ffn_down)", [each for each in found if ".ffn_down." in each.name]),
+        ("query heads (attn_output)", [each for each in found if ".attn_output." in each.name]),
+        ("hidden size", [each for each in found if ".ffn_down." not in each.name and ".attn_output." not in each.name]),
+    )
+    remedies = {
+        "FFN (ffn_down)": f" `--pad-ffn {block}` pads FFNs with zero channels to whole blocks.",
+        "query heads (attn_output)": " Only keeping another number of query heads would change that.",
+        "hidden size": " That is the dense model's own width.",
+    }
+    for what, group in groups:
+        if not group:
+            continue
+        kinds = sorted({f"{each.wished} to {each.stored}" for each in group})
+        extra = sum(each.extra_bytes for each in group)
+        first = group[0]
+        notes.append(
+            f"{len(group)} tensor{'s' * (len(group) > 1)} fell back to larger types ({', '.join(kinds)}), because rows "
+            f"as long as the {what} are no multiple of {block} (first {first.name} with {first.width}); that costs "
+            f"{extra / 2**20:,.2f} MiB.{remedies[what]}"
+        )
+    return tuple(notes)

@@ -1,0 +1,298 @@
+"""A Hugging Face tokenizer as llama.cpp's vocabulary, and the proof that both cut text alike."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.export.base import Job
+from prunekit.text import builtin_documents
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%(end)s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%(end)s"
+)
+_CASED_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# How text is cut before merging: the steps of tokenizer.json's pre_tokenizer, and llama.cpp's name for the same. A
+# second name is for tokenizers that look merges up even where a whole word is in the vocabulary (ignore_merges false).
+_BYTE_LEVEL = "bytes"
+_GPT2 = "gpt2-regex"
+_PRE: dict[tuple[str, ...], tuple[str | None, str | None]] = {
+    # (with ignore_merges, without)
+    (_GPT2,): (None, "gpt-2"),
+    ("digits", _GPT2): (None, "smollm"),
+    (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}", _BYTE_LEVEL): (
+        "llama-bpe",
+        "smaug-bpe",
+    ),
+    (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}", _BYTE_LEVEL): (None, "qwen2"),
+    (rf"{_CASED % {'end': ''}}|\p{{N}}|{_CASED_TAIL}", _BYTE_LEVEL): ("tekken", None),
+    (rf"{_CASED % {'end': _CONTRACTIONS + '?'}}|\p{{N}}{{1,3}}|{_CASED_TAIL}", _BYTE_LEVEL): (None, "gpt-4o"),
+}
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BLANK = "\u2581"
+
+# Token types of the format.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+
+_REAL_LINES = 1000
+_HARD_LINES = (
+    "0 1 12 123 1234 12345 3.14159 1,000,000 0x1F 2024-12-31 ½ ² ٣ 10⁻³",
+    "def f(x):\n    if x:\n\treturn  x+1\n\n\n        # done\r\n",
+    "  two    four        eight \t tab \t\t tabs   ",
+    " ",
+    "   ",
+    "\n\n \n  \n\t\n",
+    "I'm you're he'll we've they'd isn't I'M YOU'RE 'tis ''quoted''",
+    "naïve café Straße Ærøskøbing İstanbul ŁÓDŹ Ελληνικά Кириллица",
+    "日本語のテキスト 中文文本，標點。 한국어 텍스트 ไทย हिन्दी עברית العربية",
+    "😀😃 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ☃ \u200b zero width",
+    "snake_case camelCase SCREAMING kebab-case path/to/file.py https://example.org/?q=a%20b&c=d#e",
+    "!!! ??? ... --- *** ((())) [[]] {{}} <<>> // \\\\ || && ~~ `code` $x^2$ @user #tag €5 £6 %7",
+    "e\u0301 combining, ﬁ ligature, № №, … ellipsis — dash – “quotes” ‘single’ «guillemets»",
+    "\u00a0no-break\u00a0space\u3000ideographic\u2003em",
+    "aAaA AAAaaa aaaAAA A1b2C3 x86_64 v1.2.3-rc4 1st 2nd 3rd",
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What goes into the file. ``model`` is llama.cpp's kind of vocabulary ("none" where the checkpoint has none),
+    ``composed``: the tokenizer composes Unicode (NFC) before it cuts, which llama.cpp leaves to the caller."""
+
+    model: str
+    pre: str = "default"
+    tokens: tuple[str, ...] = ()
+    types: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    merges: tuple[str, ...] = ()
+    special: tuple[tuple[str, int], ...] = ()
+    add_bos: bool = False
+    add_eos: bool = False
+    add_space_prefix: bool | None = None
+    chat_template: str | None = None
+    composed: bool = False
+
+
+def has_tokenizer(job: Job) -> bool:
+    try:
+        job.tokenizer  # noqa: B018  (raises)
+    except PrunekitError:
+        return False
+    return True
+
+
+def vocabulary(job: Job) -> Vocabulary:
+    """The vocabulary of the checkpoint's tokenizer, or "none" where it has no tokenizer files.
+
+    Raises PrunekitError where llama.cpp has no vocabulary of that kind, or the tokenizer can't be read.
+    """
+    if not any((job.source.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return Vocabulary("none")
+    tokenizer = job.tokenizer
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        raise _unknown(job, "it is written in Python, so its rules can't be read")
+    data = json.loads(core.to_str())
+    model = data["model"]
+    if model.get("type") != "BPE":
+        raise _unknown(job, f"its model is {model.get('type')}, not BPE")
+    steps = _steps(data["pre_tokenizer"])
+    composed = (data["normalizer"] or {}).get("type") == "NFC"
+    if _BYTE_LEVEL in steps or _GPT2 in steps:
+        if data["normalizer"] is not None and not composed:
+            raise _unknown(job, f"it normalises text by {data['normalizer'].get('type')}")
+        names = _PRE.get(steps)
+        pre = None if names is None else names[not model.get("ignore_merges")]
+        if names is not None and pre is None:
+            # Where no word is whole in the vocabulary but out of reach of the merges, both readings agree.
+            pre = names[bool(model.get("ignore_merges"))]
+        if pre is None:
+            raise _unknown(job, "it cuts text by a rule that llama.cpp has under no name known to prunekit")
+        return _assemble(job, data, "gpt2", pre, composed=composed)
+    prefix = _space_prefix(data)
+    if not model.get("byte_fallback") or prefix is None:
+        raise _unknown(job, "it is neither byte-level BPE nor SentencePiece BPE with byte tokens")
+    return _assemble(job, data, "llama", "default", add_space_prefix=prefix)
+
+
+def _unknown(job: Job, why: str) -> PrunekitError:
+    return PrunekitError(
+        f"The tokenizer of {job.source.name} can't be written as GGUF: {why}. Export to onnx, or convert the "
+        "tokenizer with llama.cpp's own script and name its vocabulary there."
+    )
+
+
+def _steps(pre: dict[str, Any] | None) -> tuple[str, ...]:
+    """The pre_tokenizer of a tokenizer.json, one word or regular expression a step."""
+    if pre is None:
+        return ()
+    if pre["type"] == "Sequence":
+        return tuple(step for each in pre["pretokenizers"] for step in _steps(each))
+    if pre["type"] == "ByteLevel":
+        if pre.get("add_prefix_space"):
+            return ("prefixed bytes",)
+        return (_GPT2 if pre.get("use_regex", True) else _BYTE_LEVEL,)
+    if pre["type"] == "Digits" and pre.get("individual_digits"):
+        return ("digits",)
+    if pre["type"] == "Split" and "Regex" in pre["pattern"] and pre["behavior"] == "Isolated" and not pre["invert"]:
+        return (pre["pattern"]["Regex"],)
+    return (pre["type"],)
+
+
+def _space_prefix(data: dict[str, Any]) -> bool | None:
+    """Whether SentencePiece-like rules put a blank before the text; None where these are other rules."""
+    normalizer = data["normalizer"]
+    parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
+    prepends = {"type": "Prepend", "prepend": _BLANK}
+    pre = data["pre_tokenizer"]
+    if parts and pre is not None and (pre["type"], pre.get("pattern")) == ("Split", {"String": " "}):
+        # Gemma cuts at blanks after it has replaced them all.
+        pre = None
+    if pre is None:
+        return {str([prepends, replaces]): True, str([replaces]): False}.get(str(parts))
+    if pre["type"] == "Metaspace" and pre.get("replacement") == _BLANK and not parts:
+        return pre.get("prepend_scheme", "always") != "never" if not pre.get("split", True) else None
+    return None
+
+
+def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) -> Vocabulary:
+    tokenizer, size = job.tokenizer, job.source.shape.vocab_size
+    model = data["model"]
+    merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+    texts: dict[int, str] = {index: token for token, index in model["vocab"].items()}
+    types = dict.fromkeys(texts, _NORMAL)
+    if kind == "llama":
+        for index, token in texts.items():
+            if _BYTE_TOKEN.fullmatch(token):
+                types[index] = _BYTE
+        unknown = model["vocab"].get(model.get("unk_token"))
+    else:
+        unknown = None
+    for added in data["added_tokens"]:
+        index = added["id"]
+        content = added["content"]
+        # llama.cpp looks for these in text as it was given, before blanks are replaced.
+        texts[index] = content if added["special"] else content.replace(_BLANK, " ")
+        types[index] = _CONTROL if added["special"] else _USER_DEFINED
+    if unknown is not None:
+        types[unknown] = _UNKNOWN
+    if max(texts) >= size:
+        raise PrunekitError(
+            f"The tokenizer of {job.source.name} has token {max(texts):,}, but the model a vocabulary of {size:,}; "
+            "copy the original model's tokenizer files into the checkpoint."
+        )
+    tokens = tuple(texts.get(index) or f"[PAD{index}]" for index in range(size))
+    if len(set(tokens)) != size:
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise PrunekitError(
+            f"The tokenizer of {job.source.name} has the token {twice!r} twice, which llama.cpp does not load; copy "
+            "the original model's tokenizer files into the checkpoint."
+        )
+    scores: tuple[float, ...] = ()
+    if kind == "llama":
+        # SentencePiece merges the pair with the best score, which is what comes first in the list of merges.
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(model["merges"]):
+            ranks.setdefault("".join(merge.split(" ")) if isinstance(merge, str) else "".join(merge), rank)
+        scores = tuple(float(-ranks.get(token, len(merges))) for token in tokens)
+        merges = []
+    bos, eos = _added(tokenizer)
+    special = [
+        (name, int(index))
+        for name in ("bos", "eos", "unk", "pad")
+        if (index := getattr(tokenizer, f"{name}_token_id", None)) is not None
+    ]
+    template = getattr(tokenizer, "chat_template", None)
+    return Vocabulary(
+        kind,
+        pre,
+        tokens,
+        tuple(types.get(index, _UNUSED) for index in range(size)),
+        scores,
+        tuple(merges),
+        tuple(special),
+        bos,
+        eos,
+        chat_template=template if isinstance(template, str) else None,
+        **more,
+    )
+
+
+def _added(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether the tokenizer puts a begin token before, and an end token behind what it is asked to encode."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    begins = tokenizer.bos_token_id is not None and len(ids) > len(plain) and ids[0] == tokenizer.bos_token_id
+    ends = tokenizer.eos_token_id is not None and len(ids) > len(plain) + begins and ids[-1] == tokenizer.eos_token_id
+    return begins, ends
+
+
+def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+    """Set the keys tokenizer.ggml.* of a gguf.GGUFWriter."""
+    writer.add_tokenizer_model(vocabulary.model)
+    if vocabulary.model == "none":
+        return
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(list(vocabulary.tokens))
+    writer.add_token_types(list(vocabulary.types))
+    if vocabulary.scores:
+        writer.add_token_scores(list(vocabulary.scores))
+    if vocabulary.model == "gpt2":
+        writer.add_token_merges(list(vocabulary.merges))
+    for name, index in vocabulary.special:
+        getattr(writer, f"add_{name}_token_id")(index)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    if vocabulary.add_space_prefix is not None:
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.chat_template:
+        writer.add_chat_template(vocabulary.chat_template)
+
+
+def sample_lines(composed: bool = False) -> list[str]:
+    """A thousand lines of prose, and lines of what tokenizers disagree about. ``composed``: in Unicode's NFC."""
+    lines: list[str] = []
+    for document in (*builtin_documents("evaluation"), *builtin_documents("calibration")):
+        lines += [line for line in document.splitlines() if line.strip()]
+        if len(lines) >= _REAL_LINES:
+            break
+    lines = [*lines[:_REAL_LINES], *_HARD_LINES]
+    return [unicodedata.normalize("NFC", line) for line in lines] if composed else lines
+
+
+def check_tokens(job: Job, file: Path, vocabulary: Vocabulary, lines: Sequence[str] | None = None) -> int:
+    """Tokenise lines in llama.cpp and in transformers. Returns their number.
+
+    Raises PrunekitError with the first line that both cut differently.
+    """
+    from prunekit.export.gguf_runner import load, token_ids
+
+    lines = sample_lines(vocabulary.composed) if lines is None else lines
+    import llama_cpp
+
+    expected = job.tokenizer(list(lines), add_special_tokens=False)["input_ids"]
+    model = load(file, vocab_only=True)
+    try:
+        for line, wanted in zip(lines, expected, strict=True):
+            made = token_ids(model, line)
+            if made != list(wanted):
+                at = next((place for place, (a, b) in enumerate(zip(made, wanted, strict=False)) if a != b), 0)
+                raise PrunekitError(
+                    f"llama.cpp cuts text into other tokens than {job.source.name}'s tokenizer (from token {at} of "
+                    f"{line[:40]!r}), though its rules look like llama.cpp's {vocabulary.pre!r}; export to onnx "
+                    "instead, and report this."
+                )
+    finally:
+        llama_cpp.llama_model_free(model)
+    return len(lines)
