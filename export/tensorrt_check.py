@@ -82,6 +82,7 @@ class Shapes:
             known = dict(_shapes((*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)))
             if not _fold(model.graph, model.opset_import, known):
                 break
+        known |= {each.name: tuple(each.dims) for each in model.graph.initializer}
         for node in model.graph.node:
             for name in node.output:
                 if name not in known:
