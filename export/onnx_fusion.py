@@ -1,4 +1,4 @@
-"""Rewrites of a traced graph: reshapes that undo each other, sums in front of norms."""
+"""Rewrites of a traced graph: reshapes that undo each other go, a sum and its norm become one operator."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import onnx_ir
 from onnx_ir.passes import common
 
+MICROSOFT = "com.microsoft"
+
 
 def tidy(model: onnx_ir.Model) -> None:
-    """Take out what the joints between transformers' code and single operators leave behind. Results stay the same to
-    the bit."""
+    """Take out what the joints between transformers' code and single operators leave behind: the heads are split off
+    and put together again several times. No result changes by a bit."""
     for node in list(model.graph):
         if node.op_type == "Reshape" and node.domain == "":
             _shorten(model, node)
@@ -20,50 +22,52 @@ def tidy(model: onnx_ir.Model) -> None:
 def _shorten(model: Any, last: Any) -> None:
     """A reshape of a reshape reads what the first read; one to the shape that is there already goes."""
     made = last.outputs[0]
-    while (first := last.inputs[0].producer()) is not None and first.op_type == "Reshape":
-        # Zeros in a target mean "as in the input", which would be another one.
-        target = last.inputs[1].const_value
-        if target is not None and 0 in target.numpy():
-            if not _same(first.inputs[0].shape, made.shape):
-                return
-        last.replace_input_with(0, first.inputs[0])
-    if _same(last.inputs[0].shape, made.shape) and made not in model.graph.outputs:
-        onnx_ir.convenience.replace_all_uses_with(made, last.inputs[0])
+    start = last.inputs[0]
+    while (first := start.producer()) is not None and first.op_type == "Reshape" and first.domain == "":
+        start = first.inputs[0]
+    if _same_shape(start, made) and made not in model.graph.outputs:
+        onnx_ir.convenience.replace_all_uses_with(made, start)
+        return
+    target = last.inputs[1].const_value
+    # A zero in a target means "as in the input", which must be the input that was meant.
+    if target is None or 0 not in target.numpy():
+        last.replace_input_with(0, start)
 
 
-def _same(one: Any, other: Any) -> bool:
-    return (
-        one is not None
-        and other is not None
-        and list(one) == list(other)
-        and None not in [d.value if hasattr(d, "value") else d for d in one]
-    )
+def _same_shape(one: Any, other: Any) -> bool:
+    """True where both are known, symbols included, and equal."""
+    if one.shape is None or other.shape is None:
+        return False
+    known = [isinstance(dim, int) or dim.value is not None for dim in one.shape]
+    return all(known) and list(one.shape) == list(other.shape)
 
 
 def add_before_norm(model: onnx_ir.Model) -> int:
-    """x + y and its norm become one SkipSimplifiedLayerNormalization, an operator of ONNX Runtime."""
+    """Fuse x + y and the RMS norm of it into ONNX Runtime's SkipSimplifiedLayerNormalization. Returns how many."""
     count = 0
     for norm in list(model.graph):
-        if norm.op_type != "RMSNormalization":
+        if norm.op_type != "RMSNormalization" or norm.domain != "":
             continue
         add = norm.inputs[0].producer()
-        if add is None or add.op_type != "Add" or not _same(add.inputs[0].shape, add.inputs[1].shape):
+        if add is None or add.op_type != "Add" or not _same_shape(add.inputs[0], add.inputs[1]):
             continue
-        node = onnx_ir.node(
+        outputs = [_like(norm.outputs[0]), onnx_ir.Value(name=""), onnx_ir.Value(name=""), _like(add.outputs[0])]
+        fused = onnx_ir.node(
             "SkipSimplifiedLayerNormalization",
             [*add.inputs, norm.inputs[1]],
-            domain="com.microsoft",
-            num_outputs=4,
-            attributes={"epsilon": norm.attributes["epsilon"].as_float()},
-            version=1,
+            {"epsilon": norm.attributes["epsilon"].as_float()},
+            domain=MICROSOFT,
+            outputs=outputs,
         )
-        for new, old in ((node.outputs[0], norm.outputs[0]), (node.outputs[3], add.outputs[0])):
-            new.name, new.type, new.shape = old.name + "_", old.type, old.shape
-        node.outputs[1].name = node.outputs[2].name = ""
-        model.graph.insert_before(add, node)
-        onnx_ir.convenience.replace_all_uses_with(norm.outputs[0], node.outputs[0])
-        onnx_ir.convenience.replace_all_uses_with(add.outputs[0], node.outputs[3])
+        model.graph.insert_before(add, fused)
+        onnx_ir.convenience.replace_all_uses_with(norm.outputs[0], outputs[0])
+        onnx_ir.convenience.replace_all_uses_with(add.outputs[0], outputs[3])
         count += 1
-    model.opset_imports["com.microsoft"] = 1
-    common.RemoveUnusedNodesPass()(model)
+    if count:
+        model.opset_imports[MICROSOFT] = 1
+        common.RemoveUnusedNodesPass()(model)
     return count
+
+
+def _like(value: Any) -> onnx_ir.Value:
+    return onnx_ir.Value(name=f"{value.name}_fused", shape=value.shape, type=value.type)

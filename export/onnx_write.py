@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,9 +44,10 @@ def export_onnx(
     to operators of the ONNX standard, for runtimes other than ONNX Runtime. A further input num_logits_to_keep (int64
     []) says of how many last positions logits are computed, 0 for all: with ``logits`` "optional" it may be left out
     (0 then; ONNX Runtime's way), with "required" it is an input like others, with "all" there is none. Weights of more
-    than ``external_from`` bytes go to model.onnx_data beside the graph.
-    Raises PrunekitError where the model can't be traced.
+    than ``external_from`` bytes go to model.onnx_data beside the graph. The file passes onnx.checker.
+    Raises PrunekitError where the model can't be traced, or float16 is too small for its weights.
     """
+    import onnx
     import onnx_ir
 
     from prunekit.export.onnx_config import PrunedOnnxConfig
@@ -55,11 +56,15 @@ def export_onnx(
     dtype = dtype or job.dtype
     if dtype not in _DTYPES:
         raise PrunekitError(f"ONNX is written in fp32 or fp16, not {dtype}.")
+    check_rotation(job)
     config = PrunedOnnxConfig.of(job.source, dtype)
     model = load_model(job.source, dtype=_DTYPES[dtype], device="cpu")
+    if dtype == "fp16":
+        _check_range(model)
     path = folder / MODEL
     with runtime_errors(f"{job.source.name} can't be written as ONNX"):
         made = _traced(job, config, model, plain, logits)
+        del model
         _name_axes(made, config)
         tidy(made)
         if not plain:
@@ -68,66 +73,82 @@ def export_onnx(
             _give_default(made)
         weights = sum(value.const_value.nbytes for value in made.graph.initializers.values())
         onnx_ir.save(made, path, external_data=DATA if weights > external_from else None)
+        del made
+        onnx.checker.check_model(str(path), full_check=True)
     return path
+
+
+def check_rotation(job: Job) -> None:
+    """Raises PrunekitError for rotary embeddings that depend on what was computed before."""
+    parameters = getattr(job.source.config, "rope_parameters", None) or {}
+    # One set for all layers, or one for each type of layer.
+    sets = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    if any(each.get("rope_type") == "dynamic" for each in sets):
+        raise PrunekitError(
+            f"{job.source.name} scales its rotary embeddings by the longest text seen so far (rope_type dynamic), which "
+            "a graph can't; export it with --to hf or --to vllm."
+        )
+
+
+def _check_range(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise PrunekitError(f"{name} holds numbers too large for float16; export it with --dtype fp32.")
 
 
 def _traced(job: Job, config: PrunedOnnxConfig, model: Any, plain: bool, logits: Logits) -> Any:
     """The model as an onnx_ir.Model with the names of ``config``."""
     import torch
 
-    from prunekit.export.onnx_config import KEEP
+    from prunekit.export.onnx_config import BATCH, KEEP, LENGTH, PAST, TOTAL
     from prunekit.export.onnx_graph import OnnxForward
 
     dummies = config.generate_dummy_inputs(batch_size=2, sequence_length=3)
     names = list(dummies)
     names.insert(3, KEEP)
     dummies[KEEP] = None if logits == "all" else torch.tensor(0)
-    free = torch.export.Dim.DYNAMIC
-    axes = [dict.fromkeys(config.inputs.get(name, ()), free) or None for name in names]
-    with _silent():
-        program = torch.onnx.export(
-            OnnxForward(model, fused=not plain, norm_offset=job.source.family.norm_offset).eval(),
-            tuple(dummies[name] for name in names),
-            dynamo=True,
-            dynamic_shapes=(*axes[:4], tuple(axes[4:])),
-            input_names=[name for name in names if dummies[name] is not None],
-            output_names=list(config.outputs),
-            opset_version=_OPSETS[plain],
-            verbose=False,
-        )
+    # Axes of one name are one number to torch. The mask's length is a sum of two, which a Dim can't be.
+    dims: dict[str, Any] = {name: torch.export.Dim(name) for name in (BATCH, LENGTH, PAST)}
+    dims[TOTAL] = torch.export.Dim.DYNAMIC
+    axes = [{axis: dims[dim] for axis, dim in config.inputs.get(name, {}).items()} or None for name in names]
+    forward = OnnxForward(model, fused=not plain, norm_offset=job.source.family.norm_offset).eval()
+    try:
+        with _silent():
+            program = torch.onnx.export(
+                forward,
+                tuple(dummies[name] for name in names),
+                dynamo=True,
+                dynamic_shapes=(*axes[:4], tuple(axes[4:])),
+                input_names=[name for name in names if dummies[name] is not None],
+                output_names=list(config.outputs),
+                opset_version=_OPSETS[plain],
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise (error.__cause__ or error) from None  # its own message is a page of general advice
     assert program is not None
     return program.model
 
 
 def _name_axes(made: Any, config: PrunedOnnxConfig) -> None:
-    """Give the axes optimum's names, in place of torch's s27 and s70; the same symbol means the same number."""
+    """Name the axes of inputs and outputs as ``config`` does."""
     import onnx_ir
 
     from prunekit.export.onnx_config import KEEP
 
-    graph = made.graph
-    names = {
-        str(value.shape[axis]): name
-        for value in graph.inputs
-        for axis, name in config.inputs.get(value.name, {}).items()
-    }
-    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
-    for value in (*graph.inputs, *(each for node in graph for each in node.outputs)):
-        if value.shape is not None:
-            named = [symbol.sub(lambda found: names[found[0]], str(dim)) for dim in value.shape]
-            value.shape = onnx_ir.Shape([int(name) if name.isdigit() else name for name in named])
-    outputs = {value.name: list(value.shape) for value in graph.outputs}
     # What follows from the number of logits has other axes than were traced, and ONNX Runtime plans memory by them.
-    changed = [value for value in graph.inputs if value.name == KEEP]
+    shapes = {value.name: list(value.shape) for value in (*made.graph.inputs, *made.graph.outputs)}
+    changed = [value for value in made.graph.inputs if value.name == KEEP]
     while changed:
         for node in changed.pop().consumers():
             for value in node.outputs:
                 value.shape = None
                 changed.append(value)
-    for value in graph.outputs:
-        for axis, name in config.outputs[value.name].items():
-            outputs[value.name][axis] = name
-        value.shape = onnx_ir.Shape(outputs[value.name])
+    for values, named in ((made.graph.inputs, config.inputs), (made.graph.outputs, config.outputs)):
+        for value in values:
+            for axis, name in named.get(value.name, {}).items():
+                shapes[value.name][axis] = name
+            value.shape = onnx_ir.Shape(shapes[value.name])
 
 
 def _give_default(made: Any) -> None:
@@ -144,13 +165,12 @@ def _give_default(made: Any) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter logs what it skips (torchvision) and warns about its own use of torch."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), quiet():
+    """torch logs what it skips and, of what it can't trace, the whole graph; it warns about its own use of itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.disable(before)

@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
+REGISTER = "optimum.commands.register"
 
 
 def test_every_package_is_in_the_wheel() -> None:
@@ -19,7 +20,13 @@ def test_every_package_is_in_the_wheel() -> None:
         for top in ("prunekit", "kernels", "export")
         for file in (ROOT / top).rglob("__init__.py")
     }
-    assert sorted(listed) == sorted(name if name.startswith("prunekit") else f"prunekit.{name}" for name in found)
+    named = [name if name.startswith("prunekit") else f"prunekit.{name}" for name in found]
+    assert sorted(listed) == sorted([*named, REGISTER])
+
+
+def test_subcommand_of_optimum_is_in_a_namespace() -> None:
+    """An __init__.py of ours would hide every other package's subcommands."""
+    assert {file.name for file in (ROOT / "export" / "optimum_register").glob("*.py")} == {"register_prunekit.py"}
 
 
 def test_mapped_packages_import_under_their_names() -> None:
