@@ -8,42 +8,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, runtime_errors
+from prunekit.export.genai_check import CLASSES
 from prunekit.export.genai_quant import Blocks, quantise
 
 MODEL = "model.onnx"
+# The same graph with the logits of all positions, for scoring texts. Both read the weights of one file.
+SCORER = "all_logits.onnx"
 DATA = "model.onnx.data"
-# The builder's classes are no public interface: other versions may do something else under the same names.
-TESTED = ("0.18.0",)
-# Of the builder: its class for a family, by module and name.
-_CLASSES = {
-    "llama": ("llama", "LlamaModel"),
-    "mistral": ("mistral", "MistralModel"),
-    "qwen2": ("qwen", "QwenModel"),
-    "qwen3": ("qwen", "Qwen3Model"),
-}
 
 
-def supported(family: str) -> bool:
-    return family in _CLASSES
+def sliding_windows(job: Job) -> list[int | None]:
+    """Each layer's window where it is narrower than the context, else None."""
+    config = job.source.config
+    window = getattr(config, "sliding_window", None)
+    count = job.source.shape.num_hidden_layers
+    # Mistral's config has a window only, and all layers keep to it.
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * count
+    return [
+        window if window and window < job.context_length and kind == "sliding_attention" else None for kind in types
+    ]
 
 
-def check_version() -> None:
-    """Raises PrunekitError where the installed onnxruntime-genai is none that this was tested with."""
-    from prunekit.provenance import installed
-
-    found = installed("onnxruntime-genai")
-    if found is not None and found not in TESTED:
-        raise PrunekitError(
-            f"onnxruntime-genai {found} is installed, whose model builder may differ from the tested one; run "
-            f"`pip install onnxruntime-genai=={TESTED[-1]}`, or export to onnx."
-        )
-
-
-def build(job: Job, folder: Path) -> dict[str, int]:
-    """Write model.onnx and model.onnx.data. Returns the bytes of weights by what they are: "lookup" (only single rows
-    are read: an untied embedding, the rotary tables) and "read" (all others)."""
+def build(job: Job, folder: Path) -> int:
+    """Write model.onnx (logits of the last position), all_logits.onnx (of every position) and the weights of both,
+    model.onnx.data. Returns the bytes of weights that a decode step reads: all but an untied embedding and the rotary
+    tables, of which it reads one row."""
     import onnx_ir
 
     with runtime_errors(f"onnxruntime-genai's model builder can't build {job.source.name}"):
@@ -54,12 +44,43 @@ def build(job: Job, folder: Path) -> dict[str, int]:
         made.model.graph.sort()
         made.stamp_build_metadata(made.model)
         weights = {value.name: value.const_value.nbytes for value in made.model.graph.initializers.values()}
-        onnx_ir.save(made.model, folder / MODEL, external_data=DATA, size_threshold_bytes=0)
+        onnx_ir.save(made.model, folder / SCORER, external_data=DATA, size_threshold_bytes=0)
+        model = onnx_ir.load(folder / SCORER)
+        _keep_last(model, made.table is not None)
+        onnx_ir.save(model, folder / MODEL)
     lookup = sum(size for name, size in weights.items() if name.startswith(("model.embed_tokens.", "cos_", "sin_")))
-    tied = job.source.shape.tie_word_embeddings
-    if tied and job.dtype != "int4":
+    if job.source.shape.tie_word_embeddings and made.table is None:
         lookup -= weights["model.embed_tokens.weight"]
-    return {"lookup": lookup, "read": sum(weights.values()) - lookup}
+    return sum(weights.values()) - lookup
+
+
+def _keep_last(model: Any, quantised: bool) -> None:
+    """Have the head see the last position only: generating needs no other, and for a prompt the head is a good part
+    of the work. onnxruntime-genai has to know the number of logits beforehand, hence a graph of its own."""
+    import onnx_ir
+
+    (head,) = (
+        node for node in model.graph if node.name == ("/lm_head/MatMulNBits" if quantised else "/lm_head/MatMul")
+    )
+    hidden = head.inputs[0]
+    constants = []
+    for name, value in (("last", -1), ("end", 2**63 - 1), ("axis", 1)):
+        constant = onnx_ir.Value(
+            name=f"/lm_head/{name}",
+            type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
+            shape=onnx_ir.Shape([1]),
+            const_value=onnx_ir.tensor([value], dtype=onnx_ir.DataType.INT64, name=f"/lm_head/{name}"),
+        )
+        model.graph.register_initializer(constant)
+        constants.append(constant)
+    cut = onnx_ir.node("Slice", [hidden, *constants], name="/lm_head/Slice")
+    kept = cut.outputs[0]
+    kept.name, kept.type = "/lm_head/Slice/output_0", hidden.type
+    kept.shape = onnx_ir.Shape([hidden.shape[0], 1, hidden.shape[2]])
+    model.graph.insert_before(head, cut)
+    head.replace_input_with(0, kept)
+    (logits,) = (value for value in model.graph.outputs if value.name == "logits")
+    logits.shape = onnx_ir.Shape([logits.shape[0], 1, logits.shape[2]])
 
 
 def _placeholder(job: Job) -> SimpleNamespace:
@@ -68,6 +89,7 @@ def _placeholder(job: Job) -> SimpleNamespace:
     shape = job.source.shape
     first = shape.layers[0]
     config = job.source.config
+    windows = sliding_windows(job)
     return SimpleNamespace(
         architectures=[job.source.family.causal_lm_class],
         _name_or_path="",
@@ -82,7 +104,8 @@ def _placeholder(job: Job) -> SimpleNamespace:
         hidden_act=config.hidden_act,
         rms_norm_eps=config.rms_norm_eps,
         rope_parameters={"rope_type": "default"},
-        sliding_window=None,
+        layer_types=["sliding_attention" if window else "full_attention" for window in windows],
+        sliding_window=next((window for window in windows if window), None),
     )
 
 
@@ -93,7 +116,7 @@ def _builder(job: Job) -> Any:
     import onnx_ir
     import torch
 
-    module, name = _CLASSES[job.source.family.model_type]
+    module, name = CLASSES[job.source.family.model_type]
     base: Any = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     shape, bits = job.source.shape, {"int4": 4, "int8": 8}.get(job.dtype)
     types = {"fp32": "FLOAT", "fp16": "FLOAT16", "int4": "INT4", "int8": "INT8"}
@@ -144,8 +167,18 @@ def _builder(job: Job) -> Any:
             return super().make_embedding_lookup(embedding, basename, lm_head)
 
         def make_quantised_lookup(self, basename: str) -> str:
+            if not shape.tie_word_embeddings:
+                for kind, name in zip(("qweight", "scales", "qzeros"), self.lookup_names(), strict=True):
+                    self.make_initializer(getattr(self.table, kind), name)
             self.tied_quantized_embeddings = True
             return super().make_embedding_lookup(None, basename, self.table)
+
+        def lookup_names(self) -> tuple[str, str, str]:
+            place = "lm_head.MatMulNBits" if shape.tie_word_embeddings else "model.embed_tokens"
+            return f"{place}.qweight", f"{place}.scales", f"{place}.qzeros"
+
+        def make_tied_quantized_embedding_input_names(self) -> tuple[int, str, str, str]:
+            return 8, *self.lookup_names()
 
         def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
             is_head = basename == "/lm_head/MatMul"

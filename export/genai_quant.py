@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from prunekit.shape import ModelShape
+
 BLOCK = 32
 # Shares of a block's full range that are tried as its quantised range: a narrower one clips the outermost weights and
 # rounds all others more finely.
@@ -108,3 +110,53 @@ def _unpack(data: torch.Tensor, bits: int) -> Any:
     import torch
 
     return data if bits == 8 else torch.stack((data & 15, data >> 4), -1).flatten(-2)
+
+
+def stored_weights(model: Any, shape: ModelShape) -> dict[str, torch.Tensor]:
+    """The rounded weights of ``model``, an onnx_ir.Model that onnxruntime-genai's model builder named, dequantised to
+    float32 by their names in the transformers model. A fused projection of queries, keys and values comes in three;
+    ``lm_head.weight`` stands for a tied embedding too, for that is the same tensor."""
+    found: dict[str, torch.Tensor] = {}
+    heads = {
+        node.name.split("/attn/")[0]: [
+            node.attributes[name].value * shape.head_dim for name in ("num_heads", "kv_num_heads")
+        ]
+        for node in model.graph
+        if node.op_type == "GroupQueryAttention"
+    }
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            weight = dequantise(_read(node, node.inputs[1:4], node.attributes["K"].value))
+            place = node.name.removesuffix("/MatMulNBits")
+            if place.endswith("/qkv_proj"):
+                layer = place.split("/attn/")[0]
+                queries, keys = heads[layer]
+                for name, part in zip("qkv", weight.split([queries, keys, keys]), strict=True):
+                    found[_name(f"{layer}/attn/{name}_proj")] = part
+            else:
+                found[_name(place)] = weight
+        elif node.op_type == "GatherBlockQuantized":
+            table, _, *others = node.inputs
+            source = table.producer()
+            stored = table if source is None else source.inputs[0]  # behind a Reshape
+            found["model.embed_tokens.weight"] = dequantise(_read(node, (stored, *others), shape.hidden_size))
+    return found
+
+
+def _read(node: Any, stored: Any, columns: int) -> Blocks:
+    import torch
+
+    weight, scales, zeros = (torch.from_numpy(each.const_value.numpy().copy()) for each in stored)
+    return Blocks(
+        weight,
+        scales.reshape(len(weight), -1).float(),
+        zeros.reshape(len(weight), -1),
+        node.attributes["bits"].value,
+        columns,
+        node.attributes["block_size"].value,
+    )
+
+
+def _name(place: str) -> str:
+    """/model/layers.3/attn/o_proj -> model.layers.3.self_attn.o_proj.weight"""
+    return place[1:].replace("/attn/", "/self_attn/").replace("/", ".") + ".weight"

@@ -11,11 +11,11 @@ import numpy as np
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import runtime_errors
+from prunekit.export.genai_builder import MODEL, SCORER
+from prunekit.export.genai_config import CONFIG
 from prunekit.files import read_json
 from prunekit.runner import Array, Decoded, Runner
 from prunekit.timing import Clock
-
-CONFIG = "genai_config.json"
 
 
 class GenaiRunner(Runner):
@@ -25,22 +25,32 @@ class GenaiRunner(Runner):
     max_batch = None
 
     def __init__(self, folder: Path, threads: int | None = None, kv_element_bytes: float = 4):
-        import onnxruntime_genai as og
-
         settings = read_json(folder / CONFIG, "onnxruntime-genai config")
         self.vocab_size = int(settings["model"]["vocab_size"])
         self.context = int(settings["model"]["context_length"])
         self.kv_element_bytes = kv_element_bytes
-        with runtime_errors(f"onnxruntime-genai refuses {folder}"):
-            config = og.Config(str(folder))
-            overlay: dict[str, Any] = {"model": {"eos_token_id": []}}
-            if threads is not None:
-                session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-                overlay["model"]["decoder"] = {"session_options": session}
-            config.overlay(json.dumps(overlay))
-            self._model: Any = og.Model(config)
-        self._og = og
+        self._folder, self._threads = folder, threads
+        self._loaded = ""
+        self._model: Any = None
         self._generator: Any = None
+        self._load(MODEL)
+
+    def _load(self, filename: str) -> None:
+        """Have that graph of the folder in memory, and no other."""
+        if filename == self._loaded:
+            return
+        import onnxruntime_genai as og
+
+        self.close()
+        # Nothing ends a text: what is asked for is a number of tokens.
+        decoder: dict[str, Any] = {"filename": filename}
+        if self._threads is not None:
+            decoder["session_options"] = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1}
+        with runtime_errors(f"onnxruntime-genai refuses {self._folder}"):
+            config = og.Config(str(self._folder))
+            config.overlay(json.dumps({"model": {"eos_token_id": [], "decoder": decoder}}))
+            self._model = og.Model(config)
+        self._loaded = filename
 
     def _begin(self, ids: Array, room: int) -> Any:
         """A generator that has read prompts of int64 [batch, n] and may make ``room`` tokens more."""
@@ -50,20 +60,24 @@ class GenaiRunner(Runner):
                 f"{length + room} tokens are more than the {self.context} this export was made for; export it with a "
                 "larger --context-length."
             )
+        import onnxruntime_genai as og
+
         self._generator = None
-        params = self._og.GeneratorParams(self._model)
+        params = og.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, batch_size=batch, max_length=length + room, num_beams=1)
-        self._generator = self._og.Generator(self._model, params)
+        self._generator = og.Generator(self._model, params)
         self._generator.append_tokens(np.ascontiguousarray(ids, dtype=np.int32))
         return self._generator
 
     def logits(self, ids: Array) -> Array:
+        self._load(SCORER)
         with runtime_errors("onnxruntime-genai could not run the model"):
             generator = self._begin(np.asarray(ids)[None], 0)
             return np.array(generator.get_output("logits")[0], dtype=np.float32)
 
     def start(self, ids: Array) -> Array:
         ids = np.asarray(ids)
+        self._load(MODEL)
         with runtime_errors("onnxruntime-genai could not run the model"):
             generator = self._begin(ids, self.context - ids.shape[1])
             return self._last(generator, len(ids))
@@ -80,6 +94,7 @@ class GenaiRunner(Runner):
     def greedy(self, ids: Array, tokens: int, clock: Clock = time.perf_counter) -> Decoded:
         """As in :class:`Runner`, by onnxruntime-genai's own loop: generate_next_token picks and appends."""
         ids = np.asarray(ids)
+        self._load(MODEL)
         with runtime_errors("onnxruntime-genai could not run the model"):
             begin = clock()
             generator = self._begin(ids, tokens)
@@ -93,3 +108,4 @@ class GenaiRunner(Runner):
 
     def close(self) -> None:
         self._generator = self._model = None
+        self._loaded = ""

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.checkpoint import copy_tokenizer
-from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Requirement, Target, Written
 from prunekit.runner import Runner
 
 if TYPE_CHECKING:
     import torch
 
+_KV_BYTES = {"fp32": 4, "fp16": 2, "int4": 4, "int8": 4}
+
 
 class OnnxGenai(Target):
     name = "onnx-genai"
-    summary = "A folder for onnxruntime-genai: fused graph, generation settings, tokenizer."
-    dtypes = ("fp32", "fp16", "int4")
+    summary = "A folder for onnxruntime-genai: graph with fused attention, generation settings, tokenizer."
+    dtypes = ("fp32", "fp16", "int4", "int8")
     writes_with = (
         Requirement("onnxruntime-genai", extra="onnx-genai"),
         Requirement("onnx-ir", extra="onnx-genai"),
@@ -27,20 +28,19 @@ class OnnxGenai(Target):
     runs_with = (Requirement("onnxruntime-genai", extra="onnx-genai"),)
 
     def check(self, job: Job) -> None:
-        from prunekit.export.genai_builder import check_version, supported
+        from prunekit.export.genai_check import check
 
-        check_version()
-        family = job.source.family
-        if not supported(family.model_type):
-            raise PrunekitError(f"onnxruntime-genai's model builder has no {family.name}; export to onnx.")
+        check(job)
 
     def write(self, job: Job, folder: Path) -> Written:
         from prunekit.export.genai_builder import build
+        from prunekit.export.genai_config import CONFIG, genai_config
 
-        weights = build(job, folder)
-        (folder / "genai_config.json").write_text(json.dumps(_genai_config(job), indent=1) + "\n", encoding="utf-8")
+        decode_bytes = build(job, folder)
+        text = json.dumps(genai_config(job), indent=1, ensure_ascii=False) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(job.source.path, folder)
-        return Written(decode_bytes=weights["read"])
+        return Written(decode_bytes=decode_bytes)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         from prunekit.export.genai_runner import GenaiRunner
@@ -48,55 +48,31 @@ class OnnxGenai(Target):
         return GenaiRunner(folder, threads)
 
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
-        return None
+        if not job.dtype.startswith("int"):
+            return None
+        import onnx_ir
+
+        from prunekit.export.genai_builder import SCORER
+        from prunekit.export.genai_quant import stored_weights
+
+        return stored_weights(onnx_ir.load(folder / SCORER), job.source.shape)
 
     def usage(self, job: Job) -> str:
-        return ""
+        return """```python
+import onnxruntime_genai as og
 
+model = og.Model("this-folder")
+tokenizer = og.Tokenizer(model)
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=100, do_sample=False)
+generator = og.Generator(model, params)
+generator.append_tokens(tokenizer.encode("The capital of France is"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
 
-def _genai_config(job: Job) -> dict[str, Any]:
-    """genai_config.json. Head counts are onnxruntime-genai's defaults only: it takes each layer's from the graph."""
-    from prunekit.export.genai_builder import MODEL
-
-    shape, config = job.source.shape, job.source.config
-    eos = config.eos_token_id
-    return {
-        "model": {
-            "bos_token_id": config.bos_token_id if config.bos_token_id is not None else 0,
-            "context_length": job.context_length,
-            "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "filename": MODEL,
-                "head_size": shape.head_dim,
-                "hidden_size": shape.hidden_size,
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-                "num_attention_heads": shape.layers[0].num_attention_heads,
-                "num_hidden_layers": shape.num_hidden_layers,
-                "num_key_value_heads": shape.layers[0].num_key_value_heads,
-            },
-            "eos_token_id": eos if eos is not None else 0,
-            "pad_token_id": config.pad_token_id if config.pad_token_id is not None else 0,
-            "type": job.source.family.model_type,
-            "vocab_size": shape.vocab_size,
-        },
-        "search": {
-            "do_sample": False,
-            "max_length": job.context_length,
-            "min_length": 0,
-            "num_beams": 1,
-            "past_present_share_buffer": True,
-            "temperature": 1.0,
-            "top_k": 50,
-            "top_p": 1.0,
-        },
-    }
+`pip install onnxruntime-genai` is all it needs. `model.onnx` gives the logits of the last position, which is what
+generating takes; `all_logits.onnx` is the same graph with those of all positions, for scoring texts (name it as
+`filename` in genai_config.json). Both read their weights from `model.onnx.data`.
+"""
