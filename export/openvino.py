@@ -86,7 +86,15 @@ for _ in range(32):
 ```
 
 `beam_idx` says of which sequence of the batch each one continues; without beam search it counts from 0. The device may
-be `"GPU"` or `"NPU"` too; `{"INFERENCE_PRECISION_HINT": "f32"}` as the third argument computes in full precision."""
+be `"GPU"` too; `{"INFERENCE_PRECISION_HINT": "f32"}` as the third argument computes in full precision.
+
+OpenVINO GenAI runs this folder as well, once its tokenizer is converted:
+
+```sh
+pip install openvino-genai
+convert_tokenizer this-folder --with-detokenizer -o this-folder
+python -c 'import openvino_genai as g; print(g.LLMPipeline("this-folder", "CPU").generate("Hello", max_new_tokens=32))'
+```"""
 
 
 def _make_stateful(model: Any) -> None:
