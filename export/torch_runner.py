@@ -1,0 +1,166 @@
+"""Running what TorchForward became: a graph whose KV cache goes in and comes out as tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunekit.errors import PrunekitError
+from prunekit.export.base import Job
+from prunekit.files import read_json
+from prunekit.runner import Array, Runner
+from prunekit.shape import ModelShape
+from prunekit.source import load_model
+
+MODEL_JSON = "model.json"
+TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def write_model_json(folder: Path, shape: ModelShape, dtype: str, **more: Any) -> None:
+    """What a program must know to make the first, empty cache. ``dtype`` is a name in torch."""
+    facts = {
+        "dtype": dtype,
+        "vocab_size": shape.vocab_size,
+        "head_dim": shape.head_dim,
+        "key_value_heads": [layer.num_key_value_heads for layer in shape.layers],
+        **more,
+    }
+    (folder / MODEL_JSON).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def read_model_json(folder: Path) -> dict[str, Any]:
+    """Raises PrunekitError where it is missing or holds something else."""
+    facts = read_json(folder / MODEL_JSON, "description of the export")
+    if not isinstance(facts, dict) or not {"dtype", "vocab_size", "head_dim", "key_value_heads"} <= set(facts):
+        raise PrunekitError(f"{folder / MODEL_JSON} is damaged; export the model again.")
+    return facts
+
+
+def model_in(job: Job, dtype: str) -> Any:
+    """The model in ``dtype`` (a name in torch), to be read and not changed: float32 is the job's own."""
+    return job.model if dtype == "float32" else load_model(job.source, dtype=dtype, device="cpu")
+
+
+class GraphRunner(Runner):
+    """``graph`` takes and returns what :class:`~prunekit.export.torch_forward.TorchForward` does; ``facts`` are those
+    of model.json. The cache stays a list of tensors from one step to the next."""
+
+    max_batch = None
+
+    def __init__(self, graph: Callable[..., Any], facts: dict[str, Any]):
+        import torch
+
+        self._graph: Callable[..., Any] | None = graph
+        self.vocab_size = int(facts["vocab_size"])
+        self._heads = [int(heads) for heads in facts["key_value_heads"]]
+        self._head_dim = int(facts["head_dim"])
+        self._dtype = getattr(torch, facts["dtype"])
+        self._cache: list[Any] = []
+        # Cut to length at every call, not made anew.
+        self._ones = torch.ones(1, 0, dtype=torch.int64)
+        self._places = torch.arange(0)[None]
+
+    def _empty(self, batch: int) -> list[Any]:
+        import torch
+
+        return [
+            torch.zeros(batch, heads, 0, self._head_dim, dtype=self._dtype) for heads in self._heads for _ in range(2)
+        ]
+
+    def _run(self, ids: Any, cache: list[Any], all_logits: bool) -> tuple[Any, list[Any]]:
+        """Logits of every position or of the last one, and the longer cache."""
+        import torch
+
+        if self._graph is None:
+            raise PrunekitError("This export was closed; open it again.")
+        batch, length = ids.shape
+        past = cache[0].shape[2]
+        total = past + length
+        if self._ones.shape[0] != batch or self._ones.shape[1] < total:
+            self._ones = torch.ones(batch, 2 * total, dtype=torch.int64)
+            self._places = torch.arange(2 * total).expand(batch, -1).contiguous()
+        wanted = torch.arange(0 if all_logits else length - 1, length)
+        with torch.inference_mode():
+            # Compiled code reads its inputs as if they were contiguous.
+            mask, positions = self._ones[:, :total].contiguous(), self._places[:, past:total].contiguous()
+            logits, *cache = self._graph(ids, mask, positions, wanted, *cache)
+        return logits, cache
+
+    def logits(self, ids: Array) -> Array:
+        import torch
+
+        given = torch.as_tensor(np.asarray(ids, dtype=np.int64))[None]
+        return self._run(given, self._empty(1), True)[0][0].float().numpy()
+
+    def start(self, ids: Array) -> Array:
+        import torch
+
+        given = torch.as_tensor(np.asarray(ids, dtype=np.int64))
+        # Dropped before the call, so that the old cache and the new one are never there together.
+        self._cache = []
+        logits, self._cache = self._run(given, self._empty(len(ids)), False)
+        return logits[:, -1].float().numpy()
+
+    def step(self, tokens: Array) -> Array:
+        import torch
+
+        given = torch.as_tensor(np.asarray(tokens, dtype=np.int64))[:, None]
+        logits, self._cache = self._run(given, self._cache, False)
+        return logits[:, -1].float().numpy()
+
+    def close(self) -> None:
+        self._graph, self._cache = None, []
+
+
+def decode_bytes(shape: ModelShape, dtype: str) -> int:
+    """Weight bytes that one decode step reads, all stored in ``dtype`` (a name in torch)."""
+    return shape.decode_bytes(4 if dtype == "float32" else 2)
+
+
+def usage_snippet(load: str, tokenizer: bool) -> str:
+    """A program that continues a text; ``load`` are the lines that make ``model``."""
+    if tokenizer:
+        text = (
+            'from tokenizers import Tokenizer\n\ntokenizer = Tokenizer.from_file("tokenizer.json")\n'
+            'ids = torch.tensor([tokenizer.encode("The meaning of life is").ids])'
+        )
+        show = "print(tokenizer.decode(answer))"
+    else:
+        text = "ids = torch.tensor([[1, 2, 3]])  # token ids of your tokenizer"
+        show = "print(answer)"
+    return f"""```python
+import json
+
+import torch
+{text}
+
+{load}
+about = json.load(open("{MODEL_JSON}"))
+past = [
+    torch.zeros(1, heads, 0, about["head_dim"], dtype=getattr(torch, about["dtype"]))
+    for heads in about["key_value_heads"]
+    for _ in ("key", "value")
+]
+answer = []
+with torch.inference_mode():
+    for _ in range(20):
+        seen, length = past[0].shape[2], ids.shape[1]
+        mask = torch.ones(1, seen + length, dtype=torch.int64)
+        positions = torch.arange(seen, seen + length)[None]
+        last = torch.tensor([length - 1])
+        logits, *past = model(ids, mask, positions, last, *past)
+        ids = logits[:, -1].argmax(-1, keepdim=True)
+        answer.append(ids.item())
+{show}
+```
+
+Inputs, in order: `input_ids` [batch, length], `attention_mask` [batch, past + length] (0 where there is padding),
+`position_ids` [batch, length], `logits_at` [n] (those of the `length` positions whose logits are wanted), all int64;
+then a key and a value of every layer, [batch, KV heads of that layer, past, head size]. Outputs: logits [batch, n,
+vocabulary], then the keys and values to give to the next call. Every length may change from call to call, and past may
+be 0.
+"""
