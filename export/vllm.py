@@ -40,6 +40,7 @@ class Vllm(Target):
     limits = (
         "Layers that differ need prunekit (or --trust-remote-code) where vLLM runs.",
         "With --tp N every layer's heads and FFN channels must divide by N: prune with --round-for tp=N.",
+        "Phi-3 whose layers differ runs on one device only.",
     )
 
     @property
@@ -47,8 +48,8 @@ class Vllm(Target):
         """vLLM brings a PyTorch of its own, so it is seldom installed beside prunekit's other runtimes."""
         if self.missing(self.runs_with):
             return (
-                "vLLM is not installed here, so the model was not run in it; transformers loaded the copy and computed "
-                "what the original computes"
+                "vLLM is not installed here, so a model is not run in it; the copy is compared with the original in "
+                "transformers instead"
             )
         return None
 

@@ -110,8 +110,8 @@ def test_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str)
     job = prepared(
         target("vllm"), made(tmp_path, *(ONE_DEVICE | OTHER_FAMILIES)[case]), Options("fp32", tensor_parallel=2)
     )
-    target("vllm").write(job, folder := tmp_path)
-    with VllmRunner(folder, tensor_parallel=2) as runner:
+    target("vllm").write(job, tmp_path / "out")
+    with VllmRunner(tmp_path / "out", tensor_parallel=2) as runner:
         parity = compare(job, runner, sample(job))
     assert parity.ok, parity.failures
     assert parity.greedy.equal == parity.greedy.compared == 72
