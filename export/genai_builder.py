@@ -8,14 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, runtime_errors
 from prunekit.export.genai_check import CLASSES
-from prunekit.export.genai_quant import Blocks, quantise
+from prunekit.export.genai_quant import Blocks, input_moments, quantise, weight_name
 
 MODEL = "model.onnx"
 # The same graph with the logits of all positions, for scoring texts. Both read the weights of one file.
 SCORER = "all_logits.onnx"
 DATA = "model.onnx.data"
+# Sequences and their length, of the built-in text's calibration part.
+_CALIBRATION = (8, 256)
 
 
 def sliding_windows(job: Job) -> list[int | None]:
@@ -109,6 +112,20 @@ def _placeholder(job: Job) -> SimpleNamespace:
     )
 
 
+def _moments(job: Job) -> dict[str, Any]:
+    """What the layers' inputs are like on text, by the names of the weights that they meet; nothing where there is no
+    tokenizer, and so no text."""
+    from prunekit.calibration import CalibrationConfig, load_calibration
+
+    try:
+        tokenizer = job.tokenizer
+    except PrunekitError:
+        return {}
+    length = min(_CALIBRATION[1], job.context_length)
+    text = load_calibration(CalibrationConfig(sequences=_CALIBRATION[0], length=length), tokenizer)
+    return {f"{name}.weight": values for name, values in input_moments(job.model, text.input_ids).items()}
+
+
 def _builder(job: Job) -> Any:
     """An instance of the family's builder class that builds ``job``'s layers from ``job.model``."""
     import importlib
@@ -119,6 +136,7 @@ def _builder(job: Job) -> Any:
     module, name = CLASSES[job.source.family.model_type]
     base: Any = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     shape, bits = job.source.shape, {"int4": 4, "int8": 8}.get(job.dtype)
+    moments = _moments(job) if bits == 4 else {}
     types = {"fp32": "FLOAT", "fp16": "FLOAT16", "int4": "INT4", "int8": "INT8"}
     io_dtype = onnx_dtype = getattr(onnx_ir.DataType, types[job.dtype])
     if bits:
@@ -186,7 +204,9 @@ def _builder(job: Job) -> Any:
                 if is_head and shape.tie_word_embeddings:
                     matmul = self.table
                 else:
-                    matmul = quantise(matmul.weight, 8 if is_head else bits)
+                    # Few weights that everything after hangs on: at 4 bits they cost more than they save.
+                    wide = is_head or basename.endswith("/v_proj/MatMul")
+                    matmul = quantise(matmul.weight, 8 if wide else bits, moments.get(weight_name(basename)))
             elif is_head and shape.tie_word_embeddings:
                 return self.make_tied_head(basename, root_input)
             return super().make_matmul(matmul, basename, root_input, **options)
