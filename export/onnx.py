@@ -25,8 +25,8 @@ class Onnx(Target):
     runs_with = (Requirement("onnxruntime", extra="onnx", distributions=("onnxruntime-gpu",)),)
     limits = (
         "ONNX Runtime 1.23 or newer is needed, for the Attention operator of opset 23.",
-        "On a CPU float16 weights are widened when the model is loaded: the file is half as large, memory and speed are "
-        "those of fp32; --to onnx-genai with int4 is smaller and faster.",
+        "On a CPU float16 weights are widened when the model is loaded: fp16 halves the file, but neither memory nor "
+        "time; --to onnx-genai with int4 does.",
         "optimum-onnx's ORTModelForCausalLM has one number of KV heads for all layers, so it loads the export only "
         "where pruning left all layers the same number.",
         "Rotary embeddings of type dynamic depend on earlier texts, which a graph can't; take --to hf or vllm.",
@@ -43,7 +43,9 @@ class Onnx(Target):
         if (folder / DATA).exists():
             notes.append(f"The weights are in {DATA}, which {MODEL} needs beside it.")
         if job.dtype == "fp16":
-            notes.append("ONNX Runtime's CPU kernels compute in float32: fp16 halves the file, but saves no time there.")
+            notes.append(
+                "ONNX Runtime's CPU kernels compute in float32: fp16 halves the file, but saves no time there."
+            )
         return Written(
             tuple(notes),
             # Half-precision weights are widened when the session is made, so a step reads four bytes either way.
@@ -97,6 +99,6 @@ copied between steps. {_OPTIMUM[stock_fields(job) is not None]}"""
 
 
 _OPTIMUM = {
-    True: "All layers have the same number of KV heads, so `optimum.onnxruntime.ORTModelForCausalLM` loads this folder.",
+    True: "All layers have the same number of KV heads: `optimum.onnxruntime.ORTModelForCausalLM` loads this folder.",
     False: "`optimum.onnxruntime.ORTModelForCausalLM` has one KV shape for all layers and can't run this model.",
 }

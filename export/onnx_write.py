@@ -85,8 +85,8 @@ def check_rotation(job: Job) -> None:
     sets = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
     if any(each.get("rope_type") == "dynamic" for each in sets):
         raise PrunekitError(
-            f"{job.source.name} scales its rotary embeddings by the longest text seen so far (rope_type dynamic), which "
-            "a graph can't; export it with --to hf or --to vllm."
+            f"{job.source.name} scales its rotary embeddings by the longest text seen so far (rope_type dynamic), "
+            "which a graph can't; export it with --to hf or --to vllm."
         )
 
 
