@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from prunekit.checkpoint import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Requirement, Target, Written
-from prunekit.export.gguf_architectures import architecture_of, rotation_of, window_of
+from prunekit.export.gguf_architectures import WINDOWED, Architecture, architecture_of, window_of
+from prunekit.export.gguf_header import read_header
 from prunekit.export.gguf_quantize import DIRECT, QUANTISED, fallback_notes, fallbacks, quantise
+from prunekit.export.gguf_rotation import rotation_of
 from prunekit.export.gguf_runner import LlamaCppRunner, gguf_file
-from prunekit.export.gguf_vocab import check_tokens, vocabulary
-from prunekit.export.gguf_write import stored, write_file
-from prunekit.plan import whole_plan
+from prunekit.export.gguf_vocab import Vocabulary, check_tokens, vocabulary
+from prunekit.export.gguf_write import Stored, write_file
 from prunekit.provenance import model_label
 from prunekit.runner import Runner
-from prunekit.source import Source, resolve
+from prunekit.source import Source
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +34,8 @@ class Gguf(Target):
     writes_with = (Requirement("gguf", extra="llama-cpp"),)
     runs_with = (_LLAMA_CPP,)
     limits = (
-        "Layers of their own widths work for Llama, Mistral, Qwen2 and tied Qwen3; other families (and untied Qwen3) "
-        "are padded with zeros to the widest layer, so nothing is gained: take onnx or vllm for these.",
+        "Layers of their own widths work for Llama, Mistral, Qwen2, Phi-3 and tied Qwen3; other families (and untied "
+        "Qwen3) are padded with zeros to the widest layer, so nothing is gained: take onnx or vllm for these.",
         "Types below 8 bits are made by llama.cpp's own quantiser, which needs llama-cpp-python.",
         "Sliding windows work for Gemma only; other models are taken up to the length of their window.",
     )
@@ -57,40 +56,35 @@ class Gguf(Target):
             )
 
     def write(self, job: Job, folder: Path) -> Written:
-        from gguf import GGUFReader
-
         words = vocabulary(job)
         made = architecture_of(job.source, job.context_length)
-        notes = []
         file = folder / file_name(job)
-        with ExitStack() as stack:
-            source = job.source
-            if made.twin:
-                beside = stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=".gguf-twin."))
-                source = _twin(source, Path(beside) / "model", job.context_length)
-                more = source.shape.parameters / job.source.shape.parameters - 1
-                notes.append(
-                    f"llama.cpp's {made.name} has no layers of different widths, so all are padded with zeros to the "
-                    f"widest: {more:.0%} more parameters than the checkpoint."
-                )
-            if job.dtype in DIRECT:
-                write_file(job, source, file, words, job.dtype)
-            else:
-                beside = stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=".gguf-unquantised."))
+        wishes: dict[str, str] = {}
+        if job.dtype in DIRECT:
+            write_file(job, made, file, words, job.dtype)
+        else:
+            with TemporaryDirectory(dir=folder.parent, prefix=".gguf-unquantised.") as beside:
                 plain = Path(beside) / "model.gguf"
-                write_file(job, source, plain, words, _lossless(source), announced=job.dtype)
-                quantise(plain, file, job.dtype)
-        notes += _notes(job, words)
+                write_file(job, made, plain, words, _lossless(job.source), announced=job.dtype)
+                wishes = quantise(plain, file, job.dtype)
+        notes = [*_notes(job, made, words)]
         facts: dict[str, Any] = {"architecture": made.name, "uniform_twin": made.twin, "file": file.name}
         if words.model != "none":
             facts |= {"tokenizer": words.model, "pre_tokenizer": words.pre}
             if _LLAMA_CPP.version is not None:
-                facts["lines_tokenised_alike"] = check_tokens(job, file, words)
-        tensors = GGUFReader(file).tensors
-        found = fallbacks(tensors, job.dtype)
+                checked = check_tokens(job, file, words)
+                facts["texts_tokenised_alike"] = checked.texts
+                if not checked.special_alike:
+                    notes.append(
+                        "Around special tokens, as chat templates set them, llama.cpp keeps blanks that transformers "
+                        "drops or the other way round, so chats may get slightly other tokens there."
+                    )
+        tensors = read_header(file).tensors
+        found = fallbacks(tensors.values(), job.dtype, wishes)
         facts["fallback_bytes"] = sum(each.extra_bytes for each in found)
-        has_head = any(tensor.name == "output.weight" for tensor in tensors)
-        read = sum(int(tensor.n_bytes) for tensor in tensors if not (has_head and tensor.name == "token_embd.weight"))
+        # Of an embedding table that is no head as well, a step reads one row.
+        lookup = tensors["token_embd.weight"].nbytes if "output.weight" in tensors else 0
+        read = sum(tensor.nbytes for tensor in tensors.values()) - lookup
         return Written((*notes, *fallback_notes(found, job.dtype)), read, facts)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
@@ -102,7 +96,7 @@ class Gguf(Target):
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
         if job.dtype in ("f16", "f32", "bf16"):
             return None
-        return stored(job, gguf_file(folder))
+        return Stored(job, gguf_file(folder))
 
     def usage(self, job: Job) -> str:
         name = file_name(job)
@@ -130,29 +124,29 @@ def file_name(job: Job) -> str:
     return f"{label or 'model'}-{job.dtype}.gguf"
 
 
-def _twin(source: Source, folder: Path, context: int) -> Source:
-    rebuild(source, whole_plan(source.shape), folder, layout="uniform")
-    twin = resolve(str(folder))
-    # The twin's shape decides what a stock architecture takes of it.
-    architecture_of(twin, context)
-    return twin
-
-
 def _lossless(source: Source) -> str:
     """The format that holds the checkpoint's numbers as they are."""
     return {"torch.float16": "f16", "torch.bfloat16": "bf16"}.get(str(source.dtype), "f32")
 
 
-def _notes(job: Job, words: Any) -> Iterator[str]:
+def _notes(job: Job, made: Architecture, words: Vocabulary) -> Iterator[str]:
+    if made.twin:
+        more = made.shape.parameters / job.source.shape.parameters - 1
+        yield (
+            f"llama.cpp's {made.name} has no layers of different widths, so all are padded with zeros to the widest: "
+            f"{more:.0%} more parameters than the checkpoint."
+        )
     if words.model == "none":
         yield "The checkpoint has no tokenizer, so the file has none either: llama.cpp runs it on token ids only."
+    elif _LLAMA_CPP.version is None:
+        yield "llama-cpp-python is not installed, so nothing proved that llama.cpp cuts text into the same tokens."
     if words.composed:
         yield (
             "The tokenizer composes Unicode (NFC) before it cuts text, and llama.cpp does not: give it composed text, "
             "as nearly all text is."
         )
     window = window_of(job.source)
-    if window is not None and job.source.family.model_type not in ("gemma2", "gemma3_text"):
+    if window is not None and made.name not in WINDOWED:
         yield f"The model's sliding window of {window:,} tokens is left out, so the file says that this is its length."
     if rotation_of(job.source).context is not None:
         yield "LongRoPE is written for its short range, so the file says that this is the model's length."

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.export.gguf_header import Tensor
 
 # Written without llama.cpp; the others are made by its quantiser.
 DIRECT = ("f16", "f32", "bf16", "q8_0")
@@ -25,8 +27,9 @@ FILE_TYPES = {
     "q6_k": 18,
     "bf16": 32,
 }
-# What the quantiser takes where a row is no multiple of 256, and what it had wished for.
+# What the quantiser takes where a row is no multiple of 256, and what it most likely wished for.
 _FALLBACKS = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
+# The type that most tensors get.
 _MAIN = {
     "q8_0": "Q8_0",
     "q6_k": "Q6_K",
@@ -38,21 +41,31 @@ _MAIN = {
 }
 
 
-def quantise(source: Path, target: Path, dtype: str) -> None:
-    """Make ``target`` of the unquantised GGUF ``source`` with llama.cpp. Raises PrunekitError where that fails."""
+# "warning: blk.0.ffn_down.weight - ncols 501 not divisible by 256 (required for type q6_K)"
+_WISH = re.compile(r"(\S+\.weight)\s+- ncols\s+\d+ not divisible by\s+\d+ \(required for type\s+(\w+)\)")
+
+
+def quantise(source: Path, target: Path, dtype: str) -> dict[str, str]:
+    """Make ``target`` of the unquantised GGUF ``source`` with llama.cpp.
+
+    Returns the type that the quantiser wished for, for tensors that it had to give a larger one. Raises PrunekitError
+    where it fails.
+    """
     import llama_cpp
 
-    from prunekit.export.gguf_runner import LOG, _cores
+    from prunekit.export.gguf_runner import LOG, cores
 
     LOG.install()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[dtype]
-    params.nthread = _cores()
-    code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
+    params.nthread = cores()
+    with LOG.kept() as lines:
+        code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
     if code:
         raise PrunekitError(
             f"llama.cpp could not quantise the model to {dtype}: {LOG.last_error or 'no reason given'}."
         )
+    return {match[1]: match[2].upper() for line in lines if (match := _WISH.search(line))}
 
 
 @dataclass(frozen=True)
@@ -66,38 +79,48 @@ class Fallback:
     extra_bytes: int
 
 
-def fallbacks(tensors: list[Any], dtype: str) -> list[Fallback]:
-    """What fell back, read off the types that a file really holds (``gguf.GGUFReader.tensors``)."""
+def fallbacks(tensors: Iterable[Tensor], dtype: str, wishes: Mapping[str, str] | None = None) -> list[Fallback]:
+    """What fell back, read off the types that a file really holds.
+
+    ``wishes`` are what :func:`quantise` returned; a tensor it does not name is taken to have been wished as its type's
+    usual origin.
+    """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if dtype not in _MAIN:
         return []
+    main = _MAIN[dtype]
     found = []
     for tensor in tensors:
-        width = int(tensor.shape[0])
-        stored = tensor.tensor_type.name
-        if len(tensor.shape) < 2 or not tensor.name.endswith(".weight") or "_norm" in tensor.name:
+        stored, width = tensor.kind, tensor.shape[-1]
+        if len(tensor.shape) < 2 or stored == main or "_norm" in tensor.name:
             continue
-        main = _MAIN[dtype]
-        block = GGML_QUANT_SIZES[GGMLQuantizationType[main]][0]
-        if stored == "F16":
+        wished = (wishes or {}).get(tensor.name)
+        if wished is None and stored == "F16":
             wished = main
-        elif block == 256 and width % 256:
+        elif wished is None and block_of(main) == 256 and width % 256:
             wished = _FALLBACKS.get(stored, main)
-        else:
+        if wished is None:
             continue
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[wished]]
-        extra = int(tensor.n_bytes) - round(int(tensor.n_elements) * size / block)
+        extra = tensor.nbytes - round(tensor.values * size / block)
         if stored != wished and extra > 0:
             found.append(Fallback(tensor.name, width, wished, stored, extra))
     return found
+
+
+def block_of(kind: str) -> int:
+    """Values in a block of a type: rows must be a multiple."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    return int(GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
 
 
 def fallback_notes(found: list[Fallback], dtype: str) -> tuple[str, ...]:
     """Sentences about what fell back, what it costs and what to do."""
     if not found:
         return ()
-    block = 32 if dtype in ("q8_0", "q4_0") else 256
+    block = block_of(_MAIN[dtype])
     notes = []
     groups = (
         ("FFN (ffn_down)", [each for each in found if ".ffn_down." in each.name]),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prunekit.errors import PrunekitError
+from prunekit.export.gguf_header import check_header, read_header
 from prunekit.runner import Array, Runner
 
 # Written by prunekit: the room that the export was asked for. Frontends ignore it.
@@ -19,14 +23,15 @@ _LOG_ERROR = 4
 
 
 class _Log:
-    """What llama.cpp prints, kept instead of shown: its last error is the only reason it gives for a failure."""
+    """What llama.cpp prints, kept instead of shown: the first error is the only reason it gives for a failure."""
 
     def __init__(self) -> None:
         self.last_error = ""
         self._callback: Any = None
-        self._level = 0
+        self._lines: list[str] | None = None
 
     def install(self) -> None:
+        """From here on llama.cpp is silent in this process. Forgets earlier errors."""
         import llama_cpp
 
         if self._callback is None:
@@ -34,28 +39,33 @@ class _Log:
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
         self.last_error = ""
 
+    @contextmanager
+    def kept(self) -> Iterator[list[str]]:
+        """Everything that is said while the block runs."""
+        self._lines = []
+        try:
+            yield self._lines
+        finally:
+            self._lines = None
+
     def _write(self, level: int, text: bytes, _: Any) -> None:
-        if level == _LOG_ERROR:
-            line = " ".join(text.decode(errors="replace").split())
+        line = " ".join(text.decode(errors="replace").split())
+        if self._lines is not None:
+            self._lines.append(line)
+        if level == _LOG_ERROR and line and not self.last_error:
             # "llama_model_load: error loading model: ..." says nothing that the message behind it does not.
-            self.last_error = line.rpartition(": ")[2].rstrip(".") if line else self.last_error
+            self.last_error = re.sub(r"^\w+: (error loading model: )?", "", line).rstrip(".")
 
 
 LOG = _Log()
 
 
 def gguf_file(folder: Path) -> Path:
-    """The one .gguf file of an export. Raises PrunekitError where it is missing or no GGUF file."""
+    """The one .gguf file of an export, whose header is as it should be. Raises PrunekitError where it isn't."""
     files = sorted(folder.glob("*.gguf")) if folder.is_dir() else [folder]
     if len(files) != 1:
         raise PrunekitError(f"{folder} holds {len(files)} .gguf files instead of one; export the model again.")
-    try:
-        with files[0].open("rb") as handle:
-            head = handle.read(8)
-    except OSError as error:
-        raise PrunekitError(f"{files[0]} can't be read: {error.strerror or error}.") from None
-    if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise PrunekitError(f"{files[0]} is not a GGUF file of version 2 or 3; export the model again.")
+    check_header(read_header(files[0]))
     return files[0]
 
 
@@ -74,14 +84,14 @@ def load(file: Path, *, vocab_only: bool = False, gpu: bool = False) -> Any:
     return model
 
 
-def token_ids(model: Any, text: str) -> list[int]:
-    """``text`` as llama.cpp tokenises it, special tokens in it recognised, none added."""
+def token_ids(model: Any, text: str, special: bool = False) -> list[int]:
+    """``text`` as llama.cpp tokenises it, special tokens in it recognised, begin and end added with ``special``."""
     import llama_cpp
 
     vocab = llama_cpp.llama_model_get_vocab(model)
     data = text.encode("utf-8")
     buffer = (llama_cpp.llama_token * (len(data) + 8))()
-    count = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), False, True)
+    count = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), special, True)
     if count < 0:
         raise PrunekitError(f"llama.cpp makes more tokens of {text[:30]!r} than it has bytes.")
     return list(buffer[:count])
@@ -105,7 +115,7 @@ class LlamaCppRunner(Runner):
         self.kv_element_bytes = 4 if exact else 2
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self._room()
-        params.n_threads = params.n_threads_batch = threads or _cores()
+        params.n_threads = params.n_threads_batch = threads or cores()
         params.no_perf = True
         if exact:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
@@ -191,7 +201,7 @@ class LlamaCppRunner(Runner):
         self._batch = self._context = self._model = None
 
 
-def _cores() -> int:
+def cores() -> int:
     import torch
 
     return torch.get_num_threads()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,9 @@ _BLANK = "\u2581"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 _REAL_LINES = 1000
-_HARD_LINES = (
+_SPECIAL_TOKENS = 500
+_CHAT = ({"role": "user", "content": "What is 12 + 30?"},)
+_HARD_TEXTS = (
     "0 1 12 123 1234 12345 3.14159 1,000,000 0x1F 2024-12-31 ½ ² ٣ 10⁻³",
     "def f(x):\n    if x:\n\treturn  x+1\n\n\n        # done\r\n",
     "  two    four        eight \t tab \t\t tabs   ",
@@ -81,14 +86,6 @@ class Vocabulary:
     add_space_prefix: bool | None = None
     chat_template: str | None = None
     composed: bool = False
-
-
-def has_tokenizer(job: Job) -> bool:
-    try:
-        job.tokenizer  # noqa: B018  (raises)
-    except PrunekitError:
-        return False
-    return True
 
 
 def vocabulary(job: Job) -> Vocabulary:
@@ -144,8 +141,9 @@ def _steps(pre: dict[str, Any] | None) -> tuple[str, ...]:
         return (_GPT2 if pre.get("use_regex", True) else _BYTE_LEVEL,)
     if pre["type"] == "Digits" and pre.get("individual_digits"):
         return ("digits",)
-    if pre["type"] == "Split" and "Regex" in pre["pattern"] and pre["behavior"] == "Isolated" and not pre["invert"]:
-        return (pre["pattern"]["Regex"],)
+    # Cutting out what matches, or dropping what doesn't, is the same for a regular expression that matches everything.
+    if pre["type"] == "Split" and (pre["behavior"], pre["invert"]) in (("Isolated", False), ("Removed", True)):
+        return (pre["pattern"].get("Regex", "another pattern"),)
     return (pre["type"],)
 
 
@@ -176,17 +174,15 @@ def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) 
         for index, token in texts.items():
             if _BYTE_TOKEN.fullmatch(token):
                 types[index] = _BYTE
-        unknown = model["vocab"].get(model.get("unk_token"))
-    else:
-        unknown = None
+        if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
+            types[unknown] = _UNKNOWN
     for added in data["added_tokens"]:
         index = added["id"]
         content = added["content"]
         # llama.cpp looks for these in text as it was given, before blanks are replaced.
         texts[index] = content if added["special"] else content.replace(_BLANK, " ")
-        types[index] = _CONTROL if added["special"] else _USER_DEFINED
-    if unknown is not None:
-        types[unknown] = _UNKNOWN
+        if types.get(index) != _UNKNOWN:
+            types[index] = _CONTROL if added["special"] else _USER_DEFINED
     if max(texts) >= size:
         raise PrunekitError(
             f"The tokenizer of {job.source.name} has token {max(texts):,}, but the model a vocabulary of {size:,}; "
@@ -208,11 +204,14 @@ def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) 
         scores = tuple(float(-ranks.get(token, len(merges))) for token in tokens)
         merges = []
     bos, eos = _added(tokenizer)
-    special = [
-        (name, int(index))
-        for name in ("bos", "eos", "unk", "pad")
-        if (index := getattr(tokenizer, f"{name}_token_id", None)) is not None
-    ]
+    special = []
+    for name in ("bos", "eos", "unk", "pad"):
+        found = getattr(tokenizer, f"{name}_token_id", None)
+        if found is None:
+            # llama.cpp takes token 11 where none is named.
+            found = getattr(job.source.config, f"{name}_token_id", None)
+        if isinstance(found, int) and 0 <= found < size:
+            special.append((name, found))
     template = getattr(tokenizer, "chat_template", None)
     return Vocabulary(
         kind,
@@ -260,39 +259,75 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_chat_template(vocabulary.chat_template)
 
 
-def sample_lines(composed: bool = False) -> list[str]:
-    """A thousand lines of prose, and lines of what tokenizers disagree about. ``composed``: in Unicode's NFC."""
+def sample_texts(composed: bool = False) -> list[str]:
+    """A thousand lines of prose, indented code, and what tokenizers disagree about. ``composed``: in Unicode's NFC."""
     lines: list[str] = []
     for document in (*builtin_documents("evaluation"), *builtin_documents("calibration")):
         lines += [line for line in document.splitlines() if line.strip()]
         if len(lines) >= _REAL_LINES:
             break
-    lines = [*lines[:_REAL_LINES], *_HARD_LINES]
-    return [unicodedata.normalize("NFC", line) for line in lines] if composed else lines
+    code = inspect.getsource(textwrap)
+    texts = [*lines[:_REAL_LINES], *code.splitlines(), code, *_HARD_TEXTS]
+    return [unicodedata.normalize("NFC", text) for text in texts] if composed else texts
 
 
-def check_tokens(job: Job, file: Path, vocabulary: Vocabulary, lines: Sequence[str] | None = None) -> int:
-    """Tokenise lines in llama.cpp and in transformers. Returns their number.
+def _with_special_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Special tokens alone; and between words and in a chat, where there is a template."""
+    added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+    alone = [token for token, _ in added[:_SPECIAL_TOKENS]]
+    between = [f"before{token}behind {token} behind" for token in alone]
+    if getattr(tokenizer, "chat_template", None):
+        # A template may ask for more than a message has.
+        with suppress(Exception):
+            between.append(tokenizer.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True))
+    return alone, between
 
-    Raises PrunekitError with the first line that both cut differently.
+
+@dataclass(frozen=True)
+class Checked:
+    """``texts`` were cut alike; ``special_alike``: so were texts with special tokens inside."""
+
+    texts: int
+    special_alike: bool
+
+
+def check_tokens(job: Job, file: Path, vocabulary: Vocabulary) -> Checked:
+    """Tokenise texts in llama.cpp and in transformers.
+
+    Raises PrunekitError with the first one that both cut differently. Around special tokens only the answer tells:
+    many tokenizers let these swallow blanks, which llama.cpp does not.
     """
-    from prunekit.export.gguf_runner import load, token_ids
-
-    lines = sample_lines(vocabulary.composed) if lines is None else lines
     import llama_cpp
 
-    expected = job.tokenizer(list(lines), add_special_tokens=False)["input_ids"]
+    from prunekit.export.gguf_runner import load, token_ids
+
+    tokenizer = job.tokenizer
+    texts = sample_texts(vocabulary.composed)
+    alone, between = _with_special_tokens(tokenizer)
     model = load(file, vocab_only=True)
+
+    def differing(some: Sequence[str], special: bool = False) -> Iterator[tuple[str, list[int], list[int]]]:
+        expected = tokenizer(list(some), add_special_tokens=special)["input_ids"] if some else []
+        for text, wanted in zip(some, expected, strict=True):
+            if (made := token_ids(model, text, special)) != list(wanted):
+                yield text, made, list(wanted)
+
     try:
-        for line, wanted in zip(lines, expected, strict=True):
-            made = token_ids(model, line)
-            if made != list(wanted):
-                at = next((place for place, (a, b) in enumerate(zip(made, wanted, strict=False)) if a != b), 0)
-                raise PrunekitError(
-                    f"llama.cpp cuts text into other tokens than {job.source.name}'s tokenizer (from token {at} of "
-                    f"{line[:40]!r}), though its rules look like llama.cpp's {vocabulary.pre!r}; export to onnx "
-                    "instead, and report this."
-                )
+        for found in (*differing([*texts, *alone]), *differing(texts[:3], special=True)):
+            raise _cut_differently(job, vocabulary, *found)
+        return Checked(len(texts), not any(differing(between)))
     finally:
         llama_cpp.llama_model_free(model)
-    return len(lines)
+
+
+def _cut_differently(
+    job: Job, vocabulary: Vocabulary, text: str, made: Sequence[int], wanted: Sequence[int]
+) -> PrunekitError:
+    pairs = zip(made, wanted, strict=False)
+    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(made), len(wanted)))
+    near = job.tokenizer.decode(list(wanted)[max(0, at - 2) : at + 3])
+    return PrunekitError(
+        f"llama.cpp cuts text into other tokens than {job.source.name}'s tokenizer (token {at} of {text[:40]!r}, near "
+        f"{near!r}), though its rules look like llama.cpp's {vocabulary.pre!r}; export to onnx instead, and report "
+        "this."
+    )

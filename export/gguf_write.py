@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,56 +13,63 @@ from safetensors import safe_open
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
 from prunekit.export.gguf_architectures import (
+    WINDOWED,
     Architecture,
     Entry,
-    Rotation,
     architecture_of,
     entries,
-    rotation_of,
     window_of,
     windowed_layers,
 )
+from prunekit.export.gguf_header import read_header
 from prunekit.export.gguf_quantize import FILE_TYPES
+from prunekit.export.gguf_rotation import Rotation, rotation_of
 from prunekit.export.gguf_runner import CONTEXT_KEY
 from prunekit.export.gguf_vocab import Vocabulary, write_vocabulary
+from prunekit.files import read_json
+from prunekit.manifest import MANIFEST
 from prunekit.model_folder import read_tensors
 from prunekit.plan import LayerKeep
 from prunekit.progress import progress
-from prunekit.provenance import model_label
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.provenance import model_label, versions
 from prunekit.slicing import LayerSlicer
 from prunekit.source import Source
 
 if TYPE_CHECKING:
     import torch
 
-_WINDOWS = ("gemma2", "gemma3")
+# Values that are converted at a time: some hundred MB with all copies.
+_CHUNK = 1 << 24
 
 
 def write_file(
-    job: Job, source: Source, file: Path, words: Vocabulary, dtype: str, *, announced: str | None = None
+    job: Job, made: Architecture, file: Path, words: Vocabulary, dtype: str, *, announced: str | None = None
 ) -> None:
-    """Write ``source`` (the job's, or its uniform twin) in ``dtype``, one of f32, f16, bf16 and q8_0.
+    """Write the job's model as ``made`` in ``dtype``, one of f32, f16, bf16 and q8_0, one tensor after another.
 
     Matrices get that type (where q8_0's blocks of 32 don't fit a row, f16, as llama.cpp's quantiser does), everything
-    else float32. Raises PrunekitError where a weight is too large for float16, or the tensors are not the family's.
+    else float32. ``announced`` is the dtype that the file is said to have, where it is still to be quantised.
+    Raises PrunekitError where a weight is too large for float16, or the tensors are not the family's.
     """
     from gguf import GGUFWriter
 
-    made = architecture_of(source, job.context_length)
+    source = job.source
     rotation = rotation_of(source)
-    writer = GGUFWriter(file, made.name)
-    _write_keys(writer, job, source, made, rotation, FILE_TYPES[announced or dtype])
-    write_vocabulary(writer, words)
-    extra = _rotation_tensors(source, rotation)
-    todo = list(entries(source.family, source.shape, made))
-    with _Tensors(source) as tensors:
+    todo = list(entries(source.family, made))
+    with ExitStack() as stack:
+        tensors = stack.enter_context(_Tensors(source, made))
         tensors.check(todo)
+        writer = GGUFWriter(file, made.name)
+        stack.callback(writer.close)
+        _write_keys(writer, job, made, rotation, FILE_TYPES[announced or dtype])
+        write_vocabulary(writer, words)
+        extra = _rotation_tensors(made, rotation)
         for name, values in extra.items():
             writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
+        kinds = {}
         for entry in todo:
             shape = tensors.shape(entry)
-            kind = _type_of(entry.name, shape, dtype)
+            kinds[entry.name] = kind = _type_of(entry.name, shape, dtype)
             writer.add_tensor_info(entry.name, shape, np.dtype(np.float32), _size(shape, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -71,23 +78,20 @@ def write_file(
             writer.write_tensor_data(values)
         with progress("Writing GGUF", len(todo)) as advance:
             for entry in todo:
-                kind = _type_of(entry.name, tensors.shape(entry), dtype)
-                writer.write_tensor_data(_encode(entry.name, entry.make(tensors.parts(entry)), kind))
+                writer.write_tensor_data(_encode(entry.name, entry.make(tensors.parts(entry)), kinds[entry.name]))
                 advance()
-    writer.close()
 
 
-def _write_keys(writer: Any, job: Job, source: Source, made: Architecture, rotation: Rotation, file_type: int) -> None:
-    config, shape = source.config, source.shape
-    arch = made.name
-    writer.add_type("model")
-    writer.add_name(model_label(job.source.name))
+def _write_keys(writer: Any, job: Job, made: Architecture, rotation: Rotation, file_type: int) -> None:
+    source, shape = job.source, made.shape
+    config = source.config
+    _write_origin(writer, job)
     writer.add_quantization_version(2)
     writer.add_file_type(file_type)
     limits = [job.options.context_length or int(getattr(config, "max_position_embeddings", 0) or job.context_length)]
     limits += [limit for limit in (rotation.context,) if limit is not None]
     window = window_of(source)
-    if window is not None and arch not in _WINDOWS:
+    if window is not None and made.name not in WINDOWED:
         limits.append(window)
     writer.add_context_length(min(limits))
     writer.add_uint32(CONTEXT_KEY, job.context_length)
@@ -97,19 +101,38 @@ def _write_keys(writer: Any, job: Job, source: Source, made: Architecture, rotat
     heads = [layer.num_attention_heads for layer in shape.layers]
     kv_heads = [layer.num_key_value_heads for layer in shape.layers]
     ffn = [layer.intermediate_size for layer in shape.layers]
-    uniform = shape.is_uniform
-    writer.add_head_count(heads[0] if uniform else heads)
-    writer.add_head_count_kv(kv_heads[0] if uniform else kv_heads)
-    writer.add_feed_forward_length(ffn[0] if uniform else ffn)
+    # Frontends that know only numbers here must be able to read what is the same in every layer.
+    writer.add_head_count(heads[0] if shape.is_uniform else heads)
+    writer.add_head_count_kv(kv_heads[0] if shape.is_uniform else kv_heads)
+    writer.add_feed_forward_length(ffn[0] if shape.is_uniform else ffn)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    _write_rotation(writer, rotation, arch)
-    if arch in _WINDOWS:
+    _write_rotation(writer, rotation)
+    if made.name in WINDOWED:
         _write_gemma(writer, source, window)
 
 
-def _write_rotation(writer: Any, rotation: Rotation, arch: str) -> None:
+def _write_origin(writer: Any, job: Job) -> None:
+    source = job.original or job.source
+    writer.add_type("model")
+    writer.add_name(model_label(source.name))
+    writer.add_string("prunekit.version", versions()["prunekit"])
+    manifest = source.path / MANIFEST
+    if not manifest.is_file():
+        return
+    told = read_json(manifest, "manifest")
+    dense = told.get("source") if isinstance(told, dict) else None
+    name = dense.get("name") if isinstance(dense, dict) else None
+    if isinstance(name, str) and name:
+        organization, _, plain = name.rpartition("/")
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, plain)
+        if organization:
+            writer.add_base_model_organization(0, organization)
+
+
+def _write_rotation(writer: Any, rotation: Rotation) -> None:
     from gguf import RopeScalingType
 
     writer.add_rope_dimension_count(rotation.dimensions)
@@ -141,25 +164,30 @@ def _write_gemma(writer: Any, source: Source, window: int | None) -> None:
     writer.add_sliding_window_pattern(windowed_layers(source))
 
 
-def _rotation_tensors(source: Source, rotation: Rotation) -> dict[str, Any]:
+def _rotation_tensors(made: Architecture, rotation: Rotation) -> dict[str, Any]:
     if rotation.factors is None:
         return {}
     factors = np.asarray(rotation.factors, dtype=np.float32)
-    if source.family.model_type == "phi3":
+    if made.name == "phi3":
         return {"rope_factors_long.weight": factors, "rope_factors_short.weight": factors}
     return {"rope_freqs.weight": factors}
 
 
 class _Tensors:
-    """The tensors of a checkpoint by their full names, read one at a time."""
+    """The tensors of a checkpoint by their full names, read one at a time and padded to the widths of ``made``."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, made: Architecture):
         stored = read_tensors(source.path)
         prefix = "" if any(name.startswith("model.") for name in stored) else "model."
         self._stored = {name if name == "lm_head.weight" else prefix + name: (name, it) for name, it in stored.items()}
         self._tied = source.shape.tie_word_embeddings
         self._name = source.name
         self._open: dict[Path, Any] = {}
+        self._pad = {
+            index: LayerSlicer(source.family, source.shape, LayerKeep.everything(index, own), wide)
+            for index, (own, wide) in enumerate(zip(source.shape.layers, made.shape.layers, strict=True))
+            if own != wide
+        }
 
     def __enter__(self) -> _Tensors:
         return self
@@ -180,9 +208,11 @@ class _Tensors:
             )
 
     def shape(self, entry: Entry) -> tuple[int, ...]:
-        """Parts lie one above the other."""
-        shapes = [self._stored[part][1].shape for part in entry.parts]
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        """The shape of what :meth:`parts` makes of an entry, without reading a weight."""
+        import torch
+
+        parts = [torch.empty(self._stored[part][1].shape, device="meta") for part in entry.parts]
+        return tuple(entry.make([self._padded(*each) for each in zip(entry.parts, parts, strict=True)]).shape)
 
     def parts(self, entry: Entry) -> list[torch.Tensor]:
         made = []
@@ -190,8 +220,17 @@ class _Tensors:
             name, stored = self._stored[part]
             if stored.file not in self._open:
                 self._open = {stored.file: safe_open(stored.file, "pt")}
-            made.append(self._open[stored.file].get_tensor(name))
+            made.append(self._padded(part, self._open[stored.file].get_tensor(name)))
         return made
+
+    def _padded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        index, rest = _layer_of(name)
+        return self._pad[index](rest, tensor) if index in self._pad else tensor
+
+
+def _layer_of(name: str) -> tuple[int | None, str]:
+    parts = name.split(".", 3)
+    return (int(parts[2]), parts[3]) if parts[:2] == ["model", "layers"] else (None, name)
 
 
 def _type_of(name: str, shape: tuple[int, ...], dtype: str) -> Any:
@@ -212,56 +251,60 @@ def _size(shape: tuple[int, ...], kind: Any) -> int:
 
 
 def _encode(name: str, tensor: torch.Tensor, kind: Any) -> Any:
+    """The bytes of a tensor in ``kind``, some rows at a time: converting makes copies of what it is given."""
     from gguf import quants
 
-    # Rows at a time: the quantiser of the gguf package makes several copies of what it is given.
-    values = tensor.float().contiguous().numpy()
-    if kind.name == "F16" and float(np.abs(values).max(initial=0)) > 65504:
-        raise PrunekitError(f"{name} holds numbers too large for float16; take bf16 or f32 instead.")
-    return np.ascontiguousarray(quants.quantize(values, kind))
+    rows = max(1, _CHUNK // max(1, tensor[0].numel())) if tensor.ndim > 1 else max(1, len(tensor))
+    made = []
+    for chunk in tensor.split(rows):
+        values = chunk.float().contiguous().numpy()
+        if kind.name == "F16" and float(np.abs(values).max(initial=0)) > 65504:
+            raise PrunekitError(f"{name} holds numbers too large for float16; take bf16 or f32 instead.")
+        made.append(quants.quantize(values, kind))
+    return np.ascontiguousarray(made[0] if len(made) == 1 else np.concatenate(made))
 
 
-def stored(job: Job, file: Path) -> dict[str, torch.Tensor]:
-    """The weights of ``file`` in float32, by transformers' names and with the checkpoint's widths."""
-    import torch
-    from gguf import GGUFReader, quants
+class Stored(Mapping[str, "torch.Tensor"]):
+    """The weights of a file in float32, by transformers' names and with the checkpoint's widths. Each is dequantised
+    when it is asked for, so that only one is in memory. Tensors that the file holds in float32 are left out."""
 
-    source = job.source
-    reader = GGUFReader(file)
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    made = architecture_of(source, job.context_length)
-    shape = source.shape
-    if made.twin:
-        shape = _twin_shape(reader, made.name, shape)
-    weights: dict[str, torch.Tensor] = {}
-    for entry in entries(source.family, shape, made):
-        tensor = found[entry.name]
-        values = torch.from_numpy(np.array(quants.dequantize(tensor.data, tensor.tensor_type)))
-        for name, part in zip(entry.parts, entry.split(values), strict=True):
-            weights[name] = _cut(source, shape, name, part) if made.twin else part
-    if shape.tie_word_embeddings:
-        # The head is the same tensor under a second name.
-        weights.pop("lm_head.weight", None)
-    return weights
+    def __init__(self, job: Job, file: Path):
+        self._source = job.source
+        self._made = architecture_of(job.source, job.context_length)
+        self._header = read_header(file)
+        self._holders: dict[str, list[tuple[Entry, int]]] = {}
+        for entry in entries(job.source.family, self._made):
+            if entry.name not in self._header.tensors:
+                raise PrunekitError(f"{file.name} lacks the tensor {entry.name}; export the model again.")
+            if self._header.tensors[entry.name].kind != "F32":
+                for place, part in enumerate(entry.parts):
+                    self._holders.setdefault(part, []).append((entry, place))
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holders)
 
-def _twin_shape(reader: Any, arch: str, shape: ModelShape) -> ModelShape:
-    counts = (
-        int(reader.fields[f"{arch}.{key}"].contents())
-        for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    )
-    return shape.with_layers([LayerShape(*counts)] * shape.num_hidden_layers)
+    def __len__(self) -> int:
+        return len(self._holders)
 
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+        from gguf import GGMLQuantizationType, quants
 
-def _cut(source: Source, twin: ModelShape, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight of the twin, cut back to what the checkpoint has of it."""
-    parts = name.split(".", 3)
-    if parts[:2] != ["model", "layers"]:
-        return tensor
-    index = int(parts[2])
-    own, wide = source.shape.layers[index], twin.layers[index]
-    heads = tuple(
-        kv * wide.group_size + head for kv in range(own.num_key_value_heads) for head in range(own.group_size)
-    )
-    keep = LayerKeep(index, tuple(range(own.num_key_value_heads)), heads, tuple(range(own.intermediate_size)))
-    return LayerSlicer(source.family, replace(twin), keep)(parts[3], tensor)
+        runs = []
+        for entry, place in self._holders[name]:
+            kind = GGMLQuantizationType[self._header.tensors[entry.name].kind]
+            values = torch.from_numpy(np.array(quants.dequantize(self._header.data(entry.name), kind)))
+            runs.append(entry.split(values)[place])
+        return self._cut(name, runs[0] if len(runs) == 1 else torch.cat(runs))
+
+    def _cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A weight of a twin, cut back to what the checkpoint has of it."""
+        index, rest = _layer_of(name)
+        if index is None or not self._made.twin:
+            return tensor
+        own, wide = self._source.shape.layers[index], self._made.shape.layers[index]
+        heads = tuple(
+            kv * wide.group_size + head for kv in range(own.num_key_value_heads) for head in range(own.group_size)
+        )
+        keep = LayerKeep(index, tuple(range(own.num_key_value_heads)), heads, tuple(range(own.intermediate_size)))
+        return LayerSlicer(self._source.family, self._made.shape, keep)(rest, tensor)
