@@ -85,7 +85,7 @@ class Gguf(Target):
         # Of an embedding table that is no head as well, a step reads one row.
         lookup = tensors["token_embd.weight"].nbytes if "output.weight" in tensors else 0
         read = sum(tensor.nbytes for tensor in tensors.values()) - lookup
-        return Written((*notes, *fallback_notes(found, job.dtype)), read, facts)
+        return Written((*notes, *fallback_notes(tensors, found, job.dtype)), read, facts)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         return LlamaCppRunner(folder, threads)

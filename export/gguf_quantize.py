@@ -27,8 +27,9 @@ FILE_TYPES = {
     "q6_k": 18,
     "bf16": 32,
 }
-# What the quantiser takes where a row is no multiple of 256, and what it most likely wished for.
-_FALLBACKS = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
+# What the quantiser takes where a row is no multiple of 256, and what it most likely wished for; and the reverse.
+_ORIGINS = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
+_DEMOTED = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0"}
 # The type that most tensors get.
 _MAIN = {
     "q8_0": "Q8_0",
@@ -99,7 +100,7 @@ def fallbacks(tensors: Iterable[Tensor], dtype: str, wishes: Mapping[str, str] |
         if wished is None and stored == "F16":
             wished = main
         elif wished is None and block_of(main) == 256 and width % 256:
-            wished = _FALLBACKS.get(stored, main)
+            wished = _ORIGINS.get(stored, main)
         if wished is None:
             continue
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[wished]]
@@ -116,31 +117,71 @@ def block_of(kind: str) -> int:
     return int(GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
 
 
-def fallback_notes(found: list[Fallback], dtype: str) -> tuple[str, ...]:
+def padding_gain(tensors: Mapping[str, Tensor], found: Iterable[Fallback], multiple: int) -> int:
+    """Bytes that a file gets smaller by (negative: larger) where every FFN is padded to a multiple of channels."""
+    wished = {each.name: each.wished for each in found}
+    gain = 0
+    for name, down in tensors.items():
+        if not name.endswith(".ffn_down.weight"):
+            continue
+        width = down.shape[-1]
+        padded = -(-width // multiple) * multiple
+        kind = wished.get(name, down.kind)
+        if padded % block_of(kind):
+            kind = _DEMOTED.get(kind, kind)
+        gain += down.nbytes - down.shape[0] * _row_bytes(kind, padded)
+        for other in ("gate", "up"):
+            tensor = tensors.get(name.replace("ffn_down", f"ffn_{other}"))
+            if tensor is not None:
+                # Phi-3's up holds the gate as well.
+                gain -= (padded - width) * tensor.shape[0] // width * (tensor.nbytes // tensor.shape[0])
+    return gain
+
+
+def _row_bytes(kind: str, width: int) -> int:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return int(width // block * size)
+
+
+def fallback_notes(tensors: Mapping[str, Tensor], found: list[Fallback], dtype: str) -> tuple[str, ...]:
     """Sentences about what fell back, what it costs and what to do."""
     if not found:
         return ()
     block = block_of(_MAIN[dtype])
-    notes = []
+    multiple = max((32, block), key=lambda multiple: padding_gain(tensors, found, multiple))
+    gain = padding_gain(tensors, found, multiple)
     groups = (
-        ("FFN (ffn_down)", [each for each in found if ".ffn_down." in each.name]),
-        ("query heads (attn_output)", [each for each in found if ".attn_output." in each.name]),
-        ("hidden size", [each for each in found if ".ffn_down." not in each.name and ".attn_output." not in each.name]),
+        (
+            "FFN (ffn_down)",
+            [each for each in found if ".ffn_down." in each.name],
+            f" With `--pad-ffn {multiple}`, which adds channels of zeros, the file would be {_mib(gain)} smaller."
+            if gain > 0
+            else "",
+        ),
+        (
+            "query heads (attn_output)",
+            [each for each in found if ".attn_output." in each.name],
+            " Only keeping another number of query heads would change that.",
+        ),
+        (
+            "hidden size",
+            [each for each in found if ".ffn_down." not in each.name and ".attn_output." not in each.name],
+            " That is the dense model's own width.",
+        ),
     )
-    remedies = {
-        "FFN (ffn_down)": f" `--pad-ffn {block}` pads FFNs with zero channels to whole blocks.",
-        "query heads (attn_output)": " Only keeping another number of query heads would change that.",
-        "hidden size": " That is the dense model's own width.",
-    }
-    for what, group in groups:
-        if not group:
-            continue
-        kinds = sorted({f"{each.wished} to {each.stored}" for each in group})
-        extra = sum(each.extra_bytes for each in group)
-        first = group[0]
-        notes.append(
-            f"{len(group)} tensor{'s' * (len(group) > 1)} fell back to larger types ({', '.join(kinds)}), because rows "
-            f"as long as the {what} are no multiple of {block} (first {first.name} with {first.width}); that costs "
-            f"{extra / 2**20:,.2f} MiB.{remedies[what]}"
-        )
+    notes = []
+    for what, group, remedy in groups:
+        if group:
+            kinds = ", ".join(sorted({f"{each.wished} to {each.stored}" for each in group}))
+            notes.append(
+                f"{len(group)} tensor{'s' * (len(group) > 1)} fell back to larger types ({kinds}), because rows as "
+                f"long as the {what} are no multiple of {block} (first {group[0].name} with {group[0].width}); that "
+                f"costs {_mib(sum(each.extra_bytes for each in group))}.{remedy}"
+            )
     return tuple(notes)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.2f} MiB"

@@ -120,6 +120,7 @@ class LlamaCppRunner(Runner):
         if exact:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.offload_kqv = params.op_offload = False
             # Windows of Gemma's caches are cut to the window; the gate compares what a full one computes.
             params.swa_full = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)

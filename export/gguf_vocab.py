@@ -47,6 +47,7 @@ _BLANK = "\u2581"
 # Token types of the format.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _REAL_LINES = 1000
 _SPECIAL_TOKENS = 500
 _CHAT = ({"role": "user", "content": "What is 12 + 30?"},)
@@ -93,7 +94,7 @@ def vocabulary(job: Job) -> Vocabulary:
 
     Raises PrunekitError where llama.cpp has no vocabulary of that kind, or the tokenizer can't be read.
     """
-    if not any((job.source.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((job.source.path / name).is_file() for name in _FILES):
         return Vocabulary("none")
     tokenizer = job.tokenizer
     core = getattr(tokenizer, "backend_tokenizer", None)
@@ -189,12 +190,14 @@ def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) 
             "copy the original model's tokenizer files into the checkpoint."
         )
     tokens = tuple(texts.get(index) or f"[PAD{index}]" for index in range(size))
-    if len(set(tokens)) != size:
-        twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise PrunekitError(
-            f"The tokenizer of {job.source.name} has the token {twice!r} twice, which llama.cpp does not load; copy "
-            "the original model's tokenizer files into the checkpoint."
-        )
+    seen: set[str] = set()
+    for token in tokens:
+        if token in seen or "\0" in token:
+            raise PrunekitError(
+                f"The tokenizer of {job.source.name} has the token {token!r}{' twice' * (token in seen)}, which "
+                "llama.cpp does not load; copy the original model's tokenizer files into the checkpoint."
+            )
+        seen.add(token)
     scores: tuple[float, ...] = ()
     if kind == "llama":
         # SentencePiece merges the pair with the best score, which is what comes first in the list of merges.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
@@ -183,20 +184,16 @@ def test_checkpoint_in_shards_without_its_prefix(tmp_path):
     assert whole.parity.logits == sharded.parity.logits
 
 
-def test_padding_ffns_saves_the_fallbacks(uneven, tmp_path):
+def test_padding_ffns_saves_what_the_note_says(uneven, tmp_path):
     source = calmed(uneven("qwen2"), tmp_path / "in")
     plain = exported(source, tmp_path / "plain", dtype="q4_k_m")
-    padded = exported(source, tmp_path / "padded", dtype="q4_k_m", pad_ffn=256)
-    assert "ffn_down" in " ".join(plain.written.notes)
-    assert "ffn_down" not in " ".join(padded.written.notes)
-    # What is left are heads: 6 and 2 of 32 channels.
-    assert 0 < padded.written.facts["fallback_bytes"] < plain.written.facts["fallback_bytes"]
-    down = [
-        tensor
-        for tensor in gguf.GGUFReader(next((tmp_path / "plain").glob("*.gguf"))).tensors
-        if tensor.name == "blk.0.ffn_down.weight"
-    ]
-    assert down[0].tensor_type.name == "F16"
+    note = next(note for note in plain.written.notes if "ffn_down" in note)
+    multiple, saved = re.search(r"`--pad-ffn (\d+)`.* (\S+) MiB smaller", note).groups()
+    padded = exported(source, tmp_path / "padded", dtype="q4_k_m", pad_ffn=int(multiple))
+    sizes = [next(made.path.glob("*.gguf")).stat().st_size for made in (plain, padded)]
+    assert abs((sizes[0] - sizes[1]) / 2**20 - float(saved)) < 0.02
+    down = gguf_header.read_header(next((tmp_path / "plain").glob("*.gguf"))).tensors["blk.0.ffn_down.weight"]
+    assert (down.kind, down.shape) == ("F16", (256, 501))
 
 
 @pytest.mark.parametrize(
