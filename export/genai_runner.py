@@ -20,9 +20,12 @@ from prunekit.timing import Clock
 
 class GenaiRunner(Runner):
     """The folder's model on the CPU in ``threads`` threads, generating without sampling. The KV cache is
-    onnxruntime-genai's. Raises PrunekitError where it refuses the folder, or a text is longer than the context."""
+    onnxruntime-genai's. Raises PrunekitError where it refuses the folder, or a text is longer than the context.
 
-    max_batch = None
+    One sequence at a time: for more it takes prompts, but no tokens behind them (only those that it picked itself).
+    """
+
+    max_batch = 1
 
     def __init__(self, folder: Path, threads: int | None = None, kv_element_bytes: float = 4):
         settings = read_json(folder / CONFIG, "onnxruntime-genai config")

@@ -26,6 +26,12 @@ class OnnxGenai(Target):
         Requirement("onnx-ir", extra="onnx-genai"),
     )
     runs_with = (Requirement("onnxruntime-genai", extra="onnx-genai"),)
+    limits = (
+        "Llama, Mistral, Qwen2 and Qwen3; for other families take onnx.",
+        "Rotary embeddings whose angles depend on the text's length (dynamic, longrope) and heads of "
+        "other than a multiple of 16 channels are refused; take onnx.",
+        "int4 and int8 multiply by activations of 8 bits, as ONNX Runtime's fastest CPU kernels do.",
+    )
 
     def check(self, job: Job) -> None:
         from prunekit.export.genai_check import check

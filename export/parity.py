@@ -48,7 +48,7 @@ TOLERANCES = {
     "8-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.02),
     "6-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.06),
     "5-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.12),
-    "4-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.25),
+    "4-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.35),
     "3-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.45),
     "2-bit": Tolerance(0.1, 1.0, 5e-2, weight=0.8),
 }
@@ -294,12 +294,12 @@ def _cached(runner: Runner, window: Array, reference: Array) -> tuple[Array, Arr
 def _greedy(dense: TorchRunner, runner: Runner, prompt: Array, near: float) -> Greedy:
     wanted = dense.greedy(prompt, CONTINUED).tokens[0]
     made = runner.greedy(prompt, CONTINUED).tokens[0]
-    differ = np.flatnonzero(wanted != made[: len(wanted)])
-    if not len(differ) and len(made) == len(wanted):
-        return Greedy(len(wanted), len(wanted), 0, 0)
-    at = int(differ[0]) if len(differ) else len(made)
-    if at >= len(made):
-        return Greedy(len(wanted), at, 0, 1)
+    both = min(len(wanted), len(made))
+    differ = np.flatnonzero(wanted[:both] != made[:both])
+    if not len(differ):
+        # A runtime that broken numbers made stop early is wrong, too.
+        return Greedy(len(wanted), both, 0, int(both < len(wanted)))
+    at = int(differ[0])
     row = dense.logits(np.concatenate([prompt[0], wanted[:at]]))[-1]
     tie = bool(row[wanted[at]] - row[made[at]] <= near)
     return Greedy(at + 1, at, int(tie), int(not tie))

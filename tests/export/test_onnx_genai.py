@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime_genai")
+
+import onnx_ir
+from export_models import FAMILIES_TESTED
+
+from prunekit.errors import PrunekitError
+from prunekit.export import genai_builder, genai_check
+from prunekit.export.base import Job, Options
+from prunekit.export.genai_quant import Blocks, dequantise, input_moments, quantise
+from prunekit.export.genai_runner import GenaiRunner
+from prunekit.export.onnx_genai import OnnxGenai
+from prunekit.export.run import export, read_export
+from prunekit.runner import TorchRunner
+from prunekit.source import Source, load_model, load_tokenizer
+from prunekit.text import builtin_documents
+
+
+@pytest.mark.parametrize("model_type", FAMILIES_TESTED)
+def test_every_family_in_float32(uneven, tmp_path, model_type):
+    made = export(uneven(model_type), "onnx-genai", tmp_path / "out")
+    assert made.parity is not None and made.parity.greedy.equal == 72
+    assert made.parity.logits.rms_relative < 2e-5
+    graph = onnx_ir.load(tmp_path / "out" / "model.onnx").graph
+    attention = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    assert [node.attributes["num_heads"].value for node in attention] == [8, 6, 4, 2]
+    assert [node.attributes["kv_num_heads"].value for node in attention] == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int4", "int8"])
+def test_smaller_weights(uneven, tmp_path, dtype):
+    source = uneven("qwen3", tied=True)
+    made = export(source, "onnx-genai", tmp_path / "out", Options(dtype))
+    assert made.parity is not None and made.parity.ok
+    if dtype == "fp16":
+        assert made.parity.weights is None
+        return
+    # Even an export of odd widths is judged by every weight: all projections, and the table that is also the head.
+    target, job = OnnxGenai(), Job(source, Options(dtype), dtype)
+    stored = target.stored_weights(job, tmp_path / "out")
+    assert stored is not None
+    rounded = {name for name in job.model.state_dict() if "proj" in name or "embed" in name}
+    assert rounded <= set(stored) and made.parity.weights is not None
+    assert made.parity.weights[0] < (0.02 if dtype == "int8" else 0.35)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+        {"model_type": "mistral", "sliding_window": 16},
+        {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+        {
+            "model_type": "llama",
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        {"model_type": "qwen2", "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    ],
+    ids=["biases", "window", "some windows", "llama3", "linear"],
+)
+def test_what_models_of_these_families_may_have(uneven, tmp_path, fields):
+    fields = {name: json.loads(json.dumps(value)) for name, value in fields.items()}
+    source = uneven.__wrapped__(**fields) if any(isinstance(value, dict) for value in fields.values()) else None
+    made = export(source or uneven(**fields), "onnx-genai", tmp_path / "out")
+    assert made.parity is not None and made.parity.greedy.equal == 72
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "said"),
+    [
+        ("gemma2", {}, "not made for Gemma 2 here; export to onnx"),
+        ("llama", {"head_dim": 24}, "multiple of 16 channels"),
+        ("qwen2", {"hidden_act": "gelu"}, "tested with the activation silu only"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused(uneven, tmp_path, model_type, fields, said):
+    with pytest.raises(PrunekitError, match=said):
+        export(uneven(model_type, **fields), "onnx-genai", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untested_version_is_refused(uneven, tmp_path, monkeypatch):
+    monkeypatch.setattr(genai_check, "TESTED", ("0.1.0",))
+    with pytest.raises(PrunekitError, match=r"pip install onnxruntime-genai==0\.1\.0"):
+        export(uneven("llama"), "onnx-genai", tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int4"])
+def test_a_damaged_weight_is_noticed(uneven, tmp_path, monkeypatch, dtype):
+    build = genai_builder.build
+
+    def damaged(job: Job, folder: Path) -> int:
+        size = build(job, folder)
+        data = folder / genai_builder.DATA
+        content = bytearray(data.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 4000] = bytes(4000)
+        data.write_bytes(content)
+        return size
+
+    monkeypatch.setattr(genai_builder, "build", damaged)
+    with pytest.raises(PrunekitError, match="so it was removed"):
+        export(uneven("llama"), "onnx-genai", tmp_path / "out", Options(dtype))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_looked_up_by_name(uneven, tmp_path, monkeypatch):
+    """The builder would ask transformers for a config and a tokenizer, which may be code."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    job = Job(uneven("llama"), Options(), "fp32")
+    assert job.model and job.tokenizer
+    for auto in (AutoConfig, AutoTokenizer, GenerationConfig):
+        monkeypatch.setattr(auto, "from_pretrained", lambda *given, **known: pytest.fail(f"looked up {given}"))
+    OnnxGenai().write(job, tmp_path)
+    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= {
+        file.name for file in tmp_path.iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def smollm2_export(pruned_smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("genai") / "mit Leerzeichen é"
+    made = export(pruned_smollm2, "onnx-genai", folder)
+    assert made.parity is not None and made.parity.greedy.equal == 72
+    # The table that is also the head is stored once.
+    assert made.file_bytes < 1.03 * 4 * pruned_smollm2.shape.parameters
+    assert made.written.decode_bytes == pytest.approx(4 * pruned_smollm2.shape.parameters, rel=1e-3)
+    return folder
+
+
+ODD_LINES = (
+    "  two spaces, and a tab\there",
+    "12345 67 8.90 1,000,000",
+    "naïve café, Ünïcödé, 中文字符, עברית, русский",
+    "🙂🙃 emoji 👩‍👩‍👧",
+    "def f(x):\n    return x ** 2  # comment\n\n\n",
+    "it's they'll WE'RE don't",
+    "<|im_start|>user\nHello<|im_end|>\n",
+    "trailing spaces   ",
+)
+
+
+def test_its_tokenizer_agrees_with_hugging_faces(smollm2_export, pruned_smollm2):
+    import onnxruntime_genai as og
+
+    ours = og.Tokenizer(og.Model(str(smollm2_export)))
+    theirs = load_tokenizer(pruned_smollm2)
+    text = "\n".join(builtin_documents("evaluation") + builtin_documents("calibration"))
+    lines = [line for line in text.split("\n") if line.strip()][:1000] + list(ODD_LINES)
+    assert len(lines) > 700
+    different = [line for line in lines if list(ours.encode(line)) != theirs(line)["input_ids"]]
+    assert different == []
+
+
+def test_the_readme_generates_what_pytorch_does(smollm2_export, pruned_smollm2):
+    readme = (smollm2_export / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("this-folder", str(smollm2_export))],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    model = load_model(pruned_smollm2, dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(pruned_smollm2)
+    prompt = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    with torch.no_grad():
+        tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_length=100, do_sample=False)
+    assert done.stdout.strip() == tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
+
+
+def test_int4_of_the_real_model(pruned_smollm2, tmp_path):
+    made = export(pruned_smollm2, "onnx-genai", tmp_path / "out", Options("int4"))
+    assert made.parity is not None and made.parity.perplexity_stored is not None
+    # Plain rounding to 4 bits costs a model this small more than a fifth.
+    assert made.parity.perplexity_runtime < 1.17 * made.parity.perplexity_reference
+    assert made.file_bytes < 0.85 * pruned_smollm2.shape.parameters
+
+
+def test_a_text_beyond_the_context_is_one_sentence(uneven, tmp_path):
+    export(uneven("llama"), "onnx-genai", tmp_path / "out", Options(context_length=80), verify=False)
+    opened = read_export(tmp_path / "out")
+    assert opened.context_length == 80
+    with opened.open(1) as runner:
+        assert isinstance(runner, GenaiRunner)
+        assert runner.logits(np.arange(1, 81)).shape == (80, runner.vocab_size)
+        with pytest.raises(PrunekitError, match="larger --context-length"):
+            runner.greedy(np.ones((1, 70), dtype=np.int64), 11)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", [32, 77, 501])
+def test_blocks_hold_what_was_rounded(bits, columns):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(9, columns, generator=generator)
+    weight[3] = 0
+    weight[4] = weight[4].abs()
+    made = quantise(weight, bits)
+    assert isinstance(made, Blocks) and made.qweight.dtype == torch.uint8
+    back = dequantise(made)
+    assert back.shape == weight.shape
+    assert torch.equal(back[3], weight[3])
+    assert ((back - weight).norm(dim=1) < (0.12 if bits == 4 else 0.008) * weight.norm(dim=1).clamp_min(1e-9)).all()
+
+
+def test_scales_follow_the_inputs(uneven):
+    """Errors of weights that meet large inputs count for more, so the layer's output is closer."""
+    job = Job(uneven("llama"), Options(), "int4")
+    ids = torch.tensor(np.random.default_rng(0).integers(0, job.model.config.vocab_size, (4, 64)))
+    moments = input_moments(job.model, ids)
+    weight = job.model.model.layers[0].mlp.down_proj.weight.detach()
+    values = moments["model.layers.0.mlp.down_proj"]
+    assert values.shape == (501,) and (values > 0).all()
+    seen = []
+    handle = job.model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    TorchRunner(job.model).logits(ids[0].numpy())
+    handle.remove()
+    errors = [
+        float((seen[0] @ (dequantise(quantise(weight, 4, given)) - weight).T).square().mean())
+        for given in (values, None)
+    ]
+    assert errors[0] < errors[1]
