@@ -39,7 +39,8 @@ class CachedForward(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+        layers: Any = cache.layers
+        return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
 
 def example_inputs(

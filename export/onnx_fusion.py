@@ -47,7 +47,8 @@ def _same_shape(one: Any, other: Any) -> bool:
 def add_before_norm(model: onnx_ir.Model) -> int:
     """Fuse x + y and the RMS norm of it into ONNX Runtime's SkipSimplifiedLayerNormalization. Returns how many."""
     count = 0
-    for norm in list(model.graph):
+    nodes: list[Any] = list(model.graph)
+    for norm in nodes:
         if norm.op_type != "RMSNormalization" or norm.domain != "":
             continue
         add = norm.inputs[0].producer()

@@ -127,9 +127,9 @@ def attention(
     → [B, S, H, D]."""
     state = _tracing.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
-    past = state.past[2 * layer : 2 * layer + 2]
+    past_key, past_value = state.past[2 * layer : 2 * layer + 2]
     attend = _fused_attention if state.fused else _grouped_attention
-    mixed, *present = attend(query, key, value, attention_mask, *past, scaling, softcap)
+    mixed, *present = attend(query, key, value, attention_mask, past_key, past_value, scaling, softcap)
     state.present[layer] = (present[0], present[1])
     return mixed, None
 
@@ -137,7 +137,7 @@ def attention(
 def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
     """0 where a query sees a key, else a large negative number: half the least, so that adding a score to it can't
     overflow to an infinity, whose rows (all padding) would become NaN."""
-    seen = sdpa_mask(*args, **{**options, "allow_is_causal_skip": False})
+    seen: Any = sdpa_mask(*args, **{**options, "allow_is_causal_skip": False})
     return torch.where(seen, torch.zeros((), dtype=dtype), torch.finfo(dtype).min / 2)
 
 

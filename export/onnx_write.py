@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 MODEL = "model.onnx"
 DATA = "model.onnx_data"
-# A protobuf message ends at 2 GiB; what a graph needs besides weights is far below the difference.
-EXTERNAL_FROM = 1800 * 2**20
+# A protobuf message ends at 2 GiB, and making one takes two more copies of the weights.
+EXTERNAL_FROM = 2**30
 Logits = Literal["optional", "required", "all"]
 # The fused operators came with 23; a plain graph asks for no more than older runtimes have.
 _OPSETS = {True: 20, False: 23}
@@ -80,14 +80,18 @@ def export_onnx(
 
 def check_rotation(job: Job) -> None:
     """Raises PrunekitError for rotary embeddings that depend on what was computed before."""
-    parameters = getattr(job.source.config, "rope_parameters", None) or {}
-    # One set for all layers, or one for each type of layer.
-    sets = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
-    if any(each.get("rope_type") == "dynamic" for each in sets):
+    if "dynamic" in _rope_types(job):
         raise PrunekitError(
             f"{job.source.name} scales its rotary embeddings by the longest text seen so far (rope_type dynamic), "
             "which a graph can't; export it with --to hf or --to vllm."
         )
+
+
+def _rope_types(job: Job) -> set[str]:
+    parameters = getattr(job.source.config, "rope_parameters", None) or {}
+    # One set for all layers, or one for each type of layer.
+    sets = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    return {each.get("rope_type", "default") for each in sets}
 
 
 def _check_range(model: Any) -> None:
@@ -125,6 +129,11 @@ def _traced(job: Job, config: PrunedOnnxConfig, model: Any, plain: bool, logits:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
+        if "longrope" in _rope_types(job):
+            raise PrunekitError(
+                f"{job.source.name} has rotary embeddings of type longrope, which this transformers can't trace; take "
+                "transformers 5.23, or export it with --to hf."
+            ) from error
         raise (error.__cause__ or error) from None  # its own message is a page of general advice
     assert program is not None
     return program.model
@@ -165,10 +174,10 @@ def _give_default(made: Any) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """torch logs what it skips and, of what it can't trace, the whole graph; it warns about its own use of itself."""
+    """torch logs what it skips and prints what it can't trace, whole graphs; it warns about its own use of itself."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield
