@@ -4,6 +4,9 @@
 # make gpu-check           checks and times the kernels: with $(PYTHON) as it is where that has torch, else installs
 #                          first. ARGS="--part ops --models llama-3.2-1b" and the like are passed on (ARGS=--help)
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
+# make runtimes            the runtimes that exports are checked in; `make test` does it first
+# make test-vllm           pruned models in vLLM, in an environment of its own
+# make test-ortmodel       an ONNX export in optimum-onnx, in an environment of its own
 #
 # PyTorch: where nvidia-smi works, the default build. Elsewhere the CPU build, if pip's configured index has one under
 # that name, else the default build, which on Linux brings gigabytes of CUDA libraries. To choose:
@@ -26,7 +29,7 @@ LLAMA_CPP_VERSION := 0.3.36
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-$(shell uname -m)
 
-.PHONY: install runtimes demo test test-triton-3.6 lint bench gpu-check clean
+.PHONY: install runtimes demo test test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
@@ -108,6 +111,22 @@ test: runtimes
 	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/test_executorch.py
 	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/test_kernel_quantize.py tests/test_kernel_runtime.py -k int4
 	$(KERNEL_TESTS)
+
+# Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
+test-vllm:
+	test -e .compat/vllm/.installed || { rm -rf .compat/vllm && PYTHON=$(PYTHON) sh tests/vllm_real/install.sh .compat/vllm && \
+	  touch .compat/vllm/.installed; }
+	.compat/vllm/bin/python -m pytest -q tests/vllm_real/check_vllm.py
+
+# An ONNX export in optimum-onnx's ORTModelForCausalLM, which needs the transformers of its time.
+test-ortmodel: runtimes
+	test -e .compat/ortmodel/.installed || { rm -rf .compat/ortmodel && $(PYTHON) -m venv .compat/ortmodel && \
+	  .compat/ortmodel/bin/python -m pip install --quiet "torch==$(TORCH_VERSION)" && \
+	  .compat/ortmodel/bin/python -m pip install --quiet "optimum-onnx[onnxruntime]==0.1.0" && \
+	  touch .compat/ortmodel/.installed; }
+	rm -rf .compat/ortmodel/exports && mkdir -p .compat/ortmodel/exports
+	$(VENV)/bin/python tests/export/ortmodel_check.py write .compat/ortmodel/exports
+	.compat/ortmodel/bin/python tests/export/ortmodel_check.py run .compat/ortmodel/exports
 
 # The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.
 test-triton-3.6: install $(TRITON_36)/.installed

@@ -74,7 +74,7 @@ PROFILES = {
                     64,
                     "TensorRT builds the fastest 16-bit engine for prompts; 64 channels are one of its fp16 tiles. The "
                     "engine must be built on the device itself.",
-                    "`cd tensorrt-fp16 && sh build-engine.sh` on the Jetson (JetPack 6 or newer has trtexec in "
+                    "`cd tensorrt-fp16 && sh build-engine.sh` on the Jetson (JetPack 6.1 or newer has trtexec in "
                     "/usr/src/tensorrt/bin).",
                 ),
             ),
