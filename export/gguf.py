@@ -15,7 +15,8 @@ from prunekit.export.gguf_header import read_header
 from prunekit.export.gguf_quantize import DIRECT, QUANTISED, fallback_notes, fallbacks, quantise
 from prunekit.export.gguf_rotation import rotation_of
 from prunekit.export.gguf_runner import LlamaCppRunner, gguf_file
-from prunekit.export.gguf_vocab import Vocabulary, check_tokens, vocabulary
+from prunekit.export.gguf_tokens import check_tokens
+from prunekit.export.gguf_vocab import Vocabulary, vocabulary
 from prunekit.export.gguf_write import Stored, write_file
 from prunekit.provenance import model_label
 from prunekit.runner import Runner
@@ -144,6 +145,11 @@ def _notes(job: Job, made: Architecture, words: Vocabulary) -> Iterator[str]:
         yield (
             "The tokenizer composes Unicode (NFC) before it cuts text, and llama.cpp does not: give it composed text, "
             "as nearly all text is."
+        )
+    if words.second_blank:
+        yield (
+            "Before text that begins with a blank llama.cpp puts another, as SentencePiece does; this tokenizer in "
+            "transformers does not."
         )
     window = window_of(job.source)
     if window is not None and made.name not in WINDOWED:

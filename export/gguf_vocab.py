@@ -1,21 +1,14 @@
-"""A Hugging Face tokenizer as llama.cpp's vocabulary, and the proof that both cut text alike."""
+"""A Hugging Face tokenizer as llama.cpp's vocabulary."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-import textwrap
-import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
-from prunekit.text import builtin_documents
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,38 +35,20 @@ _PRE: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (rf"{_CASED % {'end': _CONTRACTIONS + '?'}}|\p{{N}}{{1,3}}|{_CASED_TAIL}", _BYTE_LEVEL): (None, "gpt-4o"),
 }
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-_BLANK = "\u2581"
+BLANK = "\u2581"
 
 # Token types of the format.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_REAL_LINES = 1000
-_SPECIAL_TOKENS = 500
-_CHAT = ({"role": "user", "content": "What is 12 + 30?"},)
-_HARD_TEXTS = (
-    "0 1 12 123 1234 12345 3.14159 1,000,000 0x1F 2024-12-31 ½ ² ٣ 10⁻³",
-    "def f(x):\n    if x:\n\treturn  x+1\n\n\n        # done\r\n",
-    "  two    four        eight \t tab \t\t tabs   ",
-    " ",
-    "   ",
-    "\n\n \n  \n\t\n",
-    "I'm you're he'll we've they'd isn't I'M YOU'RE 'tis ''quoted''",
-    "naïve café Straße Ærøskøbing İstanbul ŁÓDŹ Ελληνικά Кириллица",
-    "日本語のテキスト 中文文本，標點。 한국어 텍스트 ไทย हिन्दी עברית العربية",
-    "😀😃 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ☃ \u200b zero width",
-    "snake_case camelCase SCREAMING kebab-case path/to/file.py https://example.org/?q=a%20b&c=d#e",
-    "!!! ??? ... --- *** ((())) [[]] {{}} <<>> // \\\\ || && ~~ `code` $x^2$ @user #tag €5 £6 %7",
-    "e\u0301 combining, ﬁ ligature, № №, … ellipsis — dash – “quotes” ‘single’ «guillemets»",
-    "\u00a0no-break\u00a0space\u3000ideographic\u2003em",
-    "aAaA AAAaaa aaaAAA A1b2C3 x86_64 v1.2.3-rc4 1st 2nd 3rd",
-)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """What goes into the file. ``model`` is llama.cpp's kind of vocabulary ("none" where the checkpoint has none),
-    ``composed``: the tokenizer composes Unicode (NFC) before it cuts, which llama.cpp leaves to the caller."""
+    ``composed``: the tokenizer composes Unicode (NFC) before it cuts, which llama.cpp leaves to the caller.
+    ``second_blank``: llama.cpp, like SentencePiece, puts a blank before text that begins with one; the tokenizer, as
+    transformers 5 runs it, does not."""
 
     model: str
     pre: str = "default"
@@ -87,6 +62,7 @@ class Vocabulary:
     add_space_prefix: bool | None = None
     chat_template: str | None = None
     composed: bool = False
+    second_blank: bool = False
 
 
 def vocabulary(job: Job) -> Vocabulary:
@@ -120,7 +96,8 @@ def vocabulary(job: Job) -> Vocabulary:
     prefix = _space_prefix(data)
     if not model.get("byte_fallback") or prefix is None:
         raise _unknown(job, "it is neither byte-level BPE nor SentencePiece BPE with byte tokens")
-    return _assemble(job, data, "llama", "default", add_space_prefix=prefix)
+    second = prefix and data["pre_tokenizer"] is not None
+    return _assemble(job, data, "llama", "default", add_space_prefix=prefix, second_blank=second)
 
 
 def _unknown(job: Job, why: str) -> PrunekitError:
@@ -152,15 +129,15 @@ def _space_prefix(data: dict[str, Any]) -> bool | None:
     """Whether SentencePiece-like rules put a blank before the text; None where these are other rules."""
     normalizer = data["normalizer"]
     parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
-    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
-    prepends = {"type": "Prepend", "prepend": _BLANK}
+    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
+    prepends = {"type": "Prepend", "prepend": BLANK}
     pre = data["pre_tokenizer"]
     if parts and pre is not None and (pre["type"], pre.get("pattern")) == ("Split", {"String": " "}):
         # Gemma cuts at blanks after it has replaced them all.
         pre = None
     if pre is None:
         return {str([prepends, replaces]): True, str([replaces]): False}.get(str(parts))
-    if pre["type"] == "Metaspace" and pre.get("replacement") == _BLANK and not parts:
+    if pre["type"] == "Metaspace" and pre.get("replacement") == BLANK and not parts:
         return pre.get("prepend_scheme", "always") != "never" if not pre.get("split", True) else None
     return None
 
@@ -181,7 +158,7 @@ def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) 
         index = added["id"]
         content = added["content"]
         # llama.cpp looks for these in text as it was given, before blanks are replaced.
-        texts[index] = content if added["special"] else content.replace(_BLANK, " ")
+        texts[index] = content if added["special"] else content.replace(BLANK, " ")
         if types.get(index) != _UNKNOWN:
             types[index] = _CONTROL if added["special"] else _USER_DEFINED
     if max(texts) >= size:
@@ -260,77 +237,3 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
-
-
-def sample_texts(composed: bool = False) -> list[str]:
-    """A thousand lines of prose, indented code, and what tokenizers disagree about. ``composed``: in Unicode's NFC."""
-    lines: list[str] = []
-    for document in (*builtin_documents("evaluation"), *builtin_documents("calibration")):
-        lines += [line for line in document.splitlines() if line.strip()]
-        if len(lines) >= _REAL_LINES:
-            break
-    code = inspect.getsource(textwrap)
-    texts = [*lines[:_REAL_LINES], *code.splitlines(), code, *_HARD_TEXTS]
-    return [unicodedata.normalize("NFC", text) for text in texts] if composed else texts
-
-
-def _with_special_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
-    """Special tokens alone; and between words and in a chat, where there is a template."""
-    added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
-    alone = [token for token, _ in added[:_SPECIAL_TOKENS]]
-    between = [f"before{token}behind {token} behind" for token in alone]
-    if getattr(tokenizer, "chat_template", None):
-        # A template may ask for more than a message has.
-        with suppress(Exception):
-            between.append(tokenizer.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True))
-    return alone, between
-
-
-@dataclass(frozen=True)
-class Checked:
-    """``texts`` were cut alike; ``special_alike``: so were texts with special tokens inside."""
-
-    texts: int
-    special_alike: bool
-
-
-def check_tokens(job: Job, file: Path, vocabulary: Vocabulary) -> Checked:
-    """Tokenise texts in llama.cpp and in transformers.
-
-    Raises PrunekitError with the first one that both cut differently. Around special tokens only the answer tells:
-    many tokenizers let these swallow blanks, which llama.cpp does not.
-    """
-    import llama_cpp
-
-    from prunekit.export.gguf_runner import load, token_ids
-
-    tokenizer = job.tokenizer
-    texts = sample_texts(vocabulary.composed)
-    alone, between = _with_special_tokens(tokenizer)
-    model = load(file, vocab_only=True)
-
-    def differing(some: Sequence[str], special: bool = False) -> Iterator[tuple[str, list[int], list[int]]]:
-        expected = tokenizer(list(some), add_special_tokens=special)["input_ids"] if some else []
-        for text, wanted in zip(some, expected, strict=True):
-            if (made := token_ids(model, text, special)) != list(wanted):
-                yield text, made, list(wanted)
-
-    try:
-        for found in (*differing([*texts, *alone]), *differing(texts[:3], special=True)):
-            raise _cut_differently(job, vocabulary, *found)
-        return Checked(len(texts), not any(differing(between)))
-    finally:
-        llama_cpp.llama_model_free(model)
-
-
-def _cut_differently(
-    job: Job, vocabulary: Vocabulary, text: str, made: Sequence[int], wanted: Sequence[int]
-) -> PrunekitError:
-    pairs = zip(made, wanted, strict=False)
-    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(made), len(wanted)))
-    near = job.tokenizer.decode(list(wanted)[max(0, at - 2) : at + 3])
-    return PrunekitError(
-        f"llama.cpp cuts text into other tokens than {job.source.name}'s tokenizer (token {at} of {text[:40]!r}, near "
-        f"{near!r}), though its rules look like llama.cpp's {vocabulary.pre!r}; export to onnx instead, and report "
-        "this."
-    )

@@ -314,8 +314,11 @@ def sentencepiece_tokenizer(prefix):
         if piece[:cut] in vocab and piece[cut:] in vocab
     ]
     core = Tokenizer(BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    replace = normalizers.Replace(" ", "▁")
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
+    blanks = normalizers.Replace(" ", "▁")
+    if prefix == "metaspace":
+        core.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    else:
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks]) if prefix else blanks
     return special_tokenizer(core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -328,11 +331,13 @@ def sentencepiece_tokenizer(prefix):
         (lambda: regex_tokenizer(QWEN2, False, behavior="removed", invert=True), "gpt2", "qwen2"),
         (lambda: sentencepiece_tokenizer(True), "llama", "default"),
         (lambda: sentencepiece_tokenizer(False), "llama", "default"),
+        (lambda: sentencepiece_tokenizer("metaspace"), "llama", "default"),
     ],
 )
 def test_tokenizers_cut_alike(tmp_path, tokenizer, kind, pre):
     source = resolve(str(save_uneven(tmp_path / "in", "llama", tokenizer=tokenizer())))
-    facts = exported(source, tmp_path / "out").written.facts
+    made = exported(source, tmp_path / "out")
+    facts = made.written.facts
     assert (facts["tokenizer"], facts["pre_tokenizer"]) == (kind, pre)
     assert facts["texts_tokenised_alike"] >= 1000
 
