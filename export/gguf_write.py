@@ -108,6 +108,7 @@ def _write_keys(writer: Any, job: Job, made: Architecture, rotation: Rotation, f
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    # Keys that gguf 0.17 has no function for are written by their names.
     _write_rotation(writer, rotation)
     if made.name in WINDOWED:
         _write_gemma(writer, source, window)
@@ -138,13 +139,13 @@ def _write_rotation(writer: Any, rotation: Rotation) -> None:
     writer.add_rope_dimension_count(rotation.dimensions)
     writer.add_rope_freq_base(rotation.base)
     if rotation.window_base is not None:
-        writer.add_rope_freq_base_swa(rotation.window_base)
+        writer.add_float32(f"{writer.arch}.rope.freq_base_swa", rotation.window_base)
     if rotation.kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(rotation.kind))
         writer.add_rope_scaling_factor(rotation.factor)
     if rotation.kind == "yarn":
-        writer.add_rope_scaling_yarn_beta_fast(rotation.beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(rotation.beta_slow)
+        writer.add_float32(f"{writer.arch}.rope.scaling.yarn_beta_fast", rotation.beta_fast)
+        writer.add_float32(f"{writer.arch}.rope.scaling.yarn_beta_slow", rotation.beta_slow)
     if rotation.original is not None:
         writer.add_rope_scaling_orig_ctx_len(rotation.original)
     if rotation.attention != 1.0:
@@ -161,7 +162,7 @@ def _write_gemma(writer: Any, source: Source, window: int | None) -> None:
         if value:
             add(float(value))
     writer.add_sliding_window(int(window or config.max_position_embeddings))
-    writer.add_sliding_window_pattern(windowed_layers(source))
+    writer.add_array(f"{writer.arch}.attention.sliding_window_pattern", windowed_layers(source))
 
 
 def _rotation_tensors(made: Architecture, rotation: Rotation) -> dict[str, Any]:
