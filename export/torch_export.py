@@ -76,7 +76,8 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     from torch._inductor.utils import fresh_cache
 
     # Threads are the runner's choice, not a constant of the kernels. What the compiler leaves (the weights twice) goes.
-    settings = {"cpp.dynamic_threads": True}
+    # Headers are compiled beforehand to be used again, which these would never be.
+    settings = {"cpp.dynamic_threads": True, "cpp_cache_precompile_headers": False}
     with _quietly(), runtime_errors("AOTInductor could not compile the model"), fresh_cache():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
