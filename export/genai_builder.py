@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,15 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, runtime_errors
 from prunekit.export.genai_check import CLASSES
+from prunekit.export.genai_families import (
+    apart_moments,
+    layer_kinds,
+    own_fields,
+    rotary_tables,
+    rotates,
+    table_kinds,
+    taken_apart,
+)
 from prunekit.export.genai_quant import Blocks, input_moments, quantise, weight_name
 
 MODEL = "model.onnx"
@@ -104,11 +115,12 @@ def _placeholder(job: Job) -> SimpleNamespace:
         head_dim=shape.head_dim,
         num_hidden_layers=shape.num_hidden_layers,
         vocab_size=shape.vocab_size,
-        hidden_act=config.hidden_act,
+        hidden_act=getattr(config, "hidden_activation", None) or config.hidden_act,
         rms_norm_eps=config.rms_norm_eps,
         rope_parameters={"rope_type": "default"},
         layer_types=["sliding_attention" if window else "full_attention" for window in windows],
         sliding_window=next((window for window in windows if window), None),
+        **own_fields(job),
     )
 
 
@@ -123,7 +135,23 @@ def _moments(job: Job) -> dict[str, Any]:
         return {}
     length = min(_CALIBRATION[1], job.context_length)
     text = load_calibration(CalibrationConfig(sequences=_CALIBRATION[0], length=length), tokenizer)
-    return {f"{name}.weight": values for name, values in input_moments(job.model, text.input_ids).items()}
+    return apart_moments(
+        {f"{name}.weight": values for name, values in input_moments(job.model, text.input_ids).items()}
+    )
+
+
+@contextlib.contextmanager
+def _its_own_imports() -> Iterator[None]:
+    """The builder imports its neighbours by bare names such as ``quantization`` and leaves their folder on sys.path:
+    a module of that name that is loaded already must not be taken for it, nor the other way round later."""
+    path, others = list(sys.path), sys.modules.pop("quantization", None)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        sys.modules.pop("quantization", None)
+        if others is not None:
+            sys.modules["quantization"] = others
 
 
 def _builder(job: Job) -> Any:
@@ -134,7 +162,8 @@ def _builder(job: Job) -> Any:
     import torch
 
     module, name = CLASSES[job.source.family.model_type]
-    base: Any = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
+    with _its_own_imports():
+        base: Any = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     shape, bits = job.source.shape, {"int4": 4, "int8": 8}.get(job.dtype)
     moments = _moments(job) if bits == 4 else {}
     types = {"fp32": "FLOAT", "fp16": "FLOAT16", "int4": "INT4", "int8": "INT8"}
@@ -157,17 +186,36 @@ def _builder(job: Job) -> Any:
             """Left to make_rotary_embedding_caches_from_scratch: not every class of the builder scales as asked."""
 
         def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
-            rotary = job.model.model.rotary_emb
-            angles = torch.outer(torch.arange(job.context_length).float(), rotary.inv_freq.float())
-            angles = torch.cat((angles, angles), dim=-1)
-            return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+            # Gemma 3's class asks twice, and names its second table before.
+            kind = table_kinds(job)[hasattr(self, "cos_cache_local_name")]
+            return rotary_tables(job, job.context_length, kind)
+
+        def make_rotary_embedding_caches(self, **names: Any) -> Any:
+            if table_kinds(job)[0] and not names:
+                # By the layer's type: the builder goes by its window, which a short context has none of.
+                own = "local" if layer_kinds(job)[self.layer_id] == "sliding_attention" else "global"
+                names = {f"{kind}_cache_name": f"{kind}_cache_{own}" for kind in ("cos", "sin")}
+            return super().make_rotary_embedding_caches(**names)
+
+        def make_attention(self, layer_id: int, *given: Any, **known: Any) -> None:
+            before = {name: self.attention_attrs[name] for name in ("rope", "use_rope_in_attn")}
+            if not rotates(job, layer_id):
+                self.attention_attrs.update(dict.fromkeys(before, False))
+            super().make_attention(layer_id, *given, **known)
+            self.attention_attrs.update(before)
+
+        def make_embedding(self, embedding: Any) -> None:
+            if self.embed_attrs["scale"] != 1:
+                # The builder rounds the square root to two places.
+                self.embed_attrs["scale"] = self.hidden_size**0.5
+            super().make_embedding(embedding)
 
         def make_layer(self, layer_id: int, layer: Any) -> None:
             own = shape.layers[layer_id]
             self.num_attn_heads, self.num_kv_heads = own.num_attention_heads, own.num_key_value_heads
             self.intermediate_size = own.intermediate_size
             self.q_size, self.kv_size = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
-            super().make_layer(layer_id, layer)
+            super().make_layer(layer_id, taken_apart(layer, own, self.head_size))
 
         def make_key_value_cache_shape(self, layer_id: int, shape_: list[Any]) -> list[Any]:
             own = super().make_key_value_cache_shape(layer_id, shape_)
@@ -208,21 +256,23 @@ def _builder(job: Job) -> Any:
                     wide = is_head or basename.endswith("/v_proj/MatMul")
                     matmul = quantise(matmul.weight, 8 if wide else bits, moments.get(weight_name(basename)))
             elif is_head and shape.tie_word_embeddings:
-                return self.make_tied_head(basename, root_input)
+                return self.make_tied_head(basename, root_input, options.get("logits", False))
             return super().make_matmul(matmul, basename, root_input, **options)
 
-        def make_tied_head(self, name: str, root_input: str) -> str:
+        def make_tied_head(self, name: str, root_input: str, last: bool) -> str:
             """The head as a product with the embedding table where it lies, so that it is stored once."""
+            output = "logits" if last else f"{name}/output_0"
             self.make_node(
                 "FusedMatMul",
                 inputs=[root_input, "model.embed_tokens.weight"],
-                outputs=["logits"],
+                outputs=[output],
                 name=name,
                 domain="com.microsoft",
                 transB=1,
             )
-            self.make_value("logits", self.io_dtype, shape=self.make_hidden_state_shape(last_dim=self.vocab_size))
+            self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape(last_dim=self.vocab_size))
             return name
 
-    options = {"accuracy_level": 4, "windowed_kv_cache": False}
+    # One product of queries, keys and values would have one number of bits.
+    options = {"accuracy_level": 4, "windowed_kv_cache": False, "fuse_qkv": bits != 4}
     return Builder(_placeholder(job), io_dtype, onnx_dtype, "cpu", "", options)

@@ -15,6 +15,11 @@ CLASSES = {
     "mistral": ("mistral", "MistralModel"),
     "qwen2": ("qwen", "QwenModel"),
     "qwen3": ("qwen", "Qwen3Model"),
+    "gemma2": ("gemma", "Gemma2Model"),
+    "gemma3_text": ("gemma", "Gemma3Model"),
+    "phi3": ("phi", "Phi3MiniModel"),
+    # The builder's class of SmolLM3 turns queries and keys in layers that have no rotary embedding.
+    "smollm3": ("llama", "LlamaModel"),
 }
 # Frequencies of these are the same for every text; the others' depend on its length.
 _ROPE = ("default", "linear", "llama3", "yarn")
@@ -39,10 +44,11 @@ def check(job: Job) -> None:
             f"ONNX Runtime's fused attention takes heads of a multiple of 16 channels, and {job.source.name} has "
             f"{head_dim}; export to onnx."
         )
-    if config.hidden_act not in ("silu", "swish"):
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in ("silu", "swish", "gelu_pytorch_tanh"):
         raise PrunekitError(
-            f"onnxruntime-genai's graph is tested with the activation silu only, and {job.source.name} has "
-            f"{config.hidden_act!r}; export to onnx."
+            f"onnxruntime-genai's graph is tested with the activations silu and gelu_pytorch_tanh, and "
+            f"{job.source.name} has {activation!r}; export to onnx."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
@@ -90,5 +90,5 @@ def _special_tokens(job: Job) -> tuple[int, list[int], int]:
     return (begin or ends or [0])[0], ends, (pad or ends or [0])[0]
 
 
-def _is_token(value: Any, job: Job) -> bool:
+def _is_token(value: Any, job: Job) -> TypeGuard[int]:
     return isinstance(value, int) and 0 <= value < job.source.shape.vocab_size

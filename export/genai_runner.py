@@ -45,13 +45,12 @@ class GenaiRunner(Runner):
         import onnxruntime_genai as og
 
         self.close()
-        # Nothing ends a text: what is asked for is a number of tokens.
         decoder: dict[str, Any] = {"filename": filename}
         if self._threads is not None:
             decoder["session_options"] = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1}
         with runtime_errors(f"onnxruntime-genai refuses {self._folder}"):
             config = og.Config(str(self._folder))
-            config.overlay(json.dumps({"model": {"eos_token_id": [], "decoder": decoder}}))
+            config.overlay(json.dumps({"model": {"decoder": decoder}}))
             self._model = og.Model(config)
         self._loaded = filename
 
@@ -95,20 +94,38 @@ class GenaiRunner(Runner):
         return np.array(generator.get_logits(), dtype=np.float32).reshape(batch, -1, self.vocab_size)[:, -1]
 
     def greedy(self, ids: Array, tokens: int, clock: Clock = time.perf_counter) -> Decoded:
-        """As in :class:`Runner`, by onnxruntime-genai's own loop: generate_next_token picks and appends."""
+        """As in :class:`Runner`, by onnxruntime-genai's own loop: generate_next_token picks and appends.
+
+        A token that ends the text does not end the loop, for what is asked for is a number of tokens. It is no part of
+        onnxruntime-genai's sequence, so it is appended as if it were given: that step's one run of the model.
+        """
         ids = np.asarray(ids)
         self._load(MODEL)
         with runtime_errors("onnxruntime-genai could not run the model"):
             begin = clock()
             generator = self._begin(ids, tokens)
             generator.generate_next_token()
+            made = [generator.get_next_tokens()]
             first = clock()
-            for _ in range(tokens - 1):
+            for place in range(1, tokens):
+                if generator.is_done():
+                    generator.rewind_to(ids.shape[1] + place - 1)
+                    generator.append_tokens(made[-1])
                 generator.generate_next_token()
+                made.append(generator.get_next_tokens())
             end = clock()
-            made = np.stack([generator.get_sequence(row)[ids.shape[1] :] for row in range(len(ids))])
-        return Decoded(made.astype(np.int64), first - begin, (end - first) / max(1, tokens - 1))
+        return Decoded(np.stack(made, axis=1).astype(np.int64), first - begin, (end - first) / max(1, tokens - 1))
 
     def close(self) -> None:
         self._generator = self._model = None
         self._loaded = ""
+
+
+def kv_element_bytes(folder: Path) -> int:
+    """Bytes of one number in the KV cache that the graph in ``folder`` keeps."""
+    import onnx_ir
+
+    with runtime_errors(f"onnxruntime-genai refuses {folder}"):
+        graph = onnx_ir.load(folder / MODEL).graph
+        kinds = {value.dtype for value in graph.inputs if (value.name or "").startswith("past_key_values.")}
+    return max(int(kind.itemsize) for kind in kinds if kind is not None)

@@ -14,7 +14,10 @@ from prunekit.runner import Runner
 if TYPE_CHECKING:
     import torch
 
-_KV_BYTES = {"fp32": 4, "fp16": 2, "int4": 4, "int8": 4}
+_WIDENED = (
+    "ONNX Runtime multiplies in float32 on CPUs without float16 arithmetic, and widens these weights when it loads "
+    "them: memory and speed are those of fp32 there, and the size of the files is half."
+)
 
 
 class OnnxGenai(Target):
@@ -27,7 +30,7 @@ class OnnxGenai(Target):
     )
     runs_with = (Requirement("onnxruntime-genai", extra="onnx-genai"),)
     limits = (
-        "Llama, Mistral, Qwen2 and Qwen3; for other families take onnx.",
+        "OLMo-2 is refused, for the model builder has no layers with norms behind them only; take onnx.",
         "Rotary embeddings whose angles depend on the text's length (dynamic, longrope) and heads of "
         "other than a multiple of 16 channels are refused; take onnx.",
         "int4 and int8 multiply by activations of 8 bits, as ONNX Runtime's fastest CPU kernels do.",
@@ -41,17 +44,20 @@ class OnnxGenai(Target):
     def write(self, job: Job, folder: Path) -> Written:
         from prunekit.export.genai_builder import build
         from prunekit.export.genai_config import CONFIG, genai_config
+        from prunekit.export.genai_tokenizer import note
 
         decode_bytes = build(job, folder)
         text = json.dumps(genai_config(job), indent=1, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(job.source.path, folder)
-        return Written(decode_bytes=decode_bytes)
+        notes = [_WIDENED] if job.dtype == "fp16" else []
+        told = note(job, folder)
+        return Written((*notes, *([told] if told else [])), decode_bytes)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
-        from prunekit.export.genai_runner import GenaiRunner
+        from prunekit.export.genai_runner import GenaiRunner, kv_element_bytes
 
-        return GenaiRunner(folder, threads)
+        return GenaiRunner(folder, threads, kv_element_bytes(folder))
 
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
         if not job.dtype.startswith("int"):
@@ -59,9 +65,10 @@ class OnnxGenai(Target):
         import onnx_ir
 
         from prunekit.export.genai_builder import SCORER
+        from prunekit.export.genai_families import joined
         from prunekit.export.genai_quant import stored_weights
 
-        return stored_weights(onnx_ir.load(folder / SCORER), job.source.shape)
+        return joined(stored_weights(onnx_ir.load(folder / SCORER), job.source.shape), job, job.source.shape)
 
     def usage(self, job: Job) -> str:
         return """```python

@@ -85,9 +85,9 @@ def test_what_models_of_these_families_may_have(uneven, tmp_path, fields):
 @pytest.mark.parametrize(
     ("model_type", "fields", "said"),
     [
-        ("gemma2", {}, "not made for Gemma 2 here; export to onnx"),
+        ("olmo2", {}, "not made for OLMo-2 here; export to onnx"),
         ("llama", {"head_dim": 24}, "multiple of 16 channels"),
-        ("qwen2", {"hidden_act": "gelu"}, "tested with the activation silu only"),
+        ("qwen2", {"hidden_act": "gelu"}, "tested with the activations silu and"),
     ],
 )
 def test_what_it_cannot_hold_is_refused(uneven, tmp_path, model_type, fields, said):
@@ -239,3 +239,93 @@ def test_scales_follow_the_inputs(uneven):
         for given in (values, None)
     ]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 32, "tied": True}),
+        ("gemma3_text", {"sliding_window": 16, "sliding_window_pattern": 2}),
+        # No window of that width is in the graph, and half the layers turn by the other table all the same.
+        ("gemma3_text", {"sliding_window": 4096, "sliding_window_pattern": 2}),
+        ("phi3", {"sliding_window": 16}),
+        ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 16}),
+    ],
+    ids=["gemma2", "gemma3", "gemma3 wide", "phi3", "smollm3"],
+)
+def test_other_families(uneven, tmp_path, model_type, fields):
+    source = uneven(model_type, **fields)
+    made = export(source, "onnx-genai", tmp_path / "out")
+    assert made.parity is not None and made.parity.greedy.equal == 72
+    assert made.parity.logits.rms_relative < 2e-5
+
+
+def test_fused_projections_are_judged_and_left_alone(uneven, tmp_path):
+    source = uneven("phi3")
+    job = Job(source, Options("int4"), "int4")
+    modules = {name for name, _ in job.model.named_modules()}
+    OnnxGenai().write(job, tmp_path)
+    assert {name for name, _ in job.model.named_modules()} == modules
+    stored = OnnxGenai().stored_weights(job, tmp_path)
+    assert stored is not None
+    state = job.model.state_dict()
+    assert {name for name in state if "proj" in name} <= set(stored)
+    assert all(stored[name].shape == state[name].shape for name in stored)
+
+
+def test_a_token_that_ends_a_text_does_not_end_the_measurement(uneven, tmp_path):
+    source = uneven("llama")
+    model = TorchRunner(load_model(source, dtype="float32", device="cpu"))
+    prompt = np.arange(3, 13)[None]
+    wanted = model.greedy(prompt, 20).tokens
+    export(source, "onnx-genai", tmp_path / "out", verify=False)
+    config = tmp_path / "out" / "genai_config.json"
+    settings = json.loads(config.read_text())
+    # Two in a row, the first one, and the last.
+    settings["model"]["eos_token_id"] = [int(wanted[0, place]) for place in (0, 7, 8, 19)]
+    config.write_text(json.dumps(settings))
+    with read_export(tmp_path / "out").open(1) as runner:
+        assert runner.greedy(prompt, 20).tokens.tolist() == wanted.tolist()
+
+
+def test_values_have_eight_bits_beside_four(uneven, tmp_path):
+    export(uneven("llama"), "onnx-genai", tmp_path / "out", Options("int4"), verify=False)
+    bits = {
+        node.name: node.attributes["bits"].value
+        for node in onnx_ir.load(tmp_path / "out" / "model.onnx").graph
+        if node.op_type == "MatMulNBits"
+    }
+    assert {value for name, value in bits.items() if "/v_proj/" in name or "lm_head" in name} == {8}
+    assert {value for name, value in bits.items() if "/v_proj/" not in name and "lm_head" not in name} == {4}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("fp16", 2), ("int4", 4)])
+def test_numbers_of_the_cache(uneven, tmp_path, dtype, size):
+    made = export(uneven("llama"), "onnx-genai", tmp_path / "out", Options(dtype), verify=False)
+    assert any("widens" in note for note in made.written.notes) == (dtype == "fp16")
+    with read_export(tmp_path / "out").open(1) as runner:
+        assert runner.kv_element_bytes == size
+
+
+def test_another_tokenizer_is_told(uneven, tmp_path, monkeypatch):
+    import onnxruntime_genai as og
+
+    source = uneven("llama")
+    assert not export(source, "onnx-genai", tmp_path / "same", verify=False).written.notes
+
+    class Other:
+        def __init__(self, model: object):
+            pass
+
+        def encode(self, text: str) -> list[int]:
+            return [1]
+
+    monkeypatch.setattr(og, "Tokenizer", Other)
+    made = export(source, "onnx-genai", tmp_path / "other", verify=False)
+    assert any("other tokens than transformers'" in note for note in made.written.notes)
+
+
+def test_the_builders_neighbours_are_not_left_behind(uneven, tmp_path):
+    path = list(sys.path)
+    OnnxGenai().write(Job(uneven("llama"), Options(), "fp32"), tmp_path)
+    assert sys.path == path and "quantization" not in sys.modules
