@@ -16,6 +16,8 @@ from prunekit.rounding import rounding_preset
 from prunekit.source import Source
 
 MANIFEST = "prunekit-profile.json"
+# Weights in a block of llama.cpp's K-quants, and of its simpler types.
+_K_BLOCK, _BLOCK = 256, 32
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Profile:
 
 _LLAMA_CPP = (
     "llama.cpp's K-quants come in blocks of 256 along a row, and the rows of down_proj are as long as the FFN is wide: "
-    "any other width falls back to a larger type, so FFNs are padded to 256."
+    "any other width falls back to a larger type, so FFNs are padded to 256 (to 32, a simpler type's block, where the "
+    "model's hidden size is no multiple of 256 and its other rows fall back anyway)."
 )
 
 PROFILES = {
@@ -174,8 +177,7 @@ class Bundle:
             "profile": self.profile.name,
             "path": str(self.path),
             "exports": [
-                {"folder": choice.folder, "pad_ffn": choice.pad_ffn, "why": choice.why, **made.to_dict()}
-                for choice, made in self.exports
+                {"folder": choice.folder, "why": choice.why, **made.to_dict()} for choice, made in self.exports
             ],
             "left_out": [{"folder": choice.folder, "reason": reason} for choice, reason in self.left_out],
         }
@@ -210,9 +212,7 @@ def export_profile(
     left_out: list[tuple[Choice, str]] = []
     with new_folder(out, overwrite) as folder:
         for choice in profile.choices:
-            # Every device of a tensor-parallel server gets a shard of that multiple.
-            pad_ffn = choice.pad_ffn * options.tensor_parallel if choice.pad_ffn > 1 else 1
-            wanted = replace(options, dtype=choice.dtype, pad_ffn=pad_ffn)
+            wanted = replace(options, dtype=choice.dtype, pad_ffn=_padding(choice, source, options))
             try:
                 exported = export(source, choice.target, folder / choice.folder, wanted, verify=verify)
                 made.append((choice, replace(exported, path=out / choice.folder)))
@@ -227,6 +227,14 @@ def export_profile(
         manifest["exports"] = [choice.folder for choice, _ in made]  # type: ignore[assignment]
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return bundle
+
+
+def _padding(choice: Choice, source: Source, options: Options) -> int:
+    """The multiple that FFNs are padded to for this model."""
+    if choice.target == "gguf" and choice.pad_ffn == _K_BLOCK and source.shape.hidden_size % _K_BLOCK:
+        return _BLOCK
+    # Every device of a tensor-parallel server gets a shard of that multiple.
+    return choice.pad_ffn * options.tensor_parallel if choice.pad_ffn > 1 else 1
 
 
 def _fit(source: Source, profile: Profile) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from prunekit.cli.common import Json, app, console, print_json, table
 from prunekit.errors import PrunekitError
@@ -117,14 +119,18 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json({"targets": [_facts(each) for each in targets]})
         return
-    shown = table("Targets", "target", "what it is", "dtypes", "runtime here", "limits")
-    for column in shown.columns:
-        column.justify = "left"
+    out = console()
     for each in targets:
         facts = _facts(each)
-        here = ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items())
-        shown.add_row(each.name, each.summary, ", ".join(each.dtypes), here, " ".join(each.limits))
-    console().print(shown)
+        here = [f"{name} {version or 'MISSING'}" for name, version in facts["packages"].items()]
+        out.print(Text(each.name, "bold"), each.summary)
+        out.print(Padding(f"dtypes: {', '.join(each.dtypes)}", (0, 0, 0, 2)))
+        out.print(Padding(f"here: {', '.join(here)}", (0, 0, 0, 2)))
+        for how in facts["install"]:
+            out.print(Padding(f"to get it: {how}", (0, 0, 0, 2)))
+        for limit in each.limits:
+            out.print(Padding(f"- {limit}", (0, 0, 0, 2)))
+        out.print()
 
 
 def _facts(target: Any) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _facts(target: Any) -> dict[str, Any]:
         "dtypes": list(target.dtypes),
         "packages": {each.package: each.version for each in packages},
         "ready": not missing,
-        "install": [each.how for each in missing],
+        "install": list(dict.fromkeys(each.how for each in missing)),
         "unverified": target.unverified,
         "limits": list(target.limits),
     }
