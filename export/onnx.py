@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunekit.checkpoint import copy_tokenizer
 from prunekit.export.base import Job, Requirement, Target, Written
 from prunekit.export.onnx_optimum import stock_fields, write_config
 from prunekit.export.onnx_write import DATA, MODEL, check_rotation, export_onnx
@@ -36,6 +35,8 @@ class Onnx(Target):
         check_rotation(job)
 
     def write(self, job: Job, folder: Path) -> Written:
+        from prunekit.checkpoint import copy_tokenizer
+
         export_onnx(job, folder)
         copy_tokenizer(job.source.path, folder)
         optimum = write_config(job, folder)

@@ -7,7 +7,7 @@ head), its norms and its rotation, so a family needs no graph of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +67,7 @@ class OnnxForward(nn.Module):
         token = _tracing.set(state)
         self.model.lm_head.keep = keep
         try:
-            with fused_rotation(self.model) if self.fused else _nothing():
+            with fused_rotation(self.model) if self.fused else nullcontext():
                 out = self.model(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
@@ -234,11 +234,6 @@ def fused_rotation(model: Any) -> Iterator[None]:
 
     with patch.dict(names, {"apply_rotary_pos_emb": apply}):
         yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 class LastLogits(nn.Module):

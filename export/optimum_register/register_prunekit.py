@@ -23,7 +23,9 @@ class PrunekitExportCommand(BaseOptimumCLICommand):
         parser.add_argument("--to", default="onnx", help="The target, as `prunekit export --list` names it.")
         parser.add_argument("--dtype", default="auto", help="Precision, as `prunekit export --list` names it.")
         parser.add_argument("--overwrite", action="store_true", help="Replace an export of that name.")
-        parser.add_argument("--no-verify", action="store_true", help="Don't run the result and compare it with PyTorch.")
+        parser.add_argument(
+            "--no-verify", action="store_true", help="Don't run the result and compare it with PyTorch."
+        )
         parser.add_argument(
             "--trust-remote-code", action="store_true", help="Run a tokenizer that is code in the checkpoint."
         )
