@@ -14,7 +14,7 @@ import numpy as np
 from prunekit.checkpoint import copy_tokenizer
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
-from prunekit.export.torch_runner import TORCH_DTYPES, decode_bytes, read_model_json, write_model_json
+from prunekit.export.torch_runner import TORCH_DTYPES, check_rope, decode_bytes, read_model_json, write_model_json
 from prunekit.hf import quiet
 from prunekit.runner import Array, Runner
 from prunekit.source import load_model
@@ -108,6 +108,7 @@ class ExecuTorch(Target):
     )
 
     def check(self, job: Job) -> None:
+        check_rope(job, job.context_length)
         if job.context_length < _SHORTEST:
             raise PrunekitError(
                 f"An ExecuTorch program needs a --context-length of at least {_SHORTEST}, got {job.context_length}."

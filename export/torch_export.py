@@ -18,6 +18,7 @@ from prunekit.export.base import Job, Requirement, Target, Written, runtime_erro
 from prunekit.export.torch_runner import (
     TORCH_DTYPES,
     GraphRunner,
+    check_rope,
     decode_bytes,
     model_in,
     read_model_json,
@@ -114,6 +115,7 @@ class TorchExport(Target):
     )
 
     def check(self, job: Job) -> None:
+        check_rope(job)
         if job.options.aot and compiler() is None:
             raise PrunekitError(
                 "Compiling ahead of time needs a C++ compiler, and there is none here: install g++ (or name one in "

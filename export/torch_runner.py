@@ -45,6 +45,33 @@ def model_in(job: Job, dtype: str) -> Any:
     return job.model if dtype == "float32" else load_model(job.source, dtype=dtype, device="cpu")
 
 
+# RoPE whose frequencies change once a text is longer than what the model was trained on.
+_CHANGING_ROPE = ("dynamic", "longrope")
+
+
+def check_rope(job: Job, longest: int | None = None) -> None:
+    """Raises PrunekitError where RoPE changes with the length of the text and texts of ``longest`` tokens (None: of any
+    length) reach that point: a recorded graph goes on as it began, silently."""
+    config = job.source.config
+    given = getattr(config, "rope_parameters", None) or {}
+    # One set for all layers, or one for each kind of layer.
+    for each in (given, *(value for value in given.values() if isinstance(value, dict))):
+        kind = each.get("rope_type")
+        if kind not in _CHANGING_ROPE:
+            continue
+        until = each.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0)
+        if longest is None:
+            raise PrunekitError(
+                f"The RoPE of {job.source.name} ({kind}) changes with the length of the text, which a recorded graph "
+                f"can't do; export it to hf or vllm, or to executorch with a --context-length of at most {until:,}."
+            )
+        if longest > until:
+            raise PrunekitError(
+                f"The RoPE of {job.source.name} ({kind}) changes in texts longer than {until:,} tokens, which a "
+                f"recorded graph can't do; give a --context-length of at most {until:,}, or export it to hf or vllm."
+            )
+
+
 class GraphRunner(Runner):
     """``graph`` takes and returns what :class:`~prunekit.export.torch_forward.TorchForward` does; ``facts`` are those
     of model.json. The cache stays a list of tensors from one step to the next."""

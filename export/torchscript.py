@@ -12,6 +12,7 @@ from prunekit.export.base import Job, Requirement, Target, Written, runtime_erro
 from prunekit.export.torch_runner import (
     TORCH_DTYPES,
     GraphRunner,
+    check_rope,
     decode_bytes,
     model_in,
     read_model_json,
@@ -43,6 +44,9 @@ class TorchScript(Target):
         "Traced on the CPU: for a GPU, move it and its inputs there with .to() at your own risk, or take torch-export.",
         "fp16 is slow on CPUs without half-precision arithmetic; take fp32 or bf16 there.",
     )
+
+    def check(self, job: Job) -> None:
+        check_rope(job)
 
     def write(self, job: Job, folder: Path) -> Written:
         import torch
