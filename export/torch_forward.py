@@ -93,7 +93,8 @@ class TorchForward(nn.Module):
             use_cache=True,
             logits_to_keep=logits_at,
         )
-        return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+        layers: Any = cache.layers
+        return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
 
 def torch_inputs(

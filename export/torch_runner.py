@@ -59,7 +59,7 @@ def check_rope(job: Job, longest: int | None = None) -> None:
         kind = each.get("rope_type")
         if kind not in _CHANGING_ROPE:
             continue
-        until = each.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0)
+        until: int = each.get("original_max_position_embeddings") or config.max_position_embeddings
         if longest is None:
             raise PrunekitError(
                 f"The RoPE of {job.source.name} ({kind}) changes with the length of the text, which a recorded graph "
@@ -76,7 +76,7 @@ class GraphRunner(Runner):
     """``graph`` takes and returns what :class:`~prunekit.export.torch_forward.TorchForward` does; ``facts`` are those
     of model.json. The cache stays a list of tensors from one step to the next."""
 
-    max_batch = None
+    max_batch: int | None = None
 
     def __init__(self, graph: Callable[..., Any], facts: dict[str, Any]):
         import torch

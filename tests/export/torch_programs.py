@@ -36,7 +36,7 @@ def readme_snippet(folder: Path) -> str:
 
 
 def run_alone(folder: Path, env: dict[str, str] | None = None) -> str:
-    """What the README's snippet prints, run beside the files in a process that can't import transformers or prunekit."""
+    """What the README's snippet prints, run beside the files where transformers and prunekit can't be imported."""
     made = subprocess.run(
         [sys.executable, "-c", _ALONE + readme_snippet(folder)], cwd=folder, env=env, capture_output=True, text=True
     )
