@@ -184,7 +184,7 @@ for _ in range(20):
 
 Inputs: `input_ids` int64 [1, length] and `cache_position` int64 [length]. Output: logits [1, length, vocabulary]. The
 program names its limits in constant methods (`get_max_context_len`, `get_max_seq_len`, …), as ExecuTorch's own LLM
-runners expect them.
+runner expects them: `executorch.extension.llm.runner.TextLLMRunner("{MODEL_FILE}", "tokenizer.json")` generates too.
 """
 
 

@@ -63,84 +63,101 @@ def test_context_too_short(uneven):
         target("executorch").check(Job(uneven("llama"), Options(context_length=4), "fp32"))
 
 
-class TestRuntime:
-    """Lowering takes seconds a layer, so that few exports serve many checks."""
+@pytest.fixture(scope="module")
+def runtime():
+    pytest.importorskip("executorch")
 
-    @pytest.fixture(scope="class", autouse=True)
-    def runtime(self):
-        pytest.importorskip("executorch")
 
-    @pytest.fixture(scope="class")
-    def qwen3(self, uneven, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("executorch") / "a folder, größer"
-        source = uneven("qwen3", **FIELDS["qwen3"])
-        return source, export(source, "executorch", folder, Options(context_length=200))
+# Lowering takes seconds a layer, so that few exports serve many checks.
+@pytest.fixture(scope="module")
+def qwen3(runtime, uneven, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("executorch") / "a folder, größer"
+    source = uneven("qwen3", **FIELDS["qwen3"])
+    return source, export(source, "executorch", folder, Options(context_length=200))
 
-    def test_equals_pytorch(self, qwen3):
-        source, made = qwen3
-        assert made.parity.ok and made.parity.greedy.equal == 72
-        assert made.parity.logits.rms_relative < 2e-5
-        assert any("stored twice" in note for note in made.written.notes)
-        wanted = TorchRunner(load_model(source, dtype="float32", device="cpu"))
-        ids = np.random.default_rng(0).integers(0, source.shape.vocab_size, 200)
-        with target("executorch").open(made.path) as runner:
-            for length in (1, 2, 127, 128, 129, 200):
-                np.testing.assert_allclose(runner.logits(ids[:length]), wanted.logits(ids[:length]), rtol=0, atol=2e-4)
-            # A new text does not see the old one.
-            np.testing.assert_allclose(runner.start(ids[None, 3:6]), wanted.start(ids[None, 3:6]), rtol=0, atol=2e-4)
 
-    def test_limits_are_sentences(self, qwen3):
-        with target("executorch").open(qwen3[1].path, threads=1) as runner:
-            with pytest.raises(PrunekitError, match="one sequence at a time"):
-                runner.start(np.zeros((2, 3), np.int64))
-            with pytest.raises(PrunekitError, match="context of 200 tokens is full"):
-                runner.logits(np.zeros(201, np.int64))
-            runner.start(np.zeros((1, 199), np.int64))
+def test_equals_pytorch(qwen3):
+    source, made = qwen3
+    assert made.parity.ok and made.parity.greedy.equal == 72
+    assert made.parity.logits.rms_relative < 2e-5
+    assert any("stored twice" in note for note in made.written.notes)
+    wanted = TorchRunner(load_model(source, dtype="float32", device="cpu"))
+    ids = np.random.default_rng(0).integers(0, source.shape.vocab_size, 200)
+    with target("executorch").open(made.path) as runner:
+        for length in (1, 2, 127, 128, 129, 200):
+            np.testing.assert_allclose(runner.logits(ids[:length]), wanted.logits(ids[:length]), rtol=0, atol=2e-4)
+        # A new text does not see the old one.
+        np.testing.assert_allclose(runner.start(ids[None, 3:6]), wanted.start(ids[None, 3:6]), rtol=0, atol=2e-4)
+
+
+def test_limits_are_sentences(qwen3):
+    with target("executorch").open(qwen3[1].path, threads=1) as runner:
+        with pytest.raises(PrunekitError, match="one sequence at a time"):
+            runner.start(np.zeros((2, 3), np.int64))
+        with pytest.raises(PrunekitError, match="context of 200 tokens is full"):
+            runner.logits(np.zeros(201, np.int64))
+        runner.start(np.zeros((1, 199), np.int64))
+        runner.step(np.zeros(1, np.int64))
+        with pytest.raises(PrunekitError, match="context of 200 tokens is full"):
             runner.step(np.zeros(1, np.int64))
-            with pytest.raises(PrunekitError, match="context of 200 tokens is full"):
-                runner.step(np.zeros(1, np.int64))
-        with pytest.raises(PrunekitError, match="closed"):
-            runner.step(np.zeros(1, np.int64))
+    with pytest.raises(PrunekitError, match="closed"):
+        runner.step(np.zeros(1, np.int64))
 
-    def test_program_names_its_limits(self, qwen3):
-        from executorch.runtime import Runtime
 
-        program = Runtime.get().load_program(qwen3[1].path / "model.pte")
-        facts = {name: program.load_method(name).execute(())[0] for name in program.method_names if name != "forward"}
-        assert facts["get_max_context_len"] == 200 and facts["get_max_seq_len"] == 128
-        assert facts["get_vocab_size"] == qwen3[0].shape.vocab_size and facts["use_kv_cache"]
+def test_program_names_its_limits(qwen3):
+    from executorch.runtime import Runtime
 
-    def test_runs_without_transformers(self, qwen3):
-        assert run_alone(qwen3[1].path, dict(os.environ)) == expected_answer(qwen3[0])
+    program = Runtime.get().load_program(qwen3[1].path / "model.pte")
+    facts = {name: program.load_method(name).execute(())[0] for name in program.method_names if name != "forward"}
+    assert facts["get_max_context_len"] == 200 and facts["get_max_seq_len"] == 128
+    assert facts["get_vocab_size"] == qwen3[0].shape.vocab_size and facts["use_kv_cache"]
 
-    def test_other_weights_are_caught(self, qwen3, tmp_path, monkeypatch):
-        class Wrong:
-            def write_to_file(self, file):
-                file.write((qwen3[1].path / "model.pte").read_bytes())
 
-        monkeypatch.setattr(executorch, "lowered", lambda job, dtype: Wrong())
-        other = resolve(str(save_uneven(tmp_path / "other", "qwen3", seed=1, tie_word_embeddings=True)))
-        with pytest.raises(PrunekitError, match="does not compute what PyTorch computes"):
-            export(other, "executorch", tmp_path / "out", Options(context_length=200))
-        assert not (tmp_path / "out").exists()
+def test_runs_without_transformers(qwen3):
+    assert run_alone(qwen3[1].path, dict(os.environ)) == expected_answer(qwen3[0])
 
-    def test_damaged_file_is_one_sentence(self, qwen3, tmp_path):
-        for file in qwen3[1].path.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        (tmp_path / "model.pte").write_bytes(bytes(100))
-        with pytest.raises(PrunekitError, match=r"ExecuTorch could not load .*model\.pte"):
-            target("executorch").open(tmp_path)
 
-    def test_half_precision_and_windows(self, uneven, tmp_path):
-        made = export(uneven("mistral", **FIELDS["mistral"]), "executorch", tmp_path / "out", Options(dtype="fp16"))
-        assert made.parity.ok
-        assert made.file_bytes < 0.7 * 4 * uneven("mistral", **FIELDS["mistral"]).shape.parameters
+def test_other_weights_are_caught(qwen3, tmp_path, monkeypatch):
+    class Wrong:
+        def write_to_file(self, file):
+            file.write((qwen3[1].path / "model.pte").read_bytes())
 
-    def test_smollm2(self, pruned_smollm2, tmp_path):
-        """Its first layers with the whole vocabulary: all thirty take minutes to lower."""
-        shape = pruned_smollm2.shape
-        plan = Plan(shape, tuple(LayerKeep.everything(index, shape.layers[index]) for index in range(2)))
-        rebuild(pruned_smollm2, plan, tmp_path / "model")
-        made = export(resolve(str(tmp_path / "model")), "executorch", tmp_path / "out")
-        assert made.parity.ok and made.parity.greedy.equal == 72
-        assert (Path(made.path) / "tokenizer.json").is_file()
+    monkeypatch.setattr(executorch, "lowered", lambda job, dtype: Wrong())
+    other = resolve(str(save_uneven(tmp_path / "other", "qwen3", seed=1, tie_word_embeddings=True)))
+    with pytest.raises(PrunekitError, match="does not compute what PyTorch computes"):
+        export(other, "executorch", tmp_path / "out", Options(context_length=200))
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_file_is_one_sentence(qwen3, tmp_path):
+    for file in qwen3[1].path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.pte").write_bytes(bytes(100))
+    with pytest.raises(PrunekitError, match=r"ExecuTorch could not load .*model\.pte"):
+        target("executorch").open(tmp_path)
+
+
+def test_half_precision_and_windows(runtime, uneven, tmp_path):
+    made = export(uneven("mistral", **FIELDS["mistral"]), "executorch", tmp_path / "out", Options(dtype="fp16"))
+    assert made.parity.ok
+    assert made.file_bytes < 0.7 * 4 * uneven("mistral", **FIELDS["mistral"]).shape.parameters
+
+
+def test_smollm2(runtime, pruned_smollm2, tmp_path):
+    """Its first layers with the whole vocabulary: all thirty take minutes to lower."""
+    shape = pruned_smollm2.shape
+    plan = Plan(shape, tuple(LayerKeep.everything(index, shape.layers[index]) for index in range(2)))
+    rebuild(pruned_smollm2, plan, tmp_path / "model")
+    made = export(resolve(str(tmp_path / "model")), "executorch", tmp_path / "out")
+    assert made.parity.ok and made.parity.greedy.equal == 72
+    assert (Path(made.path) / "tokenizer.json").is_file()
+    # ExecuTorch's own generation loop, with its own tokenizer.
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+    pieces: list[str] = []
+    runner = TextLLMRunner(str(made.path / "model.pte"), str(made.path / "tokenizer.json"))
+    runner.generate(
+        "The meaning of life is", GenerationConfig(max_new_tokens=20, temperature=0.0, echo=False), pieces.append
+    )
+    assert expected_answer(resolve(str(tmp_path / "model"))).startswith("".join(pieces))
+    assert len(pieces) > 10
