@@ -93,7 +93,7 @@ $(VENV)/.runtimes: $(VENV)/.installed
 # Apart for the sake of torchao, as above.
 $(EXECUTORCH)/.installed: $(VENV)/.installed
 	rm -rf $(EXECUTORCH)
-	$(PIP) install --quiet --no-deps --target $(EXECUTORCH) "executorch>=1.5,<1.6" "torchao>=0.18,<0.19" flatbuffers ruamel.yaml \
+	$(PIP) install --quiet --no-deps --target $(EXECUTORCH) "executorch>=1.5,<1.6" "torchao>=0.18,<0.19" flatbuffers ruamel.yaml tabulate \
 	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch here: its tests are skipped."; mkdir -p $(EXECUTORCH); })
 	touch $@
 
