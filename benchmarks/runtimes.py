@@ -41,14 +41,12 @@ def main() -> None:
     for runtime, dtype in ARMS:
         if options.only and runtime not in options.only:
             continue
-        arguments = [options.pruned, "--baseline", options.baseline, "--runtime", runtime, "--dtype", dtype, *shared]
-        if runtime != "torch":
-            arguments += ["--keep-exports", str(options.exports)]
+        arguments = ["--baseline", options.baseline, "--runtime", runtime, "--dtype", dtype, *shared]
+        kept = [] if runtime == "torch" else ["--keep-exports", str(options.exports)]
         print(f"{runtime} {dtype} …", file=sys.stderr, flush=True)
-        report = _bench(arguments)
-        reports.append(
-            {"command": f"prunekit bench PRUNED --baseline {options.baseline} " + " ".join(arguments[3:]), **report}
-        )
+        report = _bench([options.pruned, *arguments, *kept])
+        # Folders are of this machine and say nothing to others.
+        reports.append({"command": "prunekit bench smaller/ " + " ".join(arguments), **report})
         if options.output:
             text = json.dumps({"format": "prunekit-runtimes", "reports": reports}, indent=1)
             options.output.write_text(text + "\n", encoding="utf-8")

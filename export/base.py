@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,15 +29,16 @@ DEFAULT_CONTEXT = 2048
 class Options:
     """What the user may choose. ``dtype`` "auto" is the target's first; ``context_length`` bounds prompt plus answer
     where a format has to know (default: the model's own, at most 2048); ``tensor_parallel`` is vLLM's, ``aot``
-    torch-export's, ``layout`` hf's. ``pad_ffn`` pads every FFN with zero channels to a multiple, which changes
-    nothing but its speed and size. ``trust_remote_code`` lets a tokenizer that is code be run."""
+    torch-export's, ``layout`` hf's. ``pad_ffn`` pads every FFN with zero channels to a multiple (default: the
+    target's ``ffn_multiple``), which changes nothing but its speed and size. ``trust_remote_code`` lets a tokenizer
+    that is code be run."""
 
     dtype: str = "auto"
     context_length: int | None = None
     tensor_parallel: int = 1
     aot: bool = False
     layout: Literal["per-layer", "uniform"] = "per-layer"
-    pad_ffn: int = 1
+    pad_ffn: int | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -128,6 +129,7 @@ class Target(ABC):
 
     ``writes_with`` is needed to export, ``runs_with`` to verify and to time. ``limits`` are whole sentences: what this
     target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
+    ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise.
     """
 
     name: ClassVar[str]
@@ -137,6 +139,7 @@ class Target(ABC):
     runs_with: ClassVar[tuple[Requirement, ...]] = ()
     limits: ClassVar[tuple[str, ...]] = ()
     unverified: ClassVar[str | None] = None
+    ffn_multiple: ClassVar[int] = 1
 
     def check(self, job: Job) -> None:
         """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""
@@ -184,6 +187,8 @@ class Target(ABC):
 
 def prepared(target: Target, source: Source, options: Options, original: Source | None = None) -> Job:
     """The job of exporting ``source`` to ``target``, checked. Raises PrunekitError where it can't be done."""
+    if options.pad_ffn is None:
+        options = replace(options, pad_ffn=target.ffn_multiple)
     job = Job(source, options, target.dtype(options.dtype), original)
     job.context_length  # noqa: B018  (raises)
     target.check(job)

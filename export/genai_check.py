@@ -34,9 +34,10 @@ def check(job: Job) -> None:
         raise PrunekitError(f"onnxruntime-genai's graphs are not made for {family.name} here; export to onnx.")
     kind = rope_type(config)
     if kind not in _ROPE:
+        other = "hf or vllm" if kind == "dynamic" else "onnx"
         raise PrunekitError(
             f"{job.source.name} stretches its positions by {kind!r}, whose angles depend on the text's length, and "
-            "onnxruntime-genai's graph holds one table of them; export to onnx."
+            f"onnxruntime-genai's graph holds one table of them; export to {other}."
         )
     head_dim = job.source.shape.head_dim
     if head_dim % 16:

@@ -34,6 +34,9 @@ class Gguf(Target):
     dtypes = ("f16", "f32", "bf16", "q8_0", *QUANTISED)
     writes_with = (Requirement("gguf", extra="llama-cpp"),)
     runs_with = (_LLAMA_CPP,)
+    # A block of llama.cpp's simple types, and the length its fast matrix products take rows in: at other widths f16
+    # prefill was seen to be slower pruned than dense.
+    ffn_multiple = 32
     limits = (
         "Layers of their own widths work for Llama, Mistral, Qwen2, Phi-3 and tied Qwen3; other families (and untied "
         "Qwen3) are padded with zeros to the widest layer, so nothing is gained: take onnx or vllm for these.",

@@ -31,8 +31,8 @@ class OnnxGenai(Target):
     runs_with = (Requirement("onnxruntime-genai", extra="onnx-genai"),)
     limits = (
         "OLMo-2 is refused, for the model builder has no layers with norms behind them only; take onnx.",
-        "Rotary embeddings whose angles depend on the text's length (dynamic, longrope) and heads of "
-        "other than a multiple of 16 channels are refused; take onnx.",
+        "Rotary embeddings of type longrope and heads of other than a multiple of 16 channels are refused; take onnx.",
+        "Rotary embeddings of type dynamic fit no graph; take hf or vllm.",
         "int4 and int8 multiply by activations of 8 bits, as ONNX Runtime's fastest CPU kernels do.",
     )
 

@@ -38,8 +38,8 @@ class OnnxForward(nn.Module):
 
     forward(input_ids int64 [B, S], attention_mask int64 [B, P + S], position_ids int64 [B, S], keep int64 [] or None,
     *past: key_0, value_0, …, each [B, K_i, P, head_dim]) → (logits float32, present_key_0, present_value_0, …) as
-    :class:`prunekit.export.graph.CachedForward`; ``keep`` as in :class:`LastLogits`. ``fused`` takes operators of
-    opset 23 (RMSNormalization, RotaryEmbedding, Attention), which can be traced but not run by torch; else what is
+    :class:`prunekit.export.torch_forward.TorchForward`; ``keep`` as in :class:`LastLogits`. ``fused`` takes operators
+    of opset 23 (RMSNormalization, RotaryEmbedding, Attention), which can be traced but not run by torch; else what is
     traced is arithmetic. ``norm_offset`` is added to the weights of norms.
     """
 

@@ -76,12 +76,15 @@ def export(
     job = prepared(target, source, options)
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(out, overwrite))
-        if any(layer != padded(layer, options.pad_ffn) for layer in source.shape.layers):
+        multiple = job.options.pad_ffn or 1
+        if any(layer != padded(layer, multiple) for layer in source.shape.layers):
             # Beside the export: a temporary folder elsewhere may be small.
             beside = stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=f".{out.name}.padded."))
-            rebuild(source, whole_plan(source.shape), Path(beside) / "model", ffn_multiple=options.pad_ffn)
+            rebuild(source, whole_plan(source.shape), Path(beside) / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
         written = target.write(job, folder)
+        if job.original is not None and options.pad_ffn is None:
+            written = replace(written, notes=(*written.notes, _padded_note(job, target, multiple)))
         (folder / "README.md").write_text(_readme(job, target, written), encoding="utf-8")
         parity, unverified = _verified(job, target, folder, verify)
         if parity is not None:
@@ -94,6 +97,17 @@ def export(
         _write_manifest(folder, job, target, written, parity, unverified)
         file_bytes = _size(folder)
     return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified)
+
+
+def _padded_note(job: Job, target: Target, multiple: int) -> str:
+    assert job.original is not None
+    before, after = (
+        sum(layer.intermediate_size for layer in source.shape.layers) for source in (job.original, job.source)
+    )
+    return (
+        f"FFN widths were padded with zero channels to multiples of {multiple} ({after / before - 1:.1%} more), at "
+        f"which {target.name}'s kernels are fast. It changes no result; --pad-ffn 1 leaves it out."
+    )
 
 
 def check_packages(target: Target, verify: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""A causal LM as PyTorch's own formats hold it: CachedForward with its masks spelled out and a choice of logits."""
+"""A causal LM as PyTorch's own formats hold it: tensors in, tensors out, its masks spelled out, a choice of logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from prunekit.export.graph import example_inputs
 from prunekit.families import Family
 from prunekit.shape import ModelShape
 
@@ -95,6 +94,22 @@ class TorchForward(nn.Module):
         )
         layers: Any = cache.layers
         return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
+
+
+def example_inputs(
+    shape: ModelShape, *, batch: int, length: int, past: int, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, ...]:
+    """Arguments for a cached forward pass: ids, mask, positions, cache; seeded random, nothing masked."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, shape.vocab_size, (batch, length), generator=generator)
+    mask = torch.ones(batch, past + length, dtype=torch.int64)
+    positions = torch.arange(past, past + length).expand(batch, length).contiguous()
+    cache = [
+        torch.randn(batch, layer.num_key_value_heads, past, shape.head_dim, generator=generator).to(dtype)
+        for layer in shape.layers
+        for _ in ("key", "value")
+    ]
+    return (ids, mask, positions, *cache)
 
 
 def torch_inputs(

@@ -56,7 +56,7 @@ class Vllm(Target):
     def check(self, job: Job) -> None:
         ways = job.options.tensor_parallel
         for index, layer in enumerate(job.source.shape.layers):
-            if (misfit := _misfit(padded(layer, job.options.pad_ffn), ways)) is not None:
+            if (misfit := _misfit(padded(layer, job.options.pad_ffn or 1), ways)) is not None:
                 pad = f", pad with --pad-ffn {ways}" if misfit.endswith("FFN channels") else ""
                 raise PrunekitError(
                     f"Layer {index} has {misfit}, which can't be split {ways} ways; prune the dense model with "

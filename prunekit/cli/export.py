@@ -37,8 +37,13 @@ def export_command(
         int | None, typer.Option(help="Most tokens of prompt and answer.", show_default=False)
     ] = None,
     pad_ffn: Annotated[
-        int, typer.Option(help="Pad every FFN with zero channels to a multiple (256: llama.cpp's K-quants).")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Pad every FFN with zero channels to a multiple (default: 32 for gguf, else 1; 256 suits llama.cpp's "
+            "K-quants).",
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export of that name.")] = False,
     trust_remote_code: Annotated[
@@ -95,7 +100,7 @@ def _export_profile(
     from prunekit.source import resolve
 
     profile = profile_named(name)
-    if options.dtype != "auto" or options.pad_ffn != 1:
+    if options.dtype != "auto" or options.pad_ffn is not None:
         raise PrunekitError("A profile chooses dtype and padding itself; leave --dtype and --pad-ffn out.")
     check_output_folder(output, overwrite)
     bundle = export_profile(resolve(model), profile, output, options, overwrite=overwrite, verify=verify)

@@ -48,7 +48,7 @@ def fields_of(folder):
 
 
 def exported(source, out, **options):
-    made = export(source, "gguf", out, Options(**options))
+    made = export(source, "gguf", out, Options(**{"pad_ffn": 1, **options}))
     assert made.parity is not None and made.parity.ok
     return made
 
@@ -194,6 +194,17 @@ def test_padding_ffns_saves_what_the_note_says(uneven, tmp_path):
     assert abs((sizes[0] - sizes[1]) / 2**20 - float(saved)) < 0.02
     down = gguf_header.read_header(next((tmp_path / "plain").glob("*.gguf"))).tensors["blk.0.ffn_down.weight"]
     assert (down.kind, down.shape) == ("F16", (256, 501))
+
+
+def test_ffns_are_padded_to_whole_blocks_by_default(uneven, tmp_path):
+    """llama.cpp takes rows of other lengths by a slow path: f16 prefill was slower pruned than dense."""
+    source = calmed(uneven("qwen2"), tmp_path / "in")
+    made = exported(source, tmp_path / "out", dtype="q8_0", pad_ffn=None)
+    assert fields_of(tmp_path / "out")["deci.feed_forward_length"] == [512, 352, 96, 512]
+    assert any("multiples of 32 (3.4% more)" in note for note in made.written.notes)
+    assert made.written.facts["fallback_bytes"] == 0
+    asked = exported(source, tmp_path / "asked", dtype="q8_0", pad_ffn=32)
+    assert asked.written.notes == () and asked.file_bytes < made.file_bytes + 2**10
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,12 @@ def test_what_it_cannot_hold_is_refused(uneven, tmp_path, model_type, fields, sa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rotation_by_length_is_sent_where_it_works(uneven, tmp_path):
+    source = uneven.__wrapped__("llama", rope_parameters={"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(PrunekitError, match=r"'dynamic', whose angles .*export to hf or vllm"):
+        export(source, "onnx-genai", tmp_path / "out")
+
+
 def test_an_untested_version_is_refused(uneven, tmp_path, monkeypatch):
     monkeypatch.setattr(genai_check, "TESTED", ("0.1.0",))
     with pytest.raises(PrunekitError, match=r"pip install onnxruntime-genai==0\.1\.0"):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cached_forward import CachedForward
 
-from prunekit.export.graph import CachedForward
 from prunekit.export.torch_forward import torch_inputs
 from prunekit.export.torch_runner import GraphRunner
 from prunekit.runner import TorchRunner

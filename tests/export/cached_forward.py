@@ -1,7 +1,4 @@
-"""A causal LM as a function of tensors alone: ids, mask, positions and KV cache in, logits and longer cache out.
-
-What every format that holds a graph (ONNX, TorchScript, torch.export) is made of.
-"""
+"""A model of transformers with a flat KV cache: what graphs are compared with."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache
-
-from prunekit.shape import ModelShape
 
 
 class CachedForward(nn.Module):
@@ -41,19 +36,3 @@ class CachedForward(nn.Module):
         )
         layers: Any = cache.layers
         return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
-
-
-def example_inputs(
-    shape: ModelShape, *, batch: int, length: int, past: int, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, ...]:
-    """Arguments for :class:`CachedForward`: seeded random ids and cache, nothing masked."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, shape.vocab_size, (batch, length), generator=generator)
-    mask = torch.ones(batch, past + length, dtype=torch.int64)
-    positions = torch.arange(past, past + length).expand(batch, length).contiguous()
-    cache = [
-        torch.randn(batch, layer.num_key_value_heads, past, shape.head_dim, generator=generator).to(dtype)
-        for layer in shape.layers
-        for _ in ("key", "value")
-    ]
-    return (ids, mask, positions, *cache)
