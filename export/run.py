@@ -9,12 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prunekit.checkpoint import padded, rebuild
+from prunekit.checkpoint import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.parity import Parity, compare, sample
 from prunekit.export.registry import target as target_named
 from prunekit.files import check_output_folder, check_replaceable, new_folder, read_json, sha256
+from prunekit.layouts import padded
 from prunekit.plan import whole_plan
 from prunekit.provenance import installed, model_label, versions
 from prunekit.runner import Runner

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.checkpoint import padded
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
 from prunekit.export.hf import HuggingFace
 from prunekit.export.parity import compare, sample
 from prunekit.files import read_json
+from prunekit.layouts import padded
 from prunekit.provenance import model_label
 from prunekit.runner import Array, Decoded, Runner
 from prunekit.shape import LayerShape

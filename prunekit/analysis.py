@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
+from prunekit.calibration import CalibrationConfig, check_length, check_tokens
 from prunekit.importance import score
+from prunekit.mix import calibration_text
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
 from prunekit.source import load_model, load_tokenizer
@@ -108,7 +109,7 @@ def analyze(
     find(importance)
     find_layer(layer_importance)
     check_length(calibration, source.config)
-    text = load_calibration(calibration, load_tokenizer(source))
+    text = calibration_text(calibration, load_tokenizer(source), source, device)
     check_tokens(text.blocks, source.config)
     model = load_model(source, dtype=dtype, device=device)
     batches = -(-calibration.sequences // calibration.batch_size)

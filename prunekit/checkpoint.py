@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,36 +16,21 @@ from safetensors.torch import save_file
 
 from prunekit.card import model_card
 from prunekit.errors import PrunekitError
-from prunekit.files import new_folder, read_json, sha256
+from prunekit.files import new_folder, sha256
+from prunekit.layouts import Layout, configuration
 from prunekit.manifest import MANIFEST, MANIFEST_VERSION
-from prunekit.modeling import model_code, pruned_config, stock_config
+from prunekit.modeling import model_code
+from prunekit.overrides import LAYER, Overrides
 from prunekit.plan import Plan
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
 from prunekit.shape import LayerShape
 from prunekit.slicing import LayerSlicer
+from prunekit.tokenizer_files import copy_tokenizer
 
 if TYPE_CHECKING:
     from prunekit.source import Source
 
-Layout = Literal["per-layer", "uniform"]
-
-_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.(.+)")
-# Data that belongs to the tokenizer and the generation defaults; code is never copied.
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,6 +53,7 @@ def rebuild(
     layout: Layout = "per-layer",
     dtype: str = "auto",
     ffn_multiple: int = 1,
+    weights: Mapping[str, torch.Tensor] | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 2 * 2**30,
 ) -> Written:
@@ -76,15 +62,46 @@ def rebuild(
     ``per-layer`` gives every layer its own width (and falls back to the plain stock architecture where all layers came
     out alike); ``uniform`` pads every layer with zeros to the widest, which any stock runtime loads and which gains
     nothing. Both pad FFNs with zero channels up to ``ffn_multiple``: a channel of act(0) · 0 adds nothing.
-    Raises PrunekitError where the plan was made of another model, or the checkpoint can't be written.
+    ``weights`` replace what slicing would give: tensors that are already cut to the plan's widths (units in rising
+    order), by their names in ``source``, such as ``model.layers.3.mlp.down_proj.weight``. Output biases that the plan
+    adds must be among them; the other biases that their config switch brings along are zero where not given.
+    Raises PrunekitError where the plan was made of another model, ``weights`` don't fit it, or the checkpoint can't be
+    written.
     """
     _check_match(source, plan)
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise PrunekitError(f"The stored dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}.")
+    stored_dtype(dtype)
     if ffn_multiple < 1:
         raise PrunekitError(f"FFNs are padded to a multiple of at least 1, got {ffn_multiple}.")
-    config, target = _configuration(source, plan, layout, ffn_multiple)
-    tensors = _TensorCutter(source, plan, target, _DTYPES.get(dtype))
+    config, target = configuration(source, plan, layout, ffn_multiple)
+    tensors = _TensorCutter(source, plan, target, stored_dtype(dtype), weights or {})
+    return write_checkpoint(source, plan, config, tensors, out, layout, overwrite, max_shard_bytes)
+
+
+class Tensors(Protocol):
+    """The tensors of a new checkpoint, made one at a time: ``count`` of them at most, in ``dtype`` (None: as stored).
+    ``parameters`` counts those that have been made so far."""
+
+    dtype: torch.dtype | None
+    count: int
+    parameters: int
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+def write_checkpoint(
+    source: Source,
+    plan: Plan,
+    config: Any,
+    tensors: Tensors,
+    out: Path,
+    layout: Layout,
+    overwrite: bool,
+    max_shard_bytes: int,
+) -> Written:
+    """Write ``tensors`` and ``config`` with all that belongs beside them as the checkpoint ``out``, atomically.
+
+    Raises PrunekitError where it can't be written.
+    """
     with new_folder(out, overwrite) as folder:
         try:
             total = _write_shards(folder, tensors, max_shard_bytes)
@@ -107,7 +124,30 @@ def rebuild(
     return written
 
 
+def stored_dtype(name: str) -> torch.dtype | None:
+    """The dtype that weights are to be stored in, None for ``auto``. Raises PrunekitError for any other name."""
+    if name != "auto" and name not in _DTYPES:
+        raise PrunekitError(f"The stored dtype must be auto, {', '.join(_DTYPES)}; got {name!r}.")
+    return _DTYPES.get(name)
+
+
+def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """``tensor`` in ``dtype``, if it holds floats. Raises PrunekitError where its numbers don't fit."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    new = tensor.to(dtype)
+    # Only float16 has a smaller range than what models are stored in.
+    if dtype == torch.float16 and not torch.isfinite(new).all():
+        raise PrunekitError(f"{name} holds numbers too large for float16; store bfloat16 or float32 instead.")
+    return new
+
+
 def _check_match(source: Source, plan: Plan) -> None:
+    if plan.shape.hidden_size != source.shape.hidden_size:
+        raise PrunekitError(
+            "The plan tells of a model whose hidden states were rotated, which no plan can do again; prune with "
+            "--method slicegpt instead."
+        )
     if plan.source != source.shape:
         raise PrunekitError(
             f"The plan was made of a model of another shape ({plan.source.num_hidden_layers} layers, "
@@ -123,49 +163,17 @@ def _check_match(source: Source, plan: Plan) -> None:
         )
 
 
-def widest(plan: Plan) -> LayerShape:
-    """The shape of every layer of the uniform twin: the largest group size, KV heads and FFN width of any layer."""
-    shapes = plan.shape.layers
-    group = max(shape.group_size for shape in shapes)
-    kv = max(shape.num_key_value_heads for shape in shapes)
-    return LayerShape(group * kv, kv, max(shape.intermediate_size for shape in shapes))
-
-
-def padded(shape: LayerShape, ffn_multiple: int) -> LayerShape:
-    """``shape`` with its FFN width rounded up."""
-    return replace(shape, intermediate_size=-(-shape.intermediate_size // ffn_multiple) * ffn_multiple)
-
-
-def _configuration(
-    source: Source, plan: Plan, layout: Layout, ffn_multiple: int
-) -> tuple[Any, Callable[[int], LayerShape]]:
-    """The config to write, and the shape that each kept layer (by its place) gets in it."""
-    kept = [layer.index for layer in plan.layers]
-    shapes = [padded(shape, ffn_multiple) for shape in plan.shape.layers]
-    if layout == "uniform":
-        shape = padded(widest(plan), ffn_multiple)
-        try:
-            return stock_config(source.family, source.config, shape, kept), lambda place: shape
-        except PrunekitError:
-            # Some stock configs refuse head counts that don't divide hidden_size; the dense model's own they must take.
-            fields = source.config.to_dict()
-            dense = LayerShape(fields["num_attention_heads"], fields["num_key_value_heads"], shape.intermediate_size)
-        return stock_config(source.family, source.config, dense, kept), lambda place: dense
-    if layout != "per-layer":
-        raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
-    if len(set(shapes)) == 1:
-        try:
-            return stock_config(source.family, source.config, shapes[0], kept), lambda place: shapes[place]
-        except PrunekitError:
-            # Some stock configs refuse head counts that don't divide hidden_size; the per-layer class takes them.
-            pass
-    return pruned_config(source.family, source.config, shapes, kept), lambda place: shapes[place]
-
-
 class _TensorCutter:
     """Iterates over the tensors of the new checkpoint, reading the source's one at a time."""
 
-    def __init__(self, source: Source, plan: Plan, target: Callable[[int], LayerShape], dtype: torch.dtype | None):
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        target: Callable[[int], LayerShape],
+        dtype: torch.dtype | None,
+        weights: Mapping[str, torch.Tensor],
+    ):
         self.dtype = dtype
         self.parameters = 0
         self._files = source.weight_files()
@@ -179,48 +187,52 @@ class _TensorCutter:
         for file in self._files:
             with safe_open(file, "pt") as handle:
                 names += handle.keys()
-        self.count = len(names)
         # A decoder that was saved without its head leaves the prefix out.
         self._prefix = "" if any(name.startswith("model.") for name in names) else "model."
+        self._overrides = Overrides(source.family, plan, target, weights, {self._full(name) for name in names})
+        self._stored = source.dtype
+        self.count = len(names) + self._overrides.count
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for file in self._files:
             with safe_open(file, "pt") as handle:
-                for name in sorted(handle.keys(), key=_natural):
-                    full = name if name == "lm_head.weight" else self._prefix + name
+                for name in sorted(handle.keys(), key=natural):
+                    full = self._full(name)
                     if (renamed := self._rename(full)) is None:
                         continue
                     tensor = handle.get_tensor(name)
-                    if match := _LAYER.fullmatch(full):
+                    if (replaced := self._overrides.replaced(full, tensor)) is not None:
+                        tensor = replaced
+                    elif match := LAYER.fullmatch(full):
                         tensor = self._slicers[int(match[1])](match[2], tensor)
-                    if self.dtype is not None and tensor.is_floating_point():
-                        tensor = self._convert(name, tensor, self.dtype)
-                    self.parameters += tensor.numel()
-                    yield renamed, tensor.contiguous()
+                    yield renamed, self._finished(name, tensor)
+        for name, tensor in self._overrides.added():
+            yield self._rename(name) or name, self._finished(name, tensor.to(self._stored))
 
-    @staticmethod
-    def _convert(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        new = tensor.to(dtype)
-        # Only float16 has a smaller range than what models are stored in.
-        if dtype == torch.float16 and not torch.isfinite(new).all():
-            raise PrunekitError(f"{name} holds numbers too large for float16; store bfloat16 or float32 instead.")
-        return new
+    def _full(self, name: str) -> str:
+        return name if name == "lm_head.weight" else self._prefix + name
+
+    def _finished(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = converted(name, tensor, self.dtype)
+        self.parameters += tensor.numel()
+        return tensor.contiguous()
 
     def _rename(self, name: str) -> str | None:
-        if match := _LAYER.fullmatch(name):
+        if match := LAYER.fullmatch(name):
             place = self._places.get(int(match[1]))
             return None if place is None else f"model.layers.{place}.{match[2]}"
         # A tied head is the embedding table under a second name; saving both would double it.
         return None if self._tied and name == "lm_head.weight" else name
 
 
-def _natural(name: str) -> list[int | str]:
+def natural(name: str) -> list[int | str]:
+    """A sorting key in which layer 2 comes before layer 10."""
     # Every second part is a number. A stranger's names may hold digits that int() refuses, or thousands of them.
     parts = re.split(r"([0-9]{1,9})", name)
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _write_shards(folder: Path, tensors: _TensorCutter, max_bytes: int) -> int:
+def _write_shards(folder: Path, tensors: Tensors, max_bytes: int) -> int:
     """Write the tensors in shards of at most ``max_bytes`` (a larger tensor has one to itself). Returns their bytes."""
     shards: list[tuple[Path, list[str]]] = []
     held: dict[str, torch.Tensor] = {}
@@ -255,23 +267,6 @@ def _write_shards(folder: Path, tensors: _TensorCutter, max_bytes: int) -> int:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
     return total
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files and the generation defaults of ``source`` that are data; code is left behind."""
-    for name in _COPIED:
-        file = source / name
-        if not file.is_file():
-            continue
-        if name == "tokenizer_config.json":
-            # A tokenizer class of the source's own code would not come along, and must not be asked for.
-            settings = read_json(file, "tokenizer's config")
-            if not isinstance(settings, dict):
-                raise PrunekitError(f"{file} is no JSON object; copy the original model's tokenizer files over it.")
-            settings.pop("auto_map", None)
-            (folder / name).write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
-        else:
-            shutil.copyfile(file, folder / name)
 
 
 def _write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:

@@ -150,7 +150,7 @@ def evaluate(
     with ExitStack() as modes:
         for each in (model, baseline):
             if each is not None:
-                modes.enter_context(_eval_mode(each))
+                modes.enter_context(eval_mode(each))
         for text, ids in tokens.items():
             ids = ids[: config.max_tokens]
             if len(ids) < 2:
@@ -175,7 +175,7 @@ def read_texts(texts: Sequence[str], tokenizer: Any, config: EvalConfig) -> dict
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Evaluating in the middle of training leaves the model as it was."""
     training = model.training
     model.eval()

@@ -39,6 +39,13 @@ class Coupling:
     axis: int
     parts: tuple[Part, ...]
 
+    @property
+    def bias(self) -> str:
+        """The field of ModelShape and Family that says whether this module has a bias."""
+        return "mlp_bias" if "ffn" in self.parts else "o_bias" if self.axis == 1 else "qkv_bias"
+
+
+BIASES = ("qkv_bias", "o_bias", "mlp_bias")
 
 ATTENTION = (
     Coupling("self_attn.q_proj", 0, ("query",)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ PLAN_VERSION = 1
 # The widest model that model_folder reads.
 _MAX_UNITS = 1 << 24
 _MAX_LAYERS = 4096
+_CHANGEABLE = ("hidden_size", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias")
 
 
 def encode_ranges(indices: tuple[int, ...]) -> str:
@@ -97,12 +98,15 @@ class Plan:
     """What to keep of a model of shape ``source``; layers that are missing are dropped.
 
     ``provenance`` says how the plan was made: model fingerprint, calibration data, method and its settings, target,
-    seed, versions. It holds no clock time, so that the same inputs give the same file.
+    seed, versions. It holds no clock time, so that the same inputs give the same file. ``changes`` are the fields of
+    ``source``, beside its layers, that are another in the pruned model: biases that it gains (FLAP), its hidden_size
+    and untied head (SliceGPT).
     """
 
     source: ModelShape
     layers: tuple[LayerKeep, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -112,11 +116,20 @@ class Plan:
             raise PrunekitError(f"The plan's layers must be rising indices below {self.source.num_hidden_layers}.")
         for layer in self.layers:
             layer.check(self.source.layers[layer.index])
+        unknown = sorted(set(self.changes) - set(_CHANGEABLE))
+        if unknown:
+            raise PrunekitError(f"The plan changes {unknown[0]!r}, which no plan can; make the plan again.")
+        self.shape  # noqa: B018  (refuses values that no model can have)
 
     @property
     def shape(self) -> ModelShape:
         """Shape of the pruned model."""
-        return self.source.with_layers(layer.shape for layer in self.layers)
+        return replace(self.source.with_layers(layer.shape for layer in self.layers), **self.changes)
+
+    @property
+    def added_biases(self) -> tuple[str, ...]:
+        """The biases (fields of ModelShape) that the pruned model has and the source lacks."""
+        return tuple(name for name in self.changes if name.endswith("_bias"))
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:
@@ -155,6 +168,7 @@ class Plan:
                 "share_of_blocks": round(self.share_of_blocks, 6),
                 "share_of_parameters": round(self.share_of_parameters, 6),
                 "provenance": self.provenance,
+                **({"changes": self.changes} if self.changes else {}),
                 "layers": widths,
                 "source": self.source.to_dict(),
             },
@@ -205,7 +219,10 @@ class Plan:
             provenance = data.get("provenance", {})
             if not isinstance(provenance, dict):
                 raise TypeError("its provenance is no JSON object")
-            return cls(source, tuple(layers), provenance)
+            changes = data.get("changes", {})
+            if not isinstance(changes, dict):
+                raise TypeError("its changes are no JSON object")
+            return cls(source, tuple(layers), provenance, changes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PrunekitError(f"{where} is a damaged plan ({error}); make it again with `prunekit plan`.") from None
 

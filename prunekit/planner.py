@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.drop import check_droppable
 from prunekit.allocation.reach import check_protected, check_reachable
-from prunekit.calibration import CalibrationConfig, check_length, check_tokens, load_calibration
+from prunekit.calibration import Calibration, CalibrationConfig, check_length, check_tokens
+from prunekit.compensation import addable
 from prunekit.errors import PrunekitError
+from prunekit.files import cache_folder
 from prunekit.importance.base import importance, layer_importance
 from prunekit.methods import METHODS, Method
-from prunekit.plan import Plan
+from prunekit.mix import Mixed, calibration_text
+from prunekit.plan import Plan, encode_ranges
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
+from prunekit.refit import RefitConfig
+from prunekit.refitting import described
 from prunekit.rounding import Rounding
 from prunekit.session import Session
 from prunekit.source import load_model, load_tokenizer, pick_dtype
@@ -28,18 +36,20 @@ if TYPE_CHECKING:
 class PlanConfig:
     """Everything that decides a plan, apart from the model. ``checkpoint`` turns gradient checkpointing on or off
     (None: as the free memory asks for). ``store_dtype`` is what the weights will be stored in (auto: as they are),
-    which a target in bytes is counted in."""
+    which a target in bytes is counted in. ``protected`` layers stay whole (None: those that the method says). ``refit``
+    says how `prune` solves projections anew; the plan only records it."""
 
     target: Target
     method: Method = METHODS["adapt-pruner"]
     rounding: Rounding = field(default_factory=Rounding)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    protected: frozenset[int] = frozenset()
+    protected: frozenset[int] | None = None
     seed: int = 0
     dtype: str = "auto"
     store_dtype: str = "auto"
     device: str = "auto"
     checkpoint: bool | None = None
+    refit: RefitConfig | None = None
 
 
 def make_plan(source: Source, config: PlanConfig) -> Plan:
@@ -48,6 +58,11 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     Raises PrunekitError where the target is out of reach, the text too short, or a score not finite.
     """
     method = config.method
+    if method.rotates:
+        raise PrunekitError(
+            f"{method.name} narrows the hidden states of the whole model and removes no units, so there are no widths "
+            f"to plan; use `prunekit prune --method {method.name}`, which says what the result costs."
+        )
     allocate = allocation(method.allocation)
     # Unknown names are refused before a model is loaded for minutes.
     importance(method.importance)
@@ -56,24 +71,42 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     elif method.allocation in ("adapt", "drop"):
         raise PrunekitError(f"The allocation {method.allocation!r} needs a layer importance; name one.")
     budget = config.target.budget(source.shape, (pick_dtype(config.store_dtype) or source.dtype).itemsize)
+    protected = method.whole_layers(source.shape.num_hidden_layers) if config.protected is None else config.protected
+    changes: dict[str, Any] = {}
+    compensation: dict[str, Any] = {}
+    # A refit makes up for what is cut better than a constant can.
+    if method.compensate and method.allocation != "drop" and config.refit is None:
+        changes, compensation = addable(source.family, source.config, method.units)
+    counted = replace(source.shape, **changes)
     problem = Problem(
         budget,
         config.rounding,
         method.units,
-        config.protected,
+        protected,
         method.attention_ratio,
         method.steps,
         method.amplitude,
         method.standardise,
+        method.generations,
+        method.offspring,
+        method.starts,
     )
-    check_protected(source.shape, config.protected)
+    check_protected(source.shape, protected)
     config.rounding.check_splits(source.shape)
-    if method.allocation == "drop":
-        check_droppable(source.shape, budget, config.protected)
-    else:
-        check_reachable(source.shape, budget, config.rounding, method.units, config.protected)
+    try:
+        if method.allocation == "drop":
+            check_droppable(source.shape, budget, protected)
+        else:
+            check_reachable(source.shape, budget, config.rounding, method.units, protected, counted)
+    except PrunekitError as error:
+        if config.protected is not None or not protected:
+            raise
+        raise PrunekitError(
+            f"{error} The method {method.name} keeps the layers {encode_ranges(tuple(sorted(protected)))} whole "
+            "where --protect-layers names no others; `none` lets all of them shrink."
+        ) from None
     check_length(config.calibration, source.config)
-    calibration = load_calibration(config.calibration, load_tokenizer(source))
+    calibration = calibration_text(config.calibration, load_tokenizer(source), source, config.device)
     check_tokens(calibration.blocks, source.config)
     model = load_model(source, dtype=config.dtype, device=config.device)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
@@ -86,10 +119,10 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         batch_size=config.calibration.batch_size,
         seed=config.seed,
         checkpoint=config.checkpoint,
+        counted=counted,
+        store=_store(source, calibration, computed) if method.allocation == "search" else None,
     )
-    with progress(
-        f"Planning ({method.name})", _steps(config, source.shape.parameters, source.shape.block_parameters, budget)
-    ) as advance:
+    with progress(f"Planning ({method.name})", _steps(session, method, budget)) as advance:
         allocated = allocate(session, problem, advance)
     plan = Plan(
         source=source.shape,
@@ -108,20 +141,34 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
                 "head_multiple": config.rounding.head_multiple,
                 "kv_multiple": config.rounding.kv_multiple,
             },
-            "protected_layers": sorted(config.protected),
+            "protected_layers": sorted(protected),
             "calibration": calibration.describe(),
             "seed": config.seed,
             "computed_in": computed,
+            **({"compensation": compensation} if compensation else {}),
+            **({"refit": described(config.refit)} if config.refit else {}),
             "history": list(allocated.history),
             "versions": versions(),
         },
+        changes=changes,
     )
     assert plan.shape.parameters <= budget
     return plan
 
 
-def _steps(config: PlanConfig, parameters: int, blocks: int, budget: int) -> int:
-    """Scoring passes that are to be expected: adapt takes 1/T of the blocks a step."""
-    if config.method.allocation != "adapt":
+def _steps(session: Session, method: Method, budget: int) -> int:
+    """How often ``advance`` is to be expected: adapt takes 1/T of the blocks a scoring pass."""
+    if method.allocation in ("optimal", "search"):
+        rounds = len(method.starts) + method.generations if method.allocation == "search" else 0
+        return session.curve_steps() + rounds
+    if method.allocation != "adapt":
         return 1
-    return max(1, round((parameters - budget) / blocks * config.method.steps) + 1)
+    shape = session.source
+    return max(1, round((shape.parameters - budget) / shape.block_parameters * method.steps) + 1)
+
+
+def _store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str]) -> Path:
+    """Where level databases of that model on that text are kept: a search for another target finds them there."""
+    key = [source.fingerprint, calibration.fingerprint, computed, versions()]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "levels" / name

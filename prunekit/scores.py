@@ -20,12 +20,14 @@ class LayerScores:
     """Importance of one layer's units, float64 on the CPU; higher matters more.
 
     ``kv_heads`` [K] is of whole KV groups (the KV head with the query heads it serves), ``query_heads`` [K, G] of each
-    query head by itself, ``ffn`` [F] of each FFN channel.
+    query head by itself, ``ffn`` [F] of each FFN channel. Where a head's score is the mean over its channels,
+    ``channel_spread`` is the standard deviation over the channels of all heads.
     """
 
     kv_heads: torch.Tensor
     query_heads: torch.Tensor
     ffn: torch.Tensor
+    channel_spread: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from prunekit.curves import LayerCurves, Solved, layer_curves, output_fisher
+from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.fitness import Fitness
 from prunekit.importance import score
+from prunekit.levels import Levels, level_name, read_levels, write_levels
 from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
 from prunekit.shape import LayerShape, ModelShape
 from prunekit.slicing import LayerSlicer
 
+# Levels of an FFN in a database, the whole among them; each takes d · n numbers on disk.
+_LEVELS = 16
+# Tokens that a candidate of a search is measured on.
+_FITNESS_TOKENS = 4096
+# A backward pass costs twice a forward one, and a Fisher matrix of hidden_size squared needs no more.
+_FISHER_TOKENS = 16384
+
 
 class Session:
     """Holds a model, what of each source layer it still has, and how to score it.
 
-    ``shrink`` replaces layers of the model in place: the model that was handed in is used up.
+    ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
+    model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
+    what is worth keeping between runs on the same model and text (level databases, a search's state).
     """
 
     def __init__(
@@ -33,10 +49,12 @@ class Session:
         batch_size: int = 32,
         seed: int = 0,
         checkpoint: bool | None = None,
+        counted: ModelShape | None = None,
+        store: Path | None = None,
     ):
         self.model = model
         self.family = family
-        self.source: ModelShape = family.shape(model.config)
+        self.source: ModelShape = counted or family.shape(model.config)
         self.keeps: tuple[LayerKeep, ...] = tuple(
             LayerKeep.everything(index, layer) for index, layer in enumerate(self.source.layers)
         )
@@ -44,7 +62,8 @@ class Session:
         self._importance = importance
         self._layer_importance = layer_importance
         self._batch_size = batch_size
-        self._seed = seed
+        self.seed = seed
+        self.store = store
         self._checkpoint = checkpoint
 
     @property
@@ -62,9 +81,84 @@ class Session:
             importance_name=self._importance,
             layer_importance_name=self._layer_importance,
             batch_size=self._batch_size,
-            seed=self._seed + step,
+            seed=self.seed + step,
             checkpoint=self._checkpoint,
         )
+
+    def curves(self, advance: Callable[..., None]) -> list[LayerCurves]:
+        """What every width of every sub-layer of the dense model would cost in loss, on the calibration text.
+
+        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
+        """
+        return [curves for curves, _ in self._curves(advance, None)]
+
+    def _curves(
+        self, advance: Callable[..., None], widths: Callable[[int], Sequence[int]] | None
+    ) -> Iterator[tuple[LayerCurves, Solved]]:
+        ids = self._text()
+        some = ids[: self._fisher_sequences(ids)]
+        size = max(1, self._batch_size // 2)
+        fisher = output_fisher(self.model, self.family, some, batch_size=size, seed=self.seed, advance=advance)
+        return layer_curves(
+            self.model,
+            self.family,
+            self.source,
+            ids,
+            fisher,
+            batch_size=self._batch_size,
+            widths=widths,
+            advance=advance,
+        )
+
+    def levels(self, advance: Callable[..., None]) -> Levels:
+        """The level database of the dense model (:mod:`prunekit.levels`), made where ``store`` has none yet.
+
+        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError as :meth:`curves` does.
+        """
+        if self.store is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="prunekit-levels-")
+        folder = self.store or Path(self._temporary.name)
+        if (kept := read_levels(folder, self.source.num_hidden_layers)) is not None:
+            advance(self.curve_steps())
+            return kept
+        for index, (curves, projections) in enumerate(self._curves(advance, _level_widths)):
+            named = {
+                level_name("ffn" if isinstance(what, int) else "attention", what): tensor
+                for what, tensor in projections.items()
+            }
+            write_levels(folder, index, curves, named, next(self.model.parameters()).dtype)
+        made = read_levels(folder, self.source.num_hidden_layers)
+        if made is None:
+            raise PrunekitError(f"The level database in {folder} can't be read back; is the disk full?")
+        return made
+
+    def fitness(self, levels: Levels) -> Fitness:
+        """What candidates of ``levels`` are measured by: some of the calibration text, a sequence at least."""
+        ids = self._text()
+        some = ids[: max(4, -(-_FITNESS_TOKENS // ids.shape[1]))]
+        return Fitness(self.model, self.family, self.source, some, levels, self._batch_size)
+
+    def copy(self) -> Session:
+        """The same session with a model of its own, which may be shrunk."""
+        made = copy.copy(self)
+        made.model = copy.deepcopy(self.model)
+        return made
+
+    def _text(self) -> torch.Tensor:
+        ids = self._draw(0)
+        if ids is None:
+            raise PrunekitError("Loss curves need calibration text; name some with --calib.")
+        return ids
+
+    def curve_steps(self) -> int:
+        """How often :meth:`curves` calls ``advance``."""
+        ids = self._text()
+        batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
+        return batches + 2 * self.source.num_hidden_layers
+
+    @staticmethod
+    def _fisher_sequences(ids: torch.Tensor) -> int:
+        return min(len(ids), -(-_FISHER_TOKENS // ids.shape[1]))
 
     def select(self, scores: Scores, shapes: tuple[LayerShape, ...]) -> tuple[LayerKeep, ...]:
         """The best units of the model as it is now, as many as ``shapes`` says, as indices into the source."""
@@ -80,23 +174,31 @@ class Session:
         layers = self.model.get_submodule("model.layers")
         for index, (old, new) in enumerate(zip(self.keeps, keeps, strict=True)):
             if old != new:
-                layers[index] = self._cut(layers[index], index, relative(old, new))  # type: ignore[operator, index]
+                cut = cut_layer(self.model, self.family, self.shape, layers[index], relative(old, new))  # type: ignore[operator, index]
+                layers[index] = cut  # type: ignore[operator, index]
         self.keeps = keeps
 
-    def _cut(self, layer: nn.Module, index: int, keep: LayerKeep) -> nn.Module:
-        slicer = LayerSlicer(self.family, self.shape, keep)
-        config = self.model.config
-        heterogeneous = getattr(config, "is_heterogeneous", False)
-        own = copy.copy(config.per_layer_config[index] if heterogeneous else config)  # type: ignore[index, operator, union-attr]
-        own.num_attention_heads = keep.shape.num_attention_heads  # type: ignore[union-attr, assignment]
-        own.num_key_value_heads = keep.shape.num_key_value_heads  # type: ignore[union-attr, assignment]
-        own.intermediate_size = keep.shape.intermediate_size  # type: ignore[union-attr, assignment]
-        own.head_dim = self.source.head_dim  # type: ignore[union-attr, assignment]
-        with torch.device("meta"):
-            new = type(layer)(own, index)
-        tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items()}
-        new.load_state_dict(tensors, assign=True)
-        return new.train(layer.training)
+
+def _level_widths(dense: int) -> tuple[int, ...]:
+    """FFN widths of a level database, beside the whole."""
+    return tuple(sorted({max(1, dense * step // _LEVELS) for step in range(1, _LEVELS)}))
+
+
+def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:
+    """A new decoder layer with the units of ``layer``, one of ``model`` (of that ``shape``), that ``keep`` names."""
+    slicer = LayerSlicer(family, shape, keep)
+    config = model.config
+    heterogeneous = getattr(config, "is_heterogeneous", False)
+    own = copy.copy(config.per_layer_config[keep.index] if heterogeneous else config)
+    own.num_attention_heads = keep.shape.num_attention_heads
+    own.num_key_value_heads = keep.shape.num_key_value_heads
+    own.intermediate_size = keep.shape.intermediate_size
+    own.head_dim = shape.head_dim
+    with torch.device("meta"):
+        new = type(layer)(own, keep.index)  # type: ignore[call-arg]
+    tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items()}
+    new.load_state_dict(tensors, assign=True)
+    return new.train(layer.training)
 
 
 def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:

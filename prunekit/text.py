@@ -16,6 +16,8 @@ from prunekit.files import is_endless
 
 BUILTIN = "builtin"
 WIKITEXT = "wikitext"
+# What the model writes itself (prunekit.self_text).
+SELF = "self"
 _WIKITEXT_ID = "Salesforce/wikitext:wikitext-2-raw-v1"
 _DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _FILE_ENDINGS = (".txt", ".md", ".text", ".gz", ".jsonl", ".json", ".raw")
@@ -30,14 +32,14 @@ def source_name(source: str) -> str:
 
 def _is_file(source: str) -> bool:
     """True where ``source`` means a file, whether or not it exists."""
-    if source in (BUILTIN, WIKITEXT):
+    if source in (BUILTIN, WIKITEXT, SELF):
         return False
     return Path(source).exists() or source.endswith(_FILE_ENDINGS) or _DATASET.fullmatch(source) is None
 
 
 def is_dataset(source: str) -> bool:
     """True where ``source`` is streamed from the Hugging Face hub."""
-    return source != BUILTIN and not _is_file(source)
+    return source not in (BUILTIN, SELF) and not _is_file(source)
 
 
 def documents(source: str, *, field: str = "text", split: str = "train", part: Part = "calibration") -> Iterator[str]:

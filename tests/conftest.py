@@ -23,7 +23,7 @@ from prunekit.rounding import Rounding
 from prunekit.source import Source, resolve
 from prunekit.targets import parse_target
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ROOT = Path(__file__).parent.parent
 

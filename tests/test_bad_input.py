@@ -434,6 +434,50 @@ TEXTS: dict[str, Case] = {
     "eval, missing text": (lambda p: ["eval", p.shared.model, "--text", "nowhere.txt"], ("nowhere.txt", "check")),
 }
 
+
+def benchmarks(place: Place, *options: object, task: str = "mmlu_anatomy", line: str = "") -> list[object]:
+    """Questions that a model could be asked, unless the options or the line before them spoil it."""
+    row = {"subject": "anatomy", "question": "What?", "choices": ["a", "b", "c", "d"], "answer": 1}
+    place.write("mmlu_dev.jsonl", (json.dumps(row) + "\n") * 5)
+    place.write("mmlu_test.jsonl", line + json.dumps(row) + "\n")
+    return ["eval", place.shared.model, "--tasks", task, "--task-data", place.here, *options]
+
+
+EVALUATIONS: dict[str, Case] = {
+    "no such task": (lambda p: benchmarks(p, task="mmlux"), ("'mmlux'", "mmlu, truthfulqa and agieval")),
+    "no task": (lambda p: benchmarks(p, task=" ,"), ("--tasks takes names", "commas")),
+    "one name empty": (lambda p: benchmarks(p, task="mmlu,"), ("--tasks takes names", "commas")),
+    "no folder of tasks": (lambda p: benchmarks(p, "--task-data", p.here / "no"), ("is no folder", "JSONL")),
+    "no such benchmark there": (lambda p: benchmarks(p, task="agieval"), ("agieval can't be made", "no agieval/")),
+    "no such subject there": (lambda p: benchmarks(p, task="mmlu_virology"), ("mmlu_virology", "no question")),
+    "broken question": (lambda p: benchmarks(p, line='{"subject": \n'), ("Line 1", "not valid JSON", "mend")),
+    "answer out of reach": (
+        lambda p: benchmarks(p, line='{"subject": "a", "question": "?", "choices": ["a"], "answer": 1}\n'),
+        ("Line 1", "choices must be"),
+    ),
+    "limit 0": (lambda p: benchmarks(p, "--limit", "0"), ("Limit", "at least 1")),
+    "few-shot -1": (lambda p: benchmarks(p, "--few-shot", "-1"), ("Few shot", "at least 0")),
+    "few-shot 6 of 5": (lambda p: benchmarks(p, "--few-shot", "6"), ("has 5 examples", "--few-shot")),
+    "limit of nothing": (lambda p: ["eval", p.shared.model, "--limit", "3"], ("--limit is for benchmarks", "--tasks")),
+    "tasks without a network": (
+        lambda p: ["eval", p.shared.model, "--tasks", "mmlu_anatomy"],
+        ("mmlu_anatomy", "Go online once", "--task-data"),
+    ),
+    "text too short for prompts": (
+        lambda p: ["eval", p.shared.model, "--generate", "--text", p.write("t.txt", "A few words."), "--length", "16"],
+        ("t.txt holds", "32 prompts of 64", "fewer"),
+    ),
+    "more new tokens than positions": (
+        lambda p: ["eval", p.shared.model, "--generate", "--new-tokens", "200", "--length", "16"],
+        ("256 positions", "ask for fewer"),
+    ),
+    "prompts 0": (lambda p: ["eval", p.shared.model, "--generate", "--prompts", "0"], ("Prompts", "at least 1")),
+    "new tokens 2": (
+        lambda p: ["eval", p.shared.model, "--generate", "--new-tokens", "2"],
+        ("New tokens", "at least 4"),
+    ),
+}
+
 PLACES: dict[str, Case] = {
     "folder exists": (
         lambda p: ["prune", p.shared.model, "-o", p.pruned, "--plan", p.shared.plan],
@@ -552,6 +596,11 @@ def test_bad_options(name: str, command: Command, shared: Shared, tmp_path: Path
 @pytest.mark.parametrize("name", TEXTS)
 def test_bad_texts(name: str, command: Command, shared: Shared, tmp_path: Path) -> None:
     _case(TEXTS[name], command, shared, tmp_path)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_bad_evaluations(name: str, command: Command, shared: Shared, tmp_path: Path) -> None:
+    _case(EVALUATIONS[name], command, shared, tmp_path)
 
 
 @pytest.mark.parametrize("name", PLACES)

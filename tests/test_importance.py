@@ -249,6 +249,28 @@ def naive_activation(model: Any, formula: Callable[[list[float], list[float]], f
     return result
 
 
+def naive_minitron(model: Any) -> list[LayerScores]:
+    """The mean over each sequence of a channel's size, or of the length of a head's channels; L2 over sequences."""
+    groups, heads = model.config.num_key_value_heads, model.config.num_attention_heads
+    count, length = INPUT_IDS.shape
+
+    def over_all(sizes: list[float]) -> float:
+        means = [sum(sizes[n * length : (n + 1) * length]) / length for n in range(count)]
+        return sum(mean * mean for mean in means) ** 0.5
+
+    result = []
+    for attention, ffn in zip(seen_by(model, "self_attn.o_proj"), seen_by(model, "mlp.down_proj"), strict=True):
+        dim = len(attention[0]) // heads
+        query = [
+            over_all([sum(value * value for value in token[h * dim : (h + 1) * dim]) ** 0.5 for token in attention])
+            for h in range(heads)
+        ]
+        query_KG = torch.tensor(query, dtype=torch.float64).view(groups, heads // groups)
+        channels = [over_all([abs(value) for value in x]) for x in zip(*ffn, strict=True)]
+        result.append(LayerScores(query_KG.sum(1), query_KG, torch.tensor(channels, dtype=torch.float64)))
+    return result
+
+
 NAIVE: dict[str, Callable[[Any], list[LayerScores]]] = {
     "taylor": naive_taylor,
     "taylor2": naive_taylor2,
@@ -257,6 +279,7 @@ NAIVE: dict[str, Callable[[Any], list[LayerScores]]] = {
     "magnitude-l1": lambda model: naive_magnitude(model, 1),
     "wanda": lambda model: naive_activation(model, naive_wanda_column, mean=False),
     "flap": lambda model: naive_activation(model, naive_flap_column, mean=True),
+    "activation": naive_minitron,
 }
 
 

@@ -30,6 +30,9 @@ class Problem:
     steps: int = 50
     amplitude: float = 0.02
     standardise: bool = False
+    generations: int = 20
+    offspring: int = 8
+    starts: tuple[str, ...] = ("optimal", "global")
 
     def __post_init__(self) -> None:
         unknown = set(self.units) - {"ffn", "kv", "query"}
@@ -41,6 +44,16 @@ class Problem:
             raise PrunekitError(f"The number of steps must lie between 1 and 10000, got {self.steps}.")
         if not 0 <= self.amplitude <= 1:
             raise PrunekitError(f"The amplitude must lie between 0 and 1, got {self.amplitude}.")
+        if not 0 <= self.generations <= 100_000 or not 1 <= self.offspring <= 10_000:
+            raise PrunekitError(
+                f"A search has 0 to 100000 generations of 1 to 10000 offspring, got {self.generations} of "
+                f"{self.offspring}."
+            )
+        unknown_starts = set(self.starts) - {"optimal", "global", "uniform", "adapt"}
+        if unknown_starts or not self.starts:
+            raise PrunekitError(
+                f"A search starts from optimal, global, uniform or adapt; got {','.join(self.starts)!r}."
+            )
 
 
 @dataclass(frozen=True)

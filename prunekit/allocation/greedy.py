@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -14,14 +14,24 @@ from prunekit.shape import LayerShape, ModelShape
 
 
 def standardised(scores: Scores) -> Scores:
-    """z-scores within each layer, heads and FFN channels apart (FLAP's adaptive structure search, arXiv 2312.11983)."""
+    """z-scores within each layer, heads and FFN channels apart (FLAP's adaptive structure search, arXiv 2312.11983).
 
-    def z(values: torch.Tensor) -> torch.Tensor:
-        spread = values.std(correction=0)
+    FLAP standardises channels and then takes the mean over each head's: heads deviate less than channels, and few heads
+    no more than many. Where the spread of channels isn't known, heads are standardised among themselves.
+    """
+
+    def z(values: torch.Tensor, spread: float | None = None) -> torch.Tensor:
+        spread = values.std(correction=0).item() if spread is None else spread
         return (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
 
-    layers = tuple(LayerScores(z(layer.kv_heads), z(layer.query_heads), z(layer.ffn)) for layer in scores.layers)
-    return Scores(scores.importance, layers, scores.layer_importance, scores.layer_method, scores.loss, scores.tokens)
+    layers = []
+    for layer in scores.layers:
+        spread, size = layer.channel_spread, 1
+        if spread is not None:
+            # A group's score is a sum, and the spread is of a mean.
+            size = layer.query_heads.shape[1]
+        layers.append(LayerScores(z(layer.kv_heads / size, spread), z(layer.query_heads, spread), z(layer.ffn)))
+    return replace(scores, layers=tuple(layers))
 
 
 @dataclass(order=True)

@@ -17,11 +17,17 @@ def check_protected(source: ModelShape, protected: frozenset[int]) -> None:
 
 
 def check_reachable(
-    source: ModelShape, budget: int, rounding: Rounding, units: tuple[str, ...], protected: frozenset[int]
+    source: ModelShape,
+    budget: int,
+    rounding: Rounding,
+    units: tuple[str, ...],
+    protected: frozenset[int],
+    counted: ModelShape | None = None,
 ) -> None:
-    """Raises PrunekitError, saying what is possible, where not even the floors fit the budget."""
+    """Raises PrunekitError, saying what is possible, where not even the floors fit the budget. ``counted`` is
+    ``source`` with the biases that the pruned model will have."""
     check_protected(source, protected)
-    smallest = rounding.floor(source, units, protected)
+    smallest = rounding.floor(counted or source, units, protected)
     if smallest.parameters > budget:
         raise PrunekitError(
             f"The target of {budget:,} parameters is out of reach: embeddings take {source.embedding_parameters:,}, "

@@ -11,6 +11,7 @@ from prunekit.cli import options as o
 from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, deliver, table
 from prunekit.cli.describe import bar
 from prunekit.files import check_output_file
+from prunekit.methods import METHODS
 from prunekit.pictures import check_picture, draw_importance
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ def analyze(
     ] = None,
     importance: Annotated[str, typer.Option(help="Unit importance; as for prunekit plan.")] = "taylor",
     layer_importance: Annotated[str, typer.Option(help="cosine, euclidean, manhattan or loss.")] = "cosine",
-    calib: o.Calib = "builtin",
+    calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",
-    sequences: o.Sequences = 32,
-    length: o.Length = 64,
-    batch_size: o.BatchSize = 32,
+    sequences: o.Sequences = None,
+    length: o.Length = None,
+    batch_size: o.BatchSize = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -41,7 +42,8 @@ def analyze(
     json: Json = False,
 ) -> None:
     """Show how much each layer matters, in plain words; nothing is changed."""
-    config = o.calibration(calib, calib_field, calib_split, sequences, length, batch_size, seed)
+    preset = METHODS["adapt-pruner"]
+    config = o.calibration(preset, None, calib, calib_field, calib_split, sequences, length, batch_size, seed)
     check_output_file(output)
     picture = picture or output.with_suffix(".png")
     check_picture(picture)

@@ -44,12 +44,24 @@ def plan_summary(plan: Plan, bytes_per_parameter: float) -> dict[str, Any]:
             for layer in plan.layers
         ],
         "method": plan.provenance.get("method"),
+        **{name: plan.provenance[name] for name in ("compensation",) if name in plan.provenance},
     }
 
 
 def plan_tables(plan: Plan, bytes_per_parameter: float) -> Group:
     """A plan for people."""
-    return Group(_cost_table(plan, bytes_per_parameter), _width_table(plan))
+    return Group(_cost_table(plan, bytes_per_parameter), _width_table(plan), *_notes(plan))
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Whole sentences on what no table shows."""
+    notes = []
+    said = plan.provenance.get("compensation")
+    if isinstance(said, dict) and "without" in said:
+        notes.append(str(said["without"]))
+    if plan.shape.hidden_size != plan.source.hidden_size:
+        notes.append(f"Hidden states have {plan.shape.hidden_size} of {plan.source.hidden_size} channels.")
+    return notes
 
 
 def _cost_table(plan: Plan, bytes_per_parameter: float) -> Table:

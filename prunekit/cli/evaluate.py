@@ -1,19 +1,23 @@
-"""``prunekit eval``: perplexity, and the distance from the model it was pruned from."""
+"""``prunekit eval``: perplexity, benchmarks, what it writes, and the distance from the model it was pruned from."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, app, console, deliver, table
+from prunekit.cli.common import Device, Dtype, Json, Model, app, deliver
+from prunekit.cli.evaluate_tables import show
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file
 from prunekit.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.evaluate import Evaluation
+    from prunekit.generation_quality import GenerationQuality
+    from prunekit.source import Source
+    from prunekit.tasks import PreparedTasks, TaskReport
 
 
 @app.command("eval")
@@ -23,8 +27,8 @@ def evaluate_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help="A text or .jsonl file, a dataset id, wikitext, or builtin (default; a part of it "
-            "that no calibration sees). Repeatable."
+            help="A text or .jsonl file, a dataset id, wikitext, or builtin (default, unless --tasks is all that is "
+            "asked for; a part of it that no calibration sees). Repeatable."
         ),
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
@@ -37,24 +41,68 @@ def evaluate_command(
     max_tokens: Annotated[
         int | None, typer.Option(help="Use at most so many tokens of each text.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows computed at a time.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Windows, questions or prompts computed at a time.")] = 4,
     field: Annotated[str, typer.Option(help="The JSONL field or dataset column that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="The split of a dataset.")] = "test",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Benchmarks of lm-evaluation-harness, such as mmlu,truthfulqa,agieval or any name that "
+            "`lm-eval ls tasks` lists. What is done is kept: an interrupted run goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of the benchmarks' JSONL files (default: the hub): mmlu_test, mmlu_dev, truthfulqa_mc, "
+            "agieval/NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples before each question (default: 5 for MMLU, else as published). Tasks that fix their number "
+            "or have no examples keep it.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Ask at most so many questions of each task.", show_default=False)
+    ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate", help="Continue prompts from the text greedily: how repetitive, and how like the baseline's?"
+        ),
+    ] = False,
+    prompts: Annotated[int, typer.Option(help="With --generate: prompts taken from each text.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(help="With --generate: tokens of a prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(help="With --generate: tokens to continue a prompt by.")] = 64,
     device: Device = "auto",
     dtype: Dtype = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report here as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity, and KL divergence and agreement against the model it was pruned from."""
+    """Measure perplexity, benchmarks and generation, and the distance from the model it was pruned from."""
     from prunekit.evaluate import EvalConfig, evaluate, read_texts
+    from prunekit.generation_quality import ContinuationConfig, check_room, generation_quality, pick_prompts
 
     config = EvalConfig(length, stride, max_tokens, batch_size, field, split)
+    continuations = ContinuationConfig(prompts, prompt_tokens, new_tokens, batch_size)
+    for name, value in (("--task-data", task_data), ("--few-shot", few_shot), ("--limit", limit)):
+        if value is not None and tasks is None:
+            raise PrunekitError(f"{name} is for benchmarks; name them with --tasks, or leave it out.")
     if output is not None:
         check_output_file(output)
 
     from prunekit.calibration import check_length, check_tokens
-    from prunekit.source import load_model, load_tokenizer, resolve
+    from prunekit.source import load_model, load_tokenizer, pick_device, pick_dtype, resolve
+    from prunekit.text import source_name
 
+    # Before any weight is loaded: a mistyped name should show at once.
+    prepared = None if tasks is None else _prepare(tasks, task_data, few_shot, limit, batch_size)
     source = resolve(model)
     dense_source = resolve(baseline) if baseline else None
     tokenizer = load_tokenizer(source)
@@ -63,55 +111,90 @@ def evaluate_command(
             f"The tokenizers of {source.name} and {dense_source.name} differ, so their tokens can't be compared; "
             "give the model it was pruned from as --baseline."
         )
-    # Before any weight is loaded: a mistyped file name should show at once.
-    tokens = read_texts(text or ["builtin"], tokenizer, config)
+    texts = text or (["builtin"] if generate or prepared is None else [])
+    tokens = read_texts(texts, tokenizer, config)
     for each in filter(None, (source, dense_source)):
-        check_length(config, each.config)
+        if texts:
+            check_length(config, each.config)
+        if generate:
+            check_room(each.config, model_label(each.name), continuations)
         for ids in tokens.values():
             check_tokens(ids, each.config)
-    dense = None if dense_source is None else load_model(dense_source, dtype=dtype, device=device)
-    report = evaluate(
-        load_model(source, dtype=dtype, device=device),
-        tokenizer,
-        tokens,
-        config,
-        dense,
-        name=model_label(source.name),
-        baseline_name=model_label(dense_source.name) if dense_source else "baseline",
-    )
-    deliver(report.to_dict(), output, as_json, lambda: _print(report))
-
-
-def _print(report: Evaluation) -> None:
-    first = report.results[0]
-    compared = report.baseline is not None
-    how = f"windows of {first.length} every {first.stride} tokens, {report.dtype} on {report.device}"
-    caption = "Perplexity: e to the mean loss a token, lower is better; ± is one standard error."
-    columns = ["text", "tokens", "perplexity"]
-    if compared:
-        caption += (
-            " Loss added: in nats a token. KL: how far the predictions moved, 0 is unmoved. "
-            "Same top: how often both put the same token first."
-        )
-        columns += ["baseline", "loss added", "KL", "same top"]
-    shown = table(f"{report.model} ({how})", *columns, caption=caption)
-    for result in report.results:
-        row = [
-            result.text,
-            f"{result.tokens_predicted:,}",
-            f"{result.perplexity:,.2f}{_error(result.perplexity, result.nll_standard_error)}",
-        ]
-        if compared:
-            row += [
-                f"{result.baseline_perplexity:,.2f}",
-                f"{result.nll_increase:+.3f}{_error(1, result.nll_increase_standard_error, digits=3)}",
-                f"{result.kl:.3f}",
-                f"{result.agreement:.1%}",
+    for name, ids in tokens.items() if generate else ():
+        pick_prompts(ids, continuations, None, source_name(name))
+    names = {
+        "name": model_label(source.name),
+        "baseline_name": model_label(dense_source.name) if dense_source else "baseline",
+    }
+    chosen_device, chosen_dtype = pick_device(device), pick_dtype(dtype) or source.dtype
+    report: Evaluation | None = None
+    qualities: list[GenerationQuality] = []
+    loaded: dict[str, Any] = {}
+    if texts:
+        loaded = {each.name: load_model(each, dtype=dtype, device=device) for each in (source, dense_source) if each}
+        pruned, dense = loaded[source.name], loaded[dense_source.name] if dense_source else None
+        report = evaluate(pruned, tokenizer, tokens, config, dense, **names)
+        if generate:
+            qualities = [
+                generation_quality(pruned, tokenizer, ids, continuations, dense, text=result.text, **names)
+                for ids, result in zip(tokens.values(), report.results, strict=True)
             ]
-        shown.add_row(*row)
-    console().print(shown)
+    scored: TaskReport | None = None
+    if prepared is not None:
+        scored = _score(prepared, source, dense_source, loaded, tokenizer, dtype, device, names)
+    data: dict[str, Any] = (
+        report.to_dict()
+        if report is not None
+        else {
+            "model": names["name"],
+            "baseline": names["baseline_name"] if dense_source else None,
+            "dtype": str(chosen_dtype).removeprefix("torch."),
+            "device": str(chosen_device),
+            "results": [],
+        }
+    )
+    if generate:
+        data["generation"] = [quality.to_dict() for quality in qualities]
+    if scored is not None:
+        data["tasks"] = scored.to_dict()
+    deliver(data, output, as_json, lambda: show(report, qualities, scored, names))
 
 
-def _error(scale: float, error: float | None, digits: int = 2) -> str:
-    """The standard error of ``scale`` times e to a loss is, to first order, ``scale`` times that of the loss."""
-    return "" if error is None else f" ± {scale * error:,.{digits}f}"
+def _prepare(
+    tasks: str, folder: Path | None, few_shot: int | None, limit: int | None, batch_size: int
+) -> PreparedTasks:
+    from prunekit.tasks import TasksConfig, prepare_tasks
+
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",")))
+    return prepare_tasks(TasksConfig(names, folder, few_shot, limit, batch_size))
+
+
+def _score(
+    prepared: PreparedTasks,
+    source: Source,
+    dense_source: Source | None,
+    loaded: dict[str, Any],
+    tokenizer: Any,
+    dtype: str,
+    device: str,
+    names: dict[str, str],
+) -> TaskReport:
+    from prunekit.source import load_model, pick_device, pick_dtype
+    from prunekit.tasks import make_report, score_tasks
+
+    def results(each: Source, name: str) -> Any:
+        return score_tasks(
+            prepared,
+            lambda: loaded.get(each.name) or load_model(each, dtype=dtype, device=device),
+            tokenizer,
+            name=name,
+            identity={
+                "weights": each.fingerprint,
+                "dtype": str(pick_dtype(dtype) or each.dtype),
+                "device": pick_device(device).type,
+            },
+        )
+
+    own = results(source, names["name"])
+    dense = None if dense_source is None else results(dense_source, names["baseline_name"])
+    return make_report(prepared, own, dense, **names)

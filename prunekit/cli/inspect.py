@@ -79,11 +79,12 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _facts(data: dict[str, Any], plan: Any) -> list[tuple[str, str]]:
     method, calibration, target = (_object(plan.provenance.get(name)) for name in ("method", "calibration", "target"))
-    chosen = f"{method['importance']} units" if "importance" in method else f"{method.get('layer_importance')} layers"
+    judged = (("importance", "units"), ("layer_importance", "layers"))
+    chosen = next((f"{method[name]} {what}, " for name, what in judged if name in method), "")
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     return [
         ("made from", f"{data['source']['name']} ({data['source']['family']})"),
-        ("method", f"{method.get('name')}: {chosen}, {method.get('allocation')} allocation"),
+        ("method", f"{method.get('name')}: {chosen}{method.get('allocation')} allocation"),
         ("target", str(target.get("asked"))),
         (
             "calibration",

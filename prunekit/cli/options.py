@@ -11,9 +11,11 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     from prunekit.calibration import CalibrationConfig
     from prunekit.methods import Method
+    from prunekit.refit import RefitConfig
     from prunekit.rounding import Rounding
 
 _TARGET, _TEXT, _METHOD, _WIDTHS = "Target (exactly one)", "Calibration text", "Method", "Widths"
+_REFIT = "Refit"
 
 Params = Annotated[
     str | None,
@@ -25,18 +27,24 @@ Blocks = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=_TARGET)]
 Calib = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Text or .jsonl file (.gz too), Hugging Face dataset id (id:config), wikitext, or builtin.",
+        help="Text or .jsonl file (.gz too), Hugging Face dataset id (id:config), wikitext, builtin, self (what the "
+        "model writes itself), or a mix such as notes.txt:0.5,self:0.5 (default: the method's).",
         rich_help_panel=_TEXT,
     ),
 ]
 CalibField = Annotated[str, typer.Option(help="JSONL field or dataset column.", rich_help_panel=_TEXT)]
 CalibSplit = Annotated[str, typer.Option(help="Dataset split.", rich_help_panel=_TEXT)]
-Sequences = Annotated[int, typer.Option(help="Sequences a scoring pass.", rich_help_panel=_TEXT)]
-Length = Annotated[int, typer.Option(help="Tokens a sequence.", rich_help_panel=_TEXT)]
+Sequences = Annotated[
+    int | None, typer.Option(help="Sequences a scoring pass (default: the method's).", rich_help_panel=_TEXT)
+]
+Length = Annotated[int | None, typer.Option(help="Tokens a sequence (default: the method's).", rich_help_panel=_TEXT)]
 BatchSize = Annotated[
-    int, typer.Option(help="Sequences a forward pass: lower it where memory is short.", rich_help_panel=_TEXT)
+    int | None,
+    typer.Option(
+        help="Sequences a forward pass (default: the method's): lower it where memory is short.", rich_help_panel=_TEXT
+    ),
 ]
 Checkpointing = Annotated[
     bool | None,
@@ -50,7 +58,8 @@ MethodName = Annotated[
     str,
     typer.Option(
         "--method",
-        help="adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, fisher-global or shortgpt.",
+        help="adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, minitron, random, fisher-global, shortgpt or "
+        "slicegpt (prune only: narrows hidden states by one rotation, where the paper has one a layer).",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -58,7 +67,8 @@ ImportanceName = Annotated[
     str | None,
     typer.Option(
         "--importance",
-        help="Instead of the method's: taylor, taylor2, fisher, magnitude, magnitude-l1, wanda, flap or random.",
+        help="Instead of the method's: taylor, taylor2, fisher, magnitude, magnitude-l1, wanda, flap, activation or "
+        "random.",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -73,14 +83,18 @@ LayerImportanceName = Annotated[
 AllocateName = Annotated[
     str | None,
     typer.Option(
-        "--allocate", help="Instead of the method's: uniform, adapt, global or drop.", rich_help_panel=_METHOD
+        "--allocate",
+        help="Instead of the method's: uniform, adapt, global, optimal (least loss by measured curves), search (by "
+        "trial, from there) or drop.",
+        rich_help_panel=_METHOD,
     ),
 ]
 Units = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--prune",
-        help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group).",
+        help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group) (default: "
+        "the method's).",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -92,6 +106,47 @@ AttentionRatio = Annotated[
     float | None,
     typer.Option(
         help="adapt, uniform: how fast attention shrinks beside the FFNs (1 alike, 0 never).", rich_help_panel=_METHOD
+    ),
+]
+Generations = Annotated[int | None, typer.Option(help="search: generations.", rich_help_panel=_METHOD)]
+Offspring = Annotated[int | None, typer.Option(help="search: candidates a generation.", rich_help_panel=_METHOD)]
+SearchFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="search: starts to choose the best of: optimal, global, uniform, adapt, separated by commas.",
+        rich_help_panel=_METHOD,
+    ),
+]
+Refit = Annotated[
+    bool | None,
+    typer.Option(
+        "--refit/--no-refit",
+        help="Solve what is left of every layer anew, in closed form (default: the method's).",
+        rich_help_panel=_REFIT,
+    ),
+]
+RefitTowards = Annotated[
+    float | None,
+    typer.Option(
+        help="Fit outputs to the dense layer's on the pruned inputs (0), to the dense residual stream (1), or between.",
+        show_default="0.5",
+        rich_help_panel=_REFIT,
+    ),
+]
+RefitInputs = Annotated[
+    float | None,
+    typer.Option(
+        help="How far q, k, v, gate and up are fitted to the pruned inputs (0 not, 1 wholly).",
+        show_default="1.0",
+        rich_help_panel=_REFIT,
+    ),
+]
+Ridge = Annotated[
+    float | None,
+    typer.Option(
+        help="How strongly weights are held to their old values.",
+        show_default="chosen on held-out text",
+        rich_help_panel=_REFIT,
     ),
 ]
 FfnMultiple = Annotated[
@@ -108,12 +163,19 @@ RoundFor = Annotated[
     typer.Option("--round-for", help="Preset of multiples: gpu, gguf or tp=N.", rich_help_panel=_WIDTHS),
 ]
 ProtectLayers = Annotated[
-    str | None, typer.Option(help="Layers to leave whole, such as 0,1,29 or 0-2.", rich_help_panel=_WIDTHS)
+    str | None,
+    typer.Option(
+        help="Layers to leave whole, such as 0,1,29 or 0-2, or none (default: llm-pruner leaves the first eighth and "
+        "the last sixteenth whole, other methods none).",
+        rich_help_panel=_WIDTHS,
+    ),
 ]
 
 
 def parse_layers(text: str | None) -> frozenset[int]:
-    """``"0,2-4"`` → {0, 2, 3, 4}. Raises PrunekitError for anything else."""
+    """``"0,2-4"`` → {0, 2, 3, 4}, ``"none"`` → {}. Raises PrunekitError for anything else."""
+    if (text or "").strip() == "none":
+        return frozenset()
     layers: set[int] = set()
     for run in (text or "").replace(" ", "").split(","):
         if not run:
@@ -144,10 +206,13 @@ def method_of(
     importance: str | None,
     layer_importance: str | None,
     allocate: str | None,
-    units: str,
+    units: str | None,
     steps: int | None,
     amplitude: float | None,
     attention_ratio: float | None,
+    generations: int | None,
+    offspring: int | None,
+    search_from: str | None,
 ) -> Method:
     """The preset, with what was given by hand on top; then it is called custom."""
     from dataclasses import replace
@@ -162,10 +227,21 @@ def method_of(
         "steps": steps,
         "amplitude": amplitude,
         "attention_ratio": attention_ratio,
-        "units": tuple(part.strip() for part in units.split(",")),
+        "generations": generations,
+        "offspring": offspring,
+        "starts": _names(search_from),
+        "units": _names(units),
     }
     changed = {field: value for field, value in given.items() if value is not None and value != getattr(preset, field)}
     if not changed:
+        return preset
+    told = {"importance", "layer_importance", "allocation", "units"}
+    if preset.rotates and told & set(changed):
+        raise PrunekitError(
+            f"{name} removes no units, so --importance, --layer-importance, --allocate and --prune have no meaning "
+            "there; leave them out."
+        )
+    if preset.rotates:
         return preset
     if "allocation" in changed and preset.layer_importance is None and changed["allocation"] in ("adapt", "drop"):
         changed.setdefault("layer_importance", "cosine")
@@ -175,14 +251,51 @@ def method_of(
     return replace(preset, name=f"custom (from {preset.name})", **changed)
 
 
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+# What least squares and loss curves need; scores are content with the method's own.
+_MUCH_TEXT = {"sequences": 128, "length": 512, "batch_size": 8}
+
+
 def calibration(
-    calib: str, field: str, split: str, sequences: int, length: int, batch_size: int, seed: int
+    method: Method,
+    refit: RefitConfig | None,
+    calib: str | None,
+    field: str,
+    split: str,
+    sequences: int | None,
+    length: int | None,
+    batch_size: int | None,
+    seed: int,
 ) -> CalibrationConfig:
+    """What was given by hand, else the method's own."""
     from prunekit.calibration import CalibrationConfig
 
-    return CalibrationConfig(
-        source=calib, sequences=sequences, length=length, batch_size=batch_size, seed=seed, field=field, split=split
-    )
+    given = {"sequences": sequences, "length": length, "batch_size": batch_size}
+    sizes = {name: getattr(method, name) for name in given}
+    if (refit or method.allocation in ("optimal", "search")) and not method.refit:
+        sizes = _MUCH_TEXT
+    sizes |= {name: value for name, value in given.items() if value is not None}
+    return CalibrationConfig(source=calib or method.calib, seed=seed, field=field, split=split, **sizes)
+
+
+def refit_of(
+    method: Method, refit: bool | None, towards: float | None, inputs: float | None, ridge: float | None
+) -> RefitConfig | None:
+    """How to refit, None where nothing is. Raises PrunekitError for settings without a refit."""
+    from prunekit.refit import RefitConfig
+
+    given = {"towards": towards, "inputs": inputs, "ridge": ridge}
+    told = {name: value for name, value in given.items() if value is not None}
+    wanted = method.refit if refit is None else refit
+    if not wanted and told:
+        name = {"towards": "--refit-towards", "inputs": "--refit-inputs", "ridge": "--ridge"}[next(iter(told))]
+        raise PrunekitError(f"{name} says how to refit, but nothing is refitted; add --refit.")
+    if wanted and method.rotates:
+        raise PrunekitError(f"{method.name} leaves no projection as it was to be refitted; leave out --refit.")
+    return RefitConfig(**told) if wanted else None
 
 
 def check_target(params: str | None, blocks: str | None, weights: str | None) -> None:

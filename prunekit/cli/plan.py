@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from prunekit.files import check_output_file, check_output_folder, check_replace
 from prunekit.pictures import check_picture
 
 if TYPE_CHECKING:
+    from prunekit.checkpoint import Written
     from prunekit.plan import Plan
     from prunekit.source import Source
 
@@ -32,14 +33,39 @@ def _make(source: Source, settings: dict, store_dtype: str = "auto") -> Plan:  #
         method=s["chosen"],
         rounding=o.rounding(s["round_for"], s["ffn_multiple"], s["min_ffn"], source.shape.head_dim),
         calibration=s["calibration"],
-        protected=o.parse_layers(s["protect_layers"]),
+        protected=None if s["protect_layers"] is None else o.parse_layers(s["protect_layers"]),
         seed=s["seed"],
         dtype=s["dtype"],
         store_dtype=store_dtype,
         device=s["device"],
         checkpoint=s["gradient_checkpointing"],
+        refit=s["refit"],
     )
     return make_plan(source, config)
+
+
+def _slice(
+    source: Source,
+    settings: dict,  # type: ignore[type-arg]
+    output: Path,
+    store_dtype: str,
+    overwrite: bool,
+    shard_bytes: int,
+) -> tuple[Plan, Written]:
+    from prunekit.slicegpt import SliceConfig, slice_model
+    from prunekit.targets import parse_target
+
+    s = settings
+    if s["protect_layers"] is not None:
+        raise PrunekitError("slicegpt narrows what all layers share, so none can be protected; leave it out.")
+    config = SliceConfig(
+        target=parse_target(s["params"], s["blocks"], s["weights"]),
+        calibration=s["calibration"],
+        dtype=s["dtype"],
+        store_dtype=store_dtype,
+        device=s["device"],
+    )
+    return slice_model(source, config, output, overwrite=overwrite, max_shard_bytes=shard_bytes)
 
 
 def _settings(**given: object) -> dict:  # type: ignore[type-arg]
@@ -57,9 +83,21 @@ def _settings(**given: object) -> dict:  # type: ignore[type-arg]
         g["steps"],
         g["amplitude"],
         g["attention_ratio"],
+        g["generations"],
+        g["offspring"],
+        g["search_from"],
     )
+    g["refit"] = o.refit_of(g["chosen"], g["refit"], g["refit_towards"], g["refit_inputs"], g["ridge"])
     g["calibration"] = o.calibration(
-        g["calib"], g["calib_field"], g["calib_split"], g["sequences"], g["length"], g["batch_size"], g["seed"]
+        g["chosen"],
+        g["refit"],
+        g["calib"],
+        g["calib_field"],
+        g["calib_split"],
+        g["sequences"],
+        g["length"],
+        g["batch_size"],
+        g["seed"],
     )
     return g
 
@@ -76,16 +114,23 @@ def plan(
     importance: o.ImportanceName = None,
     layer_importance: o.LayerImportanceName = None,
     allocate: o.AllocateName = None,
-    prune: o.Units = "ffn,kv",
+    prune: o.Units = None,
     steps: o.Steps = None,
     amplitude: o.Amplitude = None,
     attention_ratio: o.AttentionRatio = None,
-    calib: o.Calib = "builtin",
+    generations: o.Generations = None,
+    offspring: o.Offspring = None,
+    search_from: o.SearchFrom = None,
+    refit: o.Refit = None,
+    refit_towards: o.RefitTowards = None,
+    refit_inputs: o.RefitInputs = None,
+    ridge: o.Ridge = None,
+    calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",
-    sequences: o.Sequences = 32,
-    length: o.Length = 64,
-    batch_size: o.BatchSize = 32,
+    sequences: o.Sequences = None,
+    length: o.Length = None,
+    batch_size: o.BatchSize = None,
     gradient_checkpointing: o.Checkpointing = None,
     ffn_multiple: o.FfnMultiple = None,
     min_ffn: o.MinFfn = None,
@@ -120,6 +165,8 @@ def plan(
 
 # What still has a meaning where a finished plan is applied.
 _WITH_PLAN = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
+# What says on which text and how, where projections or biases are still to be computed.
+_COMPUTING = {"calib", "batch_size", "dtype", "device"}
 
 
 @app.command()
@@ -143,16 +190,23 @@ def prune(
     importance: o.ImportanceName = None,
     layer_importance: o.LayerImportanceName = None,
     allocate: o.AllocateName = None,
-    prune: o.Units = "ffn,kv",
+    prune: o.Units = None,
     steps: o.Steps = None,
     amplitude: o.Amplitude = None,
     attention_ratio: o.AttentionRatio = None,
-    calib: o.Calib = "builtin",
+    generations: o.Generations = None,
+    offspring: o.Offspring = None,
+    search_from: o.SearchFrom = None,
+    refit: o.Refit = None,
+    refit_towards: o.RefitTowards = None,
+    refit_inputs: o.RefitInputs = None,
+    ridge: o.Ridge = None,
+    calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",
-    sequences: o.Sequences = 32,
-    length: o.Length = 64,
-    batch_size: o.BatchSize = 32,
+    sequences: o.Sequences = None,
+    length: o.Length = None,
+    batch_size: o.BatchSize = None,
     gradient_checkpointing: o.Checkpointing = None,
     ffn_multiple: o.FfnMultiple = None,
     min_ffn: o.MinFfn = None,
@@ -168,8 +222,6 @@ def prune(
     settings = None
     if plan is None:
         settings = _settings(**_without(locals(), *_WITH_PLAN, "context", "settings"))
-    else:
-        _refuse_beside_plan(context)
     if layout not in ("per-layer", "uniform"):
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
     check_output_folder(output, overwrite)
@@ -182,19 +234,26 @@ def prune(
     pick_dtype(store_dtype)
     shard_bytes = parse_size(max_shard, "--max-shard")
     made = Plan.load(plan) if plan else None
+    if made is not None:
+        _refuse_beside_plan(context, _WITH_PLAN | (_COMPUTING if _computes(made) else set()))
     source = resolve(model, revision=revision)
-    if made is None:
-        assert settings is not None
-        made = _make(source, settings, store_dtype)
-    written = rebuild(
-        source,
-        made,
-        output,
-        layout=layout,  # type: ignore[arg-type]
-        dtype=store_dtype,
-        overwrite=overwrite,
-        max_shard_bytes=shard_bytes,
-    )
+    if settings is not None and settings["chosen"].rotates:
+        made, written = _slice(source, settings, output, store_dtype, overwrite, shard_bytes)
+    else:
+        made = made or _make(source, settings or {}, store_dtype)
+        solved = _weights(
+            source, made, calib or (settings["chosen"].calib if settings else None), batch_size, dtype, device
+        )
+        written = rebuild(
+            source,
+            made,
+            output,
+            layout=layout,  # type: ignore[arg-type]
+            dtype=store_dtype,
+            weights=solved,
+            overwrite=overwrite,
+            max_shard_bytes=shard_bytes,
+        )
     stored = (pick_dtype(store_dtype) or source.dtype).itemsize
     if json:
         summary = plan_summary(made, stored)
@@ -204,12 +263,37 @@ def prune(
     console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
 
 
-def _refuse_beside_plan(context: typer.Context) -> None:
+def _computes(plan: Plan) -> bool:
+    from prunekit.compensation import is_compensated
+    from prunekit.refitting import refit_config
+
+    return refit_config(plan) is not None or is_compensated(plan)
+
+
+def _weights(
+    source: Source, plan: Plan, text: str | None, batch_size: int | None, dtype: str, device: str
+) -> dict[str, Any] | None:
+    """What is computed between plan and rebuild: refitted projections, or FLAP's biases; None where nothing is."""
+    from prunekit.compensation import compensate, is_compensated
+    from prunekit.refitting import refit_config, refit_plan
+
+    if refit_config(plan) is not None:
+        return refit_plan(source, plan, text, batch_size=batch_size or 8, dtype=dtype, device=device).weights
+    if is_compensated(plan):
+        return compensate(source, plan, text, batch_size=batch_size or 32, dtype=dtype, device=device)
+    return None
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    # By its name: typer's own copy of click has another enum of the same members.
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_beside_plan(context: typer.Context, allowed: set[str]) -> None:
     """A plan has decided everything that these options decide: silently ignoring one would mislead."""
-    for name in sorted(set(context.params) - _WITH_PLAN):
-        # By its name: typer's own copy of click has another enum of the same members.
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+    for name in sorted(set(context.params) - allowed):
+        if _is_given(context, name):
             option = {"method": "--method", "prune": "--prune"}.get(name, f"--{name.replace('_', '-')}")
             raise PrunekitError(
                 f"A plan already has its target, method and widths, so {option} would have no effect; leave it out, or "

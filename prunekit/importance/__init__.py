@@ -1,6 +1,6 @@
 """Importance methods behind one registry each; importing this package fills them."""
 
-from prunekit.importance import activation, fisher, layers, magnitude, taylor  # noqa: F401
+from prunekit.importance import activation, fisher, layers, magnitude, minitron, taylor  # noqa: F401
 from prunekit.importance.base import IMPORTANCE, LAYER_IMPORTANCE
 from prunekit.importance.run import score
 

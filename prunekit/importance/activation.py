@@ -73,6 +73,10 @@ class _InputMoments(Importance):
         """Score of every query head from those of its channels [H, D]."""
         return channels_HD.sum(-1)
 
+    def spread(self, channels_HD: torch.Tensor) -> float | None:
+        """``LayerScores.channel_spread``."""
+        return None
+
     def result(self) -> tuple[LayerScores, ...]:
         watched, scores = self.watched, []
         for shape, layer, seen in zip(watched.shape.layers, watched.layers, self._moments, strict=True):
@@ -80,9 +84,9 @@ class _InputMoments(Importance):
             for coupling in watched.family.output_projections():
                 weight = layer.get_submodule(coupling.module).weight.detach().float().cpu()  # type: ignore[operator, union-attr]
                 values[coupling.parts[0]] = self.channels(weight, seen[coupling.module]).double()
-            heads = self.heads(values["query"].view(-1, watched.shape.head_dim))
-            query = heads.view(shape.num_key_value_heads, shape.group_size)
-            scores.append(LayerScores(query.sum(1), query, values["ffn"]))
+            channels_HD = values["query"].view(-1, watched.shape.head_dim)
+            query = self.heads(channels_HD).view(shape.num_key_value_heads, shape.group_size)
+            scores.append(LayerScores(query.sum(1), query, values["ffn"], self.spread(channels_HD)))
         return tuple(scores)
 
 
@@ -102,6 +106,9 @@ class Flap(_InputMoments):
 
     def heads(self, channels_HD: torch.Tensor) -> torch.Tensor:
         return channels_HD.mean(-1)
+
+    def spread(self, channels_HD: torch.Tensor) -> float | None:
+        return channels_HD.std(correction=0).item()
 
 
 IMPORTANCE["wanda"] = Wanda

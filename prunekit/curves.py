@@ -1,0 +1,247 @@
+"""What every width of every sub-layer would cost in loss, from one backward and one forward pass over the text.
+
+A projection whose outputs err by e moves the model's distribution by KL ≈ ½ E[eᵀ F e], F the Fisher information of its
+outputs (block-diagonal in projections, and one matrix a projection: Kronecker-factored, arXiv 1503.05671). Which units
+go and what that costs for each width is found by exact elimination with F as the metric, so that the curves of all
+sub-layers are in one unit, nats a token, and can be weighed against each other.
+
+A Kronecker factorisation takes errors and gradients of a token for independent. They are not where a few tokens have an
+enormous norm, whose gradients are tiny: so errors are divided, and gradients multiplied, by the root mean square s_t of
+the residual stream behind the sub-layer, which the next norm divides by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.families import Family
+from prunekit.least_squares import Elimination, Moments
+from prunekit.plan import LayerKeep
+from prunekit.shape import LayerShape, ModelShape
+from prunekit.sublayers import KINDS, Kind, Sublayers
+
+Advance = Callable[..., None]
+Heads = tuple[int, int]
+"""KV heads of a layer, and query heads that each of them serves."""
+
+Solved = dict[Heads | int, torch.Tensor]
+"""Output projections [d, n] by what is left of their inputs: heads, or an FFN width."""
+
+# Channels are eliminated in at most this many rounds: each costs a pass over a matrix of the FFN's width squared.
+_ROUNDS = 96
+
+
+@dataclass(frozen=True)
+class FfnCurve:
+    """``order``: channels in the order they go; ``loss[k]``: nats a token with the first k gone."""
+
+    order: tuple[int, ...]
+    loss: tuple[float, ...]
+
+    def kept(self, width: int) -> tuple[int, ...]:
+        """The channels that stay at ``width``, rising."""
+        return tuple(sorted(self.order[len(self.order) - width :]))
+
+    def loss_at(self, width: int) -> float:
+        return self.loss[len(self.order) - width]
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """The best heads for a number of KV groups and of query heads in each, and what they cost in nats a token."""
+
+    kv_heads: tuple[int, ...]
+    query_heads: tuple[int, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class LayerCurves:
+    """What a layer could lose: FFN channels one by one, heads by (KV heads, query heads a group)."""
+
+    ffn: FfnCurve
+    heads: dict[Heads, HeadChoice]
+
+    def keep(self, index: int, shape: LayerShape) -> LayerKeep:
+        """The best units for a layer of ``shape``."""
+        choice = self.heads[shape.num_key_value_heads, shape.group_size]
+        return LayerKeep(index, choice.kv_heads, choice.query_heads, self.ffn.kept(shape.intermediate_size))
+
+    def loss(self, shape: LayerShape) -> float:
+        return self.heads[shape.num_key_value_heads, shape.group_size].loss + self.ffn.loss_at(shape.intermediate_size)
+
+
+Fisher = dict[tuple[int, Kind], torch.Tensor]
+
+
+def output_fisher(
+    model: Any, family: Family, ids: torch.Tensor, *, batch_size: int = 4, seed: int = 0, advance: Advance
+) -> Fisher:
+    """E[s² g gᵀ], float32 [d, d] on the CPU, for every output projection: g is the gradient of a sequence's summed loss
+    at the projection's output for one token, s the root mean square of the residual stream behind it.
+
+    Next tokens are sampled from the model itself (the true Fisher, not the empirical one).
+    """
+    parts = Sublayers(model, family, ids.shape[1])
+    made: Fisher = {}
+    scale: dict[tuple[int, Kind], torch.Tensor] = {}
+    handles = []
+
+    def take(key: tuple[int, Kind], module: nn.Module, _: Any, gradients: tuple[torch.Tensor, ...]) -> None:
+        gradient = gradients[0].float() * scale.pop(key)[..., None]
+        flat = gradient.flatten(0, 1)
+        product = (flat.T @ flat).cpu()
+        made[key] = made[key] + product if key in made else product
+
+    def see(key: tuple[int, Kind], hidden: torch.Tensor) -> None:
+        scale[key] = hidden.detach().float().square().mean(-1).sqrt()
+
+    for index, layer in enumerate(parts.layers):
+        for kind in KINDS:
+            projection = parts.projection(layer, kind)
+            handles.append(projection.register_full_backward_hook(partial(take, (index, kind))))
+        handles.append(
+            parts.entrance(layer, "ffn").register_forward_pre_hook(
+                lambda module, args, index=index: see((index, "attention"), args[0])
+            )
+        )
+        handles.append(
+            layer.register_forward_hook(
+                lambda module, args, output, index=index: see(
+                    (index, "ffn"), output[0] if isinstance(output, tuple) else output
+                )
+            )
+        )
+    embeddings = model.get_input_embeddings()
+    handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
+    try:
+        for batch in ids.split(batch_size):
+            with torch.enable_grad():
+                logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
+                flat = logits.flatten(0, 1)
+                labels = _sampled(flat.detach(), generator)
+                nn.functional.cross_entropy(flat, labels, reduction="sum").backward()
+            advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    return {key: total / ids.numel() for key, total in made.items()}
+
+
+def _sampled(logits_TV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token of each row's distribution: much faster than torch.multinomial where vocabularies are large."""
+    cumulated = logits_TV.softmax(-1).cumsum(-1)
+    chance = torch.rand(len(logits_TV), 1, generator=generator, device=logits_TV.device)
+    drawn = torch.searchsorted(cumulated, chance * cumulated[:, -1:])[:, 0]
+    return drawn.clamp(max=logits_TV.shape[1] - 1)
+
+
+def layer_curves(
+    model: Any,
+    family: Family,
+    shape: ModelShape,
+    ids: torch.Tensor,
+    fisher: Fisher,
+    *,
+    ridge: float = 1e-3,
+    batch_size: int = 8,
+    widths: Callable[[int], Sequence[int]] | None = None,
+    advance: Advance,
+) -> Iterator[tuple[LayerCurves, Solved]]:
+    """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
+
+    ``widths`` names, for FFNs of a width, the widths whose projections are wanted; then each layer comes with its
+    output projections [d, n], in the dense shape, of these widths and of every choice of heads.
+    """
+    parts = Sublayers(model, family, ids.shape[1])
+    with torch.no_grad():
+        stream = [parts.embed(batch) for batch in ids.split(batch_size)]
+        for index, shape_of_layer in enumerate(shape.layers):
+            layer = parts.layers[index]
+            for kind in KINDS:
+                projection = parts.projection(layer, kind)
+                moments = Moments(projection.in_features, 0, projection.weight.device)
+                for place, hidden in enumerate(stream):
+                    z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
+                    stream[place] = hidden + parts.added(layer, kind, output)
+                    weight = 1 / stream[place].float().square().mean(-1).flatten().clamp(min=1e-12)
+                    flat = z.flatten(0, 1)
+                    moments.add(flat, flat[:, :0], weight)
+                # A bias moves no output's error: wanted are the weights' own products.
+                moments.yz = projection.weight.double() @ moments.zz
+                metric = fisher[index, kind]
+                rows = 1 if kind == "ffn" else shape.head_dim
+                start = Elimination(moments, projection.weight, ridge, rows=rows, metric=metric)
+                if kind == "ffn":
+                    wanted = widths(shape_of_layer.intermediate_size) if widths else ()
+                    ffn, ffn_solved = ffn_curve(start, wanted)
+                else:
+                    heads, heads_solved = head_choices(start, shape_of_layer, widths is not None)
+                advance()
+            yield LayerCurves(ffn, heads), {**heads_solved, **ffn_solved}
+
+
+def ffn_curve(state: Elimination, widths: Sequence[int] = ()) -> tuple[FfnCurve, Solved]:
+    """Channels in the order they are worth least, some at a time; and what is solved [d, n] at each of ``widths``."""
+    size = len(state.alive)
+    order: list[int] = []
+    loss = [0.0]
+    solved: Solved = {}
+    stops = sorted({*widths, 0}, reverse=True)
+    while True:
+        left = size - len(order)
+        if left in widths:
+            solved[left] = state.weight.float()
+        if not left:
+            return FfnCurve(tuple(order), tuple(loss)), solved
+        stop = next(width for width in stops if width < left)
+        costs = state.costs()
+        going = costs.topk(min(-(-size // _ROUNDS), left - stop), largest=False).indices
+        going = going[torch.argsort(costs[going], stable=True)]
+        before = state.loss
+        state.remove(going)
+        # Those that go together share their cost by what each would have cost alone.
+        shares = costs[going].cumsum(0) / costs[going].sum().clamp(min=1e-300)
+        loss += [(before + (state.loss - before) * share) / 2 for share in shares.tolist()]
+        order += going.tolist()
+
+
+def head_choices(state: Elimination, layer: LayerShape, keep: bool = False) -> tuple[dict[Heads, HeadChoice], Solved]:
+    """Whole KV groups go one by one; from what is left then, one query head of every group a round. Also what is solved
+    for each choice [d, n], where ``keep`` asks for it."""
+    groups = torch.arange(layer.num_attention_heads, device=state.alive.device).view(-1, layer.group_size)
+    made: dict[Heads, HeadChoice] = {}
+    solved: Solved = {}
+    left = list(range(layer.num_key_value_heads))
+    while True:
+        inner = state.copy()
+        for size in range(layer.group_size, 0, -1):
+            query = tuple(inner.alive.nonzero()[:, 0].tolist())
+            made[len(left), size] = HeadChoice(tuple(left), query, inner.loss / 2)
+            if keep:
+                solved[len(left), size] = inner.weight.float()
+            if size > 1:
+                for kv in left:
+                    costs = inner.costs()[groups[kv]]
+                    inner.remove(groups[kv][costs.argmin()][None])
+        if len(left) == 1:
+            return made, solved
+        worth = []
+        for kv in left:
+            trial = state.copy()
+            trial.remove(groups[kv])
+            worth.append(trial.loss)
+        gone = left.pop(min(range(len(left)), key=worth.__getitem__))
+        state.remove(groups[gone])

@@ -1,0 +1,108 @@
+"""How far a stitched candidate's predictions are from the dense model's, measured from where it first differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunekit.errors import PrunekitError
+from prunekit.evaluate import head_logits
+from prunekit.families import Family
+from prunekit.levels import Candidate, Levels, Stitched
+from prunekit.shape import ModelShape
+from prunekit.sublayers import KINDS, Sublayers
+
+# The dense model's most likely tokens at a position; what all others have together is one more outcome.
+_TOP = 256
+
+
+class Fitness:
+    """KL(dense ‖ candidate) in nats a token over ``ids`` [N, L], of the dense model's 256 most likely tokens and the
+    rest as one (a lower bound of the whole divergence, by the data-processing inequality).
+
+    Keeps the residual stream of the adopted candidate at every layer, (layers + 1) · N · L · hidden_size numbers of the
+    model's dtype. ``close`` puts the dense projections back.
+    """
+
+    def __init__(
+        self, model: Any, family: Family, shape: ModelShape, ids: torch.Tensor, levels: Levels, batch_size: int
+    ):
+        self._model, self._batch = model, batch_size
+        self._parts = Sublayers(model, family, ids.shape[1])
+        self._stitched = Stitched(levels, shape.layers, self._projection)
+        self._adopted = self._stitched.now
+        self._streams: list[torch.Tensor] = []
+        with torch.no_grad():
+            hidden = torch.cat([self._parts.embed(batch) for batch in ids.split(batch_size)])
+            self._streams = self._run(hidden, 0)
+            self._order, self._log_probs = self._dense_top(self._streams[-1])
+
+    def _projection(self, index: int, kind: Any) -> Any:
+        return self._parts.projection(self._parts.layers[index], kind)
+
+    def measure(self, candidate: Candidate, share: float = 1.0) -> float:
+        """KL on the first ``share`` of the sequences. Raises PrunekitError where it is not finite."""
+        count = max(1, round(share * len(self._streams[0])))
+        first = self._stitched.set(candidate)
+        first = min(first, self._differs(candidate))
+        with torch.no_grad():
+            last = self._run(self._streams[first][:count], first, keep=False)[-1]
+            total = sum(
+                self._kl(batch, place * self._batch).item() for place, batch in enumerate(last.split(self._batch))
+            )
+        kl = total / (count * last.shape[1])
+        if not kl < float("inf"):
+            raise PrunekitError("A candidate's divergence is not finite; search in float32 (--dtype float32).")
+        return kl
+
+    def adopt(self, candidate: Candidate) -> None:
+        """Measure what follows from this candidate's activations on."""
+        first = min(self._stitched.set(candidate), self._differs(candidate))
+        with torch.no_grad():
+            self._streams[first:] = self._run(self._streams[first], first)
+        self._adopted = candidate
+
+    def close(self) -> None:
+        self._stitched.restore()
+        self._streams = []
+
+    def _differs(self, candidate: Candidate) -> int:
+        places = (place for place, (a, b) in enumerate(zip(self._adopted, candidate, strict=True)) if a != b)
+        return next(places, len(candidate))
+
+    def _run(self, hidden: torch.Tensor, first: int, keep: bool = True) -> list[torch.Tensor]:
+        """The stream [N, L, d] at layer ``first`` and behind every layer from there on (or behind the last only)."""
+        streams = [hidden]
+        for index in range(first, len(self._parts.layers)):
+            layer, made = self._parts.layers[index], []
+            for batch in hidden.split(self._batch):
+                for kind in KINDS:
+                    _, output = self._parts.run(layer, index, kind, self._parts.normed(layer, kind, batch))
+                    batch = batch + self._parts.added(layer, kind, output)
+                made.append(batch)
+            hidden = torch.cat(made)
+            streams = [*streams, hidden] if keep else [hidden]
+        return streams
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 log-probabilities [n, V] of a batch of streams [B, L, d]."""
+        return head_logits(self._model, self._model.base_model.norm(hidden).flatten(0, 1)).log_softmax(-1)
+
+    def _dense_top(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        orders, values = [], []
+        for batch in hidden.split(self._batch):
+            log_probs = self._logits(batch)
+            top = log_probs.topk(min(_TOP, log_probs.shape[-1]))
+            orders.append(top.indices.view(*batch.shape[:2], -1))
+            values.append(top.values.view(*batch.shape[:2], -1))
+        return torch.cat(orders), torch.cat(values)
+
+    def _kl(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
+        """Summed KL of a batch [B, L, d] that begins with sequence ``start``."""
+        rows = slice(start, start + len(hidden))
+        order, dense = self._order[rows].flatten(0, 1), self._log_probs[rows].flatten(0, 1)
+        own = self._logits(hidden).gather(1, order)
+        dense_rest, own_rest = ((1 - each.exp().sum(-1)).clamp(min=1e-7) for each in (dense, own))
+        rest = dense_rest * (dense_rest.log() - own_rest.log())
+        return ((dense.exp() * (dense - own)).sum(-1) + rest).double().sum()

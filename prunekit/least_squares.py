@@ -1,0 +1,159 @@
+"""Least squares for one projection: second moments, the ridge solution, and the order in which inputs can go.
+
+Legend: T tokens, n inputs of the projection, d outputs, K the inputs that stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from prunekit.errors import PrunekitError
+
+_NOT_FINITE = (
+    "The inputs of a projection can't be refitted: their moments are not finite or the ridge is too small for them. "
+    "Give more calibration text, or a larger --ridge."
+)
+
+
+class Moments:
+    """ZᵀZ [n, n], YᵀZ [d, n] and ‖Y‖² over all tokens: all that least squares needs of them.
+
+    Products of a batch are made in float32 and added up in float64.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
+        self.zz = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self.yz = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
+        self.yy = 0.0
+        self.tokens = 0
+
+    def add(self, z_Tn: torch.Tensor, y_Td: torch.Tensor, weight_T: torch.Tensor | None = None) -> None:
+        """One batch of inputs and of the outputs wanted for them; ``weight_T`` says how much each token counts."""
+        z, y = z_Tn.float(), y_Td.float()
+        if weight_T is not None:
+            root = weight_T.sqrt()[:, None]
+            z, y = z * root, y * root
+        self.zz += z.T @ z
+        self.yz += y.T @ z
+        self.yy += float(y.double().square().sum())
+        self.tokens += len(z)
+
+    def error(self, weight_dn: torch.Tensor) -> float:
+        """‖Z Wᵀ − Y‖² / ‖Y‖² of a weight [d, n]."""
+        weight = weight_dn.to(self.zz)
+        squared = ((weight @ self.zz - 2 * self.yz) * weight).sum().item() + self.yy
+        return max(squared, 0.0) / max(self.yy, 1e-300)
+
+    def part(self, kept: torch.Tensor) -> Moments:
+        """The moments of some of the inputs [K]."""
+        made = Moments(0, 0)
+        made.zz, made.yz = self.zz[kept][:, kept], self.yz[:, kept]
+        made.yy, made.tokens = self.yy, self.tokens
+        return made
+
+
+def solve(moments: Moments, weight_dn: torch.Tensor, ridge: float) -> torch.Tensor:
+    """argmin_W ‖Z Wᵀ − Y‖² + λ ‖W − W₀‖², with W₀ = ``weight_dn`` [d, n] and λ = ``ridge`` times the mean of ZᵀZ's
+    diagonal. Returns float64 [d, n].
+
+    Raises PrunekitError where the moments are not finite.
+    """
+    zz, weight = moments.zz, weight_dn.to(moments.zz)
+    penalty = ridge * zz.diagonal().mean()
+    factor, failed = torch.linalg.cholesky_ex(zz + penalty * torch.eye(len(zz), dtype=zz.dtype, device=zz.device))
+    if failed.item() or not torch.isfinite(factor).all():
+        raise PrunekitError(_NOT_FINITE)
+    made: torch.Tensor = torch.cholesky_solve((moments.yz + penalty * weight).T, factor).T
+    return made
+
+
+class Elimination:
+    """Backward elimination of groups of inputs with exact updates (Optimal Brain Surgeon; ZipLM, arXiv 2302.04089).
+
+    Inputs come in groups of ``rows`` (1: FFN channels; head_dim: heads). With H = ZᵀZ + λI and W the ridge solution,
+    removing group g costs tr(M W_g ([H⁻¹]_gg)⁻¹ W_gᵀ), M = ``metric`` [d, d] (default: the identity), and
+    W ← W − W_g ([H⁻¹]_gg)⁻¹ [H⁻¹]_g:, H⁻¹ alike, is the ridge solution without it. ``loss`` counts what went, in the
+    metric and per token, the penalty included. Matrices keep their size; what belongs to removed inputs is zero.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        weight_dn: torch.Tensor,
+        ridge: float,
+        *,
+        rows: int = 1,
+        metric: torch.Tensor | None = None,
+    ):
+        zz = moments.zz
+        size = len(zz)
+        penalty = ridge * zz.diagonal().mean()
+        eye = torch.eye(size, dtype=zz.dtype, device=zz.device)
+        factor, failed = torch.linalg.cholesky_ex(zz + penalty * eye)
+        if failed.item() or not torch.isfinite(factor).all():
+            raise PrunekitError(_NOT_FINITE)
+        self.inverse = torch.cholesky_inverse(factor)
+        self.weight = (moments.yz + penalty * weight_dn.to(zz)) @ self.inverse
+        self.rows = rows
+        self.loss = 0.0
+        # The metric times the weight, kept up to date with it: cheaper than multiplying every time.
+        self._seen = self.weight.clone() if metric is None else metric.to(zz) @ self.weight
+        self._tokens = max(moments.tokens, 1)
+        self.alive = torch.ones(size // rows, dtype=torch.bool, device=zz.device)
+
+    def copy(self) -> Elimination:
+        """The same state, to go on from in two ways."""
+        made = copy.copy(self)
+        for name in ("inverse", "weight", "_seen", "alive"):
+            setattr(made, name, getattr(self, name).clone())
+        return made
+
+    def costs(self) -> torch.Tensor:
+        """What each group would cost if it went next by itself, per token [groups]; infinite where it has gone."""
+        if self.rows == 1:
+            costs = (self.weight * self._seen).sum(0) / self.inverse.diagonal()
+        else:
+            blocks = self._blocks()
+            # What has gone is all zero: solve with the identity there.
+            blocks[~self.alive] = torch.eye(self.rows, dtype=blocks.dtype, device=blocks.device)
+            parts, images = (each.T.reshape(len(self.alive), self.rows, -1) for each in (self.weight, self._seen))
+            costs = (images * torch.linalg.solve(blocks, parts)).sum((1, 2))
+        return torch.where(self.alive, costs.clamp(min=0) / self._tokens, torch.inf)
+
+    def _blocks(self) -> torch.Tensor:
+        """[H⁻¹]_gg of every group [groups, rows, rows]."""
+        count, rows = len(self.alive), self.rows
+        view = self.inverse.view(count, rows, count, rows)
+        return view.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+
+    def remove(self, groups: torch.Tensor) -> None:
+        """Take ``groups`` (indices) away together, and solve the rest anew."""
+        out = _expand(groups, self.rows)
+        across = self.inverse[:, out]
+        own, images = self.weight[:, out], self._seen[:, out]
+        solved = torch.linalg.solve(self.inverse[out][:, out], torch.cat([across.T, own.T], 1))
+        rest, inner = solved[:, : len(across)], solved[:, len(across) :]
+        self.loss += max((images * inner.T).sum().item(), 0.0) / self._tokens
+        self.weight.addmm_(own, rest, alpha=-1)
+        self._seen.addmm_(images, rest, alpha=-1)
+        self.inverse.addmm_(across, rest, alpha=-1)
+        self.alive[groups] = False
+        self.weight[:, out] = self._seen[:, out] = 0
+        self.inverse[out] = 0
+        self.inverse[:, out] = 0
+
+
+def _expand(groups: torch.Tensor, rows: int) -> torch.Tensor:
+    return groups if rows == 1 else (groups[:, None] * rows + torch.arange(rows, device=groups.device)).reshape(-1)
+
+
+def best_ridge(
+    fit: Moments, held_out: Moments, weight_dn: torch.Tensor, ridges: Sequence[float]
+) -> tuple[float, torch.Tensor]:
+    """The ridge whose solution errs least on ``held_out``, and that solution [d, n]."""
+    made = [(held_out.error(weight := solve(fit, weight_dn, ridge)), ridge, weight) for ridge in ridges]
+    _, ridge, weight = min(made, key=lambda each: each[:2])
+    return ridge, weight

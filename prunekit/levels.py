@@ -1,0 +1,141 @@
+"""Level database: the output projection of every sub-layer at a few widths each, solved anew, on disk.
+
+A level is a number of FFN channels, or of KV groups and query heads in each. Its projection keeps the dense shape, with
+zeros where units have gone, so that a candidate is put together by exchanging matrices in the dense model. Files are
+memory-mapped: of a large model only what is looked at comes into memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from prunekit.curves import FfnCurve, HeadChoice, Heads, LayerCurves
+from prunekit.errors import PrunekitError
+from prunekit.shape import LayerShape
+from prunekit.sublayers import KINDS, Kind
+
+VERSION = 1
+
+Candidate = tuple[tuple[Heads, int], ...]
+"""For every layer its (KV heads, query heads a group) and its FFN width, all of them levels."""
+
+
+def level_name(kind: Kind, what: Heads | int) -> str:
+    """The name of a level in its layer's file: ``ffn.1024`` or ``attention.2.3`` (KV heads, query heads a group)."""
+    return f"{kind}.{what}" if isinstance(what, int) else f"{kind}.{what[0]}.{what[1]}"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A level database in ``folder``: ``curves`` of every layer, and the widths that have a projection."""
+
+    folder: Path
+    curves: tuple[LayerCurves, ...]
+    ffn: tuple[tuple[int, ...], ...]
+
+    def projection(self, index: int, kind: Kind, what: Heads | int) -> torch.Tensor:
+        """The output projection [d, n] of a level. Raises PrunekitError where the file is damaged."""
+        file = _file(self.folder, index)
+        try:
+            with safe_open(file, "pt") as handle:
+                tensor: torch.Tensor = handle.get_tensor(level_name(kind, what))
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise PrunekitError(f"{file} is damaged ({error}); delete its folder and search again.") from None
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"layer-{index}.safetensors"
+
+
+def write_levels(
+    folder: Path, index: int, curves: LayerCurves, projections: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """One layer's projections and curves, each file renamed into place once it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in projections.items()}
+    temporary = folder / f".layer-{index}.tmp"
+    save_file(held, temporary, metadata={"curves": json.dumps(_encode(curves)), "version": str(VERSION)})
+    temporary.replace(_file(folder, index))
+
+
+def read_levels(folder: Path, count: int) -> Levels | None:
+    """The database of a model with ``count`` layers, or None where it is not whole."""
+    curves, widths = [], []
+    for index in range(count):
+        try:
+            with safe_open(_file(folder, index), "pt") as handle:
+                said = handle.metadata() or {}
+                if said.get("version") != str(VERSION):
+                    return None
+                curves.append(_decode(json.loads(said["curves"])))
+                widths.append(_ffn_levels(handle.keys()))
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return None
+    return Levels(folder, tuple(curves), tuple(widths))
+
+
+def _ffn_levels(names: Iterable[str]) -> tuple[int, ...]:
+    return tuple(sorted(int(name.removeprefix("ffn.")) for name in names if name.startswith("ffn.")))
+
+
+def _encode(curves: LayerCurves) -> dict[str, Any]:
+    heads = [
+        [kv, group, list(choice.kv_heads), list(choice.query_heads), choice.loss]
+        for (kv, group), choice in curves.heads.items()
+    ]
+    return {"order": list(curves.ffn.order), "loss": list(curves.ffn.loss), "heads": heads}
+
+
+def _decode(data: dict[str, Any]) -> LayerCurves:
+    heads = {
+        (int(kv), int(group)): HeadChoice(tuple(kv_heads), tuple(query), float(loss))
+        for kv, group, kv_heads, query, loss in data["heads"]
+    }
+    return LayerCurves(FfnCurve(tuple(data["order"]), tuple(data["loss"])), heads)
+
+
+class Stitched:
+    """The dense model with levels in place of its output projections; ``set`` exchanges only what differs."""
+
+    def __init__(self, levels: Levels, dense: Sequence[LayerShape], projections: Callable[[int, Kind], Any]):
+        self._levels, self._dense, self._projection = levels, dense, projections
+        self._original = {
+            (index, kind): projections(index, kind).weight.data for index in range(len(dense)) for kind in KINDS
+        }
+        self.now: Candidate = tuple(_whole(layer) for layer in dense)
+
+    def set(self, wanted: Candidate) -> int:
+        """Put the levels of every layer in place. Returns the first layer that changed (their number where none)."""
+        first = len(wanted)
+        for index, (old, new) in enumerate(zip(self.now, wanted, strict=True)):
+            if old[0] != new[0]:
+                self._put(index, "attention", new[0])
+            if old[1] != new[1]:
+                self._put(index, "ffn", new[1])
+            if old != new:
+                first = min(first, index)
+        self.now = wanted
+        return first
+
+    def _put(self, index: int, kind: Kind, what: Heads | int) -> None:
+        original = self._original[index, kind]
+        heads, width = _whole(self._dense[index])
+        whole = what == (width if kind == "ffn" else heads)
+        weight = original if whole else self._levels.projection(index, kind, what).to(original)
+        self._projection(index, kind).weight.data = weight
+
+    def restore(self) -> None:
+        self.set(tuple(_whole(layer) for layer in self._dense))
+
+
+def _whole(layer: LayerShape) -> tuple[Heads, int]:
+    return (layer.num_key_value_heads, layer.group_size), layer.intermediate_size

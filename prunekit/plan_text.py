@@ -1,0 +1,41 @@
+"""The calibration text that a plan was made with, read again by what still has to be computed on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prunekit.calibration import Calibration, CalibrationConfig
+from prunekit.errors import PrunekitError
+from prunekit.mix import Mixed, calibration_text
+from prunekit.source import load_tokenizer
+
+if TYPE_CHECKING:
+    from prunekit.plan import Plan
+    from prunekit.source import Source
+
+_FIELDS = ("sequences", "length", "seed", "field", "split")
+
+
+def text_of(
+    source: Source, plan: Plan, given: str | None, what_for: str, *, batch_size: int, device: str = "auto"
+) -> Calibration | Mixed:
+    """The calibration text of ``plan``, token for token.
+
+    ``given`` says where it is, if it was a file: plans don't hold paths. ``what_for`` ends the sentence "the plan's …".
+    Raises PrunekitError where it is missing or another text.
+    """
+    said = plan.provenance.get("calibration")
+    made_with: dict[str, Any] = said if isinstance(said, dict) else {}
+    settings = {name: made_with[name] for name in _FIELDS if name in made_with}
+    for part in made_with.get("mix", ()) if isinstance(made_with.get("mix"), list) else ():
+        settings |= {name: part[name] for name in ("field", "split") if isinstance(part, dict) and name in part}
+    wanted = str(made_with.get("source"))
+    advice = f"the plan's {what_for} {wanted}, so give that text with --calib"
+    try:
+        config = CalibrationConfig(source=given or wanted, batch_size=batch_size, **settings)
+        made = calibration_text(config, load_tokenizer(source), source, device)
+    except PrunekitError as error:
+        raise PrunekitError(f"{str(error).rstrip('.')}; {advice}.") from None
+    if set(_FIELDS[:3]) - set(settings) or made.fingerprint != made_with.get("fingerprint"):
+        raise PrunekitError(f"The calibration text is another one: {advice}.")
+    return made

@@ -1,0 +1,228 @@
+"""Refit: after units are cut, what is left of every layer is solved anew, layer by layer, in closed form.
+
+Two residual streams run through the model side by side, the dense model's and the pruned one's. Output projections
+(o_proj, down_proj) are fitted by regularised least squares to the dense model's outputs; input projections (q, k, v,
+gate, up) are multiplied by the linear map that best tells the dense model's input from the pruned one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+from prunekit.least_squares import Moments, best_ridge, solve
+from prunekit.plan import LayerKeep
+from prunekit.session import cut_layer
+from prunekit.shape import ModelShape
+from prunekit.sublayers import KINDS, Kind, Sublayers
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """How projections are solved anew.
+
+    ``towards`` says what the output projections should give: at 0 what the dense layer makes of the pruned model's
+    inputs, at 1 what brings the residual stream back to the dense model's, in between a blend. ``inputs`` says how much
+    of the input projections' correction is taken, from 0 (they stay) to 1. ``ridge`` holds projections to their old
+    weights (as a share of the inputs' mean square; None: of RIDGES the one that errs least on ``held_out`` of the text,
+    for every projection by itself).
+    """
+
+    towards: float = 0.5
+    inputs: float = 1.0
+    ridge: float | None = None
+    held_out: float = 0.125
+
+    def __post_init__(self) -> None:
+        for name, value in (("--refit-towards", self.towards), ("--refit-inputs", self.inputs)):
+            if not 0 <= value <= 1:
+                raise PrunekitError(f"{name} must lie between 0 and 1, got {value}.")
+        if self.ridge is not None and not 0 < self.ridge <= 1e3:
+            raise PrunekitError(f"--ridge must lie above 0 and at most at 1000, got {self.ridge}.")
+        if not 0 < self.held_out <= 0.5:
+            raise PrunekitError(f"The held-out share must lie above 0 and at most at 0.5, got {self.held_out}.")
+
+
+@dataclass(frozen=True)
+class ProjectionFit:
+    """Relative squared error on held-out text of one output projection before and after, and the ridge it took."""
+
+    layer: int
+    kind: Kind
+    before: float
+    after: float
+    ridge: float
+
+
+@dataclass
+class Refitted:
+    """``weights``: every tensor of the layers that stay, by its name in the *source* model
+    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``fits`` says how well each output projection came out."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    fits: list[ProjectionFit] = field(default_factory=list)
+
+
+def refit(
+    model: Any,
+    family: Family,
+    shape: ModelShape,
+    keeps: tuple[LayerKeep, ...],
+    ids: torch.Tensor,
+    config: RefitConfig | None = None,
+    *,
+    batch_size: int = 8,
+    advance: Callable[..., None] = lambda *args, **kwargs: None,
+) -> Refitted:
+    """Cut the dense ``model`` down to ``keeps`` and solve what is left on ``ids`` [N, L].
+
+    The model is used up: layer by layer its decoder layers are replaced by the cut ones (dropped layers stay in the
+    list, untouched). Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size numbers of the
+    model's dtype, and of the moments one projection's at a time, in float64. Tokens are weighted by the inverse mean
+    square of the dense residual stream, which is what the next norm divides by; else a few tokens of enormous norm
+    decide the fit. Raises PrunekitError where moments are not finite.
+    """
+    config = config or RefitConfig()
+    walk = _Walk(model, family, ids, batch_size)
+    by_index = {keep.index: keep for keep in keeps}
+    made = Refitted()
+    layers: Any = walk.parts.layers
+    with torch.no_grad():
+        for index in range(shape.num_hidden_layers):
+            dense = layers[index]
+            keep = by_index.get(index)
+            cut = None if keep is None else cut_layer(model, family, shape, dense, keep)
+            for kind in KINDS:
+                walk.step(dense, cut, index, kind, config, made)
+                advance()
+            if cut is not None:
+                layers[index] = cut
+                for name, tensor in cut.state_dict().items():
+                    made.weights[f"model.layers.{index}.{name}"] = tensor
+    return made
+
+
+class _Walk:
+    """Both residual streams on their way through the layers, as lists of batches [B, L, d]."""
+
+    def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int):
+        self.parts = Sublayers(model, family, ids.shape[1])
+        with torch.no_grad():
+            self.dense = [self.parts.embed(batch) for batch in ids.split(batch_size)]
+        self.pruned = [hidden.clone() for hidden in self.dense]
+        self.same = True
+
+    def step(
+        self, dense: nn.Module, cut: nn.Module | None, index: int, kind: Kind, config: RefitConfig, made: Refitted
+    ) -> None:
+        """One sub-layer: solve it in ``cut`` (None: dropped), and take both streams across it."""
+        parts = self.parts
+        if cut is not None and config.inputs and not self.same:
+            self._correct_inputs(dense, cut, kind, config)
+        outputs = self._dense_step(dense, index, kind)
+        if cut is None:
+            self.same = False
+            return
+        projection = parts.projection(cut, kind)
+        whole = projection.weight.shape == parts.projection(dense, kind).weight.shape
+        if whole and self.same:
+            self.pruned = [hidden.clone() for hidden in self.dense]
+            return
+        inputs = self._fit(dense, cut, index, kind, config, outputs, made)
+        for place, z in enumerate(inputs):
+            output = nn.functional.linear(z, projection.weight, projection.bias)
+            self.pruned[place] = self.pruned[place] + parts.added(cut, kind, output)
+        self.same = False
+
+    def _correct_inputs(self, dense: nn.Module, cut: nn.Module, kind: Kind, config: RefitConfig) -> None:
+        """The input projections times M = argmin E‖x − M x̂‖² + λ‖M − I‖², x and x̂ the dense and the pruned input."""
+        moments: Moments | None = None
+        for hidden, own in zip(self.dense, self.pruned, strict=True):
+            wanted = self.parts.normed(dense, kind, hidden)
+            seen = self.parts.normed(cut, kind, own)
+            if moments is None:
+                moments = Moments(seen.shape[-1], seen.shape[-1], seen.device)
+            moments.add(seen.flatten(0, 1), wanted.flatten(0, 1))
+        assert moments is not None
+        eye = torch.eye(len(moments.zz), dtype=torch.float64, device=moments.zz.device)
+        turn = torch.lerp(eye, solve(moments, eye, config.ridge or 1e-3), config.inputs)
+        for name in self.parts.input_names(kind):
+            weight: Any = cut.get_submodule(name).weight
+            weight.data = (weight.double() @ turn).to(weight.dtype)
+
+    def _dense_step(self, dense: nn.Module, index: int, kind: Kind) -> list[torch.Tensor]:
+        """The dense stream across the sub-layer. Returns what left the projection where a norm stands behind it."""
+        outputs = []
+        for place, hidden in enumerate(self.dense):
+            _, output = self.parts.run(dense, index, kind, self.parts.normed(dense, kind, hidden))
+            self.dense[place] = hidden + self.parts.added(dense, kind, output)
+            if self.parts.has_post_norm(kind):
+                outputs.append(output)
+        return outputs
+
+    def _wanted(
+        self, dense: nn.Module, index: int, kind: Kind, place: int, towards: float, outputs: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """What the output projection should give for a batch of the pruned stream, float32 [B, L, d]."""
+        hidden = self.pruned[place]
+        # Behind a norm, what is to be added to the stream says nothing linear about the projection's output.
+        restoring = outputs[place].float() if outputs else self.dense[place].float() - hidden.float()
+        if towards == 1:
+            return restoring
+        _, same = self.parts.run(dense, index, kind, self.parts.normed(dense, kind, hidden))
+        return torch.lerp(same.float(), restoring, towards)
+
+    def _fit(
+        self,
+        dense: nn.Module,
+        cut: nn.Module,
+        index: int,
+        kind: Kind,
+        config: RefitConfig,
+        outputs: list[torch.Tensor],
+        made: Refitted,
+    ) -> list[torch.Tensor]:
+        """Solve the output projection of ``cut`` in place. Returns its inputs, batch by batch."""
+        projection = self.parts.projection(cut, kind)
+        bias = projection.bias is not None
+        start = projection.weight.double()
+        if bias:
+            # A bias is one more input that is always 1.
+            start = torch.cat([start, projection.bias.double()[:, None]], 1)
+        fit, held = (Moments(start.shape[1], start.shape[0], start.device) for _ in range(2))
+        every = min(max(2, round(1 / config.held_out)), max(2, len(self.pruned)))
+        inputs = []
+        for place, hidden in enumerate(self.pruned):
+            z, _ = self.parts.run(cut, index, kind, self.parts.normed(cut, kind, hidden))
+            inputs.append(z)
+            wanted = self._wanted(dense, index, kind, place, config.towards, outputs)
+            flat = z.flatten(0, 1)
+            if bias:
+                flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
+            weight = 1 / self.dense[place].float().square().mean(-1).flatten().clamp(min=1e-12)
+            (held if place % every == every - 1 else fit).add(flat, wanted.flatten(0, 1), weight)
+        if config.ridge is None and held.tokens:
+            ridge, solved = best_ridge(fit, held, start, RIDGES)
+            made.fits.append(ProjectionFit(index, kind, held.error(start), held.error(solved), ridge))
+        else:
+            fit.zz += held.zz
+            fit.yz += held.yz
+            solved = solve(fit, start, config.ridge or 1e-2)
+        if not torch.isfinite(solved).all():
+            raise PrunekitError(
+                f"Layer {index}: its {self.parts.output_name(kind)} could not be refitted, since its solution is not "
+                "finite. Give more text, or refit in float32 (--dtype float32)."
+            )
+        new = solved.to(projection.weight.dtype)
+        projection.weight.data = new[:, :-1].contiguous() if bias else new
+        if bias:
+            projection.bias.data = new[:, -1].contiguous()
+        return inputs

@@ -1,0 +1,147 @@
+"""Text that a model writes itself: the nearest thing to what it was trained on, where that is not at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import PrunekitError
+from prunekit.files import cache_folder, write_bytes
+from prunekit.progress import progress
+from prunekit.provenance import versions
+from prunekit.text import SELF
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.source import Source
+
+TEMPERATURE, TOP_P = 1.0, 0.95
+# Sequences that are sampled together, and kept as one file in the cache.
+CHUNK = 64
+_RECIPE = 1
+# Tokens looked at first for the nucleus, which rarely holds more.
+_REACH = 256
+
+
+def self_written(source: Source, first: int | None, config: Any, device: str = "auto") -> torch.Tensor:
+    """Blocks [config.sequences, config.length] of token ids sampled from ``source`` (temperature 1, nucleus 0.95).
+
+    Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
+    that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
+    ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once.
+    Raises PrunekitError where the model's probabilities are not finite.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    count = -(-config.sequences // CHUNK)
+    blocks: list[torch.Tensor] = []
+    sampler: Callable[[int], torch.Tensor] | None = None
+    with progress("Writing calibration text", count) as advance:
+        for chunk in range(count):
+            file = _file(source, config.length, config.seed, chunk, device)
+            try:
+                blocks.append(load_file(file)["ids"])
+            except (OSError, SafetensorError, KeyError):
+                if sampler is None:
+                    sampler = _sampler(source, first, config.length, config.seed, device)
+                blocks.append(sampler(chunk))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(file, save({"ids": blocks[-1]}))
+            advance()
+    return torch.cat(blocks)[: config.sequences].contiguous()
+
+
+def _file(source: Source, length: int, seed: int, chunk: int, device: str) -> Path:
+    from prunekit.source import pick_device
+
+    # The same seed gives other numbers on another device or version.
+    key = {
+        "recipe": _RECIPE,
+        "model": source.fingerprint,
+        "length": length,
+        "seed": seed,
+        "device": pick_device(device).type,
+        "versions": versions(),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / SELF / name / f"{chunk}.safetensors"
+
+
+def _sampler(source: Source, first: int | None, length: int, seed: int, device: str) -> Callable[[int], torch.Tensor]:
+    import torch
+
+    from prunekit.source import load_model
+
+    model: Any = load_model(source, device=device).eval()
+    vocabulary = model.config.vocab_size
+
+    def sample(chunk: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(int.from_bytes(_digest(seed, chunk), "little"))
+        starts = torch.randint(0, vocabulary, (CHUNK, 1), generator=generator)
+        if first is not None:
+            starts[::2] = first
+        try:
+            return _continue(model, starts, length, generator)
+        except _NotFinite:
+            raise PrunekitError(
+                f"{source.name} gives probabilities that are not finite in {model.dtype}, so it can't write text; "
+                "its weights are broken, or give a text file with --calib."
+            ) from None
+
+    return sample
+
+
+class _NotFinite(Exception):
+    """The model gave NaN or infinite logits."""
+
+
+def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+    """``starts`` [B, 1] continued to [B, length]. A cache of fixed size: one that grows is copied at every step."""
+    import torch
+    from transformers import StaticCache
+
+    made = torch.empty(len(starts), length, dtype=torch.int64)
+    made[:, :1] = starts
+    device = model.get_input_embeddings().weight.device
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    with torch.inference_mode():
+        for place in range(length - 1):
+            at = torch.full((len(starts), 1), place, device=device)
+            ids = made[:, place : place + 1].to(device)
+            logits = model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True).logits[:, -1]
+            made[:, place + 1] = nucleus(logits.float().cpu() / TEMPERATURE, generator)
+    return made
+
+
+def nucleus(logits: torch.Tensor, generator: torch.Generator, top_p: float = TOP_P) -> torch.Tensor:
+    """One token of each row of logits [B, V], from the fewest that hold ``top_p`` of it (arXiv 1904.09751).
+
+    Sorts only as far as the nucleus reaches: whole vocabularies would take longer than the model does.
+    """
+    import torch
+
+    if not torch.isfinite(logits).all():
+        raise _NotFinite
+    total = logits.logsumexp(-1, keepdim=True)
+    chance = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)
+    reach = min(_REACH, logits.shape[1])
+    while True:
+        values, order = logits.topk(reach)
+        mass = (values - total).double().exp().cumsum(-1)
+        if reach == logits.shape[1] or bool((mass[:, -1] >= top_p).all()):
+            break
+        reach = min(reach * 16, logits.shape[1])
+    # The token that takes the mass past top_p belongs to the nucleus.
+    ends = (mass < top_p).sum(-1, keepdim=True).clamp(max=reach - 1)
+    drawn = (mass <= chance * mass.gather(1, ends)).sum(-1, keepdim=True).clamp(max=reach - 1)
+    return order.gather(1, torch.minimum(drawn, ends))[:, 0]
+
+
+def _digest(seed: int, chunk: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{chunk}".encode()).digest()[:7]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from tiny import VOCAB, tiny_model
+
+from prunekit.allocation import Problem, allocation
+from prunekit.allocation.search import _Grid
+from prunekit.errors import PrunekitError
+from prunekit.families import FAMILIES
+from prunekit.levels import read_levels
+from prunekit.rounding import Rounding
+from prunekit.session import Session
+
+LLAMA = FAMILIES["llama"]
+
+
+def _ids(sequences=16, length=32, seed=0):
+    return torch.randint(0, VOCAB, (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _session(model, **given):
+    return Session(
+        model,
+        FAMILIES[model.config.model_type],
+        lambda step: _ids(),
+        importance="fisher",
+        layer_importance="cosine",
+        batch_size=8,
+        **given,
+    )
+
+
+def _problem(model, share=0.7, **given):
+    shape = FAMILIES[model.config.model_type].shape(model.config)
+    budget = int(share * shape.block_parameters) + shape.embedding_parameters
+    return Problem(budget, Rounding(ffn_multiple=4), **{"generations": 6, "offspring": 4, **given})
+
+
+def _kl(model, other, ids):
+    with torch.no_grad():
+        dense, pruned = (each(input_ids=ids).logits.log_softmax(-1) for each in (model, other))
+    return (dense.exp() * (dense - pruned)).sum(-1).mean().item()
+
+
+def _nothing(*args, **kwargs):
+    pass
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "olmo2", "phi3"])
+def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_type):
+    model = tiny_model(model_type)
+    dense = copy.deepcopy(model)
+    session = _session(model)
+    levels = session.levels(_nothing)
+    fitness = session.fitness(levels)
+    whole = tuple(((4, 2), 96) for _ in range(4))
+    assert fitness.measure(whole) == pytest.approx(0, abs=1e-5)
+    first = (((4, 2), 96), ((3, 2), 48), ((4, 2), 96), ((4, 1), 96))
+    second = (((4, 2), 96), ((3, 2), 48), ((4, 2), 72), ((4, 1), 96))
+    alone = fitness.measure(second)
+    fitness.adopt(first)
+    # From the adopted one's activations on, and with other matrices in place before.
+    assert fitness.measure(second) == pytest.approx(alone, rel=1e-4)
+    stitched = copy.deepcopy(model)
+    for index, (heads, width) in enumerate(second):
+        layer = stitched.model.layers[index]
+        for module, kind, what in (("self_attn.o_proj", "attention", heads), ("mlp.down_proj", "ffn", width)):
+            if what not in ((4, 2), 96):
+                layer.get_submodule(module).weight.data = levels.projection(index, kind, what)
+    assert alone == pytest.approx(_kl(dense, stitched, _ids()), rel=1e-3)
+    assert 0 < fitness.measure(second, 0.25) != alone
+    fitness.close()
+    assert _kl(dense, model, _ids()) == 0
+
+
+def test_search_is_better_than_where_it_starts():
+    model = tiny_model("llama")
+    problem = _problem(model, units=("ffn", "kv", "query"), starts=("uniform",), generations=12)
+    made = allocation("search")(_session(model), problem, _nothing)
+    kls = [record["kl"] for record in made.history]
+    assert len(kls) == 13 and kls == sorted(kls, reverse=True) and kls[-1] < 0.98 * kls[0]
+    shape = LLAMA.shape(model.config)
+    found = shape.with_layers(keep.shape for keep in made.keeps)
+    assert problem.budget - 4 * shape.ffn_channel_parameters < found.parameters <= problem.budget
+    for keep, layer in zip(made.keeps, shape.layers, strict=True):
+        keep.check(layer)
+
+
+def test_same_seed_same_result_and_an_interrupted_search_goes_on(tmp_path):
+    model = tiny_model("llama")
+    problem = _problem(model)
+    whole = allocation("search")(_session(model, store=tmp_path / "a"), problem, _nothing)
+
+    class Enough(Exception):
+        pass
+
+    said = []
+
+    def stop(steps=1, note=""):
+        said.append(note)
+        if len([each for each in said if each.startswith("KL")]) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        allocation("search")(_session(model, store=tmp_path / "b"), problem, stop)
+    (state,) = (tmp_path / "b").glob("search-*.json")
+    assert json.loads(state.read_text())["generation"] == 3
+    again = allocation("search")(_session(model, store=tmp_path / "b"), problem, _nothing)
+    assert again == whole
+    assert allocation("search")(_session(model), problem, _nothing) == whole
+    assert allocation("search")(_session(model, seed=1), problem, _nothing) != whole
+
+
+def test_a_damaged_level_database_is_made_anew(tmp_path):
+    model = tiny_model("llama")
+    session = _session(model, store=tmp_path)
+    levels = session.levels(_nothing)
+    assert levels.ffn[0] == tuple(range(6, 96, 6))
+    file = tmp_path / "layer-2.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert read_levels(tmp_path, 4) is None
+    with pytest.raises(PrunekitError, match="damaged"):
+        levels.projection(2, "ffn", 48)
+    assert session.levels(_nothing).curves == levels.curves
+
+
+@pytest.mark.parametrize("start", ["optimal", "global", "uniform", "adapt"])
+def test_starts(start):
+    model = tiny_model("llama")
+    before = copy.deepcopy(model)
+    made = allocation("search")(_session(model), _problem(model, starts=(start,), generations=0), _nothing)
+    assert len(made.history) == 1
+    assert _kl(before, model, _ids()) == 0
+
+
+def test_every_candidate_meets_the_budget():
+    import random
+
+    model = tiny_model("llama")
+    problem = _problem(model, share=0.5, units=("ffn", "kv", "query"), protected=frozenset({1}))
+    session = _session(model)
+    grid = _Grid(session.source, problem, session.levels(_nothing))
+    parent = grid.snap(session.source.layers)
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(50):
+        child = grid.mutate(parent, rng, 2)
+        assert grid.cost(child) <= problem.budget and child[1] == ((4, 2), 96)
+        seen.add(child)
+    assert len(seen) > 20
