@@ -151,9 +151,25 @@ def _expand(groups: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def best_ridge(
-    fit: Moments, held_out: Moments, weight_dn: torch.Tensor, ridges: Sequence[float]
+    fit: Moments, held_out: Moments, weight_dn: torch.Tensor, ridges: Sequence[float], guess: float | None = None
 ) -> tuple[float, torch.Tensor]:
-    """The ridge whose solution errs least on ``held_out``, and that solution [d, n]."""
-    made = [(held_out.error(weight := solve(fit, weight_dn, ridge)), ridge, weight) for ridge in ridges]
-    _, ridge, weight = min(made, key=lambda each: each[:2])
-    return ridge, weight
+    """The ridge whose solution errs least on ``held_out``, and that solution [d, n].
+
+    The error falls and then rises with the ridge, so from ``guess`` (one of ``ridges``, which rise; default: the middle
+    one) it goes downhill and looks at no more of them than that takes.
+    """
+    tried: dict[int, tuple[float, torch.Tensor]] = {}
+
+    def error(place: int) -> float:
+        if place not in tried:
+            weight = solve(fit, weight_dn, ridges[place])
+            tried[place] = held_out.error(weight), weight
+        return tried[place][0]
+
+    at = len(ridges) // 2 if guess is None else list(ridges).index(guess)
+    while True:
+        around = [place for place in (at - 1, at, at + 1) if 0 <= place < len(ridges)]
+        best = min(around, key=error)
+        if best == at:
+            return ridges[at], tried[at][1]
+        at = best

@@ -53,7 +53,8 @@ class RefitConfig:
 
 @dataclass(frozen=True)
 class ProjectionFit:
-    """Relative squared error on held-out text of one output projection before and after, and the ridge it took."""
+    """Relative squared error on held-out text of one output projection as it was and solved without that text, and the
+    ridge it took."""
 
     layer: int
     kind: Kind
@@ -119,6 +120,7 @@ class _Walk:
             self.dense = [self.parts.embed(batch) for batch in ids.split(batch_size)]
         self.pruned = [hidden.clone() for hidden in self.dense]
         self.same = True
+        self._ridges: dict[Kind, float] = {}
 
     def step(
         self, dense: nn.Module, cut: nn.Module | None, index: int, kind: Kind, config: RefitConfig, made: Refitted
@@ -198,24 +200,32 @@ class _Walk:
             # A bias is one more input that is always 1.
             start = torch.cat([start, projection.bias.double()[:, None]], 1)
         fit, held = (Moments(start.shape[1], start.shape[0], start.device) for _ in range(2))
-        every = min(max(2, round(1 / config.held_out)), max(2, len(self.pruned)))
+        every = max(2, round(1 / config.held_out))
         inputs = []
+        seen = 0
         for place, hidden in enumerate(self.pruned):
             z, _ = self.parts.run(cut, index, kind, self.parts.normed(cut, kind, hidden))
             inputs.append(z)
             wanted = self._wanted(dense, index, kind, place, config.towards, outputs)
-            flat = z.flatten(0, 1)
             if bias:
-                flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
-            weight = 1 / self.dense[place].float().square().mean(-1).flatten().clamp(min=1e-12)
-            (held if place % every == every - 1 else fit).add(flat, wanted.flatten(0, 1), weight)
+                z = torch.cat([z, z.new_ones(*z.shape[:2], 1)], -1)
+            weight = 1 / self.dense[place].float().square().mean(-1).clamp(min=1e-12)
+            # Whole sequences are held out: neighbouring tokens are too much alike.
+            out = (torch.arange(seen, seen + len(z), device=z.device) % every) == every - 1
+            for moments, chosen in ((fit, ~out), (held, out)):
+                if chosen.any():
+                    parts = (each[chosen].flatten(0, 1) for each in (z, wanted, weight))
+                    moments.add(*parts)
+            seen += len(z)
+        ridge = config.ridge or 1e-2
         if config.ridge is None and held.tokens:
-            ridge, solved = best_ridge(fit, held, start, RIDGES)
-            made.fits.append(ProjectionFit(index, kind, held.error(start), held.error(solved), ridge))
-        else:
-            fit.zz += held.zz
-            fit.yz += held.yz
-            solved = solve(fit, start, config.ridge or 1e-2)
+            ridge, trial = best_ridge(fit, held, start, RIDGES, self._ridges.get(kind))
+            self._ridges[kind] = ridge
+            made.fits.append(ProjectionFit(index, kind, held.error(start), held.error(trial), ridge))
+        # Once the ridge is known, what was held out counts too.
+        fit.zz += held.zz
+        fit.yz += held.yz
+        solved = solve(fit, start, ridge)
         if not torch.isfinite(solved).all():
             raise PrunekitError(
                 f"Layer {index}: its {self.parts.output_name(kind)} could not be refitted, since its solution is not "

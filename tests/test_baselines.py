@@ -224,7 +224,7 @@ def test_flap_puts_removed_means_into_biases(llama: Source, text: Path, tmp_path
         input=json.dumps(INPUT_IDS.tolist()),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert error(torch.tensor(json.loads(done.stdout.splitlines()[-1])), reference) < CLOSE

@@ -186,8 +186,8 @@ def test_every_importance_with_every_allocation(
     arguments = ("--importance", importance, "--allocate", allocation, "--prune", "ffn,kv,query", "--calib", text)
     data = succeed(command, "plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", *arguments, *QUICK)
     assert data["share_of_blocks"] <= 0.6
-    # Where whole layers go, no unit is chosen, and the plan doesn't claim so.
-    chosen_by = None if allocation == "drop" else importance
+    # Where whole layers go, or loss curves decide, no score chooses a unit, and the plan doesn't claim so.
+    chosen_by = None if allocation in ("drop", "optimal") else importance
     assert (data["method"].get("importance"), data["method"]["allocation"]) == (chosen_by, allocation)
     if allocation != "drop":
         # With exact widths the rest of the budget is smaller than one FFN channel, where any could come back.

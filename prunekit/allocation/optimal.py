@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +20,7 @@ from prunekit.shape import LayerShape, ModelShape
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
 _LEVELS = 48
 _SECONDS = 60.0
-_GAP = 1e-5
+_GAP = 1e-4
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,17 @@ def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -
     # In units of one channel, so that the solver's tolerances are far below a unit.
     unit = source.ffn_channel_parameters
     costs = np.array([choice.parameters for choice in choices]) / unit
-    found = milp(
-        np.array([choice.loss for choice in choices]),
-        integrality=np.ones(len(choices)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each.tocsr(), 1, 1),
-            LinearConstraint(costs[None], -np.inf, (problem.budget - fixed) / unit),
-        ],
-        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-    )
+    with _silent():
+        found = milp(
+            np.array([choice.loss for choice in choices]),
+            integrality=np.ones(len(choices)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each.tocsr(), 1, 1),
+                LinearConstraint(costs[None], -np.inf, (problem.budget - fixed) / unit),
+            ],
+            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
+        )
     if found.x is None:
         raise PrunekitError(f"No widths meet the target of {problem.budget:,} parameters; ask for a larger one.")
     heads: dict[int, Heads] = {}
@@ -76,6 +80,20 @@ def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -
         elif taken and isinstance(choice.what, int):
             widths[choice.layer] = choice.what
     return fill(source, problem, curves, [_shape(heads[index], widths[index]) for index in range(len(curves))])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS prints some lines past Python, which would stand in the middle of what --json prints."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _shape(heads: Heads, width: int) -> LayerShape:
