@@ -5,15 +5,16 @@ outputs (block-diagonal in projections, and one matrix a projection: Kronecker-f
 go and what that costs for each width is found by exact elimination with F as the metric, so that the curves of all
 sub-layers are in one unit, nats a token, and can be weighed against each other.
 
-A Kronecker factorisation takes errors and gradients of a token for independent. They are not where a few tokens have an
-enormous norm, whose gradients are tiny: so errors are divided, and gradients multiplied, by the root mean square s_t of
-the residual stream behind the sub-layer, which the next norm divides by.
+A Kronecker factorisation takes errors and gradients of a token for independent. They are not where tokens differ in
+norm: so errors are divided, and gradients multiplied, by the root mean square s_t of the residual stream behind the
+sub-layer, which the next norm divides by. The few tokens of enormous norm on which attention rests where it has nothing
+to attend to are left out: they would decide both factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,7 @@ Solved = dict[Heads | int, torch.Tensor]
 
 # Channels are eliminated in at most this many rounds: each costs a pass over a matrix of the FFN's width squared.
 _ROUNDS = 96
+_ENORMOUS = 8.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,23 @@ class LayerCurves:
         choice = self.heads[shape.num_key_value_heads, shape.group_size]
         return LayerKeep(index, choice.kv_heads, choice.query_heads, self.ffn.kept(shape.intermediate_size))
 
+    def scaled(self, ffn: float, heads: float) -> LayerCurves:
+        """The same curves with losses times these factors."""
+        choices = {what: replace(choice, loss=choice.loss * heads) for what, choice in self.heads.items()}
+        return LayerCurves(FfnCurve(self.ffn.order, tuple(loss * ffn for loss in self.ffn.loss)), choices)
+
     def loss(self, shape: LayerShape) -> float:
         return self.heads[shape.num_key_value_heads, shape.group_size].loss + self.ffn.loss_at(shape.intermediate_size)
+
+
+def stream_size(hidden: torch.Tensor) -> torch.Tensor:
+    """Root mean square of residual-stream states [B, L, d], float32 [B, L]."""
+    return hidden.float().square().mean(-1).sqrt()
+
+
+def ordinary(size: torch.Tensor) -> torch.Tensor:
+    """True for all tokens but those whose stream is several times as large as is usual."""
+    return size <= _ENORMOUS * size.median()
 
 
 Fisher = dict[tuple[int, Kind], torch.Tensor]
@@ -100,7 +117,8 @@ def output_fisher(
         made[key] = made[key] + product if key in made else product
 
     def see(key: tuple[int, Kind], hidden: torch.Tensor) -> None:
-        scale[key] = hidden.detach().float().square().mean(-1).sqrt()
+        size = stream_size(hidden.detach())
+        scale[key] = torch.where(ordinary(size), size, 0.0)
 
     for index, layer in enumerate(parts.layers):
         for kind in KINDS:
@@ -176,9 +194,10 @@ def layer_curves(
                 for place, hidden in enumerate(stream):
                     z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
                     stream[place] = hidden + parts.added(layer, kind, output)
-                    weight = 1 / stream[place].float().square().mean(-1).flatten().clamp(min=1e-12)
+                    size = stream_size(stream[place])
+                    weight = torch.where(ordinary(size), size.square().clamp(min=1e-12).reciprocal(), 0.0)
                     flat = z.flatten(0, 1)
-                    moments.add(flat, flat[:, :0], weight)
+                    moments.add(flat, flat[:, :0], weight.flatten())
                 # A bias moves no output's error: wanted are the weights' own products.
                 moments.yz = projection.weight.double() @ moments.zz
                 metric = fisher[index, kind]

@@ -121,6 +121,19 @@ METHODS: dict[str, Method] = {
             "drop",
             layer_importance="cosine",
         ),
+        Method(
+            "prunekit",
+            "measured loss curves, widths of least loss, what is left solved anew",
+            "fisher",
+            "optimal",
+            layer_importance="cosine",
+            units=("ffn", "kv", "query"),
+            refit=True,
+            calib="builtin:0.5,self:0.5",
+            sequences=128,
+            length=512,
+            batch_size=8,
+        ),
         Method("slicegpt", "hidden states turned to their principal axes, the least of which go", "random", "rotate"),
     )
 }

@@ -120,7 +120,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         seed=config.seed,
         checkpoint=config.checkpoint,
         counted=counted,
-        store=_store(source, calibration, computed) if method.allocation == "search" else None,
+        store=_store(source, calibration, computed) if method.allocation in ("optimal", "search") else None,
     )
     with progress(f"Planning ({method.name})", _steps(session, method, budget)) as advance:
         allocated = allocate(session, problem, advance)
@@ -160,7 +160,7 @@ def _steps(session: Session, method: Method, budget: int) -> int:
     """How often ``advance`` is to be expected: adapt takes 1/T of the blocks a scoring pass."""
     if method.allocation in ("optimal", "search"):
         rounds = len(method.starts) + method.generations if method.allocation == "search" else 0
-        return session.curve_steps() + rounds
+        return session.curve_steps() + 2 * session.source.num_hidden_layers + rounds
     if method.allocation != "adapt":
         return 1
     shape = session.source

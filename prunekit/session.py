@@ -85,13 +85,6 @@ class Session:
             checkpoint=self._checkpoint,
         )
 
-    def curves(self, advance: Callable[..., None]) -> list[LayerCurves]:
-        """What every width of every sub-layer of the dense model would cost in loss, on the calibration text.
-
-        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
-        """
-        return [curves for curves, _ in self._curves(advance, None)]
-
     def _curves(
         self, advance: Callable[..., None], widths: Callable[[int], Sequence[int]] | None
     ) -> Iterator[tuple[LayerCurves, Solved]]:
@@ -113,7 +106,7 @@ class Session:
     def levels(self, advance: Callable[..., None]) -> Levels:
         """The level database of the dense model (:mod:`prunekit.levels`), made where ``store`` has none yet.
 
-        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError as :meth:`curves` does.
+        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
         """
         if self.store is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="prunekit-levels-")
@@ -151,7 +144,7 @@ class Session:
         return ids
 
     def curve_steps(self) -> int:
-        """How often :meth:`curves` calls ``advance``."""
+        """How often :meth:`levels` calls ``advance``."""
         ids = self._text()
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
         return batches + 2 * self.source.num_hidden_layers

@@ -8,12 +8,14 @@ import torch
 from tiny import VOCAB, tiny_model
 
 from prunekit.allocation import Problem, allocation
+from prunekit.allocation.measure import measured
 from prunekit.allocation.search import _Grid
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
 from prunekit.levels import read_levels
 from prunekit.rounding import Rounding
 from prunekit.session import Session
+from prunekit.shape import LayerShape
 
 LLAMA = FAMILIES["llama"]
 
@@ -75,6 +77,30 @@ def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_t
     assert 0 < fitness.measure(second, 0.25) != alone
     fitness.close()
     assert _kl(dense, model, _ids()) == 0
+
+
+def test_curves_are_brought_to_the_scale_that_is_measured():
+    model = tiny_model("llama")
+    session = _session(model)
+    levels = session.levels(_nothing)
+    fitness = session.fitness(levels)
+    steps = []
+    made = measured(session.source, levels, fitness, lambda *args, **kwargs: steps.append(1))
+    assert len(steps) == 8
+    whole = [((4, 2), 96)] * 4
+    for index in range(4):
+        width = min(levels.ffn[index], key=lambda each: abs(each - 0.6 * 96))
+        for what, shape in ((((4, 2), width), LayerShape(8, 4, width)), (((3, 2), 96), LayerShape(6, 3, 96))):
+            if what[0] == (3, 2) and not made.curves[index].heads[3, 2].loss:
+                continue
+            alone = tuple(what if place == index else each for place, each in enumerate(whole))
+            found = made.curves[index].loss(shape)
+            if what[0] == (4, 2):
+                assert found == pytest.approx(fitness.measure(alone, 0.5), rel=1e-3)
+            else:
+                assert 0.1 < found / fitness.measure(alone) < 10
+        assert made.curves[index].ffn.order == levels.curves[index].ffn.order
+    fitness.close()
 
 
 def test_search_is_better_than_where_it_starts():

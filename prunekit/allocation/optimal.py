@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.allocation.measure import measured
 from prunekit.curves import Heads, LayerCurves
 from prunekit.errors import PrunekitError
 from prunekit.session import Session
@@ -34,10 +35,15 @@ class _Choice:
 
 
 def optimal(session: Session, problem: Problem, advance: Advance) -> Allocated:
-    """Widths and units of least summed loss within the budget (:mod:`prunekit.curves`): a mixed-integer programme
-    (HiGHS) picks heads and an FFN width for every layer, then FFNs take up what is left, the best gain a parameter
-    first."""
-    curves = session.curves(advance)
+    """Widths and units of least summed loss within the budget, by curves (:mod:`prunekit.curves`) whose scale is
+    measured (:mod:`prunekit.allocation.measure`): a mixed-integer programme (HiGHS) picks heads and an FFN width for
+    every layer, then FFNs take up what is left, the best gain a parameter first."""
+    levels = session.levels(advance)
+    fitness = session.fitness(levels)
+    try:
+        curves = measured(session.source, levels, fitness, advance).curves
+    finally:
+        fitness.close()
     shapes = solve(session.source, problem, curves)
     keeps = tuple(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, curves, shapes, strict=True)

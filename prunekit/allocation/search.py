@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem, allocation
+from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import fill, solve
 from prunekit.curves import Heads
 from prunekit.errors import PrunekitError
@@ -34,9 +35,10 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
     put together by exchanging output projections in the dense model, and start from the parent's activations where
     they first differ. At the end FFNs take up, a rounding unit at a time, what levels left of the budget.
     """
-    levels = session.levels(advance)
-    fitness = session.fitness(levels)
     source = session.source
+    kept = session.levels(advance)
+    fitness = session.fitness(kept)
+    levels = measured(source, kept, fitness, advance)
     grid = _Grid(source, problem, levels)
     state = _State.load(session.store, _digest(session, problem))
     try:

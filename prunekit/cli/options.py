@@ -58,8 +58,8 @@ MethodName = Annotated[
     str,
     typer.Option(
         "--method",
-        help="adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, minitron, random, fisher-global, shortgpt or "
-        "slicegpt (prune only: narrows hidden states by one rotation, where the paper has one a layer).",
+        help="prunekit, adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, minitron, random, fisher-global, "
+        "shortgpt or slicegpt (prune only: narrows hidden states by one rotation, where the paper has one a layer).",
         rich_help_panel=_METHOD,
     ),
 ]
