@@ -173,8 +173,8 @@ class Session:
 
 
 def _level_widths(dense: int) -> tuple[int, ...]:
-    """FFN widths of a level database, beside the whole."""
-    return tuple(sorted({max(1, dense * step // _LEVELS) for step in range(1, _LEVELS)}))
+    """FFN widths of a level database, beside the whole; a single channel stands for whatever the floor may be."""
+    return tuple(sorted({max(1, dense * step // _LEVELS) for step in range(_LEVELS)}))
 
 
 def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:

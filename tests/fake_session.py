@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 
+from prunekit.curves import FfnCurve, HeadChoice, LayerCurves
+from prunekit.levels import Candidate, Levels
 from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
 from prunekit.session import Session
@@ -29,6 +35,8 @@ class FakeSession(Session):
             for s in source.layers
         ]
         self.scored: list[int] = []
+        self.store = None
+        self.seed = seed
 
     def score(self, step: int = 0) -> Scores:
         self.scored.append(step)
@@ -39,7 +47,51 @@ class FakeSession(Session):
             layers.append(LayerScores(unit.kv_heads[list(keep.kv_heads)], query, unit.ffn[list(keep.ffn)]))
         return Scores("taylor", tuple(layers), torch.tensor(self._layers, dtype=torch.float64), "cosine", 1.0, 1)
 
+    def levels(self, advance: Callable[..., None]) -> Levels:
+        """Curves that rise by the scores of what goes, the lowest first."""
+        return Levels(
+            Path("nowhere"),
+            tuple(_curves(unit, dense) for unit, dense in zip(self._units, self.source.layers, strict=True)),
+            tuple((1, *range(96, dense.intermediate_size, 96)) for dense in self.source.layers),
+        )
+
+    def fitness(self, levels: Levels) -> FakeFitness:  # type: ignore[override]
+        return FakeFitness(levels)
+
+    def copy(self) -> FakeSession:
+        return copy.copy(self)
+
     def shrink(self, keeps: tuple[LayerKeep, ...]) -> None:
         for old, new in zip(self.keeps, keeps, strict=True):
             assert set(new.ffn) <= set(old.ffn) and set(new.query_heads) <= set(old.query_heads)
         self.keeps = keeps
+
+
+class FakeFitness:
+    """What the curves say, added up."""
+
+    def __init__(self, levels: Levels):
+        self._curves = levels.curves
+
+    def measure(self, candidate: Candidate, share: float = 1.0) -> float:
+        shapes = (LayerShape(kv * group, kv, width) for (kv, group), width in candidate)
+        return sum(curve.loss(shape) for curve, shape in zip(self._curves, shapes, strict=True))
+
+    def adopt(self, candidate: Candidate) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _curves(unit: LayerScores, dense: LayerShape) -> LayerCurves:
+    values, order = unit.ffn.sort()
+    ffn = FfnCurve(tuple(order.tolist()), (0.0, *values.cumsum(0).tolist()))
+    heads = {}
+    for kv in range(1, dense.num_key_value_heads + 1):
+        groups = sorted(unit.kv_heads.topk(kv).indices.tolist())
+        for size in range(1, dense.group_size + 1):
+            query = [group * dense.group_size + place for group in groups for place in range(size)]
+            lost = unit.query_heads.sum() - unit.query_heads[groups, :size].sum()
+            heads[kv, size] = HeadChoice(tuple(groups), tuple(query), 100 * lost.item())
+    return LayerCurves(ffn, heads)

@@ -29,8 +29,10 @@ ANSI = re.compile(r"\x1b\[")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
+def _one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # Level databases of models that nobody will see again.
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -145,7 +145,7 @@ def test_a_damaged_level_database_is_made_anew(tmp_path):
     model = tiny_model("llama")
     session = _session(model, store=tmp_path)
     levels = session.levels(_nothing)
-    assert levels.ffn[0] == tuple(range(6, 96, 6))
+    assert levels.ffn[0] == (1, *range(6, 96, 6))
     file = tmp_path / "layer-2.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     assert read_levels(tmp_path, 4) is None

@@ -60,7 +60,7 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
     finally:
         fitness.close()
     assert state.best is not None
-    shapes = fill(source, problem, levels.curves, [_shape(heads, width) for heads, width in state.best])
+    shapes = fill(source, problem, levels.curves, grid.shapes(state.best))
     keeps = tuple(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, levels.curves, shapes, strict=True)
     )
@@ -99,18 +99,29 @@ class _Grid:
             )
             for index, layer in enumerate(source.layers)
         ]
-        self._widths = [
-            [layer.intermediate_size]
-            if index in problem.protected or "ffn" not in problem.units
-            else [*(width for width in levels.ffn[index] if width < layer.intermediate_size), layer.intermediate_size]
+        self._allowed = [
+            self._rounded(levels.ffn[index], layer.intermediate_size)
+            if index not in problem.protected and "ffn" in problem.units
+            else {layer.intermediate_size: layer.intermediate_size}
             for index, layer in enumerate(source.layers)
         ]
+        self._widths = [sorted(allowed) for allowed in self._allowed]
+
+    def _rounded(self, levels: Sequence[int], dense: int) -> dict[int, int]:
+        """For each level worth having the allowed width that it stands for: the next one below it, or the floor."""
+        rounding = self._problem.rounding
+        made = {rounding.ffn_down(level, dense): level for level in (*sorted(levels, reverse=True), dense)}
+        return {level: width for width, level in made.items()}
+
+    def shapes(self, candidate: Candidate) -> list[LayerShape]:
+        """The shapes that a candidate stands for."""
+        return [_shape(heads, self._allowed[index][width]) for index, (heads, width) in enumerate(candidate)]
 
     def _attention(self, heads: Heads) -> int:
         return self._source.attention_parameters(_shape(heads, 1))
 
     def cost(self, candidate: Candidate) -> int:
-        return self._source.with_layers(_shape(*each) for each in candidate).parameters
+        return self._source.with_layers(self.shapes(candidate)).parameters
 
     def snap(self, shapes: Sequence[LayerShape]) -> Candidate:
         """The nearest candidate that meets the budget."""
@@ -186,7 +197,7 @@ class _Grid:
         made[index] = new
 
     def _cost_of(self, index: int, what: tuple[Heads, int]) -> int:
-        return self._source.layer_parameters(_shape(*what))
+        return self._source.layer_parameters(_shape(what[0], self._allowed[index][what[1]]))
 
 
 @dataclass

@@ -1,0 +1,131 @@
+"""Refit, loss curves, search and mixed texts from the command line, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import Command, make_command, save_tiny, write_text
+from tiny import one_thread
+
+from prunekit.plan import Plan
+from prunekit.source import load_model, resolve
+
+SHORT = ("--sequences", "24", "--length", "16", "--batch-size", "8", "--ffn-multiple", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt", 12_000)
+
+
+def _succeed(command: Command, *arguments: object) -> Any:
+    done = command(*arguments, "--json")
+    assert done.code == 0, done
+    assert done.err == ""
+    return done.json
+
+
+def _fail(command: Command, *arguments: object) -> str:
+    done = command(*arguments)
+    assert done.code == 2 and "Traceback" not in done.err, done
+    return " ".join(done.err.split())
+
+
+def _kl(dense: Path, pruned: Path, text: Path) -> float:
+    ids = torch.tensor([[3 + (7 * i + 3 * j) % 90 for i in range(24)] for j in range(8)])
+    with torch.no_grad():
+        first, second = (
+            load_model(resolve(str(each)), dtype="float32", device="cpu")(ids).logits.log_softmax(-1)
+            for each in (dense, pruned)
+        )
+    return (first.exp() * (first - second)).sum(-1).mean().item()
+
+
+def test_a_plan_with_a_refit_is_applied_later_as_it_would_have_been_at_once(
+    command: Command, model: Path, text: Path, tmp_path: Path
+) -> None:
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", text, *SHORT)
+    _succeed(command, "prune", *arguments, "-o", tmp_path / "once")
+    _succeed(command, "plan", *arguments, "-o", tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.provenance["refit"]["towards"] == 0.5
+    assert str(text.parent) not in (tmp_path / "plan.json").read_text()
+    apply = ("prune", model, "--plan", tmp_path / "plan.json")
+    _succeed(command, *apply, "--calib", text, "--batch-size", "8", "-o", tmp_path / "later")
+    once, later = (tmp_path / name / "model.safetensors" for name in ("once", "later"))
+    assert once.read_bytes() == later.read_bytes()
+    bare = (*arguments[:5], "--no-refit", *arguments[6:])
+    _succeed(command, "prune", *bare, "-o", tmp_path / "bare")
+    assert "refit" not in Plan.load(tmp_path / "bare" / "plan.json").provenance
+    assert _kl(model, tmp_path / "once", text) < _kl(model, tmp_path / "bare", text)
+    # Without its text, or with another one, the plan can't be applied.
+    assert "give that text with --calib" in _fail(command, *apply, "-o", tmp_path / "no")
+    other = write_text(tmp_path / "other.txt", 12_000)
+    other.write_text(other.read_text()[::-1])
+    said = _fail(command, *apply, "--calib", other, "-o", tmp_path / "no")
+    assert "another one" in said and "text.txt" in said
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("allocate", ["optimal", "search"])
+def test_measured_allocations(allocate: str, command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    told = ("--allocate", allocate, "--generations", "2", "--offspring", "2", "--search-from", "uniform")
+    arguments = ("--method", "prunekit", *told, "--calib", text, *SHORT)
+    data = _succeed(command, "prune", model, "--blocks", "0.6", *arguments, "-o", tmp_path / "pruned")
+    assert data["share_of_blocks"] <= 0.6 and data["method"]["allocation"] == allocate
+    plan = Plan.load(tmp_path / "pruned" / "plan.json")
+    if allocate == "search":
+        assert [record["step"] for record in plan.provenance["history"]] == [0, 1, 2]
+        assert plan.provenance["method"]["starts"] == ["uniform"]
+    else:
+        assert plan.provenance["history"][0]["expected_loss"] > 0
+    assert _kl(model, tmp_path / "pruned", text) < 2
+
+
+def test_text_that_the_model_writes(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ("plan", model, "--blocks", "0.7", "--method", "wanda-sp", *SHORT)
+    _succeed(command, *arguments, "--calib", f"{text}:0.25,self:0.75", "-o", tmp_path / "plan.json")
+    said = json.loads((tmp_path / "plan.json").read_text())["provenance"]["calibration"]
+    assert said["source"] == "text.txt:0.25,self:0.75"
+    assert [(part["source"], part["sequences"]) for part in said["mix"]] == [("text.txt", 6), ("self", 18)]
+    assert "split" not in said["mix"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--ridge", "0.1"), "add --refit"),
+        (("--refit", "--refit-towards", "2"), "--refit-towards must lie between 0 and 1"),
+        (("--refit", "--ridge", "0"), "--ridge must lie above 0"),
+        (("--method", "slicegpt", "--refit"), "leave out --refit"),
+        (("--allocate", "search", "--generations", "-1"), "generations"),
+        (("--allocate", "search", "--search-from", "anywhere"), "starts from"),
+        (("--calib", "self:0.5"), "add up to 1"),
+    ],
+)
+def test_bad_settings(arguments: tuple[str, ...], said: str, command: Command, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert said in _fail(command, "prune", model, "--blocks", "0.6", *arguments, *SHORT, "-o", out)
+    assert not out.exists()
