@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,13 +14,15 @@ from torch import nn
 from prunekit.curves import LayerCurves, Solved, layer_curves, output_fisher
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
-from prunekit.fitness import Fitness
 from prunekit.importance import score
-from prunekit.levels import Levels, level_name, read_levels, write_levels
 from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
 from prunekit.shape import LayerShape, ModelShape
 from prunekit.slicing import LayerSlicer
+
+if TYPE_CHECKING:
+    from prunekit.fitness import Fitness
+    from prunekit.levels import Levels
 
 # Levels of an FFN in a database, the whole among them; each takes d · n numbers on disk.
 _LEVELS = 16
@@ -108,6 +110,8 @@ class Session:
 
         ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
         """
+        # Here, for the GPU check allocates widths on machines that have torch and little else.
+
         if self.store is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="prunekit-levels-")
         folder = self.store or Path(self._temporary.name)
@@ -127,6 +131,8 @@ class Session:
 
     def fitness(self, levels: Levels) -> Fitness:
         """What candidates of ``levels`` are measured by: some of the calibration text, a sequence at least."""
+        from prunekit.fitness import Fitness
+
         ids = self._text()
         some = ids[: max(4, -(-_FITNESS_TOKENS // ids.shape[1]))]
         return Fitness(self.model, self.family, self.source, some, levels, self._batch_size)

@@ -49,7 +49,7 @@ _ROWS = 4096
 @dataclass(frozen=True)
 class SliceConfig:
     """What decides a sliced model, apart from the dense one. ``multiple`` is what its hidden_size is rounded to (the
-    paper's 8); where the stock config wants a multiple of the number of heads, it is one of both."""
+    paper's 8); where the stock config wants a multiple of the number of heads, it is that instead."""
 
     target: Target
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -74,7 +74,9 @@ def slice_model(
     check_family(source.family)
     dtype = stored_dtype(config.store_dtype)
     budget = config.target.budget(source.shape, (dtype or source.dtype).itemsize)
-    width, new = widest_within(source, budget, config.multiple)
+    multiple = hidden_multiple(source, config.multiple)
+    width = widest_within(source, budget, multiple)
+    new = sliced_config(source, width)
     check_length(config.calibration, source.config)
     calibration = calibration_text(config.calibration, load_tokenizer(source), source, config.device)
     check_tokens(calibration.blocks, source.config)
@@ -98,7 +100,7 @@ def slice_model(
             },
             "method": METHODS["slicegpt"].describe(),
             "target": {"asked": config.target.text, "parameters": budget},
-            "rounding": {"hidden_multiple": config.multiple},
+            "rounding": {"hidden_multiple": multiple},
             "kept_variance": round(float(shares[:width].sum()), 6),
             "calibration": calibration.describe(),
             "computed_in": computed,
@@ -134,20 +136,30 @@ def sliced_config(source: Source, width: int) -> Any:
     return pruned_config(source.family, base, layers, range(len(layers)))
 
 
-def widest_within(source: Source, budget: int, multiple: int) -> tuple[int, Any]:
-    """The largest multiple of ``multiple`` for which the whole model has at most ``budget`` parameters and a config
-    can be made, and that config. Raises PrunekitError where there is none."""
+def hidden_multiple(source: Source, multiple: int) -> int:
+    """``multiple``, or the number of heads where the config refuses hidden sizes that heads don't divide."""
+    heads = source.shape.layers[0].num_attention_heads
+    if multiple % heads == 0:
+        return multiple
+    try:
+        sliced_config(source, multiple * (heads + 1))
+    except PrunekitError:
+        return heads
+    return multiple
+
+
+def widest_within(source: Source, budget: int, multiple: int) -> int:
+    """The largest multiple of ``multiple`` for which the whole model has at most ``budget`` parameters.
+
+    Raises PrunekitError where there is none.
+    """
     untied = replace(source.shape, tie_word_embeddings=False)
     for width in range(source.shape.hidden_size // multiple * multiple, 0, -multiple):
         if replace(untied, hidden_size=width).parameters <= budget:
-            try:
-                return width, sliced_config(source, width)
-            except PrunekitError:
-                continue
+            return width
     raise PrunekitError(
-        f"The target of {budget:,} parameters is out of reach for slicegpt: "
-        f"{replace(untied, hidden_size=multiple).parameters:,} would be left with a hidden size of {multiple}, and a "
-        f"{source.family.name} config may take only multiples of its number of heads. Ask for a larger target."
+        f"The target of {budget:,} parameters is out of reach for slicegpt: with a hidden size of {multiple}, the least, "
+        f"{replace(untied, hidden_size=multiple).parameters:,} are left. Ask for a larger target."
     )
 
 

@@ -444,6 +444,20 @@ def test_slicegpt_of_layers_that_differ(llama: Source, text: Path, tmp_path: Pat
     assert error(logits(made), logits(load_model(pruned, device="cpu"))) < 1
 
 
+@pytest.mark.parametrize(("model_type", "multiple"), [("llama", 6), ("qwen2", 8)])
+def test_slicegpt_minds_what_the_stock_config_takes(model_type: str, multiple: int, text: Path, tmp_path: Path) -> None:
+    """Llama's config refuses hidden sizes that its heads don't divide, here six; Qwen2's does not."""
+    folder = save_tiny(tmp_path / "m", model_type, hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
+    config = SliceConfig(parse_target("0.8", None, None), CalibrationConfig(str(text), 4, 16), device="cpu")
+    plan, written = slice_model(resolve(str(folder)), config, tmp_path / "out")
+    width = plan.changes["hidden_size"]
+    assert plan.provenance["rounding"]["hidden_multiple"] == multiple and width % multiple == 0
+    budget = plan.provenance["target"]["parameters"]
+    assert written.parameters <= budget < replace(plan.shape, hidden_size=width + multiple).parameters
+    stock = FAMILIES[model_type].stock(written.architecture).from_pretrained(tmp_path / "out")
+    assert torch.isfinite(logits(stock)).all()
+
+
 @pytest.mark.parametrize(
     ("model_type", "options", "said"),
     [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prunekit.allocation.base import Advance
 from prunekit.curves import Heads, LayerCurves
-from prunekit.fitness import Fitness
-from prunekit.levels import Candidate, Levels
 from prunekit.shape import LayerShape, ModelShape
+
+if TYPE_CHECKING:
+    from prunekit.fitness import Fitness
+    from prunekit.levels import Candidate, Levels
 
 # The share of units that is left where a curve is measured, and of the text that serves.
 _LEFT = 0.6

@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem, allocation
 from prunekit.allocation.measure import measured
@@ -15,10 +16,12 @@ from prunekit.allocation.optimal import fill, solve
 from prunekit.curves import Heads
 from prunekit.errors import PrunekitError
 from prunekit.files import write_text
-from prunekit.fitness import Fitness
-from prunekit.levels import Candidate, Levels
 from prunekit.session import Session
 from prunekit.shape import LayerShape, ModelShape
+
+if TYPE_CHECKING:
+    from prunekit.fitness import Fitness
+    from prunekit.levels import Candidate, Levels
 
 # Shares of the text that a candidate is measured on, and of the candidates that get there.
 _STAGES = ((0.25, 1.0), (1.0, 0.25))
