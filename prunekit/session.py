@@ -112,6 +112,9 @@ class Session:
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
 
+        # Here, for the GPU check allocates widths on machines that have torch and little else.
+        from prunekit.levels import level_name, read_levels, write_levels
+
         if self.store is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="prunekit-levels-")
         folder = self.store or Path(self._temporary.name)
