@@ -111,8 +111,6 @@ class Session:
         ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
-
-        # Here, for the GPU check allocates widths on machines that have torch and little else.
         from prunekit.levels import level_name, read_levels, write_levels
 
         if self.store is None:
