@@ -158,8 +158,8 @@ def widest_within(source: Source, budget: int, multiple: int) -> int:
         if replace(untied, hidden_size=width).parameters <= budget:
             return width
     raise PrunekitError(
-        f"The target of {budget:,} parameters is out of reach for slicegpt: with a hidden size of {multiple}, the least, "
-        f"{replace(untied, hidden_size=multiple).parameters:,} are left. Ask for a larger target."
+        f"The target of {budget:,} parameters is out of reach for slicegpt: with a hidden size of {multiple}, the "
+        f"least, {replace(untied, hidden_size=multiple).parameters:,} are left. Ask for a larger target."
     )
 
 
