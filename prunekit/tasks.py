@@ -86,10 +86,13 @@ def prepare_tasks(config: TasksConfig) -> PreparedTasks:
     with harness.silent():
         manager = harness.index(list(config.tasks), local=data is not None)
         for name in config.tasks:
-            found = harness.load(manager, name) if data is None else harness.load_local(manager, name, data, left_out)
+            missing: dict[str, str] = {}
+            found = harness.load(manager, name) if data is None else harness.load_local(manager, name, data, missing)
             if not found:
-                why = "; ".join(dict.fromkeys(left_out.values()))
-                raise PrunekitError(f"The task {name} can't be made from the files in {config.data}: {why}.")
+                why = next(iter(missing.values()))
+                more = f", and so on for {len(missing)} tasks" if len(missing) > 1 else ""
+                raise PrunekitError(f"The task {name} can't be made from the files in {config.data}: {why}{more}.")
+            left_out |= missing
             roots += found
         tasks = {}
         for root in roots:
