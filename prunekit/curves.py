@@ -39,6 +39,11 @@ _ROUNDS = 96
 _ENORMOUS = 8.0
 
 
+def layer_shape(heads: Heads, width: int) -> LayerShape:
+    """The shape of a layer with such heads and an FFN of ``width``."""
+    return LayerShape(heads[0] * heads[1], heads[0], width)
+
+
 @dataclass(frozen=True)
 class FfnCurve:
     """``order``: channels in the order they go; ``loss[k]``: nats a token with the first k gone."""

@@ -63,8 +63,12 @@ class Fitness:
             self._streams[first:] = self._run(self._streams[first], first)
         self._adopted = candidate
 
-    def close(self) -> None:
+    def restore(self) -> None:
+        """Put the dense projections back; measuring goes on from there as before."""
         self._stitched.restore()
+
+    def close(self) -> None:
+        self.restore()
         self._streams = []
 
     def _differs(self, candidate: Candidate) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from prunekit.plan import Plan, encode_ranges
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
 from prunekit.refit import RefitConfig
-from prunekit.refitting import described
 from prunekit.rounding import Rounding
 from prunekit.session import Session
 from prunekit.source import load_model, load_tokenizer, pick_dtype
@@ -146,7 +145,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             "seed": config.seed,
             "computed_in": computed,
             **({"compensation": compensation} if compensation else {}),
-            **({"refit": described(config.refit)} if config.refit else {}),
+            **({"refit": asdict(config.refit)} if config.refit else {}),
             "history": list(allocated.history),
             "versions": versions(),
         },

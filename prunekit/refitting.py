@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError
 from prunekit.plan_text import text_of
@@ -14,11 +13,6 @@ from prunekit.source import load_model
 if TYPE_CHECKING:
     from prunekit.plan import Plan
     from prunekit.source import Source
-
-
-def described(config: RefitConfig) -> dict[str, Any]:
-    """What a plan's provenance says of its refit."""
-    return asdict(config)
 
 
 def refit_config(plan: Plan) -> RefitConfig | None:

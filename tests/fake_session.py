@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from prunekit.curves import FfnCurve, HeadChoice, LayerCurves
+from prunekit.curves import FfnCurve, HeadChoice, LayerCurves, layer_shape
 from prunekit.levels import Candidate, Levels
 from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
@@ -74,10 +74,13 @@ class FakeFitness:
         self._curves = levels.curves
 
     def measure(self, candidate: Candidate, share: float = 1.0) -> float:
-        shapes = (LayerShape(kv * group, kv, width) for (kv, group), width in candidate)
+        shapes = (layer_shape(*each) for each in candidate)
         return sum(curve.loss(shape) for curve, shape in zip(self._curves, shapes, strict=True))
 
     def adopt(self, candidate: Candidate) -> None:
+        pass
+
+    def restore(self) -> None:
         pass
 
     def close(self) -> None:

@@ -178,3 +178,16 @@ def test_every_candidate_meets_the_budget():
         assert grid.cost(child) <= problem.budget and child[1] == ((4, 2), 96)
         seen.add(child)
     assert len(seen) > 20
+
+
+def test_starts_are_scored_on_the_dense_model():
+    """Whatever was measured before, a start is the one that the allocation gives by itself."""
+    model = tiny_model("llama")
+    problem = _problem(model, starts=("global",), generations=0)
+    alone = allocation("search")(_session(copy.deepcopy(model)), problem, _nothing)
+    session = _session(model)
+    seen = []
+    score = session.score
+    session.score = lambda step=0: seen.append(_kl(model, tiny_model("llama"), _ids())) or score(step)
+    assert allocation("search")(session, problem, _nothing) == alone
+    assert seen == [0]

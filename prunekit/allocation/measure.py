@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit.allocation.base import Advance
-from prunekit.curves import Heads, LayerCurves
+from prunekit.curves import Heads, LayerCurves, layer_shape
 from prunekit.shape import LayerShape, ModelShape
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def measured(source: ModelShape, levels: Levels, fitness: Fitness, advance: Adva
         factors = []
         for what in ((heads, narrow), (fewer, width)):
             factor = 1.0
-            shape = LayerShape(what[0][0] * what[0][1], what[0][0], what[1])
+            shape = layer_shape(*what)
             expected = curve.loss(shape)
             if shape != dense and expected > 0:
                 changed = (*whole[:index], what, *whole[index + 1 :])

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
 from prunekit.allocation.measure import measured
-from prunekit.curves import Heads, LayerCurves
+from prunekit.curves import Heads, LayerCurves, layer_shape
 from prunekit.errors import PrunekitError
 from prunekit.session import Session
 from prunekit.shape import LayerShape, ModelShape
@@ -85,7 +85,7 @@ def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -
             heads[choice.layer] = choice.what
         elif taken and isinstance(choice.what, int):
             widths[choice.layer] = choice.what
-    return fill(source, problem, curves, [_shape(heads[index], widths[index]) for index in range(len(curves))])
+    return fill(source, problem, curves, [layer_shape(heads[index], widths[index]) for index in range(len(curves))])
 
 
 @contextmanager
@@ -102,17 +102,14 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _shape(heads: Heads, width: int) -> LayerShape:
-    return LayerShape(heads[0] * heads[1], heads[0], width)
-
-
 def _choices(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> list[list[_Choice]]:
     """What the attention, and what the FFN of a layer can be."""
     dense = source.layers[index]
     whole: Heads = (dense.num_key_value_heads, dense.group_size)
     heads = [whole] if index in problem.protected else problem.rounding.attention_choices(dense, problem.units)
     attention = [
-        _Choice(index, each, curve.heads[each].loss, source.attention_parameters(_shape(each, 1))) for each in heads
+        _Choice(index, each, curve.heads[each].loss, source.attention_parameters(layer_shape(each, 1)))
+        for each in heads
     ]
     ffn = [
         _Choice(index, width, curve.ffn.loss_at(width), width * source.ffn_channel_parameters)
@@ -169,7 +166,7 @@ def _more_heads(
             if index in problem.protected:
                 continue
             for each in problem.rounding.attention_choices(source.layers[index], problem.units):
-                shape = _shape(each, now.intermediate_size)
+                shape = layer_shape(each, now.intermediate_size)
                 cost = source.attention_parameters(shape) - source.attention_parameters(now)
                 gain = curves[index].loss(now) - curves[index].loss(shape)
                 if 0 < cost <= free and gain >= 0:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem, allocation
 from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import fill, solve
-from prunekit.curves import Heads
+from prunekit.curves import Heads, layer_shape
 from prunekit.errors import PrunekitError
 from prunekit.files import write_text
 from prunekit.session import Session
@@ -47,6 +47,8 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
     try:
         if state.best is None:
             for name in problem.starts:
+                # Scores are of the dense model, not of the candidate that was measured last.
+                fitness.restore()
                 candidate = grid.snap(_start(name, session, problem, levels))
                 kl = fitness.measure(candidate)
                 advance(note=f"{name}: KL {kl:.4f}")
@@ -85,10 +87,6 @@ def _start(name: str, session: Session, problem: Problem, levels: Levels) -> Seq
     return [keep.shape for keep in keeps]
 
 
-def _shape(heads: Heads, width: int) -> LayerShape:
-    return LayerShape(heads[0] * heads[1], heads[0], width)
-
-
 class _Grid:
     """The candidates that meet the budget, and the ways from one to another."""
 
@@ -118,10 +116,10 @@ class _Grid:
 
     def shapes(self, candidate: Candidate) -> list[LayerShape]:
         """The shapes that a candidate stands for."""
-        return [_shape(heads, self._allowed[index][width]) for index, (heads, width) in enumerate(candidate)]
+        return [layer_shape(heads, self._allowed[index][width]) for index, (heads, width) in enumerate(candidate)]
 
     def _attention(self, heads: Heads) -> int:
-        return self._source.attention_parameters(_shape(heads, 1))
+        return self._source.attention_parameters(layer_shape(heads, 1))
 
     def cost(self, candidate: Candidate) -> int:
         return self._source.with_layers(self.shapes(candidate)).parameters
@@ -193,14 +191,14 @@ class _Grid:
         def price(move: tuple[int, tuple[Heads, int]]) -> float:
             index, new = move
             curve, old = self._levels.curves[index], made[index]
-            loss = curve.loss(_shape(*new)) - curve.loss(_shape(*old))
+            loss = curve.loss(layer_shape(*new)) - curve.loss(layer_shape(*old))
             return loss / max(abs(self._cost_of(index, new) - self._cost_of(index, old)), 1)
 
         index, new = min(moves, key=price)
         made[index] = new
 
     def _cost_of(self, index: int, what: tuple[Heads, int]) -> int:
-        return self._source.layer_parameters(_shape(what[0], self._allowed[index][what[1]]))
+        return self._source.layer_parameters(layer_shape(what[0], self._allowed[index][what[1]]))
 
 
 @dataclass
