@@ -4,8 +4,11 @@
         --blocks 0.79 --blocks 0.6 --output benchmarks/results/quality.json
 
 Every method cuts the same model to the same size on the same calibration text, through the same rebuild, each in a
-process of its own. What is done is kept in --output: a run that was cut short goes on where it was. Beside the JSON go
-a Markdown table and a plot of quality against parameters (and against latency, with --latency).
+process of its own; `prunekit` mixes it with as much text that the model writes (the ablation's "text alone" doesn't).
+What is kept in the cache folder (sampled text, loss curves) is not made again, so that only the first run that needs it
+counts its seconds: start from an empty PRUNEKIT_CACHE. What is done is kept in --output: a run that was cut short goes
+on where it was. Beside the JSON go a Markdown table and a plot of quality against parameters (and against latency, with
+--latency).
 """
 
 from __future__ import annotations
@@ -35,22 +38,23 @@ METHODS: dict[str, str] = {
     "flap": "--method flap",
     "fisher-global": "--method fisher-global",
     "adapt-pruner": "--method adapt-pruner",
-    "prunekit": "--method prunekit",
+    "prunekit": "--method prunekit --calib {mix}",
 }
 # What each part of the best recipe brings: allocation, selection and refit, one changed at a time.
 ABLATION: dict[str, str] = {
     "uniform taylor": "--method llm-pruner --protect-layers none",
-    "uniform taylor + refit": "--method llm-pruner --protect-layers none --refit",
-    "adapt + refit": "--method adapt-pruner --refit",
+    "uniform taylor + refit": "--method llm-pruner --protect-layers none --refit --calib {mix}",
+    "adapt + refit": "--method adapt-pruner --refit --calib {mix}",
     "global fisher": "--method fisher-global",
-    "global fisher + refit, outputs only": "--method fisher-global --refit --refit-inputs 0",
-    "global fisher + refit": "--method fisher-global --refit",
-    "curves (optimal), no refit": "--method prunekit --no-refit",
-    "curves + refit, same-input targets": "--method prunekit --refit-towards 0",
-    "curves + refit, dense targets": "--method prunekit --refit-towards 1",
-    "curves + refit, outputs only": "--method prunekit --refit-inputs 0",
-    "curves + refit (prunekit)": "--method prunekit",
-    "search + refit": "--method prunekit --allocate search",
+    "global fisher + refit": "--method fisher-global --refit --calib {mix}",
+    "curves (optimal), no refit": "--method prunekit --no-refit --calib {mix}",
+    "curves + refit, text alone": "--method prunekit",
+    "curves + refit, same-input targets": "--method prunekit --refit-towards 0 --calib {mix}",
+    "curves + refit, dense targets": "--method prunekit --refit-towards 1 --calib {mix}",
+    "curves + refit, inputs too": "--method prunekit --refit-inputs 1 --calib {mix}",
+    "curves + refit, ridge by held-out error": "--method prunekit --ridge auto --calib {mix}",
+    "curves + refit (prunekit)": "--method prunekit --calib {mix}",
+    "search + refit": "--method prunekit --allocate search --calib {mix}",
 }
 SETS = {"methods": METHODS, "ablation": ABLATION}
 
@@ -131,7 +135,9 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
     with tempfile.TemporaryDirectory(prefix="prunekit-quality-") as folder:
         out = str(Path(folder) / "pruned")
         command = ["prune", options.model, "--blocks", str(share), "--calib", options.calib, "--seed", str(seed)]
-        command += ["--ffn-multiple", str(options.ffn_multiple), *told, *shlex.split(arguments), "-o", out]
+        # A later --calib overrides the first.
+        own = [part.format(mix=_mix(options.calib)) for part in shlex.split(arguments)]
+        command += ["--ffn-multiple", str(options.ffn_multiple), *told, *own, "-o", out]
         started = time.perf_counter()
         try:
             made, peak = _prunekit(command)
@@ -152,6 +158,10 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
             timed, _ = _prunekit(["bench", out, "--baseline", options.model, "--repeats", "10"])
             result["latency"] = {name: timed["results"][0][name]["ratio"] for name in ("ttft", "tpot")}
         return result
+
+
+def _mix(calib: str) -> str:
+    return calib if "," in calib or calib == "self" else f"{calib}:0.5,self:0.5"
 
 
 def _prunekit(arguments: Sequence[str]) -> tuple[Any, int]:

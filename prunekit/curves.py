@@ -8,7 +8,8 @@ sub-layers are in one unit, nats a token, and can be weighed against each other.
 A Kronecker factorisation takes errors and gradients of a token for independent. They are not where tokens differ in
 norm: so errors are divided, and gradients multiplied, by the root mean square s_t of the residual stream behind the
 sub-layer, which the next norm divides by. The few tokens of enormous norm on which attention rests where it has nothing
-to attend to are left out: they would decide both factors.
+to attend to are left out of the gradients' factor, which they would decide; of the errors' they are part, or the units
+that make them so large would go.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ Solved = dict[Heads | int, torch.Tensor]
 # Channels are eliminated in at most this many rounds: each costs a pass over a matrix of the FFN's width squared.
 _ROUNDS = 96
 _ENORMOUS = 8.0
+# Holds projections to their old weights. Small ones fit the text so closely that what a width costs on other text, and
+# which units it should keep, is told wrongly.
+_RIDGE = 0.3
 
 
 def layer_shape(heads: Heads, width: int) -> LayerShape:
@@ -178,7 +182,7 @@ def layer_curves(
     ids: torch.Tensor,
     fisher: Fisher,
     *,
-    ridge: float = 1e-3,
+    ridge: float = _RIDGE,
     batch_size: int = 8,
     widths: Callable[[int], Sequence[int]] | None = None,
     advance: Advance,
@@ -199,8 +203,7 @@ def layer_curves(
                 for place, hidden in enumerate(stream):
                     z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
                     stream[place] = hidden + parts.added(layer, kind, output)
-                    size = stream_size(stream[place])
-                    weight = torch.where(ordinary(size), size.square().clamp(min=1e-12).reciprocal(), 0.0)
+                    weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
                     flat = z.flatten(0, 1)
                     moments.add(flat, flat[:, :0], weight.flatten())
                 # A bias moves no output's error: wanted are the weights' own products.

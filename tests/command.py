@@ -19,6 +19,8 @@ from prunekit.cli import main
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = "The quick brown fox jumps over the lazy dog while the others look on in quiet wonder. "
+DEFAULT = "the default method"
+"""Among a command's arguments: leave its method out."""
 # Few and short sequences, and exact widths: a tiny model has no 64 channels to round to.
 QUICK = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--steps", "4", "--device", "cpu")
 
@@ -39,11 +41,19 @@ class Ended:
 Command = Callable[..., Ended]
 
 
+def _with_method(arguments: tuple[object, ...]) -> list[str]:
+    """Where a test names no method, it means one that takes a second: the default one draws curves and refits."""
+    told = [*map(str, arguments)]
+    if told[:1] in (["plan"], ["prune"]) and not {"--method", "--plan", "--help", DEFAULT} & {*told}:
+        told += ["--method", "adapt-pruner"]
+    return [each for each in told if each != DEFAULT]
+
+
 def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """``command("plan", path, ...)`` runs prunekit's entry point in this process."""
 
     def command(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prunekit", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["prunekit", *_with_method(arguments)])
         capsys.readouterr()
         code = 0
         try:
@@ -63,7 +73,7 @@ def start(*arguments: object, code: str | None = None, **options: Any) -> subpro
     lines = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'"
     lines += f"\n{code or ''}\nfrom prunekit.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", lines, *map(str, arguments)],
+        [sys.executable, "-c", lines, *_with_method(arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -51,7 +51,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     with pytest.MonkeyPatch.context() as patch:
         from prunekit.cli import main
 
-        arguments = ["prune", str(made.model), "-o", str(made.pruned), "--blocks", "0.7", "--calib", str(made.text)]
+        arguments = ["prune", str(made.model), "-o", str(made.pruned), "--blocks", "0.7"]
+        arguments += ["--calib", str(made.text), "--method", "adapt-pruner"]
         patch.setattr(sys, "argv", ["prunekit", *arguments, *QUICK, "--json"])
         main()
     shutil.copy(made.pruned / "plan.json", made.plan)

@@ -29,6 +29,7 @@ def _one_thread() -> Any:
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("generate")
     arguments = ["prune", str(save_tiny(place / "model")), "-o", str(place / "pruned"), "--blocks", "0.7"]
+    arguments += ["--method", "adapt-pruner"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prunekit", *arguments, "--calib", str(write_text(place / "text.txt")), *QUICK])
         main()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Command, make_command, save_tiny, write_text
+from command import DEFAULT, Command, make_command, save_tiny, write_text
 from tiny import one_thread
 
 from prunekit.plan import Plan
@@ -89,6 +89,18 @@ def test_a_plan_with_a_refit_is_applied_later_as_it_would_have_been_at_once(
     assert not (tmp_path / "no").exists()
 
 
+def test_the_default_method_refits(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    arguments = (model, "--blocks", "0.6", DEFAULT, "--calib", text, *SHORT)
+    data = _succeed(command, "prune", *arguments, "--ridge", "auto", "-o", tmp_path / "pruned")
+    assert data["method"]["name"] == "prunekit" and data["method"]["allocation"] == "optimal"
+    assert Plan.load(tmp_path / "pruned" / "plan.json").provenance["refit"] == {
+        "towards": 0.5,
+        "inputs": 0.0,
+        "ridge": None,
+        "held_out": 0.125,
+    }
+
+
 @pytest.mark.parametrize("allocate", ["optimal", "search"])
 def test_measured_allocations(allocate: str, command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     told = ("--allocate", allocate, "--generations", "2", "--offspring", "2", "--search-from", "uniform")
@@ -119,6 +131,7 @@ def test_text_that_the_model_writes(command: Command, model: Path, text: Path, t
         (("--ridge", "0.1"), "add --refit"),
         (("--refit", "--refit-towards", "2"), "--refit-towards must lie between 0 and 1"),
         (("--refit", "--ridge", "0"), "--ridge must lie above 0"),
+        (("--refit", "--ridge", "most"), "a number or auto"),
         (("--method", "slicegpt", "--refit"), "leave out --refit"),
         (("--allocate", "search", "--generations", "-1"), "generations"),
         (("--allocate", "search", "--search-from", "anywhere"), "starts from"),

@@ -142,10 +142,10 @@ RefitInputs = Annotated[
     ),
 ]
 Ridge = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="How strongly weights are held to their old values.",
-        show_default="chosen on held-out text",
+        help="How strongly weights are held to their old values; auto: what errs least on held-out text.",
+        show_default="0.01",
         rich_help_panel=_REFIT,
     ),
 ]
@@ -282,7 +282,7 @@ def calibration(
 
 
 def refit_of(
-    method: Method, refit: bool | None, towards: float | None, inputs: float | None, ridge: float | None
+    method: Method, refit: bool | None, towards: float | None, inputs: float | None, ridge: str | None
 ) -> RefitConfig | None:
     """How to refit, None where nothing is. Raises PrunekitError for settings without a refit."""
     from prunekit.refit import RefitConfig
@@ -295,7 +295,21 @@ def refit_of(
         raise PrunekitError(f"{name} says how to refit, but nothing is refitted; add --refit.")
     if wanted and method.rotates:
         raise PrunekitError(f"{method.name} leaves no projection as it was to be refitted; leave out --refit.")
-    return RefitConfig(**told) if wanted else None
+    if not wanted:
+        return None
+    settings: dict[str, float | None] = {name: value for name, value in told.items() if not isinstance(value, str)}
+    if ridge is not None:
+        settings["ridge"] = _ridge(ridge)
+    return RefitConfig(**settings)  # type: ignore[arg-type]
+
+
+def _ridge(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise PrunekitError(f"--ridge takes a number or auto, got {text!r}.") from None
 
 
 def check_target(params: str | None, blocks: str | None, weights: str | None) -> None:
