@@ -130,7 +130,7 @@ METHODS: dict[str, Method] = {
             units=("ffn", "kv", "query"),
             refit=True,
             calib="builtin:0.5,self:0.5",
-            sequences=192,
+            sequences=128,
             length=512,
             batch_size=8,
         ),

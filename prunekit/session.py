@@ -29,7 +29,7 @@ _LEVELS = 16
 # Tokens that a candidate of a search is measured on.
 _FITNESS_TOKENS = 4096
 # Tokens that curves are drawn on: of more text, the rest serves the refit alone.
-_LEVEL_TOKENS = 65536
+_LEVEL_TOKENS = 32768
 # A backward pass costs twice a forward one, and a Fisher matrix of hidden_size squared needs no more.
 _FISHER_TOKENS = 16384
 
@@ -92,7 +92,7 @@ class Session:
     def _curves(
         self, advance: Callable[..., None], widths: Callable[[int], Sequence[int]] | None
     ) -> Iterator[tuple[LayerCurves, Solved]]:
-        ids = self._split_text()[0]
+        ids = self._level_text()
         some = ids[: self._fisher_sequences(ids)]
         size = max(1, self._batch_size // 2)
         fisher = output_fisher(self.model, self.family, some, batch_size=size, seed=self.seed, advance=advance)
@@ -133,11 +133,12 @@ class Session:
         return made
 
     def fitness(self, levels: Levels) -> Fitness:
-        """What candidates of ``levels`` are measured by: text that their projections were not solved on, where there is
-        enough."""
+        """What candidates of ``levels`` are measured by: some of the calibration text, a sequence at least."""
         from prunekit.fitness import Fitness
 
-        return Fitness(self.model, self.family, self.source, self._split_text()[1], levels, self._batch_size)
+        ids = self._text()
+        some = ids[: max(4, -(-_FITNESS_TOKENS // ids.shape[1]))]
+        return Fitness(self.model, self.family, self.source, some, levels, self._batch_size)
 
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""
@@ -151,17 +152,14 @@ class Session:
             raise PrunekitError("Loss curves need calibration text; name some with --calib.")
         return ids
 
-    def _split_text(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sequences that levels are solved on, and those that candidates are measured on: on the former, a layer looks
-        the better the more closely it was fitted to them, and layers differ in that."""
+    def _level_text(self) -> torch.Tensor:
+        """What levels are solved on."""
         ids = self._text()
-        count = min(max(4, -(-_FITNESS_TOKENS // ids.shape[1])), len(ids) // 4)
-        most = -(-_LEVEL_TOKENS // ids.shape[1])
-        return (ids[:-count][:most], ids[-count:]) if count else (ids, ids)
+        return ids[: -(-_LEVEL_TOKENS // ids.shape[1])]
 
     def curve_steps(self) -> int:
         """How often :meth:`levels` calls ``advance``."""
-        ids = self._split_text()[0]
+        ids = self._level_text()
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
         return batches + 2 * self.source.num_hidden_layers
 
