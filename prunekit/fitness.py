@@ -10,6 +10,7 @@ from prunekit.errors import PrunekitError
 from prunekit.evaluate import head_logits
 from prunekit.families import Family
 from prunekit.levels import Candidate, Levels, Stitched
+from prunekit.merging import InPlace
 from prunekit.shape import ModelShape
 from prunekit.sublayers import KINDS, Sublayers
 
@@ -30,7 +31,8 @@ class Fitness:
     ):
         self._model, self._batch = model, batch_size
         self._parts = Sublayers(model, family, ids.shape[1])
-        self._stitched = Stitched(levels, shape.layers, self._projection)
+        heads = [InPlace(layer, family, shape, index) for index, layer in enumerate(self._parts.layers)]
+        self._stitched = Stitched(levels, shape.layers, self._projection, heads)
         self._adopted = self._stitched.now
         self._streams: list[torch.Tensor] = []
         with torch.no_grad():

@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from prunekit.curves import FfnCurve, HeadChoice, Heads, LayerCurves
+from prunekit.curves import FfnCurve, HeadChoice, LayerCurves
 from prunekit.errors import PrunekitError
-from prunekit.shape import LayerShape
+from prunekit.merging import InPlace
+from prunekit.shape import Heads, LayerShape
 from prunekit.sublayers import KINDS, Kind
 
-VERSION = 1
+VERSION = 2
 
 Candidate = tuple[tuple[Heads, int], ...]
 """For every layer its (KV heads, query heads a group) and its FFN width, all of them levels."""
@@ -89,7 +90,7 @@ def _ffn_levels(names: Iterable[str]) -> tuple[int, ...]:
 
 def _encode(curves: LayerCurves) -> dict[str, Any]:
     heads = [
-        [kv, group, list(choice.kv_heads), list(choice.query_heads), choice.loss]
+        [kv, group, list(choice.kv_heads), list(choice.query_heads), choice.loss, choice.merged]
         for (kv, group), choice in curves.heads.items()
     ]
     return {"order": list(curves.ffn.order), "loss": list(curves.ffn.loss), "heads": heads}
@@ -97,17 +98,26 @@ def _encode(curves: LayerCurves) -> dict[str, Any]:
 
 def _decode(data: dict[str, Any]) -> LayerCurves:
     heads = {
-        (int(kv), int(group)): HeadChoice(tuple(kv_heads), tuple(query), float(loss))
-        for kv, group, kv_heads, query, loss in data["heads"]
+        (int(kv), int(group)): HeadChoice(tuple(kv_heads), tuple(query), float(loss), tuple(map(tuple, merged)))
+        for kv, group, kv_heads, query, loss, merged in data["heads"]
     }
     return LayerCurves(FfnCurve(tuple(data["order"]), tuple(data["loss"])), heads)
 
 
 class Stitched:
-    """The dense model with levels in place of its output projections; ``set`` exchanges only what differs."""
+    """The dense model with levels in place of its output projections; ``set`` exchanges only what differs.
 
-    def __init__(self, levels: Levels, dense: Sequence[LayerShape], projections: Callable[[int, Kind], Any]):
-        self._levels, self._dense, self._projection = levels, dense, projections
+    ``projections`` gives these, ``heads`` where the KV heads of a layer are merged.
+    """
+
+    def __init__(
+        self,
+        levels: Levels,
+        dense: Sequence[LayerShape],
+        projections: Callable[[int, Kind], Any],
+        heads: Sequence[InPlace],
+    ):
+        self._levels, self._dense, self._projection, self._heads = levels, dense, projections, heads
         self._original = {
             (index, kind): projections(index, kind).weight.data for index in range(len(dense)) for kind in KINDS
         }
@@ -132,6 +142,8 @@ class Stitched:
         whole = what == (width if kind == "ffn" else heads)
         weight = original if whole else self._levels.projection(index, kind, what).to(original)
         self._projection(index, kind).weight.data = weight
+        if isinstance(what, tuple):
+            self._heads[index].set(self._levels.curves[index].heads[what].merged)
 
     def restore(self) -> None:
         self.set(tuple(_whole(layer) for layer in self._dense))

@@ -50,17 +50,25 @@ def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
 class LayerKeep:
     """The units that one layer keeps, as indices into the source model's layer ``index``.
 
-    ``query_heads`` are counted over the whole layer; every kept KV head has the same number of them.
+    ``query_heads`` are counted over the whole layer; every kept KV head has the same number of them. ``merged`` is
+    empty, or says which of ``kv_heads`` become one, their mean, which serves the query heads of all of them: then every
+    such group has the same number of query heads.
     """
 
     index: int
     kv_heads: tuple[int, ...]
     query_heads: tuple[int, ...]
     ffn: tuple[int, ...]
+    merged: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The KV heads of the source that each KV head of the new layer is made of."""
+        return self.merged or tuple((kv,) for kv in self.kv_heads)
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(len(self.query_heads), len(self.kv_heads), len(self.ffn))
+        return LayerShape(len(self.query_heads), len(self.groups), len(self.ffn))
 
     @classmethod
     def everything(cls, index: int, layer: LayerShape) -> LayerKeep:
@@ -83,12 +91,19 @@ class LayerKeep:
                 raise PrunekitError(f"{where} keeps no {name}; keep at least one, or drop the whole layer.")
             if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= limit:
                 raise PrunekitError(f"{where} keeps {name} that are not rising indices below {limit}.")
-        per_group = {kv: 0 for kv in self.kv_heads}
+        if self.merged and (
+            sorted(kv for group in self.merged for kv in group) != list(self.kv_heads)
+            or list(self.merged) != sorted(tuple(sorted(group)) for group in self.merged)
+            or not all(self.merged)
+        ):
+            raise PrunekitError(f"{where} merges KV heads in groups that don't share out the KV heads it keeps.")
+        group_of = {kv: group[0] for group in self.groups for kv in group}
+        per_group = {group[0]: 0 for group in self.groups}
         for head in self.query_heads:
             kv = head // dense.group_size
-            if kv not in per_group:
+            if kv not in group_of:
                 raise PrunekitError(f"{where} keeps query head {head}, but not KV head {kv}, which serves it.")
-            per_group[kv] += 1
+            per_group[group_of[kv]] += 1
         if len(set(per_group.values())) != 1:
             raise PrunekitError(f"{where} keeps unequal numbers of query heads in its KV groups: {per_group}.")
 
@@ -157,6 +172,7 @@ class Plan:
                     "kv_heads": encode_ranges(layer.kv_heads),
                     "query_heads": encode_ranges(layer.query_heads),
                     "ffn": encode_ranges(layer.ffn),
+                    **({"merged": [encode_ranges(group) for group in layer.merged]} if layer.merged else {}),
                 },
             }
             for layer in self.layers
@@ -208,6 +224,7 @@ class Plan:
                         decode_ranges(keep["kv_heads"], dense.num_key_value_heads),
                         decode_ranges(keep["query_heads"], dense.num_attention_heads),
                         decode_ranges(keep["ffn"], dense.intermediate_size),
+                        tuple(decode_ranges(group, dense.num_key_value_heads) for group in keep.get("merged", ())),
                     )
                 )
                 shape = layers[-1].shape

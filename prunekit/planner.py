@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.allocation import Problem, allocation
+from prunekit.allocation.base import CURVES, check_units
 from prunekit.allocation.drop import check_droppable
 from prunekit.allocation.reach import check_protected, check_reachable
 from prunekit.calibration import Calibration, CalibrationConfig, check_length, check_tokens
@@ -24,6 +25,8 @@ from prunekit.provenance import model_label, versions
 from prunekit.refit import RefitConfig
 from prunekit.rounding import Rounding
 from prunekit.session import Session
+from prunekit.shape import merged_heads
+from prunekit.slicing import check_mergeable
 from prunekit.source import load_model, load_tokenizer, pick_dtype
 from prunekit.targets import Target
 
@@ -63,6 +66,9 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             f"to plan; use `prunekit prune --method {method.name}`, which says what the result costs."
         )
     allocate = allocation(method.allocation)
+    check_units(method.allocation, method.units)
+    if "kv-merge" in method.units:
+        check_mergeable(source.family)
     # Unknown names are refused before a model is loaded for minutes.
     importance(method.importance)
     if method.layer_importance:
@@ -109,6 +115,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     check_tokens(calibration.blocks, source.config)
     model = load_model(source, dtype=config.dtype, device=config.device)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
+    merge = "kv-merge" in method.units
     session = Session(
         model,
         source.family,
@@ -119,7 +126,8 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         seed=config.seed,
         checkpoint=config.checkpoint,
         counted=counted,
-        store=_store(source, calibration, computed) if method.allocation in ("optimal", "search") else None,
+        store=_store(source, calibration, computed, merge) if method.allocation in CURVES else None,
+        merge=merge,
     )
     with progress(f"Planning ({method.name})", _steps(session, method, budget)) as advance:
         allocated = allocate(session, problem, advance)
@@ -157,8 +165,10 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
 
 def _steps(session: Session, method: Method, budget: int) -> int:
     """How often ``advance`` is to be expected: adapt takes 1/T of the blocks a scoring pass."""
-    if method.allocation in ("optimal", "search"):
+    if method.allocation in CURVES:
         rounds = len(method.starts) + method.generations if method.allocation == "search" else 0
+        merges = sum(len({kv for kv, _ in merged_heads(layer)}) for layer in session.source.layers)
+        rounds += merges if "kv-merge" in method.units else 0
         return session.curve_steps() + 2 * session.source.num_hidden_layers + rounds
     if method.allocation != "adapt":
         return 1
@@ -166,8 +176,8 @@ def _steps(session: Session, method: Method, budget: int) -> int:
     return max(1, round((shape.parameters - budget) / shape.block_parameters * method.steps) + 1)
 
 
-def _store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str]) -> Path:
+def _store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str], merge: bool) -> Path:
     """Where level databases of that model on that text are kept: a search for another target finds them there."""
-    key = [source.fingerprint, calibration.fingerprint, computed, versions()]
+    key = [source.fingerprint, calibration.fingerprint, computed, versions(), *(["kv-merge"] if merge else [])]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder() / "levels" / name

@@ -146,7 +146,7 @@ class _Walk:
             self.same = False
             return
         projection = parts.projection(cut, kind)
-        whole = projection.weight.shape == parts.projection(dense, kind).weight.shape
+        whole = projection.weight.shape == parts.projection(dense, kind).weight.shape and not _merges(keep, kind)
         if whole and self.same:
             self.pruned = [hidden.clone() for hidden in self.dense]
             return
@@ -202,7 +202,7 @@ class _Walk:
         if not same:
             return z, None
         projection = parts.projection(dense, kind)
-        if not self._corrected and z.shape[-1] == projection.in_features:
+        if not self._corrected and z.shape[-1] == projection.in_features and not _merges(keep, kind):
             return z, nn.functional.linear(z, projection.weight, projection.bias)
         return z, parts.run(dense, index, kind, parts.normed(dense, kind, hidden))[1]
 
@@ -266,3 +266,8 @@ class _Walk:
         if bias:
             projection.bias.data = new[:, -1].contiguous()
         return inputs
+
+
+def _merges(keep: LayerKeep, kind: Kind) -> bool:
+    """True where the projection's inputs are others than the dense layer's, though there are as many."""
+    return kind == "attention" and bool(keep.merged)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from prunekit.errors import PrunekitError
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import LayerShape, ModelShape, merged_heads
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,18 @@ class Rounding:
 
     def attention_choices(self, dense: LayerShape, units: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
         """The (KV heads, query heads a group) a layer may have, in falling order of heads. ``units`` says what may be
-        pruned: "kv" removes groups, "query" removes the same number of query heads from every group."""
+        pruned: "kv" removes groups, "query" removes the same number of query heads from every group, "kv-merge" merges
+        KV heads, which gives more query heads a group than any cut."""
         kv_counts = range(dense.num_key_value_heads, 0, -1) if "kv" in units else [dense.num_key_value_heads]
         group_sizes = range(dense.group_size, 0, -1) if "query" in units else [dense.group_size]
-        choices = []
-        for kv in kv_counts:
-            for group in group_sizes:
-                whole = kv == dense.num_key_value_heads and group == dense.group_size
-                fits = kv % self.kv_multiple == 0 and kv * group % self.head_multiple == 0 and kv >= self.min_kv_heads
-                if whole or fits:
-                    choices.append((kv, group))
-        return tuple(choices)
+        choices = [(kv, group) for kv in kv_counts for group in group_sizes]
+        if "kv-merge" in units:
+            choices += merged_heads(dense, "query" in units)
+        whole = (dense.num_key_value_heads, dense.group_size)
+        return tuple(heads for heads in choices if heads == whole or self._fits(*heads))
+
+    def _fits(self, kv: int, group: int) -> bool:
+        return kv % self.kv_multiple == 0 and kv * group % self.head_multiple == 0 and kv >= self.min_kv_heads
 
     def floor(self, dense: ModelShape, units: tuple[str, ...], protected: frozenset[int]) -> ModelShape:
         """The smallest shape allowed."""

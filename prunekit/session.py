@@ -39,7 +39,8 @@ class Session:
 
     ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
     model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
-    what is worth keeping between runs on the same model and text (level databases, a search's state).
+    what is worth keeping between runs on the same model and text (level databases, a search's state). ``merge`` prices
+    merged KV heads too.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Session:
         checkpoint: bool | None = None,
         counted: ModelShape | None = None,
         store: Path | None = None,
+        merge: bool = False,
     ):
         self.model = model
         self.family = family
@@ -69,6 +71,7 @@ class Session:
         self.seed = seed
         self.store = store
         self._checkpoint = checkpoint
+        self._merge = merge
 
     @property
     def shape(self) -> ModelShape:
@@ -104,6 +107,7 @@ class Session:
             fisher,
             batch_size=self._batch_size,
             widths=widths,
+            merge=self._merge,
             advance=advance,
         )
 
@@ -227,16 +231,19 @@ def top(values: torch.Tensor, count: int) -> tuple[int, ...]:
 
 def compose(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
     """``inner`` indexes into what ``outer`` kept: the same units as indices into the source."""
+    assert not outer.merged, "what is merged has no units of the source any more"
     return LayerKeep(
         outer.index,
         tuple(outer.kv_heads[i] for i in inner.kv_heads),
         tuple(outer.query_heads[i] for i in inner.query_heads),
         tuple(outer.ffn[i] for i in inner.ffn),
+        tuple(tuple(outer.kv_heads[i] for i in group) for group in inner.merged),
     )
 
 
 def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
     """Reverse of :func:`compose`: units of ``inner`` as indices into what ``outer`` kept."""
+    assert not outer.merged, "what is merged has no units of the source any more"
     kept = (outer.kv_heads, outer.query_heads, outer.ffn)
     places = [{unit: place for place, unit in enumerate(units)} for units in kept]
     return LayerKeep(
@@ -244,4 +251,5 @@ def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
         tuple(places[0][unit] for unit in inner.kv_heads),
         tuple(places[1][unit] for unit in inner.query_heads),
         tuple(places[2][unit] for unit in inner.ffn),
+        tuple(tuple(places[0][unit] for unit in group) for group in inner.merged),
     )

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from prunekit.errors import PrunekitError
 
 QKNorm = Literal["none", "head", "all"]
+Heads = tuple[int, int]
+"""KV heads of a layer, and query heads that each of them serves."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ class LayerShape:
     def group_size(self) -> int:
         """Query heads that one KV head serves."""
         return self.num_attention_heads // self.num_key_value_heads
+
+
+def merged_heads(layer: LayerShape, query: bool = False) -> tuple[Heads, ...]:
+    """The (KV heads, query heads a group) that merging gives: always more query heads a group than the layer has, so
+    that no cut has the same. Groups are of equal size, and without ``query`` all query heads stay."""
+    made = []
+    for size in range(2, layer.num_key_value_heads + 1):
+        if layer.num_key_value_heads % size == 0:
+            largest = size * layer.group_size
+            for group in range(largest, layer.group_size if query else largest - 1, -1):
+                made.append((layer.num_key_value_heads // size, group))
+    return tuple(made)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,20 @@ from prunekit.session import Session
 
 Advance = Callable[..., None]
 
+SCORED = ("ffn", "kv", "query")
+"""What every allocation can prune."""
+MEASURED = ("kv-merge",)
+"""What is priced by loss curves alone."""
+CURVES = ("optimal", "search")
+"""The allocations that draw them."""
+
 
 @dataclass(frozen=True)
 class Problem:
     """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have.
 
-    ``units`` names what may be pruned: "ffn", "kv" (whole KV groups), "query" (query heads, equally in every group).
+    ``units`` names what may be pruned: "ffn", "kv" (whole KV groups), "query" (query heads, equally in every group),
+    "kv-merge" (KV heads become their mean; only by measured curves).
     ``attention_ratio`` is how fast attention shrinks relative to the FFNs: 1 alike, 0 never.
     """
 
@@ -35,9 +43,11 @@ class Problem:
     starts: tuple[str, ...] = ("optimal", "global")
 
     def __post_init__(self) -> None:
-        unknown = set(self.units) - {"ffn", "kv", "query"}
+        unknown = set(self.units) - {*SCORED, *MEASURED}
         if unknown or not self.units:
-            raise PrunekitError(f"--prune takes ffn, kv and query, separated by commas; got {','.join(self.units)!r}.")
+            raise PrunekitError(
+                f"--prune takes {', '.join((*SCORED, *MEASURED))}, separated by commas; got {','.join(self.units)!r}."
+            )
         if not 0 <= self.attention_ratio <= 10:
             raise PrunekitError(f"The attention ratio must lie between 0 and 10, got {self.attention_ratio}.")
         if not 1 <= self.steps <= 10_000:
@@ -62,6 +72,16 @@ class Allocated:
 
     keeps: tuple[LayerKeep, ...]
     history: tuple[dict[str, Any], ...] = ()
+
+
+def check_units(method: str, units: tuple[str, ...]) -> None:
+    """Raises PrunekitError where the allocation ``method`` has no price for one of ``units``."""
+    priceless = [unit for unit in units if unit in MEASURED]
+    if priceless and method not in CURVES:
+        raise PrunekitError(
+            f"--prune {priceless[0]} is decided by measured loss curves, which --allocate {method} has none of; take "
+            f"--allocate {' or '.join(CURVES)} (the default method's), or leave {priceless[0]} out."
+        )
 
 
 Allocation = Callable[[Session, Problem, Advance], Allocated]

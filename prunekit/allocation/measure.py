@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit.allocation.base import Advance
-from prunekit.curves import Heads, LayerCurves, layer_shape
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.curves import LayerCurves, layer_shape
+from prunekit.merging import Merged
+from prunekit.shape import Heads, LayerShape, ModelShape
 
 if TYPE_CHECKING:
     from prunekit.fitness import Fitness
@@ -25,7 +26,8 @@ def measured(source: ModelShape, levels: Levels, fitness: Fitness, advance: Adva
 
     A Kronecker-factored Fisher says well which unit of a sub-layer is worth least, but takes tokens for independent:
     heads, whose errors are alike all along a sequence, then look too cheap. One measurement a sub-layer, from the dense
-    model's activations in front of it, 2 · layers in all; ``advance`` is called after each.
+    model's activations in front of it, 2 · layers in all and one for every way to merge KV heads; ``advance`` is called
+    after each.
     """
     whole: Candidate = tuple(
         ((layer.num_key_value_heads, layer.group_size), layer.intermediate_size) for layer in source.layers
@@ -34,9 +36,9 @@ def measured(source: ModelShape, levels: Levels, fitness: Fitness, advance: Adva
     for index, (curve, dense) in enumerate(zip(levels.curves, source.layers, strict=True)):
         heads, width = whole[index]
         narrow = min(levels.ffn[index], key=lambda each: abs(each - _LEFT * width), default=width)
-        fewer = _fewer(curve, dense)
+        merges = merged_whole(curve)
         factors = []
-        for what in ((heads, narrow), (fewer, width)):
+        for what in ((heads, narrow), *((fewer, width) for fewer in (_fewer(curve, dense), *merges.values()))):
             factor = 1.0
             shape = layer_shape(*what)
             expected = curve.loss(shape)
@@ -45,15 +47,25 @@ def measured(source: ModelShape, levels: Levels, fitness: Fitness, advance: Adva
                 factor = min(max(fitness.measure(changed, _SHARE) / expected, 1 / _MOST), _MOST)
             factors.append(factor)
             advance()
-        curves.append(curve.scaled(*factors))
+        ffn, cut, *merged = factors
+        curves.append(curve.scaled(ffn, cut, dict(zip(merges, merged, strict=True))))
     return replace(levels, curves=tuple(curves))
+
+
+def merged_whole(curve: LayerCurves) -> dict[Merged, Heads]:
+    """Every way to merge KV heads that ``curve`` knows, with the heads it gives where all query heads stay."""
+    made: dict[Merged, Heads] = {}
+    for heads, choice in sorted(curve.heads.items()):
+        if choice.merged:
+            made[choice.merged] = heads
+    return made
 
 
 def _fewer(curve: LayerCurves, dense: LayerShape) -> Heads:
     """The choice of heads nearest to the share that is measured, other than all of them."""
     whole = (dense.num_key_value_heads, dense.group_size)
     return min(
-        (heads for heads in curve.heads if heads != whole),
+        (heads for heads, choice in curve.heads.items() if heads != whole and not choice.merged),
         key=lambda heads: abs(heads[0] * heads[1] - _LEFT * dense.num_attention_heads),
         default=whole,
     )

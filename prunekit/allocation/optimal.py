@@ -13,10 +13,10 @@ import numpy as np
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
 from prunekit.allocation.measure import measured
-from prunekit.curves import Heads, LayerCurves, layer_shape
+from prunekit.curves import LayerCurves, layer_shape
 from prunekit.errors import PrunekitError
 from prunekit.session import Session
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import Heads, LayerShape, ModelShape
 
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
 _LEVELS = 48
@@ -106,7 +106,7 @@ def _choices(source: ModelShape, problem: Problem, index: int, curve: LayerCurve
     """What the attention, and what the FFN of a layer can be."""
     dense = source.layers[index]
     whole: Heads = (dense.num_key_value_heads, dense.group_size)
-    heads = [whole] if index in problem.protected else problem.rounding.attention_choices(dense, problem.units)
+    heads = [whole] if index in problem.protected else attention_options(source, problem, index, curve)
     attention = [
         _Choice(index, each, curve.heads[each].loss, source.attention_parameters(layer_shape(each, 1)))
         for each in heads
@@ -116,6 +116,23 @@ def _choices(source: ModelShape, problem: Problem, index: int, curve: LayerCurve
         for width in _widths(problem, index, dense.intermediate_size)
     ]
     return [attention, ffn]
+
+
+def attention_options(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> list[Heads]:
+    """The heads that the rounding allows a layer, with merges only where they pay: where no cut costs at most as many
+    parameters and at most as much loss."""
+    choices = problem.rounding.attention_choices(source.layers[index], problem.units)
+
+    def price(heads: Heads) -> tuple[int, float]:
+        return source.attention_parameters(layer_shape(heads, 1)), curve.heads[heads].loss
+
+    cuts = [price(heads) for heads in choices if not curve.heads[heads].merged]
+
+    def pays(heads: Heads) -> bool:
+        cost, loss = price(heads)
+        return not any(other <= cost and least <= loss for other, least in cuts)
+
+    return [heads for heads in choices if not curve.heads[heads].merged or pays(heads)]
 
 
 def _widths(problem: Problem, index: int, dense: int) -> list[int]:
@@ -165,7 +182,7 @@ def _more_heads(
         for index, now in enumerate(shapes):
             if index in problem.protected:
                 continue
-            for each in problem.rounding.attention_choices(source.layers[index], problem.units):
+            for each in attention_options(source, problem, index, curves[index]):
                 shape = layer_shape(each, now.intermediate_size)
                 cost = source.attention_parameters(shape) - source.attention_parameters(now)
                 gain = curves[index].loss(now) - curves[index].loss(shape)

@@ -6,18 +6,18 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem, allocation
+from prunekit.allocation.base import ALLOCATION, SCORED, Advance, Allocated, Problem, allocation
 from prunekit.allocation.measure import measured
-from prunekit.allocation.optimal import fill, solve
-from prunekit.curves import Heads, layer_shape
+from prunekit.allocation.optimal import attention_options, fill, solve
+from prunekit.curves import layer_shape
 from prunekit.errors import PrunekitError
 from prunekit.files import write_text
 from prunekit.session import Session
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import Heads, LayerShape, ModelShape
 
 if TYPE_CHECKING:
     from prunekit.fitness import Fitness
@@ -79,8 +79,12 @@ def _digest(session: Session, problem: Problem) -> str:
 
 
 def _start(name: str, session: Session, problem: Problem, levels: Levels) -> Sequence[LayerShape]:
-    if name == "optimal":
+    scored = tuple(unit for unit in problem.units if unit in SCORED)
+    floor = problem.rounding.floor(session.source, scored, problem.protected)
+    if name == "optimal" or floor.parameters > problem.budget:
         return solve(session.source, problem, levels.curves)
+    # What has no score stays whole there.
+    problem = replace(problem, units=scored)
     # Only adapt shrinks the model while it measures.
     own = session.copy() if name == "adapt" else session
     keeps = allocation(name)(own, problem, lambda *args, **kwargs: None).keeps
@@ -95,9 +99,7 @@ class _Grid:
         self._heads = [
             [(layer.num_key_value_heads, layer.group_size)]
             if index in problem.protected
-            else sorted(
-                problem.rounding.attention_choices(layer, problem.units), key=lambda each: self._attention(each)
-            )
+            else sorted(attention_options(source, problem, index, levels.curves[index]), key=self._attention)
             for index, layer in enumerate(source.layers)
         ]
         self._allowed = [

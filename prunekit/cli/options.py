@@ -93,8 +93,9 @@ Units = Annotated[
     str | None,
     typer.Option(
         "--prune",
-        help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group) (default: "
-        "the method's).",
+        help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group); with "
+        "--allocate optimal or search also kv-merge (KV heads become their mean, where that costs less than a cut) "
+        "(default: the method's).",
         rich_help_panel=_METHOD,
     ),
 ]
