@@ -129,7 +129,8 @@ class Target(ABC):
 
     ``writes_with`` is needed to export, ``runs_with`` to verify and to time. ``limits`` are whole sentences: what this
     target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
-    ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise.
+    ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
+    may lack their attention or FFN.
     """
 
     name: ClassVar[str]
@@ -140,6 +141,7 @@ class Target(ABC):
     limits: ClassVar[tuple[str, ...]] = ()
     unverified: ClassVar[str | None] = None
     ffn_multiple: ClassVar[int] = 1
+    takes_removed: ClassVar[bool] = False
 
     def check(self, job: Job) -> None:
         """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""
@@ -191,6 +193,11 @@ def prepared(target: Target, source: Source, options: Options, original: Source 
         options = replace(options, pad_ffn=target.ffn_multiple)
     job = Job(source, options, target.dtype(options.dtype), original)
     job.context_length  # noqa: B018  (raises)
+    if not target.takes_removed:
+        source.shape.check_whole_layers(
+            f"{target.name} takes no such layers; export it with --to hf, or prune the original model again with "
+            "`prunekit prune --plan plan.json --layout uniform`, which puts zeros there, and export that"
+        )
     target.check(job)
     return job
 

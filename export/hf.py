@@ -21,6 +21,7 @@ class HuggingFace(Target):
     summary = "A Hugging Face checkpoint in safetensors."
     dtypes = ("fp32", "fp16", "bf16")
     runs_with = (Requirement("transformers"),)
+    takes_removed = True
     limits = (
         "Layers that differ load with prunekit installed or trust_remote_code; --layout uniform needs neither, but "
         "pads every layer with zeros to the widest, so nothing is gained.",

@@ -78,6 +78,9 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
         raise PrunekitError("This model is already optimised; restore() it first, or load it again.")
     keep = weights == "keep"
     family = _check(model)
+    family.shape(model.config).check_whole_layers(
+        "the decode runtime has no such layers; run this model in transformers (`--runtime torch`)"
+    )
     for layer in model.model.layers:
         check_layer(layer, model.config)
         if not keep:

@@ -12,6 +12,7 @@ from prunekit.importance import score
 from prunekit.mix import calibration_text
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
+from prunekit.shape import PRUNE_THE_ORIGINAL
 from prunekit.source import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def analyze(
     from prunekit.importance.base import importance as find
     from prunekit.importance.base import layer_importance as find_layer
 
+    source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
     find(importance)
     find_layer(layer_importance)
     check_length(calibration, source.config)

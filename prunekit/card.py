@@ -21,8 +21,8 @@ def model_card(name: str, plan: Plan, written: Written) -> str:
         else "model = AutoModelForCausalLM.from_pretrained(folder)"
     )
     rows = "\n".join(
-        f"| {place} | {layer.index} | {layer.shape.num_attention_heads} | {layer.shape.num_key_value_heads} | "
-        f"{layer.shape.intermediate_size} |"
+        f"| {place} | {layer.index} | {layer.shape.num_attention_heads or 'none'} | "
+        f"{layer.shape.num_key_value_heads or 'none'} | {layer.shape.intermediate_size or 'none'} |"
         for place, layer in enumerate(plan.layers)
     )
     padded = (

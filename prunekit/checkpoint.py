@@ -220,6 +220,8 @@ class _TensorCutter:
     def _rename(self, name: str) -> str | None:
         if match := LAYER.fullmatch(name):
             place = self._places.get(int(match[1]))
+            if place is not None and not self._slicers[int(match[1])].keeps(match[2]):
+                return None
             return None if place is None else f"model.layers.{place}.{match[2]}"
         # A tied head is the embedding table under a second name; saving both would double it.
         return None if self._tied and name == "lm_head.weight" else name

@@ -30,6 +30,9 @@ from prunekit.shape import Heads, LayerShape, ModelShape
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
 Advance = Callable[..., None]
+NONE: Heads = (0, 0)
+"""No attention at all."""
+
 Solved = dict[Heads | int, torch.Tensor]
 """Output projections [d, n] by what is left of their inputs: heads, or an FFN width."""
 
@@ -92,6 +95,12 @@ class LayerCurves:
             what: replace(choice, loss=choice.loss * factors[choice.merged]) for what, choice in self.heads.items()
         }
         return LayerCurves(FfnCurve(self.ffn.order, tuple(loss * ffn for loss in self.ffn.loss)), choices)
+
+    def without(self, kind: Kind, loss: float) -> LayerCurves:
+        """The same curves, in which the whole attention, or the whole FFN, costs ``loss``."""
+        if kind == "attention":
+            return replace(self, heads={**self.heads, NONE: HeadChoice((), (), loss)})
+        return replace(self, ffn=replace(self.ffn, loss=(*self.ffn.loss[:-1], loss)))
 
     def loss(self, shape: LayerShape) -> float:
         return self.heads[shape.num_key_value_heads, shape.group_size].loss + self.ffn.loss_at(shape.intermediate_size)

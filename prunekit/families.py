@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 from prunekit.errors import PrunekitError
-from prunekit.shape import LayerShape, ModelShape, QKNorm
+from prunekit.shape import Kind, LayerShape, ModelShape, QKNorm
 
 Part = Literal["query", "kv", "ffn"]
 
@@ -38,6 +38,11 @@ class Coupling:
     module: str
     axis: int
     parts: tuple[Part, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """The sub-layer it belongs to."""
+        return "ffn" if "ffn" in self.parts else "attention"
 
     @property
     def bias(self) -> str:
@@ -143,6 +148,15 @@ class Family:
         for norm in self.wide_norms:
             yield f"{norm.module}.weight", 0, (norm.part,)
 
+    def sublayer_modules(self, kind: Kind) -> tuple[str, ...]:
+        """The modules of a layer that are there for its attention, or its FFN, alone: projections and norms."""
+        norms = self.block_norms
+        own = {
+            "attention": ("self_attn", norms.pre_attention, norms.post_attention),
+            "ffn": ("mlp", norms.pre_ffn, norms.post_ffn),
+        }
+        return tuple(name for name in own[kind] if name)
+
     def output_projections(self) -> tuple[Coupling, ...]:
         """The two projections whose *input* channels are the units: o_proj (query heads) and down_proj (FFN)."""
         return tuple(coupling for coupling in self.couplings if coupling.axis == 1)
@@ -183,10 +197,15 @@ class Family:
         for index in range(config.num_hidden_layers):
             own = config.per_layer_config[index] if heterogeneous else config
             heads = own.num_attention_heads
-            layers.append(LayerShape(heads, getattr(own, "num_key_value_heads", None) or heads, own.intermediate_size))
+            layer = LayerShape(heads, getattr(own, "num_key_value_heads", None) or heads, own.intermediate_size)
+            # Only layers of a per-layer config can skip anything.
+            skipped = own.skip if heterogeneous else ()
+            if "attention" in skipped:
+                layer = replace(layer, num_attention_heads=0, num_key_value_heads=0)
+            layers.append(replace(layer, intermediate_size=0) if "mlp" in skipped else layer)
         head_dim = getattr(config, "head_dim", None)
         if not head_dim:
-            head_dim = config.hidden_size // layers[0].num_attention_heads
+            head_dim = config.hidden_size // config.num_attention_heads
         return ModelShape(
             hidden_size=config.hidden_size,
             head_dim=head_dim,

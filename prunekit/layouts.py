@@ -19,11 +19,12 @@ Layout = Literal["per-layer", "uniform"]
 
 
 def widest(plan: Plan) -> LayerShape:
-    """The shape of every layer of the uniform twin: the largest group size, KV heads and FFN width of any layer."""
+    """The shape of every layer of the uniform twin: the largest group size, KV heads and FFN width of any layer, and at
+    least one of each, for stock layers have both sub-layers."""
     shapes = plan.shape.layers
-    group = max(shape.group_size for shape in shapes)
-    kv = max(shape.num_key_value_heads for shape in shapes)
-    return LayerShape(group * kv, kv, max(shape.intermediate_size for shape in shapes))
+    group = max(1, *(shape.group_size for shape in shapes))
+    kv = max(1, *(shape.num_key_value_heads for shape in shapes))
+    return LayerShape(group * kv, kv, max(1, *(shape.intermediate_size for shape in shapes)))
 
 
 def padded(shape: LayerShape, ffn_multiple: int) -> LayerShape:
@@ -39,6 +40,10 @@ def configuration(
     base = with_biases(source.family, source.config, plan)
     shapes = [padded(shape, ffn_multiple) for shape in plan.shape.layers]
     if layout == "uniform":
+        source.shape.check_whole_layers(
+            "what a stock layer would need there is not in this checkpoint any more; take the per-layer layout, or "
+            "prune the original model again with `prunekit prune --plan plan.json --layout uniform`"
+        )
         shape = padded(widest(plan), ffn_multiple)
         try:
             return stock_config(source.family, base, shape, kept), lambda place: shape
@@ -49,7 +54,7 @@ def configuration(
         return stock_config(source.family, base, dense, kept), lambda place: dense
     if layout != "per-layer":
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
-    if len(set(shapes)) == 1:
+    if len(set(shapes)) == 1 and not shapes[0].removed:
         try:
             return stock_config(source.family, base, shapes[0], kept), lambda place: shapes[place]
         except PrunekitError:

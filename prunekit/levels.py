@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from prunekit.curves import FfnCurve, HeadChoice, LayerCurves
+from prunekit.curves import NONE, FfnCurve, HeadChoice, LayerCurves
 from prunekit.errors import PrunekitError
 from prunekit.merging import InPlace
 from prunekit.shape import Heads, LayerShape
@@ -26,7 +26,8 @@ from prunekit.sublayers import KINDS, Kind
 VERSION = 2
 
 Candidate = tuple[tuple[Heads, int], ...]
-"""For every layer its (KV heads, query heads a group) and its FFN width, all of them levels."""
+"""For every layer its (KV heads, query heads a group) and its FFN width, all of them levels, or (0, 0) and 0 where
+nothing is left."""
 
 
 def level_name(kind: Kind, what: Heads | int) -> str:
@@ -121,6 +122,7 @@ class Stitched:
         self._original = {
             (index, kind): projections(index, kind).weight.data for index in range(len(dense)) for kind in KINDS
         }
+        self._biases = {key: None if (bias := projections(*key).bias) is None else bias.data for key in self._original}
         self.now: Candidate = tuple(_whole(layer) for layer in dense)
 
     def set(self, wanted: Candidate) -> int:
@@ -139,10 +141,17 @@ class Stitched:
     def _put(self, index: int, kind: Kind, what: Heads | int) -> None:
         original = self._original[index, kind]
         heads, width = _whole(self._dense[index])
-        whole = what == (width if kind == "ffn" else heads)
-        weight = original if whole else self._levels.projection(index, kind, what).to(original)
-        self._projection(index, kind).weight.data = weight
-        if isinstance(what, tuple):
+        projection = self._projection(index, kind)
+        gone = what in (0, NONE)
+        if gone:
+            projection.weight.data = torch.zeros_like(original)
+        elif what == (width if kind == "ffn" else heads):
+            projection.weight.data = original
+        else:
+            projection.weight.data = self._levels.projection(index, kind, what).to(original)
+        if (bias := self._biases[index, kind]) is not None:
+            projection.bias.data = torch.zeros_like(bias) if gone else bias
+        if isinstance(what, tuple) and not gone:
             self._heads[index].set(self._levels.curves[index].heads[what].merged)
 
     def restore(self) -> None:

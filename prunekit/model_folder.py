@@ -200,6 +200,13 @@ def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family,
     for index, layer in enumerate(shape.layers):
         for coupling in family.couplings:
             name = f"{prefix}layers.{index}.{coupling.module}.weight"
+            if coupling.kind in layer.removed:
+                if name in tensors:
+                    raise PrunekitError(
+                        f"The weights in {folder} hold {name}, which config.json says layer {index} skips; the two "
+                        "don't belong together."
+                    )
+                continue
             if name not in tensors:
                 raise PrunekitError(
                     f"The weights in {folder} lack {name}, which config.json asks for with {len(shape.layers)} layers; "

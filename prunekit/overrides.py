@@ -82,7 +82,7 @@ class Overrides:
     def _added(self) -> Iterator[tuple[str, Coupling, int]]:
         for place, keep in enumerate(self._plan.layers):
             for coupling in self._family.couplings:
-                if coupling.bias in self._plan.added_biases:
+                if coupling.bias in self._plan.added_biases and coupling.kind not in keep.shape.removed:
                     yield f"model.layers.{keep.index}.{coupling.module}.bias", coupling, place
 
     def _bias(self, coupling: Coupling, layer: LayerShape) -> torch.Size:

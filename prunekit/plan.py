@@ -52,7 +52,7 @@ class LayerKeep:
 
     ``query_heads`` are counted over the whole layer; every kept KV head has the same number of them. ``merged`` is
     empty, or says which of ``kv_heads`` become one, their mean, which serves the query heads of all of them: then every
-    such group has the same number of query heads.
+    such group has the same number of query heads. Without heads the layer has no attention, without ``ffn`` no FFN.
     """
 
     index: int
@@ -88,9 +88,13 @@ class LayerKeep:
             ("FFN channels", self.ffn, dense.intermediate_size),
         ):
             if not indices:
-                raise PrunekitError(f"{where} keeps no {name}; keep at least one, or drop the whole layer.")
+                continue
             if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= limit:
                 raise PrunekitError(f"{where} keeps {name} that are not rising indices below {limit}.")
+        if bool(self.kv_heads) != bool(self.query_heads):
+            raise PrunekitError(f"{where} keeps query heads without KV heads, or KV heads without query heads.")
+        if not self.kv_heads and not self.ffn:
+            raise PrunekitError(f"{where} keeps neither attention nor FFN; leave the whole layer out.")
         if self.merged and (
             sorted(kv for group in self.merged for kv in group) != list(self.kv_heads)
             or list(self.merged) != sorted(tuple(sorted(group)) for group in self.merged)
@@ -104,7 +108,7 @@ class LayerKeep:
             if kv not in group_of:
                 raise PrunekitError(f"{where} keeps query head {head}, but not KV head {kv}, which serves it.")
             per_group[group_of[kv]] += 1
-        if len(set(per_group.values())) != 1:
+        if len(set(per_group.values())) > 1:
             raise PrunekitError(f"{where} keeps unequal numbers of query heads in its KV groups: {per_group}.")
 
 
@@ -221,9 +225,9 @@ class Plan:
                 layers.append(
                     LayerKeep(
                         index,
-                        decode_ranges(keep["kv_heads"], dense.num_key_value_heads),
-                        decode_ranges(keep["query_heads"], dense.num_attention_heads),
-                        decode_ranges(keep["ffn"], dense.intermediate_size),
+                        _units(keep["kv_heads"], dense.num_key_value_heads),
+                        _units(keep["query_heads"], dense.num_attention_heads),
+                        _units(keep["ffn"], dense.intermediate_size),
                         tuple(decode_ranges(group, dense.num_key_value_heads) for group in keep.get("merged", ())),
                     )
                 )
@@ -242,6 +246,10 @@ class Plan:
             return cls(source, tuple(layers), provenance, changes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PrunekitError(f"{where} is a damaged plan ({error}); make it again with `prunekit plan`.") from None
+
+
+def _units(text: str, limit: int) -> tuple[int, ...]:
+    return () if text == "" else decode_ranges(text, limit)
 
 
 def whole_plan(shape: ModelShape) -> Plan:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.allocation import Problem, allocation
-from prunekit.allocation.base import CURVES, check_units
+from prunekit.allocation.base import CURVES, check_compensable, check_units
 from prunekit.allocation.drop import check_droppable
 from prunekit.allocation.reach import check_protected, check_reachable
 from prunekit.calibration import Calibration, CalibrationConfig, check_length, check_tokens
@@ -25,7 +25,7 @@ from prunekit.provenance import model_label, versions
 from prunekit.refit import RefitConfig
 from prunekit.rounding import Rounding
 from prunekit.session import Session
-from prunekit.shape import merged_heads
+from prunekit.shape import PRUNE_THE_ORIGINAL, merged_heads
 from prunekit.slicing import check_mergeable
 from prunekit.source import load_model, load_tokenizer, pick_dtype
 from prunekit.targets import Target
@@ -67,6 +67,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         )
     allocate = allocation(method.allocation)
     check_units(method.allocation, method.units)
+    source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
     if "kv-merge" in method.units:
         check_mergeable(source.family)
     # Unknown names are refused before a model is loaded for minutes.
@@ -81,6 +82,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     compensation: dict[str, Any] = {}
     # A refit makes up for what is cut better than a constant can.
     if method.compensate and method.allocation != "drop" and config.refit is None:
+        check_compensable(method.units)
         changes, compensation = addable(source.family, source.config, method.units)
     counted = replace(source.shape, **changes)
     problem = Problem(
@@ -169,6 +171,7 @@ def _steps(session: Session, method: Method, budget: int) -> int:
         rounds = len(method.starts) + method.generations if method.allocation == "search" else 0
         merges = sum(len({kv for kv, _ in merged_heads(layer)}) for layer in session.source.layers)
         rounds += merges if "kv-merge" in method.units else 0
+        rounds += session.source.num_hidden_layers * len({"attention-layer", "ffn-layer"} & set(method.units))
         return session.curve_steps() + 2 * session.source.num_hidden_layers + rounds
     if method.allocation != "adapt":
         return 1

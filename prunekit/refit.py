@@ -135,9 +135,11 @@ class _Walk:
         config: RefitConfig,
         made: Refitted,
     ) -> None:
-        """One sub-layer: solve it in ``cut`` (None: dropped), which has the units ``keep``, and take both streams
-        across it."""
+        """One sub-layer: solve it in ``cut`` (None: dropped), which has the units ``keep`` (perhaps none of this
+        sub-layer), and take both streams across it."""
         parts = self.parts
+        if keep is not None and kind in keep.shape.removed:
+            cut = None
         self._corrected = cut is not None and bool(config.inputs) and not self.same
         if cut is not None and self._corrected:
             self._correct_inputs(dense, cut, kind, config)

@@ -62,17 +62,20 @@ class Rounding:
     def attention_choices(self, dense: LayerShape, units: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
         """The (KV heads, query heads a group) a layer may have, in falling order of heads. ``units`` says what may be
         pruned: "kv" removes groups, "query" removes the same number of query heads from every group, "kv-merge" merges
-        KV heads, which gives more query heads a group than any cut."""
+        KV heads, which gives more query heads a group than any cut, "attention-layer" allows none at all."""
         kv_counts = range(dense.num_key_value_heads, 0, -1) if "kv" in units else [dense.num_key_value_heads]
         group_sizes = range(dense.group_size, 0, -1) if "query" in units else [dense.group_size]
         choices = [(kv, group) for kv in kv_counts for group in group_sizes]
         if "kv-merge" in units:
             choices += merged_heads(dense, "query" in units)
+        if "attention-layer" in units:
+            choices.append((0, 0))
         whole = (dense.num_key_value_heads, dense.group_size)
         return tuple(heads for heads in choices if heads == whole or self._fits(*heads))
 
     def _fits(self, kv: int, group: int) -> bool:
-        return kv % self.kv_multiple == 0 and kv * group % self.head_multiple == 0 and kv >= self.min_kv_heads
+        enough = kv == 0 or kv >= self.min_kv_heads
+        return enough and kv % self.kv_multiple == 0 and kv * group % self.head_multiple == 0
 
     def floor(self, dense: ModelShape, units: tuple[str, ...], protected: frozenset[int]) -> ModelShape:
         """The smallest shape allowed."""
@@ -86,7 +89,7 @@ class Rounding:
                 key=lambda choice: dense.attention_parameters(LayerShape(choice[0] * choice[1], choice[0], 1)),
             )
             ffn = self.ffn_floor(layer.intermediate_size) if "ffn" in units else layer.intermediate_size
-            layers.append(LayerShape(kv * group, kv, ffn))
+            layers.append(LayerShape(kv * group, kv, 0 if "ffn-layer" in units else ffn))
         return dense.with_layers(layers)
 
 

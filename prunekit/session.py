@@ -197,17 +197,21 @@ def _level_widths(dense: int) -> tuple[int, ...]:
 
 def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:
     """A new decoder layer with the units of ``layer``, one of ``model`` (of that ``shape``), that ``keep`` names."""
+    from prunekit.modeling.per_layer import remove_parts
+
     slicer = LayerSlicer(family, shape, keep)
     config = model.config
     heterogeneous = getattr(config, "is_heterogeneous", False)
     own = copy.copy(config.per_layer_config[keep.index] if heterogeneous else config)
-    own.num_attention_heads = keep.shape.num_attention_heads
-    own.num_key_value_heads = keep.shape.num_key_value_heads
-    own.intermediate_size = keep.shape.intermediate_size
+    # What is removed is built with a width of 1 and taken out.
+    own.num_attention_heads = keep.shape.num_attention_heads or 1
+    own.num_key_value_heads = keep.shape.num_key_value_heads or 1
+    own.intermediate_size = keep.shape.intermediate_size or 1
     own.head_dim = shape.head_dim
     with torch.device("meta"):
         new = type(layer)(own, keep.index)  # type: ignore[call-arg]
-    tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items()}
+    remove_parts(new, ("mlp" if kind == "ffn" else kind for kind in keep.shape.removed), keep.index)
+    tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items() if slicer.keeps(name)}
     new.load_state_dict(tensors, assign=True)
     return new.train(layer.training)
 

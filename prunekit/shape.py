@@ -10,13 +10,21 @@ from typing import Any, Literal
 from prunekit.errors import PrunekitError
 
 QKNorm = Literal["none", "head", "all"]
+Kind = Literal["attention", "ffn"]
 Heads = tuple[int, int]
 """KV heads of a layer, and query heads that each of them serves."""
 
 
+PRUNE_THE_ORIGINAL = "a model without it can't be scored; prune the model it was made of again, with a smaller target"
+_WORDS: dict[Kind, str] = {"attention": "attention", "ffn": "FFN"}
+
+
 @dataclass(frozen=True)
 class LayerShape:
-    """The widths of one decoder layer. Every KV head serves the same number of query heads."""
+    """The widths of one decoder layer. Every KV head serves the same number of query heads.
+
+    No heads at all: the layer has no attention. No FFN channels: it has no FFN. Norms and biases are gone with them.
+    """
 
     num_attention_heads: int
     num_key_value_heads: int
@@ -25,9 +33,10 @@ class LayerShape:
     def __post_init__(self) -> None:
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise PrunekitError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        if self.num_attention_heads % self.num_key_value_heads:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise PrunekitError(f"{name} must be a whole number of at least 0, got {value!r}.")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if (heads == 0) != (kv_heads == 0) or (kv_heads and heads % kv_heads):
             raise PrunekitError(
                 f"{self.num_attention_heads} query heads can't be shared equally by {self.num_key_value_heads} KV "
                 "heads; keep the same number of query heads in every KV group."
@@ -36,7 +45,13 @@ class LayerShape:
     @property
     def group_size(self) -> int:
         """Query heads that one KV head serves."""
-        return self.num_attention_heads // self.num_key_value_heads
+        return self.num_attention_heads // max(self.num_key_value_heads, 1)
+
+    @property
+    def removed(self) -> tuple[Kind, ...]:
+        """The sub-layers that the layer lacks."""
+        lacks: dict[Kind, bool] = {"attention": not self.num_attention_heads, "ffn": not self.intermediate_size}
+        return tuple(kind for kind, lacking in lacks.items() if lacking)
 
 
 def merged_heads(layer: LayerShape, query: bool = False) -> tuple[Heads, ...]:
@@ -106,23 +121,26 @@ class ModelShape:
         norm = self.head_dim if self.qk_norm == "all" else 0
         return 2 * self.head_dim * self.hidden_size + (2 * self.head_dim if self.qkv_bias else 0) + norm
 
-    @property
-    def layer_overhead_parameters(self) -> int:
-        """Parameters of a layer that no width changes: norms, output biases."""
-        biases = (self.hidden_size if self.o_bias else 0) + (self.hidden_size if self.mlp_bias else 0)
-        qk_norms = 2 * self.head_dim if self.qk_norm == "head" else 0
-        return self.norms_per_layer * self.hidden_size + qk_norms + biases
-
     def attention_parameters(self, layer: LayerShape) -> int:
-        return (
+        """Parameters of a layer's attention, its norms (half of the layer's) and output bias included."""
+        if not layer.num_attention_heads:
+            return 0
+        heads = (
             layer.num_attention_heads * self.query_head_parameters + layer.num_key_value_heads * self.kv_head_parameters
         )
+        qk_norms = 2 * self.head_dim if self.qk_norm == "head" else 0
+        norms = self.norms_per_layer - self.norms_per_layer // 2
+        return heads + qk_norms + (norms + self.o_bias) * self.hidden_size
 
     def ffn_parameters(self, layer: LayerShape) -> int:
-        return layer.intermediate_size * self.ffn_channel_parameters
+        """Parameters of a layer's FFN, its norms (half of the layer's) and output bias included."""
+        if not layer.intermediate_size:
+            return 0
+        channels = layer.intermediate_size * self.ffn_channel_parameters
+        return channels + (self.norms_per_layer // 2 + self.mlp_bias) * self.hidden_size
 
     def layer_parameters(self, layer: LayerShape) -> int:
-        return self.attention_parameters(layer) + self.ffn_parameters(layer) + self.layer_overhead_parameters
+        return self.attention_parameters(layer) + self.ffn_parameters(layer)
 
     @cached_property
     def block_parameters(self) -> int:
@@ -168,8 +186,19 @@ class ModelShape:
 
     @property
     def is_uniform(self) -> bool:
-        """True where every layer has the same widths."""
-        return len(set(self.layers)) == 1
+        """True where every layer has the same widths, and both sub-layers."""
+        return len(set(self.layers)) == 1 and not self.layers[0].removed
+
+    @property
+    def bare_layer(self) -> int | None:
+        """The first layer without attention or without FFN, None where every layer has both."""
+        return next((index for index, layer in enumerate(self.layers) if layer.removed), None)
+
+    def check_whole_layers(self, what: str) -> None:
+        """Raises PrunekitError where a layer lacks attention or FFN; ``what`` can't be done then (a whole clause)."""
+        if self.bare_layer is not None:
+            lacking = self.layers[self.bare_layer].removed[0]
+            raise PrunekitError(f"Layer {self.bare_layer} has no {_WORDS[lacking]}, and {what}.")
 
     def with_layers(self, layers: Iterable[LayerShape]) -> ModelShape:
         return replace(self, layers=tuple(layers))

@@ -36,6 +36,7 @@ from prunekit.overrides import LAYER
 from prunekit.plan import Plan, whole_plan
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
+from prunekit.shape import PRUNE_THE_ORIGINAL
 from prunekit.source import load_model, load_tokenizer
 from prunekit.targets import Target
 
@@ -72,6 +73,7 @@ def slice_model(
     PrunekitError where the family can't be turned, the target is out of reach or the text too short.
     """
     check_family(source.family)
+    source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
     dtype = stored_dtype(config.store_dtype)
     budget = config.target.budget(source.shape, (dtype or source.dtype).itemsize)
     multiple = hidden_multiple(source, config.multiple)

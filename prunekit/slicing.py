@@ -124,6 +124,7 @@ class LayerSlicer:
     """Cuts (or pads) the tensors of one layer, given by their names inside the layer.
 
     ``slicer("self_attn.q_proj.weight", tensor)`` → the new tensor; tensors that no width touches come back unchanged.
+    ``keeps`` says which there are at all: those of a sub-layer that is removed are not.
     """
 
     def __init__(self, family: Family, shape: ModelShape, keep: LayerKeep, target: LayerShape | None = None):
@@ -131,6 +132,8 @@ class LayerSlicer:
         target = target or keep.shape
         slots = unit_slots(keep, dense, target)
         self._merger = HeadMerger(family, shape, keep.index, keep.merged)
+        self._removed = tuple(f"{module}." for kind in target.removed for module in family.sublayer_modules(kind))
+        self._silent = _output_biases(family, keep)
         self._slices: dict[str, tuple[int, torch.Tensor]] = {}
         self._scales: dict[str, float] = {}
         for coupling in family.couplings:
@@ -140,19 +143,30 @@ class LayerSlicer:
                 self._slices[f"{coupling.module}.bias"] = (0, index)
         for norm in family.wide_norms:
             self._slices[f"{norm.module}.weight"] = (0, expand(slots[norm.part], shape.head_dim))
-            factor = math.sqrt(unit_count(target, norm.part) / unit_count(dense, norm.part))
-            if factor != 1:
+            factor = math.sqrt(unit_count(target, norm.part) / max(unit_count(dense, norm.part), 1))
+            if factor and factor != 1:
                 self._scales[f"{norm.projection}.weight"] = factor
                 self._scales[f"{norm.projection}.bias"] = factor
                 self._scales[f"{norm.module}.weight"] = 1 / factor
 
+    def keeps(self, name: str) -> bool:
+        """False for the tensors of a sub-layer that the new layer lacks."""
+        return not name.startswith(self._removed)
+
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in self._silent:
+            return torch.zeros_like(tensor)
         tensor = self._merger(name, tensor)
         if name in self._slices:
             tensor = gather(tensor, *self._slices[name])
         if name in self._scales:
             tensor = tensor * self._scales[name]
         return tensor
+
+
+def _output_biases(family: Family, keep: LayerKeep) -> set[str]:
+    """Output biases of the sub-layers that are removed, which would go on adding something."""
+    return {f"{each.module}.bias" for each in family.output_projections() if each.kind in keep.shape.removed}
 
 
 class LayerZeroer:
@@ -162,6 +176,7 @@ class LayerZeroer:
     def __init__(self, family: Family, shape: ModelShape, keep: LayerKeep):
         dense = shape.layers[keep.index]
         self._merger = HeadMerger(family, shape, keep.index, keep.merged)
+        self._silent = _output_biases(family, keep)
         kept: dict[Part, set[int]] = {"query": set(keep.query_heads), "kv": set(keep.kv_heads), "ffn": set(keep.ffn)}
         slots = {
             part: [unit if unit in kept[part] else PAD for unit in range(unit_count(dense, part))] for part in kept
@@ -174,6 +189,8 @@ class LayerZeroer:
                 self._masks[f"{coupling.module}.bias"] = (0, mask)
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in self._silent:
+            return torch.zeros_like(tensor)
         if name not in self._masks:
             return tensor
         tensor = self._merger(name, tensor)

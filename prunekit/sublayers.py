@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family
+from prunekit.shape import Kind
 
-Kind = Literal["attention", "ffn"]
 KINDS: tuple[Kind, ...] = ("attention", "ffn")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from prunekit.curves import FfnCurve, HeadChoice, LayerCurves, layer_shape
+from prunekit.curves import NONE, FfnCurve, HeadChoice, LayerCurves, layer_shape
 from prunekit.levels import Candidate, Levels
 from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
@@ -90,7 +90,7 @@ class FakeFitness:
 def _curves(unit: LayerScores, dense: LayerShape) -> LayerCurves:
     values, order = unit.ffn.sort()
     ffn = FfnCurve(tuple(order.tolist()), (0.0, *values.cumsum(0).tolist()))
-    heads = {}
+    heads = {NONE: HeadChoice((), (), 100 * unit.query_heads.sum().item())}
     for kv in range(1, dense.num_key_value_heads + 1):
         groups = sorted(unit.kv_heads.topk(kv).indices.tolist())
         for size in range(1, dense.group_size + 1):

@@ -289,7 +289,8 @@ def test_config_mistakes_are_named() -> None:
     ("overrides", "message"),
     [
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "Layer 1 has 3 query heads"),
-        ({"skip": ["attention"]}, "Layer 1 skips"),
+        ({"skip": ["attention", "mlp"]}, "Layer 1 skips"),
+        ({"skip": ["norm"]}, "Layer 1 skips"),
     ],
 )
 def test_damaged_config_is_refused(overrides: dict[str, Any], message: str) -> None:

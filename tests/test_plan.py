@@ -80,9 +80,9 @@ LAYER = LayerShape(8, 4, 96)
 @pytest.mark.parametrize(
     ("kv", "query", "ffn", "part"),
     [
-        ((), (0,), (0,), "no KV heads"),
-        ((0,), (), (0,), "no query heads"),
-        ((0,), (0,), (), "no FFN channels"),
+        ((), (0,), (0,), "without KV heads"),
+        ((0,), (), (0,), "without query heads"),
+        ((), (), (), "neither attention nor FFN"),
         ((1, 0), (0, 2), (0,), "rising"),
         ((0, 4), (0, 2), (0,), "below 4"),
         ((0,), (0,), (96,), "below 96"),

@@ -52,7 +52,9 @@ def test_parameters_of_every_family(model_type: str, tied: bool, bias: bool) -> 
         assert shape.embedding_parameters == count(model) - count(model.model.layers)
         for layer, module in zip(shape.layers, model.model.layers, strict=True):
             assert shape.layer_parameters(layer) == count(module)
-            assert shape.ffn_parameters(layer) + (64 if shape.mlp_bias else 0) == count(module.mlp)
+            norms = 64 * len(FAMILIES[model_type].block_norms) // 2
+            assert shape.ffn_parameters(layer) == count(module.mlp) + norms
+            assert shape.attention_parameters(layer) == count(module.self_attn) + norms
         plan = random_plan(shape, drop=(1,))
         pruned = rebuilt_model(model, plan)
         assert plan.shape.parameters == count(pruned) < count(model)

@@ -116,7 +116,8 @@ def _with_layers(family: Family, model: Any, plan: Plan, config: Any, model_clas
     for position, keep in enumerate(plan.layers):
         change = cut(keep)
         for name, tensor in model.model.layers[keep.index].state_dict().items():
-            state[f"model.layers.{position}.{name}"] = change(name, tensor)
+            if not hasattr(change, "keeps") or change.keeps(name):
+                state[f"model.layers.{position}.{name}"] = change(name, tensor)
     new = model_class(config).to(model.dtype)
     new.load_state_dict(state)
     return new.eval()

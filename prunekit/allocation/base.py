@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ Advance = Callable[..., None]
 
 SCORED = ("ffn", "kv", "query")
 """What every allocation can prune."""
-MEASURED = ("kv-merge",)
+MEASURED = ("kv-merge", "attention-layer", "ffn-layer")
 """What is priced by loss curves alone."""
 CURVES = ("optimal", "search")
 """The allocations that draw them."""
@@ -26,7 +26,8 @@ class Problem:
     """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have.
 
     ``units`` names what may be pruned: "ffn", "kv" (whole KV groups), "query" (query heads, equally in every group),
-    "kv-merge" (KV heads become their mean; only by measured curves).
+    "kv-merge" (KV heads become their mean), "attention-layer" and "ffn-layer" (a layer's whole attention, whole FFN);
+    the last three only by measured curves.
     ``attention_ratio`` is how fast attention shrinks relative to the FFNs: 1 alike, 0 never.
     """
 
@@ -85,6 +86,21 @@ def check_units(method: str, units: tuple[str, ...]) -> None:
 
 
 Allocation = Callable[[Session, Problem, Advance], Allocated]
+
+
+def check_compensable(units: tuple[str, ...]) -> None:
+    """Raises PrunekitError where biases can't make good for what goes."""
+    if others := [unit for unit in units if unit in MEASURED]:
+        raise PrunekitError(
+            f"Biases make good for units that are cut one by one, which {others[0]} doesn't do; add --refit, or leave "
+            f"{others[0]} out of --prune."
+        )
+
+
+def without_empty(keeps: Iterable[LayerKeep]) -> tuple[LayerKeep, ...]:
+    """A layer that lost both its sub-layers is dropped."""
+    return tuple(keep for keep in keeps if len(keep.shape.removed) < 2)
+
 
 ALLOCATION: dict[str, Allocation] = {}
 

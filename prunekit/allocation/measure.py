@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit.allocation.base import Advance
-from prunekit.curves import LayerCurves, layer_shape
+from prunekit.curves import NONE, LayerCurves, layer_shape
 from prunekit.merging import Merged
 from prunekit.shape import Heads, LayerShape, ModelShape
 
@@ -21,13 +21,16 @@ _SHARE = 0.5
 _MOST = 20.0
 
 
-def measured(source: ModelShape, levels: Levels, fitness: Fitness, advance: Advance) -> Levels:
+def measured(
+    source: ModelShape, levels: Levels, fitness: Fitness, advance: Advance, units: tuple[str, ...] = ()
+) -> Levels:
     """``levels`` with the curves of FFN and of heads of each layer times measured / expected divergence at one level.
 
     A Kronecker-factored Fisher says well which unit of a sub-layer is worth least, but takes tokens for independent:
     heads, whose errors are alike all along a sequence, then look too cheap. One measurement a sub-layer, from the dense
     model's activations in front of it, 2 · layers in all and one for every way to merge KV heads; ``advance`` is called
-    after each.
+    after each. What a layer loses with its whole attention or FFN, where ``units`` allows that, is measured and nothing
+    else: so large an error is beyond what a Fisher matrix tells.
     """
     whole: Candidate = tuple(
         ((layer.num_key_value_heads, layer.group_size), layer.intermediate_size) for layer in source.layers
@@ -48,7 +51,13 @@ def measured(source: ModelShape, levels: Levels, fitness: Fitness, advance: Adva
             factors.append(factor)
             advance()
         ffn, cut, *merged = factors
-        curves.append(curve.scaled(ffn, cut, dict(zip(merges, merged, strict=True))))
+        curve = curve.scaled(ffn, cut, dict(zip(merges, merged, strict=True)))
+        for unit, what in (("attention-layer", (NONE, width)), ("ffn-layer", (heads, 0))):
+            if unit in units:
+                lost = fitness.measure((*whole[:index], what, *whole[index + 1 :]), _SHARE)
+                curve = curve.without("attention" if what[0] == NONE else "ffn", lost)
+                advance()
+        curves.append(curve)
     return replace(levels, curves=tuple(curves))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem, without_empty
 from prunekit.allocation.measure import measured
 from prunekit.curves import LayerCurves, layer_shape
 from prunekit.errors import PrunekitError
@@ -41,11 +41,11 @@ def optimal(session: Session, problem: Problem, advance: Advance) -> Allocated:
     levels = session.levels(advance)
     fitness = session.fitness(levels)
     try:
-        curves = measured(session.source, levels, fitness, advance).curves
+        curves = measured(session.source, levels, fitness, advance, problem.units).curves
     finally:
         fitness.close()
     shapes = solve(session.source, problem, curves)
-    keeps = tuple(
+    keeps = without_empty(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, curves, shapes, strict=True)
     )
     expected = sum(curve.loss(shape) for curve, shape in zip(curves, shapes, strict=True))
@@ -59,7 +59,7 @@ def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -
 
     groups = [group for index in range(len(curves)) for group in _choices(source, problem, index, curves[index])]
     choices = [choice for group in groups for choice in group]
-    fixed = source.embedding_parameters + len(curves) * source.layer_overhead_parameters
+    fixed = source.embedding_parameters
     rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     one_each = coo_matrix((np.ones(len(choices)), (rows, np.arange(len(choices)))), (len(groups), len(choices)))
     # In units of one channel, so that the solver's tolerances are far below a unit.
@@ -112,7 +112,7 @@ def _choices(source: ModelShape, problem: Problem, index: int, curve: LayerCurve
         for each in heads
     ]
     ffn = [
-        _Choice(index, width, curve.ffn.loss_at(width), width * source.ffn_channel_parameters)
+        _Choice(index, width, curve.ffn.loss_at(width), source.ffn_parameters(layer_shape((0, 0), width)))
         for width in _widths(problem, index, dense.intermediate_size)
     ]
     return [attention, ffn]
@@ -136,12 +136,13 @@ def attention_options(source: ModelShape, problem: Problem, index: int, curve: L
 
 
 def _widths(problem: Problem, index: int, dense: int) -> list[int]:
-    """At most about _LEVELS allowed widths, the floor and the whole among them."""
-    if index in problem.protected or "ffn" not in problem.units:
+    """At most about _LEVELS allowed widths, the floor and the whole among them, and 0 where the FFN may go."""
+    if index in problem.protected:
         return [dense]
     rounding = problem.rounding
-    grid = np.linspace(rounding.ffn_floor(dense), dense, _LEVELS)
-    return sorted({rounding.ffn_down(float(width), dense) for width in grid})
+    grid = np.linspace(rounding.ffn_floor(dense), dense, _LEVELS) if "ffn" in problem.units else [dense]
+    none = {0} if "ffn-layer" in problem.units else set()
+    return sorted({rounding.ffn_down(float(width), dense) for width in grid} | none)
 
 
 def fill(
@@ -154,7 +155,8 @@ def fill(
 
     def offer(index: int) -> None:
         dense, width = source.layers[index].intermediate_size, shapes[index].intermediate_size
-        if index in problem.protected or "ffn" not in problem.units or width == dense:
+        # An FFN that is gone stays away: its first channels would bring its norms back.
+        if index in problem.protected or "ffn" not in problem.units or width in (0, dense):
             return
         wider = problem.rounding.ffn_up(width + 1, dense)
         gain = curves[index].ffn.loss_at(width) - curves[index].ffn.loss_at(wider)

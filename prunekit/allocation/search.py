@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit.allocation.base import ALLOCATION, SCORED, Advance, Allocated, Problem, allocation
+from prunekit.allocation.base import ALLOCATION, SCORED, Advance, Allocated, Problem, allocation, without_empty
 from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import attention_options, fill, solve
 from prunekit.curves import layer_shape
@@ -41,7 +41,7 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
     source = session.source
     kept = session.levels(advance)
     fitness = session.fitness(kept)
-    levels = measured(source, kept, fitness, advance)
+    levels = measured(source, kept, fitness, advance, problem.units)
     grid = _Grid(source, problem, levels)
     state = _State.load(session.store, _digest(session, problem))
     try:
@@ -66,7 +66,7 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
         fitness.close()
     assert state.best is not None
     shapes = fill(source, problem, levels.curves, grid.shapes(state.best))
-    keeps = tuple(
+    keeps = without_empty(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, levels.curves, shapes, strict=True)
     )
     return Allocated(keeps, tuple(state.history))
@@ -108,6 +108,9 @@ class _Grid:
             else {layer.intermediate_size: layer.intermediate_size}
             for index, layer in enumerate(source.layers)
         ]
+        if "ffn-layer" in problem.units:
+            for index, allowed in enumerate(self._allowed):
+                allowed.update({} if index in problem.protected else {0: 0})
         self._widths = [sorted(allowed) for allowed in self._allowed]
 
     def _rounded(self, levels: Sequence[int], dense: int) -> dict[int, int]:

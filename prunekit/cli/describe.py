@@ -100,7 +100,7 @@ def _width_table(plan: Plan) -> Table:
 
 
 def _change(now: int, dense: int, how: str = "") -> str:
-    return f"{now}" if now == dense else f"{now} {how}of {dense}"
+    return f"{now}" if now == dense else f"{now or 'none'} {how}of {dense}"
 
 
 def bar(share: float, width: int = 24) -> str:

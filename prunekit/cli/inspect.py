@@ -65,9 +65,9 @@ def inspect(
             widths.add_row(
                 str(place),
                 str(origin),
-                str(layer.num_attention_heads),
-                str(layer.num_key_value_heads),
-                str(layer.intermediate_size),
+                str(layer.num_attention_heads or "none"),
+                str(layer.num_key_value_heads or "none"),
+                str(layer.intermediate_size or "none"),
             )
         console().print(widths)
 

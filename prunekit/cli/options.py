@@ -94,8 +94,8 @@ Units = Annotated[
     typer.Option(
         "--prune",
         help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group); with "
-        "--allocate optimal or search also kv-merge (KV heads become their mean, where that costs less than a cut) "
-        "(default: the method's).",
+        "--allocate optimal or search also kv-merge (KV heads become their mean), attention-layer and ffn-layer (a "
+        "layer's whole attention, whole FFN), each where that costs least (default: the method's).",
         rich_help_panel=_METHOD,
     ),
 ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -54,7 +56,7 @@ class PerLayerConfigMixin:
     """Checks each layer's widths instead of the one global width that stock configs look at."""
 
     def validate_architecture(self) -> None:
-        """Raises ValueError where a layer's heads can't be shared equally, head_dim is missing or a part is skipped."""
+        """Raises ValueError where a layer's heads can't be shared equally, head_dim is missing or a layer is empty."""
         config: Any = self
         if not config.is_heterogeneous:
             return
@@ -63,13 +65,65 @@ class PerLayerConfigMixin:
                 "A config with per-layer widths must state head_dim: it can't be derived from head counts."
             )
         for index, layer in enumerate(config.per_layer_config):
-            if layer.skip:
-                raise ValueError(f"Layer {index} skips {layer.skip}, which this model can't do; drop the whole layer.")
+            unknown = set(layer.skip) - set(PARTS)
+            if unknown or len(layer.skip) == len(PARTS):
+                raise ValueError(
+                    f"Layer {index} skips {layer.skip}, but it can skip attention or mlp alone; for neither, drop the "
+                    "whole layer."
+                )
             if layer.num_attention_heads % layer.num_key_value_heads:
                 raise ValueError(
                     f"Layer {index} has {layer.num_attention_heads} query heads, which {layer.num_key_value_heads} KV "
                     "heads can't share equally."
                 )
+
+
+PARTS = ("attention", "mlp")
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+class NoAttention(nn.Module):
+    """In the place of a removed attention: adds nothing.
+
+    Its cache entry holds one number a token, for transformers reads the length of what is cached off single layers.
+    """
+
+    def __init__(self, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        if past_key_values is not None:
+            layers = past_key_values.layers
+            keys = layers[self.layer_idx].keys if self.layer_idx < len(layers) else None
+            # Where the cache was allocated beforehand it has its own sizes.
+            heads, width = (keys.shape[1], keys.shape[3]) if keys is not None and keys.dim() == 4 else (1, 1)
+            batch, length, _ = hidden_states.shape
+            entry = hidden_states.new_zeros(batch, heads, length, width)
+            past_key_values.update(entry, entry, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoFFN(nn.Module):
+    """In the place of a removed FFN: adds nothing."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+def remove_parts(layer: nn.Module, parts: Iterable[str], layer_idx: int) -> None:
+    """Take attention or FFN out of a stock decoder layer, with their norms, so that its forward runs without them."""
+    # They run in this order, and every family has as many around its attention as around its FFN.
+    norms = [name for name in _NORMS if hasattr(layer, name)]
+    for part in parts:
+        if part == "attention":
+            layer.self_attn, own = NoAttention(layer_idx), norms[: len(norms) // 2]
+        else:
+            layer.mlp, own = NoFFN(), norms[len(norms) // 2 :]
+        for name in own:
+            setattr(layer, name, nn.Identity())
 
 
 class PerLayerModelMixin:
@@ -90,6 +144,8 @@ class PerLayerModelMixin:
         self.layers = nn.ModuleList(
             self.layer_class(LayerConfig(config, index), index) for index in range(config.num_hidden_layers)
         )
+        for index, layer in enumerate(self.layers):
+            remove_parts(layer, getattr(config.per_layer_config[index], "skip", ()), index)
         self.post_init()  # type: ignore[attr-defined]
 
 
