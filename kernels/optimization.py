@@ -79,7 +79,7 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     keep = weights == "keep"
     family = _check(model)
     family.shape(model.config).check_whole_layers(
-        "the decode runtime has no such layers; run this model in transformers (`--runtime torch`)"
+        "the decode runtime takes no such layers; run it with transformers' own generate (bench: --runtime torch)"
     )
     for layer in model.model.layers:
         check_layer(layer, model.config)

@@ -350,8 +350,11 @@ OPTIONS: dict[str, Case] = {
         ("'height'", "cosine"),
     ),
     "unknown allocation": (lambda p: p.plan("--params", "0.8", "--allocate", "fair"), ("'fair'", "uniform")),
-    "unknown unit": (lambda p: p.plan("--params", "0.8", "--prune", "norms"), ("--prune takes ffn, kv and query",)),
-    "no unit": (lambda p: p.plan("--params", "0.8", "--prune", ","), ("--prune takes ffn, kv and query",)),
+    "unknown unit": (
+        lambda p: p.plan("--params", "0.8", "--prune", "norms"),
+        ("--prune takes ffn, kv, query, kv-merge",),
+    ),
+    "no unit": (lambda p: p.plan("--params", "0.8", "--prune", ","), ("--prune takes ffn, kv, query, kv-merge",)),
     "steps 0": (lambda p: p.plan("--params", "0.8", "--steps", "0"), ("steps", "between 1 and 10000")),
     "steps many": (
         lambda p: p.plan("--params", "0.8", "--steps", "many"),

@@ -19,7 +19,7 @@ from fake_session import SMOLLM2, FakeSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODEL_TYPES, VOCAB, one_thread, padded_model, rebuilt_model, tiny_config, tiny_model, zeroed_model
-from transformers import AutoModelForCausalLM, StaticCache
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, StaticCache
 
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.base import check_compensable, check_units
@@ -504,5 +504,14 @@ def test_what_else_refuses_it(bare: Path, command: Command, tmp_path: Path) -> N
     from prunekit.kernels import optimize
 
     model = AutoModelForCausalLM.from_pretrained(bare)
-    with pytest.raises(PrunekitError, match="run this model in transformers"):
+    with pytest.raises(PrunekitError, match="transformers' own generate"):
         optimize(model)
+
+
+def test_vllm_refuses_it(bare: Path) -> None:
+    """It builds models with an attention implementation of that name."""
+    AttentionInterface.register("vllm", lambda *args, **kwargs: None)
+    config = AutoConfig.from_pretrained(bare)
+    config._attn_implementation = "vllm"
+    with pytest.raises(ValueError, match="vLLM takes no layers without attention or FFN"):
+        AutoModelForCausalLM.from_config(config)

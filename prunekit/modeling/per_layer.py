@@ -132,6 +132,13 @@ class PerLayerModelMixin:
     layer_class: ClassVar[type[nn.Module]]
 
     def __init__(self, config: Any):
+        skips = [getattr(config.per_layer_config[index], "skip", ()) for index in range(config.num_hidden_layers)]
+        # vLLM gives every layer an attention and a cache of its own before it looks at what the layers are.
+        if any(skips) and getattr(config, "_attn_implementation", None) == "vllm":
+            raise ValueError(
+                "vLLM takes no layers without attention or FFN; run this model in transformers, or prune the original "
+                "again with `prunekit prune --plan plan.json --layout uniform`, which puts zeros there."
+            )
         shell = global_view(config)
         # No layer is built from the shell, so full-width weights are never allocated.
         shell.num_hidden_layers = 0
@@ -144,8 +151,8 @@ class PerLayerModelMixin:
         self.layers = nn.ModuleList(
             self.layer_class(LayerConfig(config, index), index) for index in range(config.num_hidden_layers)
         )
-        for index, layer in enumerate(self.layers):
-            remove_parts(layer, getattr(config.per_layer_config[index], "skip", ()), index)
+        for index, (layer, skip) in enumerate(zip(self.layers, skips, strict=True)):
+            remove_parts(layer, skip, index)
         self.post_init()  # type: ignore[attr-defined]
 
 
