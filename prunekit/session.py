@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.curves import LayerCurves, Solved, layer_curves, output_fisher
+from prunekit.curves import LayerCurves, Solved, layer_curves
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.importance import score
+from prunekit.output_fisher import output_fisher
 from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
 from prunekit.shape import LayerShape, ModelShape

@@ -8,9 +8,10 @@ from tiny import MODEL_TYPES, VOCAB, tiny_model
 
 from prunekit.allocation import Problem
 from prunekit.allocation.optimal import solve
-from prunekit.curves import FfnCurve, HeadChoice, LayerCurves, ffn_curve, head_choices, layer_curves, output_fisher
+from prunekit.curves import FfnCurve, HeadChoice, LayerCurves, ffn_curve, head_choices, layer_curves
 from prunekit.families import FAMILIES
 from prunekit.least_squares import Elimination, Moments
+from prunekit.output_fisher import output_fisher
 from prunekit.rounding import Rounding
 from prunekit.shape import LayerShape
 

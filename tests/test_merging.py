@@ -19,11 +19,13 @@ from tiny_text import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from prunekit.allocation import Problem, allocation
+from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import attention_options
-from prunekit.curves import HeadChoice, LayerCurves, layer_curves, output_fisher
+from prunekit.curves import HeadChoice, LayerCurves, layer_curves
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
 from prunekit.merging import InPlace, head_distances, partition, partitions
+from prunekit.output_fisher import output_fisher
 from prunekit.plan import LayerKeep, Plan, whole_plan
 from prunekit.refit import refit
 from prunekit.rounding import Rounding
@@ -342,6 +344,32 @@ def test_a_stitched_merge_is_measured_as_it_would_be_by_itself(model_type: str) 
     first, second = (_logits(each, _ids()).log_softmax(-1) for each in (dense, stitched))
     assert alone == pytest.approx((first.exp() * (first - second)).sum(-1).mean().item(), rel=1e-3)
     assert torch.equal(_logits(model, _ids()), _logits(dense, _ids()))
+
+
+def test_each_way_to_merge_is_brought_to_the_scale_that_is_measured() -> None:
+    model = tiny_model("llama")
+    session = _session(model)
+    levels = session.levels(_nothing)
+    fitness = session.fitness(levels)
+    steps: list[int] = []
+    made = measured(session.source, levels, fitness, lambda *args, **kwargs: steps.append(1)).curves
+    # Two sub-layers, and two ways to merge four heads.
+    assert len(steps) == 4 * (2 + 2)
+    whole = [((4, 2), 96)] * 4
+    for index in range(4):
+        before, after = levels.curves[index].heads, made[index].heads
+        for heads in ((2, 4), (1, 8)):
+            alone = fitness.measure(
+                tuple((heads, 96) if place == index else each for place, each in enumerate(whole)), 0.5
+            )
+            factor = alone / before[heads].loss
+            if 0.05 < factor < 20:
+                assert after[heads].loss == pytest.approx(alone, rel=1e-3)
+                same = [each for each in before if before[each].merged == before[heads].merged]
+                assert len(same) > 1 and all(
+                    after[each].loss == pytest.approx(factor * before[each].loss, rel=1e-3) for each in same
+                )
+    fitness.close()
 
 
 def test_a_merge_that_a_cut_beats_is_no_option() -> None:

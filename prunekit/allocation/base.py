@@ -85,9 +85,6 @@ def check_units(method: str, units: tuple[str, ...]) -> None:
         )
 
 
-Allocation = Callable[[Session, Problem, Advance], Allocated]
-
-
 def check_compensable(units: tuple[str, ...]) -> None:
     """Raises PrunekitError where biases can't make good for what goes."""
     if others := [unit for unit in units if unit in MEASURED]:
@@ -101,6 +98,8 @@ def without_empty(keeps: Iterable[LayerKeep]) -> tuple[LayerKeep, ...]:
     """A layer that lost both its sub-layers is dropped."""
     return tuple(keep for keep in keeps if len(keep.shape.removed) < 2)
 
+
+Allocation = Callable[[Session, Problem, Advance], Allocated]
 
 ALLOCATION: dict[str, Allocation] = {}
 

@@ -1,0 +1,98 @@
+"""The Fisher information of every output projection's outputs: the metric in which loss curves count errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.families import Family
+from prunekit.sublayers import KINDS, Kind, Sublayers
+
+# Times the usual size of the residual stream.
+_ENORMOUS = 8.0
+
+
+def stream_size(hidden: torch.Tensor) -> torch.Tensor:
+    """Root mean square of residual-stream states [B, L, d], float32 [B, L]."""
+    return hidden.float().square().mean(-1).sqrt()
+
+
+def ordinary(size: torch.Tensor) -> torch.Tensor:
+    """True for all tokens but those whose stream is several times as large as is usual."""
+    return size <= _ENORMOUS * size.median()
+
+
+Fisher = dict[tuple[int, Kind], torch.Tensor]
+
+
+def output_fisher(
+    model: Any, family: Family, ids: torch.Tensor, *, batch_size: int = 4, seed: int = 0, advance: Callable[..., None]
+) -> Fisher:
+    """E[s² g gᵀ], float32 [d, d] on the CPU, for every output projection: g is the gradient of a sequence's summed loss
+    at the projection's output for one token, s the root mean square of the residual stream behind it.
+
+    Next tokens are sampled from the model itself (the true Fisher, not the empirical one).
+    """
+    parts = Sublayers(model, family, ids.shape[1])
+    made: Fisher = {}
+    scale: dict[tuple[int, Kind], torch.Tensor] = {}
+    handles = []
+
+    def take(key: tuple[int, Kind], module: nn.Module, _: Any, gradients: tuple[torch.Tensor, ...]) -> None:
+        gradient = gradients[0].float() * scale.pop(key)[..., None]
+        flat = gradient.flatten(0, 1)
+        product = (flat.T @ flat).cpu()
+        made[key] = made[key] + product if key in made else product
+
+    def see(key: tuple[int, Kind], hidden: torch.Tensor) -> None:
+        size = stream_size(hidden.detach())
+        scale[key] = torch.where(ordinary(size), size, 0.0)
+
+    for index, layer in enumerate(parts.layers):
+        for kind in KINDS:
+            projection = parts.projection(layer, kind)
+            handles.append(projection.register_full_backward_hook(partial(take, (index, kind))))
+        handles.append(
+            parts.entrance(layer, "ffn").register_forward_pre_hook(
+                lambda module, args, index=index: see((index, "attention"), args[0])
+            )
+        )
+        handles.append(
+            layer.register_forward_hook(
+                lambda module, args, output, index=index: see(
+                    (index, "ffn"), output[0] if isinstance(output, tuple) else output
+                )
+            )
+        )
+    embeddings = model.get_input_embeddings()
+    handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
+    try:
+        for batch in ids.split(batch_size):
+            with torch.enable_grad():
+                logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
+                flat = logits.flatten(0, 1)
+                labels = _sampled(flat.detach(), generator)
+                nn.functional.cross_entropy(flat, labels, reduction="sum").backward()
+            advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    return {key: total / ids.numel() for key, total in made.items()}
+
+
+def _sampled(logits_TV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token of each row's distribution: much faster than torch.multinomial where vocabularies are large."""
+    cumulated = logits_TV.softmax(-1).cumsum(-1)
+    chance = torch.rand(len(logits_TV), 1, generator=generator, device=logits_TV.device)
+    drawn = torch.searchsorted(cumulated, chance * cumulated[:, -1:])[:, 0]
+    return drawn.clamp(max=logits_TV.shape[1] - 1)
