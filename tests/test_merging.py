@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from transformers import AutoModelForCausalLM
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import attention_options
+from prunekit.allocation.search import _Grid
 from prunekit.curves import HeadChoice, LayerCurves, layer_curves
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
+from prunekit.levels import Levels
 from prunekit.merging import InPlace, head_distances, partition, partitions
 from prunekit.output_fisher import output_fisher
 from prunekit.plan import LayerKeep, Plan, whole_plan
@@ -381,6 +384,18 @@ def test_a_merge_that_a_cut_beats_is_no_option() -> None:
     dear[2, 4] = HeadChoice((0, 1, 2, 3), tuple(range(8)), 1e9, CROSSED)
     assert (2, 4) in attention_options(shape, problem, 0, LayerCurves(curve.ffn, cheap))
     assert (2, 4) not in attention_options(shape, problem, 0, LayerCurves(curve.ffn, dear))
+    # Cutting query heads takes fewer parameters and less loss, but leaves more KV heads: an option, no search's step.
+    some = dict(curve.heads)
+    some[2, 4] = HeadChoice((0, 1, 2, 3), tuple(range(8)), curve.heads[4, 1].loss + 1e-6, CROSSED)
+    for kv in (1, 2):
+        for group in (1, 2):
+            some[kv, group] = replace(some[kv, group], loss=some[2, 4].loss + 1)
+    made = LayerCurves(curve.ffn, some)
+    assert shape.attention_parameters(LayerShape(4, 4, 1)) <= shape.attention_parameters(LayerShape(8, 2, 1))
+    assert (2, 4) in attention_options(shape, problem, 0, made)
+    levels = Levels(Path("nowhere"), (made,) * 4, ((48,),) * 4)
+    ladder = _Grid(shape, problem, levels)._heads[0]
+    assert (2, 4) not in ladder and (4, 1) in ladder and ladder[-1] == (4, 2)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "phi3"])

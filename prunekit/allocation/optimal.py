@@ -119,18 +119,17 @@ def _choices(source: ModelShape, problem: Problem, index: int, curve: LayerCurve
 
 
 def attention_options(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> list[Heads]:
-    """The heads that the rounding allows a layer, with merges only where they pay: where no cut costs at most as many
-    parameters and at most as much loss."""
+    """The heads that the rounding allows a layer, with merges only where they can pay: where no cut has at most as many
+    parameters and KV heads and loses at most as much."""
     choices = problem.rounding.attention_choices(source.layers[index], problem.units)
 
-    def price(heads: Heads) -> tuple[int, float]:
-        return source.attention_parameters(layer_shape(heads, 1)), curve.heads[heads].loss
+    def price(heads: Heads) -> tuple[float, ...]:
+        return source.attention_parameters(layer_shape(heads, 1)), heads[0], curve.heads[heads].loss
 
     cuts = [price(heads) for heads in choices if not curve.heads[heads].merged]
 
     def pays(heads: Heads) -> bool:
-        cost, loss = price(heads)
-        return not any(other <= cost and least <= loss for other, least in cuts)
+        return not any(all(a <= b for a, b in zip(cut, price(heads), strict=True)) for cut in cuts)
 
     return [heads for heads in choices if not curve.heads[heads].merged or pays(heads)]
 

@@ -99,7 +99,7 @@ class _Grid:
         self._heads = [
             [(layer.num_key_value_heads, layer.group_size)]
             if index in problem.protected
-            else sorted(attention_options(source, problem, index, levels.curves[index]), key=self._attention)
+            else self._ladder(index, attention_options(source, problem, index, levels.curves[index]))
             for index, layer in enumerate(source.layers)
         ]
         self._allowed = [
@@ -112,6 +112,15 @@ class _Grid:
             for index, allowed in enumerate(self._allowed):
                 allowed.update({} if index in problem.protected else {0: 0})
         self._widths = [sorted(allowed) for allowed in self._allowed]
+
+    def _ladder(self, index: int, options: Sequence[Heads]) -> list[Heads]:
+        """Heads by rising parameters. A merge that loses more than a cheaper choice would only stand in the way."""
+        choices = self._levels.curves[index].heads
+        made: list[Heads] = []
+        for heads in sorted(options, key=self._attention):
+            if not choices[heads].merged or all(choices[heads].loss < choices[cheaper].loss for cheaper in made):
+                made.append(heads)
+        return made
 
     def _rounded(self, levels: Sequence[int], dense: int) -> dict[int, int]:
         """For each level worth having the allowed width that it stands for: the next one below it, or the floor."""
