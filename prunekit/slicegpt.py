@@ -72,6 +72,7 @@ def slice_model(
     PrunekitError where the family can't be turned, the target is out of reach or the text too short.
     """
     check_family(source.family)
+    config.target.check_method(METHODS["slicegpt"])
     dtype = stored_dtype(config.store_dtype)
     budget = config.target.budget(source.shape, (dtype or source.dtype).itemsize)
     multiple = hidden_multiple(source, config.multiple)

@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prunekit.budgets import Budgets
 from prunekit.errors import PrunekitError
 from prunekit.plan import LayerKeep
 from prunekit.rounding import Rounding
 from prunekit.session import Session
+from prunekit.shape import ModelShape
 
 Advance = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have.
+    """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have; ``budgets``, which
+    `optimal` and `search` keep to, all that it may cost at most (None: parameters alone).
 
     ``units`` names what may be pruned: "ffn", "kv" (whole KV groups), "query" (query heads, equally in every group).
     ``attention_ratio`` is how fast attention shrinks relative to the FFNs: 1 alike, 0 never.
@@ -33,6 +36,11 @@ class Problem:
     generations: int = 20
     offspring: int = 8
     starts: tuple[str, ...] = ("optimal", "global")
+    budgets: Budgets | None = None
+
+    def held(self, source: ModelShape) -> Budgets:
+        """All budgets of a model of shape ``source``."""
+        return self.budgets or Budgets.of_parameters(source, self.budget)
 
     def __post_init__(self) -> None:
         unknown = set(self.units) - {"ffn", "kv", "query"}
