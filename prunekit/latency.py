@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from prunekit.source import Source
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-# Weights of a stack that a decode step reads: more than caches hold.
-_WORKING_SET = 256 * 2**20
-# A prefill computes with each weight for so long that it doesn't matter where it came from.
-_PREFILL_COPIES = 2
+# Bytes of weights in a stack: more than caches hold. A prefill computes longer with each, and less must do.
+_WORKING_SET = {"prefill": 64 * 2**20, "decode": 256 * 2**20}
 # Vocabulary of the model that only tells masks and rotary embeddings.
 _FEW = 8
 
@@ -184,7 +182,8 @@ class _Bench:
         shape = source.shape
         largest = max(shape.layer_parameters(layer) for layer in shape.layers)
         past = max(layer.num_key_value_heads for layer in shape.layers) * shape.head_dim * config.batch * config.length
-        count = max(_WORKING_SET // dtype.itemsize, 2 * largest, shape.vocab_size * shape.hidden_size, 2 * past)
+        stack = _WORKING_SET[config.phase] // dtype.itemsize
+        count = max(stack, 2 * largest, shape.vocab_size * shape.hidden_size, 2 * past)
         self._pool = _Pool(count + 64, dtype, device, config.seed)
         self._skeleton = self._model(range(len(self.kinds)), LayerShape(1, 1, 1), _FEW).to(device)
         self._parts = Sublayers(self._skeleton, source.family, self._tokens)
@@ -241,9 +240,7 @@ class _Bench:
         """Layers of that shape with weights of their own, as many as a stack needs."""
         source = self._source.shape
         size = source.attention_parameters(shape) if kind == "attention" else source.ffn_parameters(shape)
-        copies = -(-_WORKING_SET // (size * self._dtype.itemsize))
-        if self._config.phase == "prefill":
-            copies = _PREFILL_COPIES
+        copies = -(-_WORKING_SET[self._config.phase] // (size * self._dtype.itemsize))
         with torch.device("meta"):
             model = self._model(places[: max(1, min(copies, len(places)))], shape, self._source.shape.vocab_size)
         layers = list(model.get_submodule("model.layers"))

@@ -33,7 +33,7 @@ SHAPE = ModelShape(64, 16, 128, False, (LayerShape(4, 2, 100),) * 3)
 def _small_and_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(latency, "_WORKING_SET", 1 << 18)
+        patch.setattr(latency, "_WORKING_SET", {"prefill": 1 << 18, "decode": 1 << 18})
         yield
 
 
@@ -96,7 +96,7 @@ def test_what_is_timed_takes_turns(source: Source) -> None:
     assert next(ticks) == 2 * cases * 6
     assert table.rest == Summary(1.0, 1.0, 1.0, 5)
     # A tick is shared by the sub-layers of a stack.
-    assert {summary.median for summary in table.ffn.values()} == {0.5}
+    assert {summary.median for summary in table.ffn.values()} == {0.25}
 
 
 def test_widths_between_are_interpolated() -> None:
