@@ -6,13 +6,11 @@ One interface for every runtime: what is timed is a :class:`prunekit.runner.Runn
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.machine import describe_machine
+from prunekit.machine import cpu_threads, describe_machine
 from prunekit.progress import progress
 from prunekit.runner import Runner, TorchRunner
 from prunekit.shape import ModelShape
@@ -152,7 +150,7 @@ def bench(
                 "both."
             )
         device, dtype = next(models[0].parameters()).device, dtypes[0]
-    with _threads(config.threads):
+    with cpu_threads(config.threads):
         machine = describe_machine(device)
         results = tuple(_batch(both, size, config, clock) for size in config.batch)
         facts = [each.facts for each in both]
@@ -239,19 +237,6 @@ def _batch(both: tuple[Contender, Contender], size: int, config: BenchConfig, cl
         compare(prefill[0], prefill[1], ideal_prefill_ratio(dense.shape, pruned.shape, config.prompt)),
         compare(decode[0], decode[1], ideal_decode_ratio(dense.facts, pruned.facts, config, size)),
     )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cuda_peak(model: Any, config: BenchConfig) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def describe_machine(device: Any) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch computes on ``count`` threads (None: as many as before) while the block runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def synchronize(device: Any) -> None:

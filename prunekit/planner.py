@@ -65,6 +65,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             f"{method.name} narrows the hidden states of the whole model and removes no units, so there are no widths "
             f"to plan; use `prunekit prune --method {method.name}`, which says what the result costs."
         )
+    config.target.check_method(method)
     allocate = allocation(method.allocation)
     check_units(method.allocation, method.units)
     source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
@@ -76,7 +77,6 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         layer_importance(method.layer_importance)
     elif method.allocation in ("adapt", "drop"):
         raise PrunekitError(f"The allocation {method.allocation!r} needs a layer importance; name one.")
-    budget = config.target.budget(source.shape, (pick_dtype(config.store_dtype) or source.dtype).itemsize)
     protected = method.whole_layers(source.shape.num_hidden_layers) if config.protected is None else config.protected
     changes: dict[str, Any] = {}
     compensation: dict[str, Any] = {}
@@ -85,6 +85,9 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         check_compensable(method.units)
         changes, compensation = addable(source.family, source.config, method.units)
     counted = replace(source.shape, **changes)
+    stored = (pick_dtype(config.store_dtype) or source.dtype).itemsize
+    budgets = config.target.budgets(source.shape, stored, counted)
+    budget = counted.parameters if budgets.parameters is None else budgets.parameters
     problem = Problem(
         budget,
         config.rounding,
@@ -97,6 +100,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         method.generations,
         method.offspring,
         method.starts,
+        budgets,
     )
     check_protected(source.shape, protected)
     config.rounding.check_splits(source.shape)
@@ -104,7 +108,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         if method.allocation == "drop":
             check_droppable(source.shape, budget, protected)
         else:
-            check_reachable(source.shape, budget, config.rounding, method.units, protected, counted)
+            check_reachable(source.shape, budgets, config.rounding, method.units, protected)
     except PrunekitError as error:
         if config.protected is not None or not protected:
             raise
@@ -143,7 +147,11 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
                 "fingerprint": source.fingerprint,
             },
             "method": method.describe(),
-            "target": {"asked": config.target.text, "parameters": budget},
+            "target": {
+                "asked": config.target.text,
+                **({} if budgets.parameters is None else {"parameters": budgets.parameters}),
+                "budgets": budgets.describe([keep.shape for keep in allocated.keeps]),
+            },
             "rounding": {
                 "ffn_multiple": config.rounding.ffn_multiple,
                 "min_ffn": config.rounding.min_ffn,
@@ -161,7 +169,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         },
         changes=changes,
     )
-    assert plan.shape.parameters <= budget
+    assert budgets.fit(plan.shape.layers)
     return plan
 
 

@@ -74,6 +74,7 @@ def slice_model(
     """
     check_family(source.family)
     source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
+    config.target.check_method(METHODS["slicegpt"])
     dtype = stored_dtype(config.store_dtype)
     budget = config.target.budget(source.shape, (dtype or source.dtype).itemsize)
     multiple = hidden_multiple(source, config.multiple)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ class Sublayers:
     def run(self, layer: nn.Module, index: int, kind: Kind, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What enters the output projection, [B, L, n], and what leaves it, [B, L, d], for the sub-layer's input
         ``normed`` [B, L, d]. ``index`` is the layer's place in the model."""
-        known = self._known(index, len(normed)) if kind == "attention" else {}
+        known = self.arguments(index, len(normed)) if kind == "attention" else {}
         inputs: list[torch.Tensor] = []
         handle = self.projection(layer, kind).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         module = layer.get_submodule(self._names[kind].module)
@@ -118,7 +119,23 @@ class Sublayers:
         made: torch.Tensor = layer.get_submodule(after)(output) if after else output
         return made
 
-    def _known(self, index: int, batch: int) -> dict[str, Any]:
+    def residual(self, layer: nn.Module, kind: Kind, known: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The sub-layer as one function of the residual stream [B, L, d], with nothing watched, for timing. ``known``
+        is what attention is handed beside its input (:meth:`arguments`)."""
+        names = self._names[kind]
+        before, after = (layer.get_submodule(name) if name else None for name in (names.before, names.after))
+        module = layer.get_submodule(names.module)
+
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            normed = hidden if before is None else before(hidden)
+            output = module(hidden_states=normed, **known)[0] if kind == "attention" else module(normed)
+            made: torch.Tensor = hidden + (output if after is None else after(output))
+            return made
+
+        return run
+
+    def arguments(self, index: int, batch: int) -> dict[str, Any]:
+        """What the model hands the attention of layer ``index`` beside the hidden states of ``batch`` sequences."""
         if batch not in self._arguments:
             self._arguments[batch] = self._catch(batch)
         return self._arguments[batch][index]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prunekit.allocation import ALLOCATION, Problem
 from prunekit.allocation.adapt import normalised
 from prunekit.allocation.reach import check_reachable
+from prunekit.budgets import Budgets
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.rounding import Rounding, rounding_preset
@@ -136,7 +137,7 @@ def test_tight_budgets_reach_the_floor() -> None:
 
 def test_impossible_target_says_what_is_possible() -> None:
     with pytest.raises(PrunekitError, match="smallest possible is") as caught:
-        check_reachable(SMOLLM2, 25_000_000, Rounding(), ("ffn", "kv"), frozenset())
+        check_reachable(SMOLLM2, Budgets.of_parameters(SMOLLM2, 25_000_000), Rounding(), ("ffn", "kv"), frozenset())
     smallest = Rounding().floor(SMOLLM2, ("ffn", "kv"), frozenset())
     assert f"{smallest.parameters:,}" in str(caught.value)
 

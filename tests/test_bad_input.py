@@ -330,8 +330,33 @@ def _without_tokenizer(place: Place) -> Path:
 
 
 OPTIONS: dict[str, Case] = {
-    "no target": (lambda p: p.plan(), ("exactly one target", "--params 0.8", "got 0")),
-    "two targets": (lambda p: p.plan("--params", "0.8", "--blocks", "0.8"), ("exactly one target", "got 2")),
+    "no target": (lambda p: p.plan(), ("at least one target", "--params 0.8", "--flops 0.75", "--latency 0.7")),
+    "one of two larger": (lambda p: p.plan("--params", "9B", "--blocks", "1.5"), ("not a share", "0.79")),
+    "FLOPs by another method": (
+        lambda p: p.plan("--flops", "0.8"),
+        ("--flops 0.8", "optimal or search", "--method prunekit", "adapt-pruner"),
+    ),
+    "KV cache out of reach": (
+        lambda p: p.plan("--kv-cache", "0.1", "--params", "0.8", "--allocate", "optimal"),
+        ("--kv-cache 0.1", "out of reach", "least possible is 512", "--kv-cache 0.2501"),
+    ),
+    "latency without a table": (lambda p: p.plan("--latency", "0.8"), ("--latency 0.8", "--latency-table FILE")),
+    "latency table is missing": (
+        lambda p: p.plan("--latency", "0.8", "--latency-table", "no.json"),
+        ("latency table no.json", "does not exist"),
+    ),
+    "latency table is a plan": (
+        lambda p: p.plan("--latency", "0.8", "--latency-table", p.shared.plan),
+        ("is not a latency table", "prunekit latency-table"),
+    ),
+    "table of no latency": (
+        lambda p: ["latency-table", p.shared.model, "-o", p.here / "t.json", "--phase", "sleep"],
+        ("phase", "prefill or decode", "'sleep'"),
+    ),
+    "table of longer texts": (
+        lambda p: ["latency-table", p.shared.model, "-o", p.here / "t.json", "--length", "257"],
+        ("257", "256 positions", "--length"),
+    ),
     "target 0": (lambda p: p.plan("--params", "0"), ("must keep something", "between 0 and 1")),
     "target -1": (lambda p: p.plan("--params", "-1"), ("not a target", "0.8")),
     "target nan": (lambda p: p.plan("--params", "nan"), ("not a target",)),

@@ -24,7 +24,7 @@ from prunekit.methods import METHODS
 from prunekit.plan import Plan
 from prunekit.source import load_model, resolve
 
-COMMANDS = ("analyze", "plan", "prune", "inspect", "eval", "bench", "demo")
+COMMANDS = ("analyze", "plan", "prune", "inspect", "eval", "bench", "latency-table", "demo")
 ANSI = re.compile(r"\x1b\[")
 
 

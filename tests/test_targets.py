@@ -1,4 +1,4 @@
-"""Targets: what may be asked for, and how many parameters it means."""
+"""Targets: what may be asked for, and which budgets it means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
+from prunekit.methods import METHODS
 from prunekit.targets import Target, parse_size, parse_target
 
 TOTAL, BLOCKS = 134_515_008, 106_202_880
@@ -47,13 +48,13 @@ def test_sizes(number: int, unit: tuple[str, int]) -> None:
 
 @given(st.text(max_size=12))
 def test_any_text_is_a_target_or_refused(text: str) -> None:
-    for kind in range(3):
-        given = [text if place == kind else None for place in range(3)]
+    for option in ("params", "blocks", "weights", "flops", "kv_cache"):
         try:
-            target = parse_target(*given)
+            target = parse_target(**{option: text})
         except PrunekitError:
             continue
-        assert isinstance(target, Target) and target.value > 0 and text in target.text
+        (goal,) = target.goals
+        assert isinstance(target, Target) and goal.value > 0 and text in target.text
 
 
 @pytest.mark.parametrize("text", ["4", "4GB/s", "-4GiB", "GiB", "0GiB", "1e13GiB", "four GiB", "nanGB", ""])
@@ -65,9 +66,7 @@ def test_no_sizes(text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "part"),
     [
-        ((None, None, None), "got 0"),
-        (("0.8", "0.8", None), "got 2"),
-        (("0.8", "0.8", "1GB"), "got 3"),
+        ((None, None, None), "at least one target"),
         (("0", None, None), "between 0 and 1"),
         (("0.0", None, None), "between 0 and 1"),
         (("1", None, None), "neither a share"),
@@ -88,3 +87,66 @@ def test_refused(given: tuple[str | None, str | None, str | None], part: str) ->
 def test_nothing_to_prune(given: tuple[str | None, str | None, str | None]) -> None:
     with pytest.raises(PrunekitError, match=r"134,515,008 parameters .* leaves nothing to prune"):
         parse_target(*given).budget(SMOLLM2, 2)
+
+
+def test_several_targets_must_all_be_met() -> None:
+    target = parse_target("0.9", "0.5", "200MB", flops="0.75", context=100, kv_cache="12KB")
+    budgets = target.budgets(SMOLLM2, 2)
+    dense = SMOLLM2.flops_per_token(100)
+    assert [(each.cost.name, each.limit, each.dense) for each in budgets] == [
+        ("parameters", int(0.9 * TOTAL), TOTAL),
+        ("parameters", TOTAL - BLOCKS // 2, TOTAL),
+        ("parameters", 100_000_000, TOTAL),
+        ("flops_per_token", dense * 3 // 4, dense),
+        ("kv_bytes_per_token", 12_000, 23_040),
+    ]
+    assert target.budget(SMOLLM2, 2) == budgets.parameters == TOTAL - BLOCKS // 2
+    assert target.text == "--params 0.9 --blocks 0.5 --weights 200MB --flops 0.75 --kv-cache 12KB"
+
+
+@pytest.mark.parametrize(("text", "limit"), [("200M", 200_000_000), ("0.2G", 200_000_000), ("1e8", 100_000_000)])
+def test_numbers_of_flops(text: str, limit: int) -> None:
+    (budget,) = parse_target(flops=text).budgets(SMOLLM2, 2)
+    assert budget.limit == limit
+
+
+def test_what_is_slack_is_held_all_the_same() -> None:
+    budgets = parse_target("0.8", flops="900M").budgets(SMOLLM2, 2)
+    assert [each.limit < each.dense for each in budgets] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"flops": "0"}, ("--flops 0", "between 0 and 1")),
+        ({"flops": "1.0"}, ("--flops 1.0", "neither a share", "200M")),
+        ({"flops": "3 GiB"}, ("--flops 3 GiB", "neither a share")),
+        ({"flops": "many"}, ("--flops many", "not a target")),
+        ({"flops": "0.5", "context": -1}, ("--context", "got -1")),
+        ({"params": "0.5", "context": 5}, ("--context", "add --flops")),
+        ({"kv_cache": "1"}, ("--kv-cache 1", "12KB")),
+        ({"kv_cache": "12 apples"}, ("--kv-cache 12 apples", "not a size")),
+        ({"latency": "0.5"}, ("--latency 0.5", "--latency-table FILE", "prunekit latency-table")),
+    ],
+)
+def test_refused_of_other_kinds(given: dict[str, str | int], parts: tuple[str, ...]) -> None:
+    with pytest.raises(PrunekitError) as caught:
+        parse_target(**given)  # type: ignore[arg-type]
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [({"flops": "1T"}, "FLOPs a token, so --flops 1T"), ({"kv_cache": "1MB"}, "KV-cache bytes a token, so --kv-cache")],
+)
+def test_nothing_to_prune_of_other_kinds(given: dict[str, str], part: str) -> None:
+    with pytest.raises(PrunekitError, match=f"{part}.* leaves nothing to prune"):
+        parse_target(**given).budgets(SMOLLM2, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.allocation != "optimal"])
+def test_methods_that_keep_to_parameters_only(name: str) -> None:
+    parse_target("0.8", "0.7", "1GB").check_method(METHODS[name])
+    with pytest.raises(PrunekitError, match=f"--kv-cache 0.5 needs .* optimal or search.* --method prunekit .* {name}"):
+        parse_target("0.8", kv_cache="0.5").check_method(METHODS[name])
+    parse_target("0.8", kv_cache="0.5").check_method(METHODS["prunekit"])

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from prunekit.budgets import Budgets
 from prunekit.errors import PrunekitError
 from prunekit.plan import LayerKeep
 from prunekit.rounding import Rounding
 from prunekit.session import Session
+from prunekit.shape import ModelShape
 
 Advance = Callable[..., None]
 
@@ -23,7 +25,8 @@ CURVES = ("optimal", "search")
 
 @dataclass(frozen=True)
 class Problem:
-    """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have.
+    """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have; ``budgets``, which
+    `optimal` and `search` keep to, all that it may cost at most (None: parameters alone).
 
     ``units`` names what may be pruned: "ffn", "kv" (whole KV groups), "query" (query heads, equally in every group),
     "kv-merge" (KV heads become their mean), "attention-layer" and "ffn-layer" (a layer's whole attention, whole FFN);
@@ -42,6 +45,11 @@ class Problem:
     generations: int = 20
     offspring: int = 8
     starts: tuple[str, ...] = ("optimal", "global")
+    budgets: Budgets | None = None
+
+    def held(self, source: ModelShape) -> Budgets:
+        """All budgets of a model of shape ``source``."""
+        return self.budgets or Budgets.of_parameters(source, self.budget)
 
     def __post_init__(self) -> None:
         unknown = set(self.units) - {*SCORED, *MEASURED}

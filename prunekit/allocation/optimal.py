@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import heapq
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from prunekit.allocation.base import ALLOCATION, Advance, Allocated, Problem, without_empty
+from prunekit.allocation.choose import choose
 from prunekit.allocation.measure import measured
+from prunekit.budgets import can_grow
 from prunekit.curves import LayerCurves, layer_shape
 from prunekit.errors import PrunekitError
 from prunekit.session import Session
@@ -20,24 +18,12 @@ from prunekit.shape import Heads, LayerShape, ModelShape
 
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
 _LEVELS = 48
-_SECONDS = 60.0
-_GAP = 1e-4
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """One thing a sub-layer can be: query heads and KV heads, or an FFN width; what it loses and costs."""
-
-    layer: int
-    what: Heads | int
-    loss: float
-    parameters: int
 
 
 def optimal(session: Session, problem: Problem, advance: Advance) -> Allocated:
-    """Widths and units of least summed loss within the budget, by curves (:mod:`prunekit.curves`) whose scale is
+    """Widths and units of least summed loss within the budgets, by curves (:mod:`prunekit.curves`) whose scale is
     measured (:mod:`prunekit.allocation.measure`): a mixed-integer programme (HiGHS) picks heads and an FFN width for
-    every layer, then FFNs take up what is left, the best gain a parameter first."""
+    every layer, then FFNs take up what is left, the best gain a channel first."""
     levels = session.levels(advance)
     fitness = session.fitness(levels)
     try:
@@ -53,69 +39,35 @@ def optimal(session: Session, problem: Problem, advance: Advance) -> Allocated:
 
 
 def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -> tuple[LayerShape, ...]:
-    """The shapes of least summed loss within the budget."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_matrix
-
-    groups = [group for index in range(len(curves)) for group in _choices(source, problem, index, curves[index])]
-    choices = [choice for group in groups for choice in group]
-    fixed = source.embedding_parameters
-    rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    one_each = coo_matrix((np.ones(len(choices)), (rows, np.arange(len(choices)))), (len(groups), len(choices)))
-    # In units of one channel, so that the solver's tolerances are far below a unit.
-    unit = source.ffn_channel_parameters
-    costs = np.array([choice.parameters for choice in choices]) / unit
-    with _silent():
-        found = milp(
-            np.array([choice.loss for choice in choices]),
-            integrality=np.ones(len(choices)),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each.tocsr(), 1, 1),
-                LinearConstraint(costs[None], -np.inf, (problem.budget - fixed) / unit),
-            ],
-            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-        )
-    if found.x is None:
-        raise PrunekitError(f"No widths meet the target of {problem.budget:,} parameters; ask for a larger one.")
-    heads: dict[int, Heads] = {}
-    widths: dict[int, int] = {}
-    for choice, taken in zip(choices, found.x > 0.5, strict=True):
-        if taken and isinstance(choice.what, tuple):
-            heads[choice.layer] = choice.what
-        elif taken and isinstance(choice.what, int):
-            widths[choice.layer] = choice.what
-    return fill(source, problem, curves, [layer_shape(heads[index], widths[index]) for index in range(len(curves))])
+    """The shapes of least summed loss within the budgets."""
+    budgets = problem.held(source)
+    heads = [_heads(source, problem, index, curves[index]) for index in range(len(curves))]
+    widths = [_widths(problem, index, dense.intermediate_size) for index, dense in enumerate(source.layers)]
+    losses, costs = [], []
+    for index, curve in enumerate(curves):
+        losses += [
+            [curve.heads[each].loss for each in heads[index]],
+            [curve.ffn.loss_at(width) for width in widths[index]],
+        ]
+        costs += [
+            [[budget.cost.attention(index, each) for budget in budgets] for each in heads[index]],
+            [[budget.cost.ffn(index, width) for budget in budgets] for width in widths[index]],
+        ]
+    taken = choose(losses, costs, [budget.limit - budget.cost.fixed for budget in budgets])
+    if taken is None:
+        raise PrunekitError(f"No widths meet the target of {budgets.text}; ask for a larger one.")
+    shapes = [
+        layer_shape(heads[index][taken[2 * index]], widths[index][taken[2 * index + 1]]) for index in range(len(curves))
+    ]
+    return fill(source, problem, curves, shapes)
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """HiGHS prints some lines past Python, which would stand in the middle of what --json prints."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _choices(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> list[list[_Choice]]:
-    """What the attention, and what the FFN of a layer can be."""
+def _heads(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> Sequence[Heads]:
+    """What the attention of a layer can be."""
     dense = source.layers[index]
-    whole: Heads = (dense.num_key_value_heads, dense.group_size)
-    heads = [whole] if index in problem.protected else attention_options(source, problem, index, curve)
-    attention = [
-        _Choice(index, each, curve.heads[each].loss, source.attention_parameters(layer_shape(each, 1)))
-        for each in heads
-    ]
-    ffn = [
-        _Choice(index, width, curve.ffn.loss_at(width), source.ffn_parameters(layer_shape((0, 0), width)))
-        for width in _widths(problem, index, dense.intermediate_size)
-    ]
-    return [attention, ffn]
+    if index in problem.protected:
+        return [(dense.num_key_value_heads, dense.group_size)]
+    return attention_options(source, problem, index, curve)
 
 
 def attention_options(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> list[Heads]:
@@ -145,11 +97,23 @@ def _widths(problem: Problem, index: int, dense: int) -> list[int]:
 
 
 def fill(
-    source: ModelShape, problem: Problem, curves: Sequence[LayerCurves], shapes: list[LayerShape]
+    source: ModelShape, problem: Problem, curves: Sequence[LayerCurves], shapes: Sequence[LayerShape]
 ) -> tuple[LayerShape, ...]:
-    """Hand out what is left of the budget: FFNs grow by one rounding unit at a time, the best gain a parameter first;
+    """Hand out what is left of the budgets: FFNs grow by one rounding unit at a time, the best gain a channel first;
     then heads come back where they fit."""
-    free = problem.budget - source.with_layers(shapes).parameters
+    made = list(shapes)
+    before: list[LayerShape] = []
+    # Heads may give back some of a budget (a measured latency needn't rise with them), and FFNs then take that up.
+    while made != before:
+        before = list(made)
+        _wider_ffns(source, problem, curves, made)
+        _more_heads(source, problem, curves, made)
+    return tuple(made)
+
+
+def _wider_ffns(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves], shapes: list[LayerShape]) -> None:
+    budgets = problem.held(source)
+    left = budgets.left(shapes)
     queue: list[tuple[float, int, int]] = []
 
     def offer(index: int) -> None:
@@ -166,34 +130,33 @@ def fill(
     while queue:
         _, index, wider = heapq.heappop(queue)
         now = shapes[index]
-        cost = (wider - now.intermediate_size) * source.ffn_channel_parameters
-        if cost <= free:
-            free -= cost
-            shapes[index] = LayerShape(now.num_attention_heads, now.num_key_value_heads, wider)
+        grown = LayerShape(now.num_attention_heads, now.num_key_value_heads, wider)
+        change = budgets.change(index, now, grown)
+        if can_grow(change, left):
+            left = tuple(free - more for free, more in zip(left, change, strict=True))
+            shapes[index] = grown
             offer(index)
-    return tuple(_more_heads(source, problem, curves, shapes, free))
 
 
-def _more_heads(
-    source: ModelShape, problem: Problem, curves: Sequence[LayerCurves], shapes: list[LayerShape], free: int
-) -> list[LayerShape]:
+def _more_heads(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves], shapes: list[LayerShape]) -> None:
     """Where FFNs can't take up what is left, heads do."""
+    budgets = problem.held(source)
     while True:
+        left = budgets.left(shapes)
         steps = []
         for index, now in enumerate(shapes):
             if index in problem.protected:
                 continue
             for each in attention_options(source, problem, index, curves[index]):
                 shape = layer_shape(each, now.intermediate_size)
-                cost = source.attention_parameters(shape) - source.attention_parameters(now)
+                more = source.attention_parameters(shape) - source.attention_parameters(now)
                 gain = curves[index].loss(now) - curves[index].loss(shape)
-                if 0 < cost <= free and gain >= 0:
-                    steps.append((gain / cost, index, cost, shape))
+                if more > 0 and gain >= 0 and can_grow(budgets.change(index, now, shape), left):
+                    steps.append((gain / more, index, shape))
         if not steps:
-            return shapes
-        _, index, cost, shape = max(steps, key=lambda step: step[:2])
+            return
+        _, index, shape = max(steps, key=lambda step: step[:2])
         shapes[index] = shape
-        free -= cost
 
 
 ALLOCATION["optimal"] = optimal

@@ -1,7 +1,9 @@
-"""Whether a target can be met at all, known from shapes alone, before a model is loaded."""
+"""Whether budgets can be met at all, known from shapes alone, before a model is loaded."""
 
 from __future__ import annotations
 
+from prunekit.allocation.choose import choose
+from prunekit.budgets import PARAMETERS, Budget, Budgets, Heads
 from prunekit.errors import PrunekitError
 from prunekit.rounding import Rounding
 from prunekit.shape import ModelShape
@@ -17,25 +19,59 @@ def check_protected(source: ModelShape, protected: frozenset[int]) -> None:
 
 
 def check_reachable(
-    source: ModelShape,
-    budget: int,
-    rounding: Rounding,
-    units: tuple[str, ...],
-    protected: frozenset[int],
-    counted: ModelShape | None = None,
+    source: ModelShape, budgets: Budgets, rounding: Rounding, units: tuple[str, ...], protected: frozenset[int]
 ) -> None:
-    """Raises PrunekitError, saying what is possible, where not even the floors fit the budget. ``counted`` is
-    ``source`` with the biases that the pruned model will have."""
+    """Raises PrunekitError, saying what is possible, where not even the floors fit a budget, or all of them at once."""
     check_protected(source, protected)
-    smallest = rounding.floor(counted or source, units, protected)
-    if smallest.parameters > budget:
-        raise PrunekitError(
-            f"The target of {budget:,} parameters is out of reach: embeddings take {source.embedding_parameters:,}, "
-            f"and with these floors, multiples and protected layers the smallest possible is {smallest.parameters:,} "
-            f"(--params {_up(smallest.parameters / source.parameters)}, "
-            f"--blocks {_up(smallest.block_parameters / source.block_parameters)}). Ask for at least that, or lower "
-            "--ffn-multiple and --min-ffn, protect fewer layers, or prune more kinds of unit."
+    # No budget grows where an FFN becomes narrower, so the floors are best for all of them. Heads may be a matter of
+    # choice: fewer query heads against fewer KV heads.
+    widths, heads = [], []
+    for index, layer in enumerate(source.layers):
+        whole = index in protected
+        widths.append(
+            layer.intermediate_size if whole or "ffn" not in units else rounding.ffn_floor(layer.intermediate_size)
         )
+        one: tuple[Heads, ...] = ((layer.num_key_value_heads, layer.group_size),)
+        heads.append(one if whole else rounding.attention_choices(layer, units))
+    rest = [
+        budget.cost.fixed + sum(budget.cost.ffn(index, width) for index, width in enumerate(widths))
+        for budget in budgets
+    ]
+    costs = [
+        [[budget.cost.attention(index, each) for budget in budgets] for each in choices]
+        for index, choices in enumerate(heads)
+    ]
+    for place, budget in enumerate(budgets):
+        least = rest[place] + sum(min(cost[place] for cost in layer) for layer in costs)
+        if least > budget.limit:
+            raise _out_of_reach(source, budget, least)
+    left = [budget.limit - spent for budget, spent in zip(budgets, rest, strict=True)]
+    if len(budgets) > 1 and choose([[0.0] * len(layer) for layer in costs], costs, left) is None:
+        raise PrunekitError(
+            f"Each of {budgets.text} can be met, but not all at once: with these multiples fewer query heads and fewer "
+            "KV heads exclude each other; ask for a larger one."
+        )
+
+
+def _out_of_reach(source: ModelShape, budget: Budget, least: int) -> PrunekitError:
+    advice = (
+        "Ask for at least that, or lower --ffn-multiple and --min-ffn, protect fewer layers, or prune more kinds of "
+        "unit."
+    )
+    share = _up(least / budget.dense)
+    if budget.cost.name == PARAMETERS:
+        blocks = _up((least - source.embedding_parameters) / source.block_parameters)
+        return PrunekitError(
+            f"The target of {budget.limit:,} parameters is out of reach: embeddings take "
+            f"{source.embedding_parameters:,}, and with these floors, multiples and protected layers the smallest "
+            f"possible is {least:,} (--params {share}, --blocks {blocks}). {advice}"
+        )
+    option = budget.asked.partition(" ")[0]
+    return PrunekitError(
+        f"{budget.asked} asks for at most {budget.cost.text(budget.limit)} of {budget.cost.words}, which is out of "
+        f"reach: with these floors, multiples and protected layers the least possible is {budget.cost.text(least)} "
+        f"({option} {share}). {advice}"
+    )
 
 
 def _up(share: float) -> str:

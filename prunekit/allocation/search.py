@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prunekit.allocation.base import ALLOCATION, SCORED, Advance, Allocated, Problem, allocation, without_empty
 from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import attention_options, fill, solve
+from prunekit.budgets import can_grow
 from prunekit.curves import layer_shape
 from prunekit.errors import PrunekitError
 from prunekit.files import write_text
@@ -36,7 +37,7 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
     a few level switches (one sub-layer loses, another gains, attention and FFNs alike), are measured on a quarter of
     the text, the best quarter of them on all of it, and the best replaces the parent if it is better. Candidates are
     put together by exchanging output projections in the dense model, and start from the parent's activations where
-    they first differ. At the end FFNs take up, a rounding unit at a time, what levels left of the budget.
+    they first differ. At the end FFNs take up, a rounding unit at a time, what levels left of the budgets.
     """
     source = session.source
     kept = session.levels(advance)
@@ -74,7 +75,7 @@ def search(session: Session, problem: Problem, advance: Advance) -> Allocated:
 
 def _digest(session: Session, problem: Problem) -> str:
     asked = (problem.budget, problem.rounding, problem.units, sorted(problem.protected), problem.generations)
-    more = (problem.offspring, problem.starts, session.seed)
+    more = (problem.offspring, problem.starts, session.seed, problem.budgets and problem.budgets.key)
     return hashlib.sha256(repr((asked, more)).encode()).hexdigest()[:16]
 
 
@@ -83,6 +84,12 @@ def _start(name: str, session: Session, problem: Problem, levels: Levels) -> Seq
     floor = problem.rounding.floor(session.source, scored, problem.protected)
     if name == "optimal" or floor.parameters > problem.budget:
         return solve(session.source, problem, levels.curves)
+    if not problem.held(session.source).only_parameters:
+        # The others keep to a number of parameters only: as many as the best choice within all budgets has.
+        best = session.source.with_layers(solve(session.source, problem, levels.curves))
+        if best.parameters == session.source.parameters:
+            return best.layers
+        problem = replace(problem, budget=best.parameters)
     # What has no score stays whole there.
     problem = replace(problem, units=scored)
     # Only adapt shrinks the model while it measures.
@@ -91,11 +98,18 @@ def _start(name: str, session: Session, problem: Problem, levels: Levels) -> Seq
     return [keep.shape for keep in keeps]
 
 
+Switched = tuple[Heads, int]
+"""The levels of one layer: heads and an FFN width."""
+Move = tuple[int, Switched]
+"""A layer, and the levels that it changes to."""
+
+
 class _Grid:
-    """The candidates that meet the budget, and the ways from one to another."""
+    """The candidates that meet the budgets, and the ways from one to another."""
 
     def __init__(self, source: ModelShape, problem: Problem, levels: Levels):
         self._source, self._problem, self._levels = source, problem, levels
+        self._budgets = problem.held(source)
         self._heads = [
             [(layer.num_key_value_heads, layer.group_size)]
             if index in problem.protected
@@ -112,6 +126,13 @@ class _Grid:
             for index, allowed in enumerate(self._allowed):
                 allowed.update({} if index in problem.protected else {0: 0})
         self._widths = [sorted(allowed) for allowed in self._allowed]
+        # About what a channel costs of each budget.
+        widest = max(range(len(source.layers)), key=lambda index: source.layers[index].intermediate_size)
+        width = source.layers[widest].intermediate_size
+        self._channel = [
+            (budget.cost.ffn(widest, width) - budget.cost.ffn(widest, 1)) // max(1, width - 1)
+            for budget in self._budgets
+        ]
 
     def _ladder(self, index: int, options: Sequence[Heads]) -> list[Heads]:
         """Heads by rising parameters. A merge that loses more than a cheaper choice would only stand in the way."""
@@ -128,18 +149,19 @@ class _Grid:
         made = {rounding.ffn_down(level, dense): level for level in (*sorted(levels, reverse=True), dense)}
         return {level: width for width, level in made.items()}
 
-    def shapes(self, candidate: Candidate) -> list[LayerShape]:
+    def shapes(self, candidate: Sequence[Switched]) -> list[LayerShape]:
         """The shapes that a candidate stands for."""
-        return [layer_shape(heads, self._allowed[index][width]) for index, (heads, width) in enumerate(candidate)]
+        return [self._shape(index, levels) for index, levels in enumerate(candidate)]
 
     def _attention(self, heads: Heads) -> int:
         return self._source.attention_parameters(layer_shape(heads, 1))
 
-    def cost(self, candidate: Candidate) -> int:
-        return self._source.with_layers(self.shapes(candidate)).parameters
+    def left(self, candidate: Sequence[Switched]) -> tuple[int, ...]:
+        """What a candidate leaves of every budget."""
+        return self._budgets.left(self.shapes(candidate))
 
     def snap(self, shapes: Sequence[LayerShape]) -> Candidate:
-        """The nearest candidate that meets the budget."""
+        """The nearest candidate that meets the budgets."""
         made = [
             (
                 (shape.num_key_value_heads, shape.group_size),
@@ -150,7 +172,7 @@ class _Grid:
         return self._repair(made, random.Random(0), 1)
 
     def mutate(self, parent: Candidate, rng: random.Random, step: int) -> Candidate:
-        """One to three level switches, then what the budget asks for."""
+        """One to three level switches, then what the budgets ask for."""
         made = list(parent)
         for _ in range(min(rng.randint(1, 3), rng.randint(1, 3))):
             for direction in (-1, 1):
@@ -158,11 +180,13 @@ class _Grid:
                 if moves:
                     index, new = rng.choice(moves)
                     made[index] = new
-        return self._repair(made, rng, step)
+        try:
+            return self._repair(made, rng, step)
+        except PrunekitError:
+            # Where a measured latency doesn't fall with the heads, the way down may miss what is possible.
+            return parent
 
-    def _moves(
-        self, now: Sequence[tuple[Heads, int]], direction: int, step: int
-    ) -> list[tuple[int, tuple[Heads, int]]]:
+    def _moves(self, now: Sequence[Switched], direction: int, step: int) -> list[Move]:
         """Every layer with one sub-layer a level smaller (−1) or larger (1)."""
         made = []
         for index, (heads, width) in enumerate(now):
@@ -175,44 +199,56 @@ class _Grid:
                 made.append((index, (heads, widths[place])))
         return made
 
-    def _repair(self, candidate: list[tuple[Heads, int]], rng: random.Random, step: int) -> Candidate:
-        """Levels go down where the curves say it costs least until the budget is met, and up again where it fits."""
+    def _repair(self, candidate: list[Switched], rng: random.Random, step: int) -> Candidate:
+        """Levels go down where the curves say it costs least until the budgets are met, and up again where it fits."""
         made = candidate
-        while (over := self.cost(tuple(made)) - self._problem.budget) > 0:
-            moves = self._moves(made, -1, step if over > self._source.ffn_channel_parameters * 64 else 1)
+        while min(left := self.left(made)) < 0:
+            far = any(-free > 64 * channel for free, channel in zip(left, self._channel, strict=True))
+            moves = self._moves(made, -1, step if far else 1)
             if not moves:
                 raise PrunekitError("No level of any sub-layer meets the target; ask for a larger one.")
-            self._take(made, self._some(moves, rng))
+            # What relieves a budget that is exceeded; others go along only where nothing does.
+            over = [(move, self._relief(made, move, left)) for move in moves]
+            worth = [(move, relief) for move, relief in over if relief > 0] or over
+            self._take(made, self._some(worth, rng))
         while True:
-            free = self._problem.budget - self.cost(tuple(made))
-            moves = [
-                (index, new)
-                for index, new in self._moves(made, 1, 1)
-                if self._cost_of(index, new) - self._cost_of(index, made[index]) <= free
+            left = self.left(made)
+            fitting = [
+                (move, self._budgets.relative(change))
+                for move in self._moves(made, 1, 1)
+                if can_grow(change := self._change(made, move), left)
             ]
-            if not moves:
+            if not fitting:
                 return tuple(made)
-            self._take(made, self._some(moves, rng))
+            self._take(made, self._some(fitting, rng))
+
+    def _change(self, made: Sequence[Switched], move: Move) -> tuple[int, ...]:
+        index, new = move
+        return self._budgets.change(index, self._shape(index, made[index]), self._shape(index, new))
+
+    def _relief(self, made: Sequence[Switched], move: Move, left: Sequence[int]) -> float:
+        """How much a move down takes from the budgets that are exceeded, as shares of what they are exceeded by."""
+        return sum(change / free for change, free in zip(self._change(made, move), left, strict=True) if free < 0)
 
     @staticmethod
-    def _some(moves: list[tuple[int, tuple[Heads, int]]], rng: random.Random) -> list[tuple[int, tuple[Heads, int]]]:
+    def _some(moves: list[tuple[Move, float]], rng: random.Random) -> list[tuple[Move, float]]:
         """A few of the moves, so that repairs differ from candidate to candidate."""
         return rng.sample(moves, -(-len(moves) // 4))
 
-    def _take(self, made: list[tuple[Heads, int]], moves: list[tuple[int, tuple[Heads, int]]]) -> None:
-        """Make the move of least loss a parameter: going up that is a gain, and the largest."""
+    def _take(self, made: list[Switched], moves: list[tuple[Move, float]]) -> None:
+        """Make the move, each with its weight, of least loss for that: going up that is a gain, and the largest."""
 
-        def price(move: tuple[int, tuple[Heads, int]]) -> float:
-            index, new = move
+        def price(weighed: tuple[Move, float]) -> float:
+            (index, new), weight = weighed
             curve, old = self._levels.curves[index], made[index]
             loss = curve.loss(layer_shape(*new)) - curve.loss(layer_shape(*old))
-            return loss / max(abs(self._cost_of(index, new) - self._cost_of(index, old)), 1)
+            return loss / max(weight, 1e-12)
 
-        index, new = min(moves, key=price)
+        (index, new), _ = min(moves, key=price)
         made[index] = new
 
-    def _cost_of(self, index: int, what: tuple[Heads, int]) -> int:
-        return self._source.layer_parameters(layer_shape(what[0], self._allowed[index][what[1]]))
+    def _shape(self, index: int, what: Switched) -> LayerShape:
+        return layer_shape(what[0], self._allowed[index][what[1]])
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.table import Table
 
+from prunekit.budgets import LATENCY, PARAMETERS
 from prunekit.cli.common import table
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def plan_summary(plan: Plan, bytes_per_parameter: float) -> dict[str, Any]:
             }
             for layer in plan.layers
         ],
+        "target": plan.provenance.get("target"),
         "method": plan.provenance.get("method"),
         **{name: plan.provenance[name] for name in ("compensation",) if name in plan.provenance},
     }
@@ -50,7 +52,7 @@ def plan_summary(plan: Plan, bytes_per_parameter: float) -> dict[str, Any]:
 
 def plan_tables(plan: Plan, bytes_per_parameter: float) -> Group:
     """A plan for people."""
-    return Group(_cost_table(plan, bytes_per_parameter), _width_table(plan), *_notes(plan))
+    return Group(_cost_table(plan, bytes_per_parameter), *_target_table(plan), _width_table(plan), *_notes(plan))
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -78,6 +80,21 @@ def _cost_table(plan: Plan, bytes_per_parameter: float) -> Table:
     for key, label in names.items():
         made.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.2%}")
     return made
+
+
+def _target_table(plan: Plan) -> list[Table]:
+    """What was asked and what came of it; nothing where a parameter count, which the costs tell, is all."""
+    made = table("Targets", "", "dense", "at most", "pruned", "left")
+    try:
+        budgets = plan.provenance["target"]["budgets"]
+        for each in budgets:
+            dense, limit, pruned = each["dense"], each["at_most"], each["pruned"]
+            values = [f"{x * 1e3:,.3f} ms" if each["cost"] == LATENCY else f"{x:,}" for x in (dense, limit, pruned)]
+            made.add_row(str(each["asked"]), *values, f"{pruned / dense:.2%}")
+        return [made] if {each["cost"] for each in budgets} - {PARAMETERS} else []
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        # Written by something else, or before there were several.
+        return []
 
 
 def _width_table(plan: Plan) -> Table:

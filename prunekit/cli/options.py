@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from prunekit.methods import Method
     from prunekit.refit import RefitConfig
     from prunekit.rounding import Rounding
+    from prunekit.targets import Target
 
-_TARGET, _TEXT, _METHOD, _WIDTHS = "Target (exactly one)", "Calibration text", "Method", "Widths"
+_TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
 _REFIT = "Refit"
 
 Params = Annotated[
@@ -26,6 +28,32 @@ Blocks = Annotated[
     typer.Option(help="Keep this share (0.79) of the decoder blocks' parameters.", rich_help_panel=_TARGET),
 ]
 Weights = Annotated[str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=_TARGET)]
+Flops = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep this share (0.75) or number (200M) of FLOPs a token; this, --kv-cache and --latency are for "
+        "--allocate optimal and search.",
+        rich_help_panel=_TARGET,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", help="--flops: earlier tokens that a token attends to.", show_default="0", rich_help_panel=_TARGET
+    ),
+]
+KvCache = Annotated[
+    str | None,
+    typer.Option(help="Keep this share (0.5) or size (12KB) of the KV cache of a token.", rich_help_panel=_TARGET),
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(help="Keep this share (0.7) or time (12ms) of the predicted latency.", rich_help_panel=_TARGET),
+]
+LatencyTable = Annotated[
+    Path | None,
+    typer.Option(help="What --latency is predicted by: see prunekit latency-table.", rich_help_panel=_TARGET),
+]
 Calib = Annotated[
     str | None,
     typer.Option(
@@ -313,8 +341,27 @@ def _ridge(text: str) -> float | None:
         raise PrunekitError(f"--ridge takes a number or auto, got {text!r}.") from None
 
 
-def check_target(params: str | None, blocks: str | None, weights: str | None) -> None:
-    """Refuse a missing or senseless target before a model is looked for."""
+def target_of(
+    params: str | None,
+    blocks: str | None,
+    weights: str | None,
+    flops: str | None,
+    context: int | None,
+    kv_cache: str | None,
+    latency: str | None,
+    latency_table: Path | None,
+) -> Target:
+    """All that was asked for. Refuses missing or senseless targets before a model is looked for."""
+    from prunekit.latency_table import LatencyTable
     from prunekit.targets import parse_target
 
-    parse_target(params, blocks, weights)
+    return parse_target(
+        params,
+        blocks,
+        weights,
+        flops=flops,
+        context=context,
+        kv_cache=kv_cache,
+        latency=latency,
+        table=LatencyTable.load(latency_table) if latency_table else None,
+    )

@@ -25,11 +25,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 
 def _make(source: Source, settings: dict, store_dtype: str = "auto") -> Plan:  # type: ignore[type-arg]
     from prunekit.planner import PlanConfig, make_plan
-    from prunekit.targets import parse_target
 
     s = settings
     config = PlanConfig(
-        target=parse_target(s["params"], s["blocks"], s["weights"]),
+        target=s["target"],
         method=s["chosen"],
         rounding=o.rounding(s["round_for"], s["ffn_multiple"], s["min_ffn"], source.shape.head_dim),
         calibration=s["calibration"],
@@ -53,13 +52,12 @@ def _slice(
     shard_bytes: int,
 ) -> tuple[Plan, Written]:
     from prunekit.slicegpt import SliceConfig, slice_model
-    from prunekit.targets import parse_target
 
     s = settings
     if s["protect_layers"] is not None:
         raise PrunekitError("slicegpt narrows what all layers share, so none can be protected; leave it out.")
     config = SliceConfig(
-        target=parse_target(s["params"], s["blocks"], s["weights"]),
+        target=s["target"],
         calibration=s["calibration"],
         dtype=s["dtype"],
         store_dtype=store_dtype,
@@ -71,7 +69,16 @@ def _slice(
 def _settings(**given: object) -> dict:  # type: ignore[type-arg]
     """Everything that can be checked before the model is looked for, checked."""
     g: dict = dict(given)  # type: ignore[type-arg]
-    o.check_target(g["params"], g["blocks"], g["weights"])
+    g["target"] = o.target_of(
+        g["params"],
+        g["blocks"],
+        g["weights"],
+        g["flops"],
+        g["attended"],
+        g["kv_cache"],
+        g["latency"],
+        g["latency_table"],
+    )
     o.parse_layers(g["protect_layers"])
     o.rounding(g["round_for"], g["ffn_multiple"], g["min_ffn"], 64)
     g["chosen"] = o.method_of(
@@ -87,6 +94,7 @@ def _settings(**given: object) -> dict:  # type: ignore[type-arg]
         g["offspring"],
         g["search_from"],
     )
+    g["target"].check_method(g["chosen"])
     g["refit"] = o.refit_of(g["chosen"], g["refit"], g["refit_towards"], g["refit_inputs"], g["ridge"])
     g["calibration"] = o.calibration(
         g["chosen"],
@@ -108,6 +116,11 @@ def plan(
     params: o.Params = None,
     blocks: o.Blocks = None,
     weights: o.Weights = None,
+    flops: o.Flops = None,
+    attended: o.Context = None,
+    kv_cache: o.KvCache = None,
+    latency: o.Latency = None,
+    latency_table: o.LatencyTable = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
     picture: Picture = None,
     method: o.MethodName = "prunekit",
@@ -186,6 +199,11 @@ def prune(
     params: o.Params = None,
     blocks: o.Blocks = None,
     weights: o.Weights = None,
+    flops: o.Flops = None,
+    attended: o.Context = None,
+    kv_cache: o.KvCache = None,
+    latency: o.Latency = None,
+    latency_table: o.LatencyTable = None,
     method: o.MethodName = "prunekit",
     importance: o.ImportanceName = None,
     layer_importance: o.LayerImportanceName = None,
@@ -294,7 +312,7 @@ def _refuse_beside_plan(context: typer.Context, allowed: set[str]) -> None:
     """A plan has decided everything that these options decide: silently ignoring one would mislead."""
     for name in sorted(set(context.params) - allowed):
         if _is_given(context, name):
-            option = {"method": "--method", "prune": "--prune"}.get(name, f"--{name.replace('_', '-')}")
+            option = {"attended": "--context"}.get(name, f"--{name.replace('_', '-')}")
             raise PrunekitError(
                 f"A plan already has its target, method and widths, so {option} would have no effect; leave it out, or "
                 "leave out --plan."
