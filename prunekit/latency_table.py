@@ -72,8 +72,8 @@ class LatencyTable:
         """The predicted latency in nanoseconds.
 
         FFN widths between those measured are interpolated on a curve that never falls: what noise made smaller at a
-        larger width is averaged with its neighbours (isotonic regression). Below the smallest, its own time is taken; what is gone
-        takes none.
+        larger width is averaged with its neighbours (isotonic regression). Below the smallest, its own time is
+        taken; what is gone takes none.
         """
         widths = sorted(self.ffn)
         curve = isotonic([self.ffn[width].median for width in widths])
