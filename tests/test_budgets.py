@@ -135,10 +135,10 @@ def test_choice_is_as_good_as_trying_everything(asked: dict[str, float], seed: i
     options = [
         [
             LayerShape(kv * group, kv, width)
-            for kv, group in curve.heads
+            for kv, group in rounding.attention_choices(layer, EVERYTHING)
             for width in range(4, layer.intermediate_size + 1, 4)
         ]
-        for layer, curve in zip(source.layers, curves, strict=True)
+        for layer in source.layers
     ]
     best = min(
         sum(curve.loss(each) for curve, each in zip(curves, pair, strict=True))
