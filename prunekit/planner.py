@@ -25,7 +25,7 @@ from prunekit.provenance import model_label, versions
 from prunekit.refit import RefitConfig
 from prunekit.rounding import Rounding
 from prunekit.session import Session
-from prunekit.shape import PRUNE_THE_ORIGINAL, merged_heads
+from prunekit.shape import PRUNE_THE_ORIGINAL, LayerShape, merged_heads
 from prunekit.slicing import check_mergeable
 from prunekit.source import load_model, load_tokenizer, pick_dtype
 from prunekit.targets import Target
@@ -137,6 +137,9 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     )
     with progress(f"Planning ({method.name})", _steps(session, method, budget)) as advance:
         allocated = allocate(session, problem, advance)
+    # Costs are of layers by their place in the source: what is dropped is there and has nothing.
+    kept = {keep.index: keep.shape for keep in allocated.keeps}
+    layers = [kept.get(index, LayerShape(0, 0, 0)) for index in range(source.shape.num_hidden_layers)]
     plan = Plan(
         source=source.shape,
         layers=allocated.keeps,
@@ -150,7 +153,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             "target": {
                 "asked": config.target.text,
                 **({} if budgets.parameters is None else {"parameters": budgets.parameters}),
-                "budgets": budgets.describe([keep.shape for keep in allocated.keeps]),
+                "budgets": budgets.describe(layers),
             },
             "rounding": {
                 "ffn_multiple": config.rounding.ffn_multiple,
@@ -169,7 +172,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         },
         changes=changes,
     )
-    assert budgets.fit(plan.shape.layers)
+    assert budgets.fit(layers)
     return plan
 
 

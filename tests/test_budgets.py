@@ -14,10 +14,10 @@ from prunekit.allocation import ALLOCATION, Problem
 from prunekit.allocation.choose import choose
 from prunekit.allocation.optimal import solve
 from prunekit.allocation.reach import check_reachable
-from prunekit.budgets import Budget, Budgets, Cost, Heads, can_grow, parameter_cost, shape_cost
+from prunekit.budgets import Budget, Budgets, Cost, can_grow, parameter_cost, shape_cost
 from prunekit.errors import PrunekitError
 from prunekit.rounding import Rounding
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import Heads, LayerShape, ModelShape
 
 EVERYTHING = ("ffn", "kv", "query")
 
@@ -204,3 +204,11 @@ def test_budgets_that_exclude_each_other() -> None:
     budgets = Budgets((Budget(by_kv, 2, 3, "--kv-cache 2B"), Budget(by_size, 3, 6, "--flops 3")))
     with pytest.raises(PrunekitError, match="Each of --kv-cache 2B and --flops 3 can be met, but not all at once"):
         check_reachable(source, budgets, rounding, ("kv", "query"), frozenset())
+
+
+def test_ffns_that_may_go_are_no_floor() -> None:
+    least = Rounding().floor(SMOLLM2, ("ffn", "ffn-layer"), frozenset()).parameters
+    check_reachable(SMOLLM2, Budgets.of_parameters(SMOLLM2, least), Rounding(), ("ffn", "ffn-layer"), frozenset())
+    for limit, units in ((least - 1, ("ffn", "ffn-layer")), (least, ("ffn",))):
+        with pytest.raises(PrunekitError, match="out of reach"):
+            check_reachable(SMOLLM2, Budgets.of_parameters(SMOLLM2, limit), Rounding(), units, frozenset())

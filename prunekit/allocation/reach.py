@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prunekit.allocation.choose import choose
-from prunekit.budgets import PARAMETERS, Budget, Budgets, Heads
+from prunekit.budgets import PARAMETERS, Budget, Budgets
 from prunekit.errors import PrunekitError
 from prunekit.rounding import Rounding
-from prunekit.shape import ModelShape
+from prunekit.shape import Heads, ModelShape
 
 
 def check_protected(source: ModelShape, protected: frozenset[int]) -> None:
@@ -25,14 +25,13 @@ def check_reachable(
     check_protected(source, protected)
     # No budget grows where an FFN becomes narrower, so the floors are best for all of them. Heads may be a matter of
     # choice: fewer query heads against fewer KV heads.
-    widths, heads = [], []
-    for index, layer in enumerate(source.layers):
-        whole = index in protected
-        widths.append(
-            layer.intermediate_size if whole or "ffn" not in units else rounding.ffn_floor(layer.intermediate_size)
-        )
-        one: tuple[Heads, ...] = ((layer.num_key_value_heads, layer.group_size),)
-        heads.append(one if whole else rounding.attention_choices(layer, units))
+    widths = [layer.intermediate_size for layer in rounding.floor(source, units, protected).layers]
+    heads: list[tuple[Heads, ...]] = [
+        ((layer.num_key_value_heads, layer.group_size),)
+        if index in protected
+        else rounding.attention_choices(layer, units)
+        for index, layer in enumerate(source.layers)
+    ]
     rest = [
         budget.cost.fixed + sum(budget.cost.ffn(index, width) for index, width in enumerate(widths))
         for budget in budgets
