@@ -14,7 +14,7 @@ from prunekit.machine import cpu_threads, describe_machine
 from prunekit.progress import progress
 from prunekit.runner import Runner, TorchRunner
 from prunekit.shape import ModelShape
-from prunekit.timing import Clock, Comparison, compare, order, prompt_ids
+from prunekit.timing import Clock, Comparison, check_counts, compare, order, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,7 @@ class BenchConfig:
         least = {"prompt": 1, "tokens": 1, "repeats": 2, "warmup": 0, "seed": 0}
         checks = [(name, getattr(self, name), bound) for name, bound in least.items()]
         checks += [("batch", size, 1) for size in self.batch]
-        if self.threads is not None:
-            checks.append(("threads", self.threads, 1))
-        for name, value, bound in checks:
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise PrunekitError(f"{name.capitalize()} must be a whole number of at least {bound}, got {value!r}.")
+        check_counts(checks, self.threads)
 
 
 @dataclass(frozen=True)

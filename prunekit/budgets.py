@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from prunekit.shape import LayerShape, ModelShape
-
-Heads = tuple[int, int]
-"""KV heads of a layer, and query heads that each of them serves."""
+from prunekit.shape import Heads, LayerShape, ModelShape
 
 PARAMETERS, FLOPS, KV_BYTES, LATENCY = "parameters", "flops_per_token", "kv_bytes_per_token", "latency_seconds"
 _WORDS = {

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.budgets import Heads
 from prunekit.errors import PrunekitError
-from prunekit.latency_table import LatencyTable, head_choices
+from prunekit.latency_table import LatencyTable, cut_heads
 from prunekit.machine import cpu_threads, describe_machine, synchronize
 from prunekit.modeling import pruned_class, pruned_config
 from prunekit.progress import progress
 from prunekit.provenance import model_label
-from prunekit.shape import LayerShape
+from prunekit.shape import Heads, LayerShape
 from prunekit.source import pick_device, pick_dtype
 from prunekit.sublayers import Kind, Sublayers
-from prunekit.timing import Clock, Summary, prompt_ids, turns
+from prunekit.timing import Clock, Summary, check_counts, prompt_ids, turns
 
 if TYPE_CHECKING:
     from prunekit.source import Source
@@ -54,12 +53,7 @@ class LatencyConfig:
         if self.phase not in ("prefill", "decode"):
             raise PrunekitError(f"The phase must be prefill or decode, got {self.phase!r}.")
         least = {"batch": 1, "length": 1, "widths": 2, "repeats": 1, "warmup": 0, "seed": 0}
-        checks = [(name, getattr(self, name), bound) for name, bound in least.items()]
-        if self.threads is not None:
-            checks.append(("threads", self.threads, 1))
-        for name, value, bound in checks:
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise PrunekitError(f"{name.capitalize()} must be a whole number of at least {bound}, got {value!r}.")
+        check_counts([(name, getattr(self, name), bound) for name, bound in least.items()], self.threads)
 
 
 def measure_table(
@@ -195,7 +189,7 @@ class _Bench:
         for kind in dict.fromkeys(self.kinds):
             places = [index for index, own in enumerate(self.kinds) if own == kind]
             known = self._parts.arguments(places[0], self._config.batch)
-            choices = {heads for index in places for heads in head_choices(self._source.shape.layers[index])}
+            choices = {heads for index in places for heads in cut_heads(self._source.shape.layers[index])}
             for heads in sorted(choices, reverse=True):
                 kv, group = heads
                 made.append(self._attention(kind, heads, LayerShape(kv * group, kv, 1), places, known))

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.budgets import LATENCY, Cost, Heads
+from prunekit.budgets import LATENCY, Cost
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json, write_text
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.rounding import Rounding
+from prunekit.shape import Heads, LayerShape, ModelShape
 from prunekit.timing import Summary
 
 TABLE_VERSION = 1
@@ -175,7 +176,7 @@ class LatencyTable:
         if len(self.kinds) != len(self.shape.layers):
             raise ValueError(f"it names the kinds of {len(self.kinds)} layers of {len(self.shape.layers)}")
         for kind, layer in zip(self.kinds, self.shape.layers, strict=True):
-            missing = [heads for heads in head_choices(layer) if heads not in self.attention[kind]]
+            missing = [heads for heads in cut_heads(layer) if heads not in self.attention[kind]]
             if missing:
                 raise ValueError(f"it has no time for {missing[0][0]} KV heads of {missing[0][1]} query heads each")
         widest = max(layer.intermediate_size for layer in self.shape.layers)
@@ -183,9 +184,9 @@ class LatencyTable:
             raise ValueError(f"it has no time for an FFN of {widest}")
 
 
-def head_choices(layer: LayerShape) -> list[Heads]:
-    """All that the attention of a layer could become: (KV heads, query heads a group)."""
-    return [(kv, group) for kv in range(layer.num_key_value_heads, 0, -1) for group in range(layer.group_size, 0, -1)]
+def cut_heads(layer: LayerShape) -> tuple[Heads, ...]:
+    """All that cuts could make of the attention of a layer."""
+    return Rounding().attention_choices(layer, ("kv", "query"))
 
 
 def isotonic(values: Sequence[float]) -> list[float]:

@@ -198,6 +198,7 @@ def _level_widths(dense: int) -> tuple[int, ...]:
 
 def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:
     """A new decoder layer with the units of ``layer``, one of ``model`` (of that ``shape``), that ``keep`` names."""
+    from prunekit.modeling import skipped_parts
     from prunekit.modeling.per_layer import remove_parts
 
     slicer = LayerSlicer(family, shape, keep)
@@ -211,7 +212,7 @@ def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, k
     own.head_dim = shape.head_dim
     with torch.device("meta"):
         new = type(layer)(own, keep.index)  # type: ignore[call-arg]
-    remove_parts(new, ("mlp" if kind == "ffn" else kind for kind in keep.shape.removed), keep.index)
+    remove_parts(new, skipped_parts(keep.shape), keep.index)
     tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items() if slicer.keeps(name)}
     new.load_state_dict(tensors, assign=True)
     return new.train(layer.training)

@@ -6,11 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from prunekit.errors import PrunekitError
+
 if TYPE_CHECKING:
     import torch
 
 Clock = Callable[[], float]
 _T = TypeVar("_T")
+
+
+def check_counts(counts: Sequence[tuple[str, int, int]], threads: int | None) -> None:
+    """Raises PrunekitError where one of ``counts`` (name, value, least value) is no whole number or too small, or
+    ``threads``, if any are named."""
+    more = [] if threads is None else [("threads", threads, 1)]
+    for name, value, least in (*counts, *more):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise PrunekitError(f"{name.capitalize()} must be a whole number of at least {least}, got {value!r}.")
 
 
 @dataclass(frozen=True)

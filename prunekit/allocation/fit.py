@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 from prunekit.allocation.base import Problem
 from prunekit.errors import PrunekitError
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import Heads, LayerShape, ModelShape
 
 SPARSITY_LIMIT = 0.99
 
-Heads = tuple[int, int]
-"""KV heads of a layer, and query heads that each of them serves."""
 
 Losses = Callable[[float], Sequence[tuple[float, float]]]
 """Shares (attention, FFN) that every layer loses, as a function of one number that grows with pruning."""

@@ -317,7 +317,7 @@ def refit_of(
     from prunekit.refit import RefitConfig
 
     given = {"towards": towards, "inputs": inputs, "ridge": ridge}
-    told = {name: value for name, value in given.items() if value is not None}
+    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted = method.refit if refit is None else refit
     if not wanted and told:
         name = {"towards": "--refit-towards", "inputs": "--refit-inputs", "ridge": "--ridge"}[next(iter(told))]
@@ -326,10 +326,9 @@ def refit_of(
         raise PrunekitError(f"{method.name} leaves no projection as it was to be refitted; leave out --refit.")
     if not wanted:
         return None
-    settings: dict[str, float | None] = {name: value for name, value in told.items() if not isinstance(value, str)}
     if ridge is not None:
-        settings["ridge"] = _ridge(ridge)
-    return RefitConfig(**settings)  # type: ignore[arg-type]
+        told["ridge"] = _ridge(ridge)
+    return RefitConfig(**told)
 
 
 def _ridge(text: str) -> float | None:

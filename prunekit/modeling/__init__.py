@@ -97,8 +97,13 @@ def _overrides(shape: LayerShape) -> dict[str, Any]:
     """A layer's entry in ``per_layer_config``. What it skips has the least widths that a layer can be built with: other
     than the global ones, they make stock classes refuse the config rather than fill the gap with random weights."""
     own: dict[str, Any] = {name: width or 1 for name, width in asdict(shape).items()}
-    skip = [{"attention": "attention", "ffn": "mlp"}[kind] for kind in shape.removed]
+    skip = skipped_parts(shape)
     return own | ({"skip": skip} if skip else {})
+
+
+def skipped_parts(shape: LayerShape) -> list[str]:
+    """What a layer lacks, in transformers' words."""
+    return [{"attention": "attention", "ffn": "mlp"}[kind] for kind in shape.removed]
 
 
 def stock_config(family: Family, source_config: Any, layer_shape: LayerShape, kept_layer_indices: Sequence[int]) -> Any:
