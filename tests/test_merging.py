@@ -16,6 +16,7 @@ from command import Command, make_command, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
+from tiny_session import logits, nothing, tiny_session
 from tiny_text import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -32,7 +33,6 @@ from prunekit.output_fisher import output_fisher
 from prunekit.plan import LayerKeep, Plan, whole_plan
 from prunekit.refit import refit
 from prunekit.rounding import Rounding
-from prunekit.session import Session
 from prunekit.shape import LayerShape, ModelShape, merged_heads
 from prunekit.slicing import LayerSlicer
 from prunekit.sublayers import Sublayers
@@ -50,29 +50,8 @@ def _light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
 def _ids(sequences: int = 16, length: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, VOCAB, (sequences, length), generator=torch.Generator().manual_seed(seed))
-
-
-def _session(model: Any) -> Session:
-    return Session(
-        model,
-        FAMILIES[model.config.model_type],
-        lambda step: _ids(),
-        importance="fisher",
-        layer_importance="cosine",
-        batch_size=8,
-        merge=True,
-    )
-
-
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def _merged_plan(model: Any, *groups: tuple[tuple[int, ...], ...]) -> Plan:
@@ -130,10 +109,10 @@ def test_a_merged_layer_is_the_one_computed_by_hand(model_type: str, bias: bool)
     assert [layer.num_key_value_heads for layer in plan.shape.layers] == [2, 1, 4, 2]
     assert sum(p.numel() for p in rebuilt.parameters()) == plan.shape.parameters
     ids = _ids(3)
-    want = _logits(by_hand, ids)
-    assert (want - _logits(model, ids)).abs().max() > 0.1 * want.abs().max()
+    want = logits(by_hand, ids)
+    assert (want - logits(model, ids)).abs().max() > 0.1 * want.abs().max()
     for made in (rebuilt, zeroed_model(model, plan)):
-        assert (_logits(made, ids) - want).abs().max() <= 1e-5 * want.abs().max()
+        assert (logits(made, ids) - want).abs().max() <= 1e-5 * want.abs().max()
     options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         tokens = by_hand.generate(ids, **options)
@@ -150,8 +129,8 @@ def test_merging_and_cutting_at_once(model_type: str) -> None:
     plan = Plan(shape, (LayerKeep(0, (0, 1, 2, 3), (0, 1, 2, 4), (3, 5, 60), ((0, 3), (1, 2))), *other[1:]))
     assert plan.shape.layers[0] == LayerShape(4, 2, 3)
     ids = _ids(2)
-    want = _logits(zeroed_model(model, plan), ids)
-    assert (_logits(rebuilt_model(model, plan), ids) - want).abs().max() <= 1e-5 * want.abs().max()
+    want = logits(zeroed_model(model, plan), ids)
+    assert (logits(rebuilt_model(model, plan), ids) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 def test_a_norm_over_all_heads_is_refused() -> None:
@@ -261,9 +240,9 @@ def test_heads_that_compute_the_same_are_found(model_type: str) -> None:
 
 def _curves(model: Any, ids: torch.Tensor) -> list[Any]:
     family = FAMILIES[model.config.model_type]
-    fisher = output_fisher(model, family, ids, advance=_nothing)
+    fisher = output_fisher(model, family, ids, advance=nothing)
     made = layer_curves(
-        model, family, family.shape(model.config), ids, fisher, merge=True, widths=lambda dense: (), advance=_nothing
+        model, family, family.shape(model.config), ids, fisher, merge=True, widths=lambda dense: (), advance=nothing
     )
     return [(*each, fisher) for each in made]
 
@@ -309,8 +288,8 @@ def test_twins_are_merged_for_nothing_and_cuts_are_not_taken() -> None:
         Rounding(ffn_multiple=96),
         units=("kv", "kv-merge"),
     )
-    session = _session(model)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids(), merge=True)
+    levels = session.levels(nothing)
     for curve in levels.curves:
         assert curve.heads[2, 4].loss < 1e-6 < curve.heads[3, 2].loss and curve.heads[2, 4].merged == CROSSED
     fitness = session.fitness(levels)
@@ -319,7 +298,7 @@ def test_twins_are_merged_for_nothing_and_cuts_are_not_taken() -> None:
     assert fitness.measure((((1, 8), 96), *whole[1:])) > 1e-2
     fitness.close()
     for name in ("optimal", "search"):
-        made = allocation(name)(session, problem, _nothing)
+        made = allocation(name)(session, problem, nothing)
         assert {keep.merged for keep in made.keeps} <= {(), CROSSED} and any(keep.merged for keep in made.keeps)
         assert all(len(keep.kv_heads) == 4 for keep in made.keeps)
 
@@ -328,8 +307,8 @@ def test_twins_are_merged_for_nothing_and_cuts_are_not_taken() -> None:
 def test_a_stitched_merge_is_measured_as_it_would_be_by_itself(model_type: str) -> None:
     model = tiny_model(model_type)
     dense = copy.deepcopy(model)
-    session = _session(model)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids(), merge=True)
+    levels = session.levels(nothing)
     fitness = session.fitness(levels)
     whole = tuple(((4, 2), 96) for _ in range(4))
     candidate = (whole[0], ((2, 4), 96), ((1, 7), 48), whole[3])
@@ -344,15 +323,15 @@ def test_a_stitched_merge_is_measured_as_it_would_be_by_itself(model_type: str) 
         (2, "mlp.down_proj", "ffn", 48),
     ):
         stitched.model.layers[index].get_submodule(module).weight.data = levels.projection(index, kind, what)
-    first, second = (_logits(each, _ids()).log_softmax(-1) for each in (dense, stitched))
+    first, second = (logits(each, _ids()).log_softmax(-1) for each in (dense, stitched))
     assert alone == pytest.approx((first.exp() * (first - second)).sum(-1).mean().item(), rel=1e-3)
-    assert torch.equal(_logits(model, _ids()), _logits(dense, _ids()))
+    assert torch.equal(logits(model, _ids()), logits(dense, _ids()))
 
 
 def test_each_way_to_merge_is_brought_to_the_scale_that_is_measured() -> None:
     model = tiny_model("llama")
-    session = _session(model)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids(), merge=True)
+    levels = session.levels(nothing)
     fitness = session.fitness(levels)
     steps: list[int] = []
     made = measured(session.source, levels, fitness, lambda *args, **kwargs: steps.append(1)).curves
@@ -406,12 +385,12 @@ def test_refit_solves_o_proj_on_what_merged_heads_give(model_type: str) -> None:
     ids, other = _ids(48), _ids(8, seed=1)
     pruned = rebuilt_model(model, plan)
     made = refit(copy.deepcopy(model), family, plan.source, plan.layers, ids)
-    bare = _logits(pruned, other)
+    bare = logits(pruned, other)
     state = pruned.state_dict()
     for name, weight in made.weights.items():
         state[name].copy_(weight)
-    dense = _logits(model, other).log_softmax(-1)
-    losses = [(dense.exp() * (dense - each.log_softmax(-1))).sum(-1).mean() for each in (_logits(pruned, other), bare)]
+    dense = logits(model, other).log_softmax(-1)
+    losses = [(dense.exp() * (dense - each.log_softmax(-1))).sum(-1).mean() for each in (logits(pruned, other), bare)]
     assert losses[0] < 0.9 * losses[1]
     untouched = made.weights["model.layers.0.self_attn.o_proj.weight"]
     assert not torch.equal(untouched, model.model.layers[0].self_attn.o_proj.weight)
@@ -442,8 +421,8 @@ def test_from_the_command_line(command: Command, tmp_path: Path) -> None:
     assert FAMILIES["llama"].shape(loaded.config) == plan.shape
     assert plan.shape.kv_bytes_per_token() < plan.source.kv_bytes_per_token()
     ids = _ids(4)
-    want = _logits(model, ids)
-    assert (_logits(loaded, ids) - want).abs().max() <= 1e-2 * want.abs().max()
+    want = logits(model, ids)
+    assert (logits(loaded, ids) - want).abs().max() <= 1e-2 * want.abs().max()
 
     refused = command("plan", *arguments, "--allocate", "adapt", "-o", tmp_path / "plan.json")
     assert refused.code == 2 and "--allocate optimal or search" in " ".join(refused.err.split())

@@ -19,6 +19,7 @@ from fake_session import SMOLLM2, FakeSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODEL_TYPES, VOCAB, one_thread, padded_model, rebuilt_model, tiny_config, tiny_model, zeroed_model
+from tiny_session import logits, nothing, tiny_session
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, StaticCache
 
 from prunekit.allocation import Problem, allocation
@@ -32,7 +33,6 @@ from prunekit.modeling.per_layer import NoAttention, NoFFN
 from prunekit.plan import LayerKeep, Plan, whole_plan
 from prunekit.refit import RefitConfig, refit
 from prunekit.rounding import Rounding
-from prunekit.session import Session
 from prunekit.shape import LayerShape, ModelShape
 from prunekit.source import resolve
 
@@ -49,17 +49,8 @@ def _light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
 def _ids(sequences: int = 16, length: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, VOCAB, (sequences, length), generator=torch.Generator().manual_seed(seed))
-
-
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def _difference(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -108,10 +99,10 @@ def test_a_layer_without_is_one_that_adds_nothing(model_type: str, bias: bool) -
     ids = _ids(3)
     last = rebuilt_model(model, Plan(plan.source, (*whole_plan(plan.source).layers[:3], plan.layers[3])))
     hooked.model.layers[3] = last.model.layers[3]
-    want = _logits(zeroed, ids)
-    assert _difference(_logits(hooked, ids), want) <= TOLERANCE
-    assert _difference(_logits(model, ids), want) > 0.05
-    assert _difference(_logits(rebuilt, ids), want) <= TOLERANCE
+    want = logits(zeroed, ids)
+    assert _difference(logits(hooked, ids), want) <= TOLERANCE
+    assert _difference(logits(model, ids), want) > 0.05
+    assert _difference(logits(rebuilt, ids), want) <= TOLERANCE
     assert _parameters(rebuilt) == plan.shape.parameters < plan.source.parameters
     assert family.shape(rebuilt.config) == plan.shape
     layers = rebuilt.model.layers
@@ -154,7 +145,7 @@ def test_every_attention_gone(model_type: str) -> None:
     plan = Plan(shape, tuple(_bare(index, layer, "attention") for index, layer in enumerate(shape.layers)))
     rebuilt = rebuilt_model(model, plan)
     ids = _ids(2, 12)
-    assert _difference(_logits(rebuilt, ids), _logits(zeroed_model(model, plan), ids)) <= TOLERANCE
+    assert _difference(logits(rebuilt, ids), logits(zeroed_model(model, plan), ids)) <= TOLERANCE
     assert plan.shape.kv_bytes_per_token() == 0 and not plan.shape.is_uniform
     assert torch.equal(rebuilt.generate(ids, max_new_tokens=5, do_sample=False)[:, :12], ids)
 
@@ -163,7 +154,7 @@ def test_a_cache_that_was_allocated_beforehand() -> None:
     model = tiny_model("llama")
     rebuilt = rebuilt_model(model, _plan(FAMILIES["llama"].shape(model.config)))
     ids = _ids(2, 12)
-    want = _logits(rebuilt, ids)
+    want = logits(rebuilt, ids)
     cache = StaticCache(config=rebuilt.config, max_cache_len=32)
     cache.early_initialization(
         batch_size=2, num_heads=[1, 4, 1, 3], head_dim=16, dtype=torch.float32, device=torch.device("cpu")
@@ -179,7 +170,7 @@ def test_the_padded_twin_has_zeros_there(model_type: str) -> None:
     model = tiny_model(model_type, bias=True)
     plan = _plan(FAMILIES[model_type].shape(model.config))
     ids = _ids(2)
-    assert _difference(_logits(padded_model(model, plan), ids), _logits(zeroed_model(model, plan), ids)) <= TOLERANCE
+    assert _difference(logits(padded_model(model, plan), ids), logits(zeroed_model(model, plan), ids)) <= TOLERANCE
 
 
 def test_counts_by_hand() -> None:
@@ -268,13 +259,13 @@ def test_the_round_trip(bare: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(bare)
     dense = AutoModelForCausalLM.from_pretrained(bare.parent / "dense")
     ids = _ids(2, 12)
-    want = _logits(zeroed_model(dense, Plan.load(bare / "plan.json")), ids)
-    assert _difference(_logits(model, ids), want) <= TOLERANCE
+    want = logits(zeroed_model(dense, Plan.load(bare / "plan.json")), ids)
+    assert _difference(logits(model, ids), want) <= TOLERANCE
     assert _parameters(model) == source.shape.parameters
     assert json.loads((bare / "prunekit.json").read_text())["parameters"] == source.shape.parameters
     folder = tmp_path / "fresh"
     shutil.copytree(bare, folder)
-    torch.save(_logits(model, ids), folder / "want.pt")
+    torch.save(logits(model, ids), folder / "want.pt")
     assert (
         _fresh(folder, ids, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}) == "loaded\n"
     )
@@ -284,7 +275,7 @@ def test_the_oldest_transformers_loads_it(bare: Path, tmp_path: Path, compat_pyt
     folder = tmp_path / "old"
     shutil.copytree(bare, folder)
     ids = _ids(2, 12)
-    torch.save(_logits(AutoModelForCausalLM.from_pretrained(bare), ids), folder / "want.pt")
+    torch.save(logits(AutoModelForCausalLM.from_pretrained(bare), ids), folder / "want.pt")
     assert _fresh(folder, ids, compat_python) == "loaded\n"
 
 
@@ -304,12 +295,12 @@ def test_uniform_from_the_dense_model_but_not_from_what_is_left(bare: Path, tmp_
     twin, model = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "twin", bare))
     assert type(twin).__name__ == "LlamaForCausalLM"
     ids = _ids(2)
-    assert _difference(_logits(twin, ids), _logits(model, ids)) <= TOLERANCE
+    assert _difference(logits(twin, ids), logits(model, ids)) <= TOLERANCE
     source = resolve(str(bare))
     with pytest.raises(PrunekitError, match="Layer 0 has no attention, and what a stock layer would need"):
         rebuild(source, whole_plan(source.shape), tmp_path / "no", layout="uniform")
     rebuild(source, whole_plan(source.shape), tmp_path / "copy")
-    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "copy"), ids), _logits(model, ids))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "copy"), ids), logits(model, ids))
 
 
 @families
@@ -324,50 +315,39 @@ def test_refit_makes_up_for_what_is_gone(model_type: str) -> None:
     assert not any(name.startswith(tuple(gone)) for name in made.weights)
     assert set(made.weights) == {name for name in pruned.state_dict() if name.startswith("model.layers.")}
     other = _ids(8, seed=1)
-    bare = _logits(pruned, other)
+    bare = logits(pruned, other)
     for name, weight in made.weights.items():
         pruned.state_dict()[name].copy_(weight)
-    dense = _logits(model, other).log_softmax(-1)
-    losses = [(dense.exp() * (dense - each.log_softmax(-1))).sum(-1).mean() for each in (_logits(pruned, other), bare)]
+    dense = logits(model, other).log_softmax(-1)
+    losses = [(dense.exp() * (dense - each.log_softmax(-1))).sum(-1).mean() for each in (logits(pruned, other), bare)]
     assert losses[0] < losses[1]
-    assert torch.allclose(_logits(used, other), _logits(pruned, other), atol=1e-4)
-
-
-def _session(model: Any) -> Session:
-    return Session(
-        model,
-        FAMILIES[model.config.model_type],
-        lambda step: _ids(),
-        importance="fisher",
-        layer_importance="cosine",
-        batch_size=8,
-    )
+    assert torch.allclose(logits(used, other), logits(pruned, other), atol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "olmo2", "phi3"])
 def test_a_missing_sublayer_is_measured_as_it_is(model_type: str) -> None:
     model = tiny_model(model_type, bias=True)
     dense = copy.deepcopy(model)
-    session = _session(model)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids())
+    levels = session.levels(nothing)
     fitness = session.fitness(levels)
     calls: list[int] = []
     units = ("ffn", "attention-layer", "ffn-layer")
     curves = measured(session.source, levels, fitness, lambda *args, **kwargs: calls.append(1), units).curves
     assert len(calls) == 4 * 4
     ids = _ids()[:8]  # half of the text
-    first = _logits(dense, ids).log_softmax(-1)
+    first = logits(dense, ids).log_softmax(-1)
     for kind, what in (("attention", LayerShape(0, 0, 96)), ("ffn", LayerShape(8, 4, 0))):
         shape = session.source
         plan = Plan(
             shape, (*whole_plan(shape).layers[:1], _bare(1, shape.layers[1], kind), *whole_plan(shape).layers[2:])
         )
-        second = _logits(zeroed_model(dense, plan), ids).log_softmax(-1)
+        second = logits(zeroed_model(dense, plan), ids).log_softmax(-1)
         kl = (first.exp() * (first - second)).sum(-1).mean().item()
         assert curves[1].loss(what) == pytest.approx(kl, rel=1e-3)
         assert curves[1].keep(1, what).shape == what
     fitness.close()
-    assert torch.equal(_logits(model, ids), _logits(dense, ids))
+    assert torch.equal(logits(model, ids), logits(dense, ids))
 
 
 def _silent(model: Any) -> Any:
@@ -387,7 +367,7 @@ def test_what_adds_nothing_goes_first(name: str) -> None:
     problem = Problem(
         shape.parameters - gone, Rounding(4), units=("ffn", "attention-layer", "ffn-layer"), generations=4, offspring=4
     )
-    made = allocation(name)(_session(model), problem, _nothing)
+    made = allocation(name)(tiny_session(model, _ids()), problem, nothing)
     assert [keep.shape.removed for keep in made.keeps] == [(), ("attention",), ("ffn",), ("attention",)]
     assert Plan(shape, made.keeps).shape.parameters == problem.budget
 
@@ -404,7 +384,7 @@ def test_protected_layers_keep_both_and_a_layer_without_either_is_dropped() -> N
         units=("attention-layer", "ffn-layer"),
         protected=frozenset({3}),
     )
-    made = allocation("optimal")(_session(model), problem, _nothing)
+    made = allocation("optimal")(tiny_session(model, _ids()), problem, nothing)
     plan = Plan(shape, made.keeps)
     assert plan.dropped_layers == (2,) and plan.shape.parameters == problem.budget
 
@@ -415,7 +395,7 @@ def test_every_budget_is_met(share: float, seed: int, name: str) -> None:
     budget = int(share * SMOLLM2.block_parameters) + SMOLLM2.embedding_parameters
     units = ("ffn", "kv", "query", "attention-layer", "ffn-layer")
     problem = Problem(budget, Rounding(64), units=units, protected=frozenset({0}), generations=1, offspring=2)
-    made = allocation(name)(FakeSession(SMOLLM2, seed), problem, _nothing)
+    made = allocation(name)(FakeSession(SMOLLM2, seed), problem, nothing)
     plan = Plan(SMOLLM2, made.keeps)
     assert plan.shape.parameters <= budget and plan.layers[0] == LayerKeep.everything(0, SMOLLM2.layers[0])
 
@@ -488,7 +468,7 @@ def test_what_it_can_be_exported_to(bare: Path, command: Command, tmp_path: Path
     assert ended.code == 0, ended
     ids = _ids(2)
     copied, model = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "hf", bare))
-    assert torch.equal(_logits(copied, ids), _logits(model, ids))
+    assert torch.equal(logits(copied, ids), logits(model, ids))
     for to in ("onnx", "gguf", "torchscript", "torch-export", "vllm", "tensorrt"):
         said = _fail(command, "export", bare, "--to", to, "--no-verify", "-o", tmp_path / to)
         if "needs" not in said:

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from tiny import VOCAB, tiny_model
+from tiny_session import nothing, tiny_session
 
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.measure import measured
@@ -14,7 +15,6 @@ from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
 from prunekit.levels import read_levels
 from prunekit.rounding import Rounding
-from prunekit.session import Session
 from prunekit.shape import LayerShape
 
 LLAMA = FAMILIES["llama"]
@@ -22,18 +22,6 @@ LLAMA = FAMILIES["llama"]
 
 def _ids(sequences=16, length=32, seed=0):
     return torch.randint(0, VOCAB, (sequences, length), generator=torch.Generator().manual_seed(seed))
-
-
-def _session(model, **given):
-    return Session(
-        model,
-        FAMILIES[model.config.model_type],
-        lambda step: _ids(),
-        importance="fisher",
-        layer_importance="cosine",
-        batch_size=8,
-        **given,
-    )
 
 
 def _problem(model, share=0.7, **given):
@@ -48,16 +36,12 @@ def _kl(model, other, ids):
     return (dense.exp() * (dense - pruned)).sum(-1).mean().item()
 
 
-def _nothing(*args, **kwargs):
-    pass
-
-
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "olmo2", "phi3"])
 def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_type):
     model = tiny_model(model_type)
     dense = copy.deepcopy(model)
-    session = _session(model)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids())
+    levels = session.levels(nothing)
     fitness = session.fitness(levels)
     whole = tuple(((4, 2), 96) for _ in range(4))
     assert fitness.measure(whole) == pytest.approx(0, abs=1e-5)
@@ -81,8 +65,8 @@ def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_t
 
 def test_curves_are_brought_to_the_scale_that_is_measured():
     model = tiny_model("llama")
-    session = _session(model)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids())
+    levels = session.levels(nothing)
     fitness = session.fitness(levels)
     steps = []
     made = measured(session.source, levels, fitness, lambda *args, **kwargs: steps.append(1))
@@ -106,7 +90,7 @@ def test_curves_are_brought_to_the_scale_that_is_measured():
 def test_search_is_better_than_where_it_starts():
     model = tiny_model("llama")
     problem = _problem(model, units=("ffn", "kv", "query"), starts=("uniform",), generations=12)
-    made = allocation("search")(_session(model), problem, _nothing)
+    made = allocation("search")(tiny_session(model, _ids()), problem, nothing)
     kls = [record["kl"] for record in made.history]
     assert len(kls) == 13 and kls == sorted(kls, reverse=True) and kls[-1] < 0.98 * kls[0]
     shape = LLAMA.shape(model.config)
@@ -119,7 +103,7 @@ def test_search_is_better_than_where_it_starts():
 def test_same_seed_same_result_and_an_interrupted_search_goes_on(tmp_path):
     model = tiny_model("llama")
     problem = _problem(model)
-    whole = allocation("search")(_session(model, store=tmp_path / "a"), problem, _nothing)
+    whole = allocation("search")(tiny_session(model, _ids(), store=tmp_path / "a"), problem, nothing)
 
     class Enough(Exception):
         pass
@@ -132,33 +116,33 @@ def test_same_seed_same_result_and_an_interrupted_search_goes_on(tmp_path):
             raise Enough
 
     with pytest.raises(Enough):
-        allocation("search")(_session(model, store=tmp_path / "b"), problem, stop)
+        allocation("search")(tiny_session(model, _ids(), store=tmp_path / "b"), problem, stop)
     (state,) = (tmp_path / "b").glob("search-*.json")
     assert json.loads(state.read_text())["generation"] == 3
-    again = allocation("search")(_session(model, store=tmp_path / "b"), problem, _nothing)
+    again = allocation("search")(tiny_session(model, _ids(), store=tmp_path / "b"), problem, nothing)
     assert again == whole
-    assert allocation("search")(_session(model), problem, _nothing) == whole
-    assert allocation("search")(_session(model, seed=1), problem, _nothing) != whole
+    assert allocation("search")(tiny_session(model, _ids()), problem, nothing) == whole
+    assert allocation("search")(tiny_session(model, _ids(), seed=1), problem, nothing) != whole
 
 
 def test_a_damaged_level_database_is_made_anew(tmp_path):
     model = tiny_model("llama")
-    session = _session(model, store=tmp_path)
-    levels = session.levels(_nothing)
+    session = tiny_session(model, _ids(), store=tmp_path)
+    levels = session.levels(nothing)
     assert levels.ffn[0] == (1, *range(6, 96, 6))
     file = tmp_path / "layer-2.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     assert read_levels(tmp_path, 4) is None
     with pytest.raises(PrunekitError, match="damaged"):
         levels.projection(2, "ffn", 48)
-    assert session.levels(_nothing).curves == levels.curves
+    assert session.levels(nothing).curves == levels.curves
 
 
 @pytest.mark.parametrize("start", ["optimal", "global", "uniform", "adapt"])
 def test_starts(start):
     model = tiny_model("llama")
     before = copy.deepcopy(model)
-    made = allocation("search")(_session(model), _problem(model, starts=(start,), generations=0), _nothing)
+    made = allocation("search")(tiny_session(model, _ids()), _problem(model, starts=(start,), generations=0), nothing)
     assert len(made.history) == 1
     assert _kl(before, model, _ids()) == 0
 
@@ -168,8 +152,8 @@ def test_every_candidate_meets_the_budget():
 
     model = tiny_model("llama")
     problem = _problem(model, share=0.5, units=("ffn", "kv", "query"), protected=frozenset({1}))
-    session = _session(model)
-    grid = _Grid(session.source, problem, session.levels(_nothing))
+    session = tiny_session(model, _ids())
+    grid = _Grid(session.source, problem, session.levels(nothing))
     parent = grid.snap(session.source.layers)
     rng = random.Random(0)
     seen = set()
@@ -184,10 +168,10 @@ def test_starts_are_scored_on_the_dense_model():
     """Whatever was measured before, a start is the one that the allocation gives by itself."""
     model = tiny_model("llama")
     problem = _problem(model, starts=("global",), generations=0)
-    alone = allocation("search")(_session(copy.deepcopy(model)), problem, _nothing)
-    session = _session(model)
+    alone = allocation("search")(tiny_session(copy.deepcopy(model), _ids()), problem, nothing)
+    session = tiny_session(model, _ids())
     seen = []
     score = session.score
     session.score = lambda step=0: seen.append(_kl(model, tiny_model("llama"), _ids())) or score(step)
-    assert allocation("search")(session, problem, _nothing) == alone
+    assert allocation("search")(session, problem, nothing) == alone
     assert seen == [0]
