@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="tokens in each")
     parser.add_argument("--ffn-multiple", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=32768, help="tokens evaluated of each text")
+    parser.add_argument("--dtype", default="float32", help="of the evaluation (bfloat16: half the time here)")
     parser.add_argument("--latency", action="store_true", help="also time each result against the dense model")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -93,6 +94,8 @@ def main() -> None:
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
     """The report so far. A file of other settings is refused: its rows could not be compared with new ones."""
+    import torch
+
     from prunekit.machine import describe_machine
     from prunekit.provenance import versions
     from prunekit.text import source_name
@@ -105,6 +108,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
         "length": options.length,
         "ffn_multiple": options.ffn_multiple,
         "max_tokens": options.max_tokens,
+        "dtype": options.dtype,
     }
     if options.output.exists():
         report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
@@ -114,7 +118,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "format": "prunekit-quality",
         "asked": asked,
-        "machine": describe_machine(),
+        "machine": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
         "versions": versions(),
         "dense": None,
         "runs": [],
@@ -139,16 +143,17 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
         own = [part.format(mix=_mix(options.calib)) for part in shlex.split(arguments)]
         command += ["--ffn-multiple", str(options.ffn_multiple), *told, *own, "-o", out]
         started = time.perf_counter()
+        judged = ["eval", out, "--baseline", options.model, "--max-tokens", str(options.max_tokens)]
+        judged += ["--dtype", options.dtype, *(part for text in options.text for part in ("--text", text))]
         try:
             made, peak = _prunekit(command)
+            seconds = time.perf_counter() - started
+            evaluation, _ = _prunekit(judged)
         except subprocess.CalledProcessError as error:
             return {"arguments": arguments, "error": error.stderr.strip()[-500:]}
-        seconds = time.perf_counter() - started
-        judged = ["eval", out, "--baseline", options.model, "--max-tokens", str(options.max_tokens)]
-        evaluation, _ = _prunekit([*judged, *(part for text in options.text for part in ("--text", text))])
         result = {
             "arguments": arguments,
-            "parameters": made["parameters"],
+            "parameters": made["pruned"]["parameters"],
             "share_of_blocks": made["share_of_blocks"],
             "seconds": round(seconds, 1),
             "peak_bytes": peak,
