@@ -14,7 +14,7 @@ class Method:
 
     ``whole_ends`` are the shares of the model's layers at its start and its end that stay whole where no layers are
     named. ``compensate`` puts what removed inputs added on average into biases (FLAP). ``refit`` solves projections
-    anew afterwards. ``calib`` to ``batch_size`` are the text it takes where none is named, and how much of it.
+    anew afterwards, and ``rescale`` then tunes their scales. ``calib`` to ``batch_size`` are the text it takes where none is named, and how much of it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Method:
     offspring: int = 8
     starts: tuple[str, ...] = ("optimal", "global")
     refit: bool = False
+    rescale: bool = False
     calib: str = "builtin"
     sequences: int = 32
     length: int = 64
@@ -53,7 +54,7 @@ class Method:
         if self.rotates:
             return {"name": self.name, "allocation": self.allocation}
         settings = asdict(self)
-        for told_elsewhere in ("summary", "refit", "calib", "sequences", "length", "batch_size"):
+        for told_elsewhere in ("summary", "refit", "rescale", "calib", "sequences", "length", "batch_size"):
             del settings[told_elsewhere]
         settings["units"] = list(self.units)
         settings["whole_ends"] = list(self.whole_ends)
@@ -123,12 +124,13 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "prunekit",
-            "measured loss curves, widths of least loss, what is left solved anew",
+            "measured loss curves, widths of least loss, what is left solved anew and rescaled",
             "fisher",
             "optimal",
             layer_importance="cosine",
             units=("ffn", "kv", "query"),
             refit=True,
+            rescale=True,
             calib="builtin:0.5,self:0.5",
             sequences=128,
             length=512,

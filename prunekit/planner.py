@@ -23,6 +23,7 @@ from prunekit.plan import Plan, encode_ranges
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
 from prunekit.refit import RefitConfig
+from prunekit.rescale import RescaleConfig
 from prunekit.rounding import Rounding
 from prunekit.session import Session
 from prunekit.shape import PRUNE_THE_ORIGINAL, LayerShape, merged_heads
@@ -39,7 +40,7 @@ class PlanConfig:
     """Everything that decides a plan, apart from the model. ``checkpoint`` turns gradient checkpointing on or off
     (None: as the free memory asks for). ``store_dtype`` is what the weights will be stored in (auto: as they are),
     which a target in bytes is counted in. ``protected`` layers stay whole (None: those that the method says). ``refit``
-    says how `prune` solves projections anew; the plan only records it."""
+    and ``rescale`` say how `prune` solves projections anew and tunes their scales; the plan only records them."""
 
     target: Target
     method: Method = METHODS["adapt-pruner"]
@@ -52,6 +53,7 @@ class PlanConfig:
     device: str = "auto"
     checkpoint: bool | None = None
     refit: RefitConfig | None = None
+    rescale: RescaleConfig | None = None
 
 
 def make_plan(source: Source, config: PlanConfig) -> Plan:
@@ -167,6 +169,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             "computed_in": computed,
             **({"compensation": compensation} if compensation else {}),
             **({"refit": asdict(config.refit)} if config.refit else {}),
+            **({"rescale": asdict(config.rescale)} if config.rescale else {}),
             "history": list(allocated.history),
             "versions": versions(),
         },

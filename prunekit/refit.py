@@ -18,6 +18,8 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.least_squares import Moments, best_ridge, solve
 from prunekit.plan import LayerKeep
+from prunekit.precision import fast_products
+from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
 from prunekit.shape import ModelShape
 from prunekit.sublayers import KINDS, Kind, Sublayers
@@ -68,10 +70,12 @@ class ProjectionFit:
 @dataclass
 class Refitted:
     """``weights``: every tensor of the layers that stay, by its name in the *source* model
-    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``fits`` says how well each output projection came out."""
+    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``fits`` says how well each output projection came out, and
+    ``rescaled`` what rescaling saw, where there was any."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     fits: list[ProjectionFit] = field(default_factory=list)
+    rescaled: Rescaled | None = None
 
 
 def refit(
@@ -83,18 +87,20 @@ def refit(
     config: RefitConfig | None = None,
     *,
     batch_size: int = 8,
+    fast: bool = False,
     advance: Callable[..., None] = lambda *args, **kwargs: None,
 ) -> Refitted:
     """Cut the dense ``model`` down to ``keeps`` and solve what is left on ``ids`` [N, L].
 
-    The model is used up: layer by layer its decoder layers are replaced by the cut ones (dropped layers stay in the
-    list, untouched). Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size numbers of the
+    The model is used up: layer by layer its decoder layers are replaced by the cut ones, and dropped layers by ones
+    that hand on what they are given. Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size numbers of the
     model's dtype, and of the moments one projection's at a time, in float64. Tokens are weighted by the inverse mean
     square of the dense residual stream, which is what the next norm divides by; else a few tokens of enormous norm
-    decide the fit. Raises PrunekitError where moments are not finite.
+    decide the fit. ``fast`` allows :func:`~prunekit.precision.fast_products`. Raises PrunekitError where moments are not
+    finite.
     """
     config = config or RefitConfig()
-    walk = _Walk(model, family, ids, batch_size)
+    walk = _Walk(model, family, ids, batch_size, fast)
     by_index = {keep.index: keep for keep in keeps}
     made = Refitted()
     layers: Any = walk.parts.layers
@@ -106,17 +112,38 @@ def refit(
             for kind in KINDS:
                 walk.step(dense, cut, keep, index, kind, config, made)
                 advance()
-            if cut is not None:
-                layers[index] = cut
-                for name, tensor in cut.state_dict().items():
-                    made.weights[f"model.layers.{index}.{name}"] = tensor
+            layers[index] = _Passing(dense) if cut is None else cut
+    made.weights = layer_weights(model, keeps)
     return made
+
+
+def layer_weights(model: Any, keeps: tuple[LayerKeep, ...]) -> dict[str, torch.Tensor]:
+    """Every tensor of the layers that ``keeps`` names, by its name in ``model``."""
+    layers: Any = model.get_submodule("model.layers")
+    return {
+        f"model.layers.{keep.index}.{name}": tensor
+        for keep in keeps
+        for name, tensor in layers[keep.index].state_dict().items()
+    }
+
+
+class _Passing(nn.Module):
+    """In the place of a dropped layer."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        # Some models ask the layer which mask it wants.
+        self.attention_type = getattr(layer, "attention_type", None)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
 
 
 class _Walk:
     """Both residual streams on their way through the layers, as lists of batches [B, L, d]."""
 
-    def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int):
+    def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int, fast: bool = False):
+        self.fast = fast
         self.parts = Sublayers(model, family, ids.shape[1])
         with torch.no_grad():
             self.dense = [self.parts.embed(batch) for batch in ids.split(batch_size)]
@@ -154,7 +181,8 @@ class _Walk:
             return
         inputs = self._fit(dense, cut, keep, index, kind, config, outputs, made)
         for place, z in enumerate(inputs):
-            output = nn.functional.linear(z, projection.weight, projection.bias)
+            with fast_products(z.device, self.fast):
+                output = nn.functional.linear(z.to(projection.weight.dtype), projection.weight, projection.bias)
             self.pruned[place] = self.pruned[place] + parts.added(cut, kind, output)
         self.same = False
 
@@ -178,7 +206,8 @@ class _Walk:
         """The dense stream across the sub-layer. Returns what left the projection where a norm stands behind it."""
         outputs = []
         for place, hidden in enumerate(self.dense):
-            _, output = self.parts.run(dense, index, kind, self.parts.normed(dense, kind, hidden))
+            with fast_products(hidden.device, self.fast):
+                _, output = self.parts.run(dense, index, kind, self.parts.normed(dense, kind, hidden))
             self.dense[place] = hidden + self.parts.added(dense, kind, output)
             if self.parts.has_post_norm(kind):
                 outputs.append(output)
@@ -231,7 +260,8 @@ class _Walk:
         inputs = []
         seen = 0
         for place, hidden in enumerate(self.pruned):
-            z, same = self._inputs_and_same(dense, cut, keep, index, kind, hidden, config.towards < 1)
+            with fast_products(hidden.device, self.fast):
+                z, same = self._inputs_and_same(dense, cut, keep, index, kind, hidden, config.towards < 1)
             inputs.append(z)
             # Behind a norm, what is to be added to the stream says nothing linear about the projection's output.
             wanted = outputs[place].float() if outputs else self.dense[place].float() - hidden.float()

@@ -1,13 +1,14 @@
-"""Refit of a plan: what `prunekit prune` does between the plan and the rebuild, where the plan asks for it."""
+"""What `prunekit prune` does between the plan and the rebuild, where the plan asks for it: refit, then rescaling."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan_text import text_of
 from prunekit.progress import progress
-from prunekit.refit import RefitConfig, Refitted, refit
+from prunekit.refit import RefitConfig, Refitted, layer_weights, refit
+from prunekit.rescale import RescaleConfig, final_hidden, rescale
 from prunekit.source import load_model
 
 if TYPE_CHECKING:
@@ -17,13 +18,27 @@ if TYPE_CHECKING:
 
 def refit_config(plan: Plan) -> RefitConfig | None:
     """The refit that ``plan`` asks for, None where it asks for none. Raises PrunekitError where it makes no sense."""
-    said = plan.provenance.get("refit")
+    made: RefitConfig | None = _config(plan, "refit", RefitConfig)
+    return made
+
+
+def rescale_config(plan: Plan) -> RescaleConfig | None:
+    """The rescaling that ``plan`` asks for, None where it asks for none. Raises PrunekitError where it makes no
+    sense, as without a refit."""
+    made: RescaleConfig | None = _config(plan, "rescale", RescaleConfig)
+    if made is not None and refit_config(plan) is None:
+        raise PrunekitError("The plan's refit settings are damaged: it rescales without a refit; make the plan again.")
+    return made
+
+
+def _config(plan: Plan, name: str, kind: Any) -> Any:
+    said = plan.provenance.get(name)
     if said is None:
         return None
     try:
-        return RefitConfig(**said)
+        return kind(**said)
     except TypeError:
-        raise PrunekitError(f"The plan's refit settings {said!r} are damaged; make the plan again.") from None
+        raise PrunekitError(f"The plan's {name} settings {said!r} are damaged; make the plan again.") from None
 
 
 def refit_plan(
@@ -35,23 +50,46 @@ def refit_plan(
     dtype: str = "auto",
     device: str = "auto",
 ) -> Refitted:
-    """Solve what ``plan`` leaves of ``source`` anew on the calibration text that the plan was made with.
+    """Solve what ``plan`` leaves of ``source`` anew on the calibration text that the plan was made with, and tune its
+    scales on a part of that text which the refit did not see, where the plan says so.
 
-    ``text`` says where it is, if it was a file: plans don't hold paths. Raises PrunekitError where it is another text,
-    or where something is not finite.
+    ``text`` says where it is, if it was a file: plans don't hold paths. Where ``dtype`` is left to be chosen, CPUs made
+    for it may compute products in bfloat16. Raises PrunekitError where the text is another one, or where something is
+    not finite.
     """
-    config = refit_config(plan)
+    config, scales = refit_config(plan), rescale_config(plan)
     assert config is not None, "the plan asks for no refit"
-    calibration = text_of(source, plan, text, "projections are refitted on", batch_size=batch_size, device=device)
-    model = load_model(source, dtype=dtype, device=device)
+    ids = text_of(source, plan, text, "projections are refitted on", batch_size=batch_size, device=device).input_ids
+    kept_back = ids[:0]
+    if scales is not None:
+        ids, kept_back = scales.split(ids)
+    model: Any = load_model(source, dtype=dtype, device=device)
+    fast = dtype == "auto"
+    wanted = None if scales is None else final_hidden(model, kept_back, scales.batch_size, fast)
     with progress("Refitting", 2 * plan.source.num_hidden_layers) as advance:
-        return refit(
+        made = refit(
             model,
             source.family,
             plan.source,
             plan.layers,
-            calibration.input_ids,
+            ids,
             config,
             batch_size=batch_size,
+            fast=fast,
             advance=advance,
         )
+    if scales is None or wanted is None:
+        return made
+    seed = plan.provenance.get("seed")
+    with progress("Rescaling", scales.steps(len(kept_back))) as advance:
+        made.rescaled = rescale(
+            model,
+            kept_back,
+            wanted,
+            scales,
+            seed=seed if isinstance(seed, int) else 0,
+            fast=fast,
+            advance=advance,
+        )
+    made.weights = layer_weights(model, plan.layers)
+    return made

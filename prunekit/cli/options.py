@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prunekit.calibration import CalibrationConfig
     from prunekit.methods import Method
     from prunekit.refit import RefitConfig
+    from prunekit.rescale import RescaleConfig
     from prunekit.rounding import Rounding
     from prunekit.targets import Target
 
@@ -166,7 +167,24 @@ RefitInputs = Annotated[
     float | None,
     typer.Option(
         help="How far q, k, v, gate and up are fitted to the pruned inputs (0 not, 1 wholly).",
-        show_default="1.0",
+        show_default="0.0",
+        rich_help_panel=_REFIT,
+    ),
+]
+Rescale = Annotated[
+    bool | None,
+    typer.Option(
+        "--rescale/--no-rescale",
+        help="After the refit, tune a factor of every projection's inputs and outputs by gradient descent on the "
+        "distance from the dense model (default: the method's).",
+        rich_help_panel=_REFIT,
+    ),
+]
+RescaleShare = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the calibration text that the refit leaves to rescaling.",
+        show_default="0.5",
         rich_help_panel=_REFIT,
     ),
 ]
@@ -329,6 +347,22 @@ def refit_of(
     if ridge is not None:
         told["ridge"] = _ridge(ridge)
     return RefitConfig(**told)
+
+
+def rescale_of(
+    method: Method, refit: RefitConfig | None, rescale: bool | None, share: float | None
+) -> RescaleConfig | None:
+    """How to rescale, None where nothing is. Raises PrunekitError for settings without it, and without a refit."""
+    from prunekit.rescale import RescaleConfig
+
+    wanted = (method.rescale and refit is not None) if rescale is None else rescale
+    if wanted and refit is None:
+        raise PrunekitError("--rescale tunes what a refit has solved, but nothing is refitted; add --refit.")
+    if not wanted:
+        if share is not None:
+            raise PrunekitError("--rescale-share says how to rescale, but nothing is rescaled; add --rescale.")
+        return None
+    return RescaleConfig() if share is None else RescaleConfig(share=share)
 
 
 def _ridge(text: str) -> float | None:

@@ -39,6 +39,7 @@ def _make(source: Source, settings: dict, store_dtype: str = "auto") -> Plan:  #
         device=s["device"],
         checkpoint=s["gradient_checkpointing"],
         refit=s["refit"],
+        rescale=s["rescale"],
     )
     return make_plan(source, config)
 
@@ -96,6 +97,7 @@ def _settings(**given: object) -> dict:  # type: ignore[type-arg]
     )
     g["target"].check_method(g["chosen"])
     g["refit"] = o.refit_of(g["chosen"], g["refit"], g["refit_towards"], g["refit_inputs"], g["ridge"])
+    g["rescale"] = o.rescale_of(g["chosen"], g["refit"], g["rescale"], g["rescale_share"])
     g["calibration"] = o.calibration(
         g["chosen"],
         g["refit"],
@@ -138,6 +140,8 @@ def plan(
     refit_towards: o.RefitTowards = None,
     refit_inputs: o.RefitInputs = None,
     ridge: o.Ridge = None,
+    rescale: o.Rescale = None,
+    rescale_share: o.RescaleShare = None,
     calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",
@@ -219,6 +223,8 @@ def prune(
     refit_towards: o.RefitTowards = None,
     refit_inputs: o.RefitInputs = None,
     ridge: o.Ridge = None,
+    rescale: o.Rescale = None,
+    rescale_share: o.RescaleShare = None,
     calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",
