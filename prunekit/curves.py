@@ -25,6 +25,7 @@ from prunekit.least_squares import Elimination, Moments
 from prunekit.merging import Merged, MergeTrial, head_distances, partitions
 from prunekit.output_fisher import Fisher, stream_size
 from prunekit.plan import LayerKeep
+from prunekit.precision import fast_products
 from prunekit.shape import Heads, LayerShape, ModelShape
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
@@ -115,13 +116,14 @@ def layer_curves(
     batch_size: int = 8,
     widths: Callable[[int], Sequence[int]] | None = None,
     merge: bool = False,
+    fast: bool = False,
     advance: Advance,
 ) -> Iterator[tuple[LayerCurves, Solved]]:
     """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
 
     ``widths`` names, for FFNs of a width, the widths whose projections are wanted; then each layer comes with its
     output projections [d, n], in the dense shape, of these widths and of every choice of heads. ``merge`` adds the
-    choices in which KV heads become one.
+    choices in which KV heads become one, and ``fast`` allows :func:`~prunekit.precision.fast_products`.
     """
     parts = Sublayers(model, family, ids.shape[1])
     with torch.no_grad():
@@ -137,7 +139,8 @@ def layer_curves(
                     trials = [MergeTrial(parts, shape, index, groups) for groups in partitions(distances)]
                 for place, hidden in enumerate(stream):
                     normed = parts.normed(layer, kind, hidden)
-                    z, output = parts.run(layer, index, kind, normed)
+                    with fast_products(hidden.device, fast):
+                        z, output = parts.run(layer, index, kind, normed)
                     stream[place] = hidden + parts.added(layer, kind, output)
                     weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
                     flat = z.flatten(0, 1)

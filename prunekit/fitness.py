@@ -11,6 +11,7 @@ from prunekit.evaluate import head_logits
 from prunekit.families import Family
 from prunekit.levels import Candidate, Levels, Stitched
 from prunekit.merging import InPlace
+from prunekit.precision import fast_products
 from prunekit.shape import ModelShape
 from prunekit.sublayers import KINDS, Sublayers
 
@@ -27,9 +28,16 @@ class Fitness:
     """
 
     def __init__(
-        self, model: Any, family: Family, shape: ModelShape, ids: torch.Tensor, levels: Levels, batch_size: int
+        self,
+        model: Any,
+        family: Family,
+        shape: ModelShape,
+        ids: torch.Tensor,
+        levels: Levels,
+        batch_size: int,
+        fast: bool = False,
     ):
-        self._model, self._batch = model, batch_size
+        self._model, self._batch, self._fast = model, batch_size, fast
         self._parts = Sublayers(model, family, ids.shape[1])
         heads = [InPlace(layer, family, shape, index) for index, layer in enumerate(self._parts.layers)]
         self._stitched = Stitched(levels, shape.layers, self._projection, heads)
@@ -84,7 +92,8 @@ class Fitness:
             layer, made = self._parts.layers[index], []
             for batch in hidden.split(self._batch):
                 for kind in KINDS:
-                    _, output = self._parts.run(layer, index, kind, self._parts.normed(layer, kind, batch))
+                    with fast_products(batch.device, self._fast):
+                        _, output = self._parts.run(layer, index, kind, self._parts.normed(layer, kind, batch))
                     batch = batch + self._parts.added(layer, kind, output)
                 made.append(batch)
             hidden = torch.cat(made)
@@ -93,7 +102,10 @@ class Fitness:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 log-probabilities [n, V] of a batch of streams [B, L, d]."""
-        return head_logits(self._model, self._model.base_model.norm(hidden).flatten(0, 1)).log_softmax(-1)
+        final = self._model.base_model.norm(hidden).flatten(0, 1)
+        with fast_products(hidden.device, self._fast):
+            logits = head_logits(self._model, final)
+        return logits.log_softmax(-1)
 
     def _dense_top(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         orders, values = [], []

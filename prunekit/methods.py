@@ -14,7 +14,8 @@ class Method:
 
     ``whole_ends`` are the shares of the model's layers at its start and its end that stay whole where no layers are
     named. ``compensate`` puts what removed inputs added on average into biases (FLAP). ``refit`` solves projections
-    anew afterwards, and ``rescale`` then tunes their scales. ``calib`` to ``batch_size`` are the text it takes where none is named, and how much of it.
+    anew afterwards, ``rescale`` then tunes scales. ``calib`` to ``batch_size`` are the text it takes where none is
+    named, and how much of it.
     """
 
     name: str

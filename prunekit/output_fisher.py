@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.families import Family
+from prunekit.precision import fast_products
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
 # Times the usual size of the residual stream.
@@ -30,12 +31,20 @@ Fisher = dict[tuple[int, Kind], torch.Tensor]
 
 
 def output_fisher(
-    model: Any, family: Family, ids: torch.Tensor, *, batch_size: int = 4, seed: int = 0, advance: Callable[..., None]
+    model: Any,
+    family: Family,
+    ids: torch.Tensor,
+    *,
+    batch_size: int = 4,
+    seed: int = 0,
+    fast: bool = False,
+    advance: Callable[..., None],
 ) -> Fisher:
     """E[s² g gᵀ], float32 [d, d] on the CPU, for every output projection: g is the gradient of a sequence's summed loss
     at the projection's output for one token, s the root mean square of the residual stream behind it.
 
-    Next tokens are sampled from the model itself (the true Fisher, not the empirical one).
+    Next tokens are sampled from the model itself (the true Fisher, not the empirical one). ``fast`` allows
+    :func:`~prunekit.precision.fast_products`.
     """
     parts = Sublayers(model, family, ids.shape[1])
     made: Fisher = {}
@@ -76,11 +85,12 @@ def output_fisher(
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
     try:
         for batch in ids.split(batch_size):
-            with torch.enable_grad():
+            with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
                 logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
                 flat = logits.flatten(0, 1)
                 labels = _sampled(flat.detach(), generator)
-                nn.functional.cross_entropy(flat, labels, reduction="sum").backward()
+                loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
+            loss.backward()
             advance()
     finally:
         for handle in handles:

@@ -20,6 +20,7 @@ from prunekit.importance.base import importance, layer_importance
 from prunekit.methods import METHODS, Method
 from prunekit.mix import Mixed, calibration_text
 from prunekit.plan import Plan, encode_ranges
+from prunekit.precision import has_fast_products
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
 from prunekit.refit import RefitConfig
@@ -123,6 +124,9 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     check_tokens(calibration.blocks, source.config)
     model = load_model(source, dtype=config.dtype, device=config.device)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
+    fast = method.allocation in CURVES and config.dtype == "auto" and has_fast_products(model.device)
+    if fast:
+        computed["products"] = "bfloat16"
     merge = "kv-merge" in method.units
     session = Session(
         model,
@@ -136,6 +140,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         counted=counted,
         store=_store(source, calibration, computed, merge) if method.allocation in CURVES else None,
         merge=merge,
+        fast=fast,
     )
     with progress(f"Planning ({method.name})", _steps(session, method, budget)) as advance:
         allocated = allocate(session, problem, advance)

@@ -14,13 +14,14 @@ def fast_products(device: Any, wanted: bool = True) -> AbstractContextManager[An
     """
     import torch
 
-    if wanted and torch.device(device).type == "cpu" and _has_bfloat16():
-        return torch.autocast("cpu", torch.bfloat16)
-    return nullcontext()
+    return torch.autocast("cpu", torch.bfloat16) if wanted and has_fast_products(device) else nullcontext()
 
 
-def _has_bfloat16() -> bool:
+def has_fast_products(device: Any) -> bool:
+    """Whether :func:`fast_products` changes anything there."""
     import torch
 
+    if torch.device(device).type != "cpu":
+        return False
     known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(has() for has in known if has)

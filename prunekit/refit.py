@@ -93,11 +93,11 @@ def refit(
     """Cut the dense ``model`` down to ``keeps`` and solve what is left on ``ids`` [N, L].
 
     The model is used up: layer by layer its decoder layers are replaced by the cut ones, and dropped layers by ones
-    that hand on what they are given. Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size numbers of the
-    model's dtype, and of the moments one projection's at a time, in float64. Tokens are weighted by the inverse mean
-    square of the dense residual stream, which is what the next norm divides by; else a few tokens of enormous norm
-    decide the fit. ``fast`` allows :func:`~prunekit.precision.fast_products`. Raises PrunekitError where moments are not
-    finite.
+    that hand on what they are given. Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size
+    numbers of the model's dtype, and of the moments one projection's at a time, in float64. Tokens are weighted by the
+    inverse mean square of the dense residual stream, which is what the next norm divides by; else a few tokens of
+    enormous norm decide the fit. ``fast`` allows :func:`~prunekit.precision.fast_products`. Raises PrunekitError where
+    moments are not finite.
     """
     config = config or RefitConfig()
     walk = _Walk(model, family, ids, batch_size, fast)

@@ -60,7 +60,8 @@ class RescaleConfig:
         """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them."""
         if len(ids) < 3:
             raise PrunekitError(
-                f"Refit and rescaling need 3 sequences at least, got {len(ids)}; raise --sequences, or use --no-rescale."
+                f"Refit and rescaling need 3 sequences at least, got {len(ids)}; raise --sequences, or use "
+                "--no-rescale."
             )
         count = min(max(2, round(len(ids) * self.share)), len(ids) - 1)
         return ids[count:], ids[:count]

@@ -41,7 +41,7 @@ class Session:
     ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
     model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
     what is worth keeping between runs on the same model and text (level databases, a search's state). ``merge`` prices
-    merged KV heads too.
+    merged KV heads too. ``fast`` allows :func:`~prunekit.precision.fast_products` for curves and fitness.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Session:
         counted: ModelShape | None = None,
         store: Path | None = None,
         merge: bool = False,
+        fast: bool = False,
     ):
         self.model = model
         self.family = family
@@ -73,6 +74,7 @@ class Session:
         self.store = store
         self._checkpoint = checkpoint
         self._merge = merge
+        self._fast = fast
 
     @property
     def shape(self) -> ModelShape:
@@ -99,7 +101,9 @@ class Session:
         ids = self._level_text()
         some = ids[: self._fisher_sequences(ids)]
         size = max(1, self._batch_size // 2)
-        fisher = output_fisher(self.model, self.family, some, batch_size=size, seed=self.seed, advance=advance)
+        fisher = output_fisher(
+            self.model, self.family, some, batch_size=size, seed=self.seed, fast=self._fast, advance=advance
+        )
         return layer_curves(
             self.model,
             self.family,
@@ -109,6 +113,7 @@ class Session:
             batch_size=self._batch_size,
             widths=widths,
             merge=self._merge,
+            fast=self._fast,
             advance=advance,
         )
 
@@ -143,7 +148,7 @@ class Session:
 
         ids = self._text()
         some = ids[: max(4, -(-_FITNESS_TOKENS // ids.shape[1]))]
-        return Fitness(self.model, self.family, self.source, some, levels, self._batch_size)
+        return Fitness(self.model, self.family, self.source, some, levels, self._batch_size, self._fast)
 
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""
