@@ -4,7 +4,7 @@
         --blocks 0.79 --blocks 0.6 --output benchmarks/results/quality.json
 
 Every method cuts the same model to the same size on the same calibration text, through the same rebuild, each in a
-process of its own; `prunekit` mixes it with as much text that the model writes (the ablation's "text alone" doesn't).
+process of its own; `prunekit` mixes it with a quarter that the model writes (the ablation's "text alone" doesn't).
 What is kept in the cache folder (sampled text, loss curves) is not made again, so that only the first run that needs it
 counts its seconds: start from an empty PRUNEKIT_CACHE. What is done is kept in --output: a run that was cut short goes
 on where it was. Beside the JSON go a Markdown table and a plot of quality against parameters (and against latency, with
@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
     "fisher-global": "--method fisher-global",
     "adapt-pruner": "--method adapt-pruner",
     "prunekit": "--method prunekit --calib {mix}",
+    "prunekit, 256 sequences": "--method prunekit --sequences 256 --calib {mix}",
 }
 # What each part of the best recipe brings: allocation, selection and refit, one changed at a time.
 ABLATION: dict[str, str] = {
@@ -48,13 +49,14 @@ ABLATION: dict[str, str] = {
     "global fisher": "--method fisher-global",
     "global fisher + refit": "--method fisher-global --refit --calib {mix}",
     "curves (optimal), no refit": "--method prunekit --no-refit --calib {mix}",
-    "curves + refit, text alone": "--method prunekit",
-    "curves + refit, same-input targets": "--method prunekit --refit-towards 0 --calib {mix}",
-    "curves + refit, dense targets": "--method prunekit --refit-towards 1 --calib {mix}",
-    "curves + refit, inputs too": "--method prunekit --refit-inputs 1 --calib {mix}",
-    "curves + refit, ridge by held-out error": "--method prunekit --ridge auto --calib {mix}",
-    "curves + refit (prunekit)": "--method prunekit --calib {mix}",
-    "search + refit": "--method prunekit --allocate search --calib {mix}",
+    "curves + refit": "--method prunekit --no-rescale --calib {mix}",
+    "curves + refit + rescale, text alone": "--method prunekit",
+    "curves + refit + rescale, same-input targets": "--method prunekit --refit-towards 0 --calib {mix}",
+    "curves + refit + rescale, dense targets": "--method prunekit --refit-towards 1 --calib {mix}",
+    "curves + refit + rescale, inputs too": "--method prunekit --refit-inputs 1 --calib {mix}",
+    "curves + refit + rescale, ridge by held-out error": "--method prunekit --ridge auto --calib {mix}",
+    "curves + refit + rescale (prunekit)": "--method prunekit --calib {mix}",
+    "search + refit + rescale": "--method prunekit --allocate search --calib {mix}",
 }
 SETS = {"methods": METHODS, "ablation": ABLATION}
 
@@ -166,7 +168,7 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
 
 
 def _mix(calib: str) -> str:
-    return calib if "," in calib or calib == "self" else f"{calib}:0.5,self:0.5"
+    return calib if "," in calib or calib == "self" else f"{calib}:0.75,self:0.25"
 
 
 def _prunekit(arguments: Sequence[str]) -> tuple[Any, int]:

@@ -120,6 +120,8 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
             "where --protect-layers names no others; `none` lets all of them shrink."
         ) from None
     check_length(config.calibration, source.config)
+    if config.rescale is not None:
+        config.rescale.check(config.calibration.sequences)
     calibration = calibration_text(config.calibration, load_tokenizer(source), source, config.device)
     check_tokens(calibration.blocks, source.config)
     model = load_model(source, dtype=config.dtype, device=config.device)

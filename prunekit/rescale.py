@@ -56,13 +56,17 @@ class RescaleConfig:
         """Steps on ``sequences``, those that are held out left out."""
         return math.ceil((sequences - self.held(sequences)) / self.batch_size)
 
-    def split(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them."""
-        if len(ids) < 3:
+    def check(self, sequences: int) -> None:
+        """Raises PrunekitError where ``sequences`` are too few for :meth:`split`."""
+        if sequences < 3:
             raise PrunekitError(
-                f"Refit and rescaling need 3 sequences at least, got {len(ids)}; raise --sequences, or use "
+                f"Refit and rescaling need 3 sequences at least, got {sequences}; raise --sequences, or use "
                 "--no-rescale."
             )
+
+    def split(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them."""
+        self.check(len(ids))
         count = min(max(2, round(len(ids) * self.share)), len(ids) - 1)
         return ids[count:], ids[:count]
 

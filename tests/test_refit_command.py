@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from command import DEFAULT, Command, make_command, save_tiny, write_text
 from tiny import one_thread
 
 from prunekit.plan import Plan
+from prunekit.rescale import RescaleConfig
 from prunekit.source import load_model, resolve
 
 SHORT = ("--sequences", "24", "--length", "16", "--batch-size", "8", "--ffn-multiple", "1", "--device", "cpu")
@@ -99,6 +101,42 @@ def test_the_default_method_refits(command: Command, model: Path, text: Path, tm
         "ridge": None,
         "held_out": 0.125,
     }
+    assert Plan.load(tmp_path / "pruned" / "plan.json").provenance["rescale"] == asdict(RescaleConfig())
+
+
+def test_rescaling_follows_the_refit(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", text, *SHORT)
+    _succeed(command, "prune", *arguments, "-o", tmp_path / "refitted")
+    _succeed(command, "plan", *arguments, "--rescale", "--rescale-share", "0.7", "-o", tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.provenance["rescale"]["share"] == 0.7
+    apply = ("prune", model, "--plan", tmp_path / "plan.json", "--calib", text, "--batch-size", "8")
+    for name in ("first", "again"):
+        _succeed(command, *apply, "-o", tmp_path / name)
+    first, again, refitted = (tmp_path / name / "model.safetensors" for name in ("first", "again", "refitted"))
+    assert first.read_bytes() == again.read_bytes() != refitted.read_bytes()
+    # Nothing is rescaled where nothing is refitted, or where it was said not to.
+    bare = (model, "--blocks", "0.6", "--calib", text, *SHORT, "-o", tmp_path / "no.json")
+    for told, expected in (
+        (("--method", "prunekit", "--no-rescale"), {"refit"}),
+        (("--method", "prunekit", "--no-refit"), set()),
+        (("--method", "prunekit"), {"refit", "rescale"}),
+        (("--method", "flap", "--refit", "--rescale"), {"refit", "rescale"}),
+    ):
+        _succeed(command, "plan", *bare, *told)
+        assert {"refit", "rescale"} & {*Plan.load(tmp_path / "no.json").provenance} == expected
+    assert "add --refit" in _fail(command, "plan", *bare, "--method", "flap", "--rescale")
+    assert "add --rescale" in _fail(command, "plan", *bare, "--method", "flap", "--refit", "--rescale-share", "0.5")
+    wrong = ("--method", "prunekit", "--rescale-share", "1")
+    assert "below 1" in _fail(command, "plan", *bare, *wrong)
+    few = ("--sequences", "2", "--length", "16", "--method", "fisher-global", "--refit", "--rescale")
+    said = _fail(command, "prune", model, "--blocks", "0.6", "--calib", text, *few, "-o", tmp_path / "few")
+    assert "--no-rescale" in said and not (tmp_path / "few").exists()
+    damaged = json.loads((tmp_path / "plan.json").read_text())
+    damaged["provenance"]["rescale"] = {"share": 0.5, "speed": 3}
+    (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+    said = _fail(command, "prune", model, "--plan", tmp_path / "damaged.json", "--calib", text, "-o", tmp_path / "few")
+    assert "make the plan again" in said
 
 
 @pytest.mark.parametrize("allocate", ["optimal", "search"])
