@@ -13,17 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 BASE = {"layers": 4, "width": 256, "tokens": 4096}
 DOUBLINGS = (1, 2, 4)
@@ -67,7 +68,7 @@ def _where(device: str) -> dict[str, Any]:
 
 
 def _apart(size: dict[str, int], device: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.growth", "--one", json.dumps(size), "--device", device]
+    command = [sys.executable, __file__, "--one", json.dumps(size), "--device", device]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed")
@@ -121,7 +122,7 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
     shape = family.shape(model.config)
     ids = torch.randint(0, model.config.vocab_size, (size["tokens"] // LENGTH, LENGTH))
     method = METHODS["prunekit"]
-    meter = _Meter(device)
+    meter = _Meter(model.device)
     with tempfile.TemporaryDirectory(prefix="prunekit-growth-") as folder:
         session = Session(
             model,
@@ -153,8 +154,8 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
 class _Meter:
     """Seconds of steps, and the most memory that the process (or the GPU) held during each."""
 
-    def __init__(self, device: str):
-        self._cuda = device.startswith("cuda")
+    def __init__(self, device: torch.device):
+        self._device = device
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
 
@@ -162,47 +163,20 @@ class _Meter:
     def step(self, name: str) -> Iterator[None]:
         import torch
 
-        if self._cuda:
-            torch.cuda.synchronize()
+        from prunekit.machine import peak_bytes, reset_peak, synchronize
+
+        synchronize(self._device)
+        if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        watch = _Watch()
+        reset_peak()
         started = time.perf_counter()
-        with watch:
-            yield
-            if self._cuda:
-                torch.cuda.synchronize()
+        yield
+        synchronize(self._device)
         self.seconds[name] = time.perf_counter() - started
-        self.peaks[name] = torch.cuda.max_memory_allocated() if self._cuda else watch.peak
-
-
-class _Watch:
-    """Looks at the resident set every 20 ms: the system's own peak can't be reset between steps everywhere."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *raised: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while True:
-            self.peak = max(self.peak, _resident())
-            if self._over.wait(0.02):
-                return
-
-
-def _resident() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return pages * resource.getpagesize()
+        peak = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else peak_bytes()
+        if peak is None:
+            sys.exit("This system doesn't tell how much memory a process took; run it on Linux or macOS.")
+        self.peaks[name] = peak
 
 
 def exponents(rows: list[dict[str, Any]], base: dict[str, int]) -> dict[str, dict[str, dict[str, float]]]:
@@ -213,16 +187,12 @@ def exponents(rows: list[dict[str, Any]], base: dict[str, int]) -> dict[str, dic
         sizes = [math.log(row["size"][what]) for row in chosen]
         made[what] = {
             step: {
-                name: round(_slope(sizes, [math.log(row[name][step]) for row in chosen]), 2)
+                name: round(statistics.linear_regression(sizes, [math.log(row[name][step]) for row in chosen]).slope, 2)
                 for name in ("seconds", "peak_bytes")
             }
             for step in STEPS
         }
     return made
-
-
-def _slope(x: list[float], y: list[float]) -> float:
-    return statistics.linear_regression(x, y).slope
 
 
 def table(report: dict[str, Any]) -> str:

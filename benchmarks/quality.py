@@ -96,10 +96,9 @@ def main() -> None:
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
     """The report so far. A file of other settings is refused: its rows could not be compared with new ones."""
-    import torch
-
     from prunekit.machine import describe_machine
     from prunekit.provenance import versions
+    from prunekit.source import pick_device
     from prunekit.text import source_name
 
     asked = {
@@ -120,7 +119,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "format": "prunekit-quality",
         "asked": asked,
-        "machine": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
+        "machine": describe_machine(pick_device("auto")),
         "versions": versions(),
         "dense": None,
         "runs": [],

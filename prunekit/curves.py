@@ -25,7 +25,6 @@ from prunekit.least_squares import Elimination, Moments
 from prunekit.merging import Merged, MergeTrial, head_distances, partitions
 from prunekit.output_fisher import Fisher, stream_size
 from prunekit.plan import LayerKeep
-from prunekit.precision import fast_products
 from prunekit.shape import Heads, LayerShape, ModelShape
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
@@ -125,7 +124,7 @@ def layer_curves(
     output projections [d, n], in the dense shape, of these widths and of every choice of heads. ``merge`` adds the
     choices in which KV heads become one, and ``fast`` allows :func:`~prunekit.precision.fast_products`.
     """
-    parts = Sublayers(model, family, ids.shape[1])
+    parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
         stream = [parts.embed(batch) for batch in ids.split(batch_size)]
         for index, shape_of_layer in enumerate(shape.layers):
@@ -139,8 +138,7 @@ def layer_curves(
                     trials = [MergeTrial(parts, shape, index, groups) for groups in partitions(distances)]
                 for place, hidden in enumerate(stream):
                     normed = parts.normed(layer, kind, hidden)
-                    with fast_products(hidden.device, fast):
-                        z, output = parts.run(layer, index, kind, normed)
+                    z, output = parts.run(layer, index, kind, normed)
                     stream[place] = hidden + parts.added(layer, kind, output)
                     weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
                     flat = z.flatten(0, 1)

@@ -283,7 +283,8 @@ def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return logits.float()
 
 
-def _hidden(model: Any, block: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: Any, block: torch.Tensor) -> torch.Tensor:
+    """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]."""
     device = model.get_input_embeddings().weight.device
     hidden: torch.Tensor = model.base_model(input_ids=block.to(device), use_cache=False).last_hidden_state
     return hidden
@@ -298,8 +299,8 @@ def _score(
     targets = block[:, first:]
     count = targets.numel()
     # Logits at position t predict token t + 1.
-    hidden = _hidden(model, block)[:, first - 1 : -1].flatten(0, 1)
-    dense_hidden = None if baseline is None else _hidden(baseline, block)[:, first - 1 : -1].flatten(0, 1)
+    hidden = hidden_states(model, block)[:, first - 1 : -1].flatten(0, 1)
+    dense_hidden = None if baseline is None else hidden_states(baseline, block)[:, first - 1 : -1].flatten(0, 1)
     targets = targets.flatten().to(hidden.device)
     kept: dict[str, list[torch.Tensor]] = {"nll": [], "baseline_nll": [], "kl": [], "agree": []}
     rows = max(1, _LOGIT_ELEMENTS // model.config.vocab_size)

@@ -37,8 +37,8 @@ class Fitness:
         batch_size: int,
         fast: bool = False,
     ):
-        self._model, self._batch, self._fast = model, batch_size, fast
-        self._parts = Sublayers(model, family, ids.shape[1])
+        self._model, self._batch = model, batch_size
+        self._parts = Sublayers(model, family, ids.shape[1], fast)
         heads = [InPlace(layer, family, shape, index) for index, layer in enumerate(self._parts.layers)]
         self._stitched = Stitched(levels, shape.layers, self._projection, heads)
         self._adopted = self._stitched.now
@@ -92,8 +92,7 @@ class Fitness:
             layer, made = self._parts.layers[index], []
             for batch in hidden.split(self._batch):
                 for kind in KINDS:
-                    with fast_products(batch.device, self._fast):
-                        _, output = self._parts.run(layer, index, kind, self._parts.normed(layer, kind, batch))
+                    _, output = self._parts.run(layer, index, kind, self._parts.normed(layer, kind, batch))
                     batch = batch + self._parts.added(layer, kind, output)
                 made.append(batch)
             hidden = torch.cat(made)
@@ -103,7 +102,7 @@ class Fitness:
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 log-probabilities [n, V] of a batch of streams [B, L, d]."""
         final = self._model.base_model.norm(hidden).flatten(0, 1)
-        with fast_products(hidden.device, self._fast):
+        with fast_products(hidden.device, self._parts.fast):
             logits = head_logits(self._model, final)
         return logits.log_softmax(-1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.families import Family
+from prunekit.frozen import frozen
 from prunekit.precision import fast_products
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
@@ -79,24 +80,20 @@ def output_fisher(
         )
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
     try:
-        for batch in ids.split(batch_size):
-            with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
-                logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
-                flat = logits.flatten(0, 1)
-                labels = _sampled(flat.detach(), generator)
-                loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
-            loss.backward()
-            advance()
+        with frozen(model):
+            for batch in ids.split(batch_size):
+                with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
+                    logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
+                    flat = logits.flatten(0, 1)
+                    labels = _sampled(flat.detach(), generator)
+                    loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
+                loss.backward()
+                advance()
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
     return {key: total / ids.numel() for key, total in made.items()}
 
 

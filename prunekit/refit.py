@@ -18,7 +18,6 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.least_squares import Moments, best_ridge, solve
 from prunekit.plan import LayerKeep
-from prunekit.precision import fast_products
 from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
 from prunekit.shape import ModelShape
@@ -93,7 +92,7 @@ def refit(
     """Cut the dense ``model`` down to ``keeps`` and solve what is left on ``ids`` [N, L].
 
     The model is used up: layer by layer its decoder layers are replaced by the cut ones, and dropped layers by ones
-    that hand on what they are given. Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size
+    without attention and FFN. Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size
     numbers of the model's dtype, and of the moments one projection's at a time, in float64. Tokens are weighted by the
     inverse mean square of the dense residual stream, which is what the next norm divides by; else a few tokens of
     enormous norm decide the fit. ``fast`` allows :func:`~prunekit.precision.fast_products`. Raises PrunekitError where
@@ -107,12 +106,12 @@ def refit(
     with torch.no_grad():
         for index in range(shape.num_hidden_layers):
             dense = layers[index]
-            keep = by_index.get(index)
-            cut = None if keep is None else cut_layer(model, family, shape, dense, keep)
+            keep = by_index.get(index, LayerKeep(index, (), (), ()))
+            cut = cut_layer(model, family, shape, dense, keep)
             for kind in KINDS:
                 walk.step(dense, cut, keep, index, kind, config, made)
                 advance()
-            layers[index] = _Passing(dense) if cut is None else cut
+            layers[index] = cut
     made.weights = layer_weights(model, keeps)
     return made
 
@@ -127,24 +126,11 @@ def layer_weights(model: Any, keeps: tuple[LayerKeep, ...]) -> dict[str, torch.T
     }
 
 
-class _Passing(nn.Module):
-    """In the place of a dropped layer."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        # Some models ask the layer which mask it wants.
-        self.attention_type = getattr(layer, "attention_type", None)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden_states
-
-
 class _Walk:
     """Both residual streams on their way through the layers, as lists of batches [B, L, d]."""
 
     def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int, fast: bool = False):
-        self.fast = fast
-        self.parts = Sublayers(model, family, ids.shape[1])
+        self.parts = Sublayers(model, family, ids.shape[1], fast)
         with torch.no_grad():
             self.dense = [self.parts.embed(batch) for batch in ids.split(batch_size)]
         self.pruned = [hidden.clone() for hidden in self.dense]
@@ -155,23 +141,22 @@ class _Walk:
     def step(
         self,
         dense: nn.Module,
-        cut: nn.Module | None,
-        keep: LayerKeep | None,
+        cut: nn.Module,
+        keep: LayerKeep,
         index: int,
         kind: Kind,
         config: RefitConfig,
         made: Refitted,
     ) -> None:
-        """One sub-layer: solve it in ``cut`` (None: dropped), which has the units ``keep`` (perhaps none of this
-        sub-layer), and take both streams across it."""
+        """One sub-layer: solve it in ``cut``, which has the units ``keep`` (perhaps none of this sub-layer), and take
+        both streams across it."""
         parts = self.parts
-        if keep is not None and kind in keep.shape.removed:
-            cut = None
-        self._corrected = cut is not None and bool(config.inputs) and not self.same
-        if cut is not None and self._corrected:
+        removed = kind in keep.shape.removed
+        self._corrected = bool(config.inputs) and not self.same and not removed
+        if self._corrected:
             self._correct_inputs(dense, cut, kind, config)
         outputs = self._dense_step(dense, index, kind)
-        if cut is None or keep is None:
+        if removed:
             self.same = False
             return
         projection = parts.projection(cut, kind)
@@ -181,9 +166,7 @@ class _Walk:
             return
         inputs = self._fit(dense, cut, keep, index, kind, config, outputs, made)
         for place, z in enumerate(inputs):
-            with fast_products(z.device, self.fast):
-                output = nn.functional.linear(z.to(projection.weight.dtype), projection.weight, projection.bias)
-            self.pruned[place] = self.pruned[place] + parts.added(cut, kind, output)
+            self.pruned[place] = self.pruned[place] + parts.added(cut, kind, parts.project(cut, kind, z))
         self.same = False
 
     def _correct_inputs(self, dense: nn.Module, cut: nn.Module, kind: Kind, config: RefitConfig) -> None:
@@ -206,8 +189,7 @@ class _Walk:
         """The dense stream across the sub-layer. Returns what left the projection where a norm stands behind it."""
         outputs = []
         for place, hidden in enumerate(self.dense):
-            with fast_products(hidden.device, self.fast):
-                _, output = self.parts.run(dense, index, kind, self.parts.normed(dense, kind, hidden))
+            _, output = self.parts.run(dense, index, kind, self.parts.normed(dense, kind, hidden))
             self.dense[place] = hidden + self.parts.added(dense, kind, output)
             if self.parts.has_post_norm(kind):
                 outputs.append(output)
@@ -234,7 +216,7 @@ class _Walk:
             return z, None
         projection = parts.projection(dense, kind)
         if not self._corrected and z.shape[-1] == projection.in_features and not _merges(keep, kind):
-            return z, nn.functional.linear(z, projection.weight, projection.bias)
+            return z, parts.project(dense, kind, z)
         return z, parts.run(dense, index, kind, parts.normed(dense, kind, hidden))[1]
 
     def _fit(
@@ -260,8 +242,7 @@ class _Walk:
         inputs = []
         seen = 0
         for place, hidden in enumerate(self.pruned):
-            with fast_products(hidden.device, self.fast):
-                z, same = self._inputs_and_same(dense, cut, keep, index, kind, hidden, config.towards < 1)
+            z, same = self._inputs_and_same(dense, cut, keep, index, kind, hidden, config.towards < 1)
             inputs.append(z)
             # Behind a norm, what is to be added to the stream says nothing linear about the projection's output.
             wanted = outputs[place].float() if outputs else self.dense[place].float() - hidden.float()

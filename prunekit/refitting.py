@@ -12,6 +12,8 @@ from prunekit.rescale import RescaleConfig, final_hidden, rescale
 from prunekit.source import load_model
 
 if TYPE_CHECKING:
+    import torch
+
     from prunekit.plan import Plan
     from prunekit.source import Source
 
@@ -60,26 +62,29 @@ def refit_plan(
     config, scales = refit_config(plan), rescale_config(plan)
     assert config is not None, "the plan asks for no refit"
     ids = text_of(source, plan, text, "projections are refitted on", batch_size=batch_size, device=device).input_ids
-    kept_back = ids[:0]
-    if scales is not None:
-        ids, kept_back = scales.split(ids)
     model: Any = load_model(source, dtype=dtype, device=device)
     fast = dtype == "auto"
-    wanted = None if scales is None else final_hidden(model, kept_back, scales.batch_size, fast)
-    with progress("Refitting", 2 * plan.source.num_hidden_layers) as advance:
-        made = refit(
-            model,
-            source.family,
-            plan.source,
-            plan.layers,
-            ids,
-            config,
-            batch_size=batch_size,
-            fast=fast,
-            advance=advance,
-        )
-    if scales is None or wanted is None:
-        return made
+
+    def solve(text: torch.Tensor) -> Refitted:
+        with progress("Refitting", 2 * plan.source.num_hidden_layers) as advance:
+            return refit(
+                model,
+                source.family,
+                plan.source,
+                plan.layers,
+                text,
+                config,
+                batch_size=batch_size,
+                fast=fast,
+                advance=advance,
+            )
+
+    if scales is None:
+        return solve(ids)
+    ids, kept_back = scales.split(ids)
+    # While the model is still the dense one.
+    wanted = final_hidden(model, kept_back, scales.batch_size, fast)
+    made = solve(ids)
     seed = plan.provenance.get("seed")
     with progress("Rescaling", scales.steps(len(kept_back))) as advance:
         made.rescaled = rescale(

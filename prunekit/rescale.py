@@ -10,7 +10,7 @@ is gradient descent, though no weight is trained by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluate import head_logits
+from prunekit.evaluate import head_logits, hidden_states
+from prunekit.frozen import frozen
 from prunekit.precision import fast_products
 
 # Logits of a vocabulary are large: so many positions at a time.
@@ -151,31 +152,27 @@ def rescale(
     held = config.held(len(ids))
     (held_ids, held_wanted), (ids, wanted) = (ids[:held], wanted[:held]), (ids[held:], wanted[held:])
     before = _held_out(model, held_ids, held_wanted, config.batch_size, fast)
-    asked = [(each, each.requires_grad) for each in model.parameters()]
-    for each, _ in asked:
-        each.requires_grad_(False)
     factors = _Factors(model.get_submodule("model.layers"))
     adam = torch.optim.Adam(factors.parameters, lr=config.rate, betas=(0.9, 0.95))
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     batches = order.split(config.batch_size)
     seen: list[float] = []
     try:
-        for step, chosen in enumerate(batches):
-            with torch.enable_grad():
-                hidden = _hidden(model, ids[chosen], fast)
-            kl, slope = _divergence(model, wanted[chosen], hidden.detach(), fast)
-            for group in adam.param_groups:
-                group["lr"] = config.rate * _pace(step, len(batches))
-            adam.zero_grad()
-            hidden.backward(slope)
-            adam.step()
-            seen.append(kl)
-            advance(note=f"KL {kl:.4f}")
+        with frozen(model):
+            for step, chosen in enumerate(batches):
+                with torch.enable_grad():
+                    hidden = _hidden(model, ids[chosen], fast)
+                kl, slope = _slope(model, wanted[chosen], hidden.detach(), fast)
+                for group in adam.param_groups:
+                    group["lr"] = config.rate * _pace(step, len(batches))
+                adam.zero_grad()
+                hidden.backward(slope)
+                adam.step()
+                seen.append(kl)
+                advance(note=f"KL {kl:.4f}")
         after = _held_out(model, held_ids, held_wanted, config.batch_size, fast)
     finally:
         factors.remove()
-        for each, was in asked:
-            each.requires_grad_(was)
     if not all(map(math.isfinite, (*seen, before, after))):
         raise PrunekitError(
             "Rescaling came to values that are not finite; use --no-rescale, or compute in float32 (--dtype float32)."
@@ -193,36 +190,43 @@ def _pace(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def _held_out(model: Any, ids: torch.Tensor, wanted: torch.Tensor, batch_size: int, fast: bool) -> float:
+    """Mean KL(dense ‖ pruned) on ``ids`` [N, L]."""
     total = 0.0
     for batch, sought in zip(ids.split(batch_size), wanted.split(batch_size), strict=True):
-        kl, _ = _divergence(model, sought, _hidden(model, batch, fast), fast, slopes=False)
-        total += kl * len(batch)
-    return total / len(ids)
+        pieces = _pieces(sought, _hidden(model, batch, fast))
+        total += sum(_divergence(model, dense, own, fast).item() for dense, own in pieces)
+    return total / ids.numel()
 
 
 def _hidden(model: Any, ids: torch.Tensor, fast: bool) -> torch.Tensor:
-    device = model.get_input_embeddings().weight.device
-    with fast_products(device, fast):
-        hidden: torch.Tensor = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
-    return hidden
+    with fast_products(model.get_input_embeddings().weight.device, fast):
+        return hidden_states(model, ids)
 
 
-def _divergence(
-    model: Any, wanted: torch.Tensor, hidden: torch.Tensor, fast: bool, slopes: bool = True
-) -> tuple[float, torch.Tensor]:
-    """Mean KL(dense ‖ pruned) over all positions of the final hidden states [B, L, d], and with ``slopes`` its gradient
-    by ``hidden``. The graph of a few hundred positions' logits at a time is made and spent."""
-    total = 0.0
-    found = []
+def _slope(model: Any, wanted: torch.Tensor, hidden: torch.Tensor, fast: bool) -> tuple[float, torch.Tensor]:
+    """Mean KL(dense ‖ pruned) over all positions of the final hidden states [B, L, d], and its gradient by ``hidden``.
+    The graph of a few hundred positions' logits at a time is made and spent."""
     count = wanted[..., 0].numel()
-    for dense, own in zip(wanted.flatten(0, 1).split(_POSITIONS), hidden.flatten(0, 1).split(_POSITIONS), strict=True):
-        with torch.set_grad_enabled(slopes), fast_products(hidden.device, fast):
-            own = own.detach().requires_grad_(slopes)
-            with torch.no_grad():
-                sought = head_logits(model, dense).log_softmax(-1)
-            given = head_logits(model, own).log_softmax(-1)
-            kl = nn.functional.kl_div(given, sought, reduction="sum", log_target=True) / count
-            if slopes:
-                found += torch.autograd.grad(kl, own)
+    total = 0.0
+    slopes: list[torch.Tensor] = []
+    for dense, own in _pieces(wanted, hidden):
+        own = own.detach().requires_grad_(True)
+        with torch.enable_grad():
+            kl = _divergence(model, dense, own, fast) / count
+        slopes += torch.autograd.grad(kl, own)
         total += kl.item()
-    return total, torch.cat(found).view_as(hidden) if slopes else hidden
+    return total, torch.cat(slopes).view_as(hidden)
+
+
+def _pieces(wanted: torch.Tensor, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Final hidden states [B, L, d] of both models, a few hundred positions [n, d] at a time."""
+    return zip(*(each.flatten(0, 1).split(_POSITIONS) for each in (wanted, hidden)), strict=True)
+
+
+def _divergence(model: Any, wanted: torch.Tensor, hidden: torch.Tensor, fast: bool) -> torch.Tensor:
+    """KL(dense ‖ pruned) of final hidden states [n, d], summed over positions."""
+    with fast_products(hidden.device, fast):
+        with torch.no_grad():
+            sought = head_logits(model, wanted).log_softmax(-1)
+        given = head_logits(model, hidden).log_softmax(-1)
+        return nn.functional.kl_div(given, sought, reduction="sum", log_target=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family
+from prunekit.precision import fast_products
 from prunekit.shape import Kind
 
 KINDS: tuple[Kind, ...] = ("attention", "ffn")
@@ -35,10 +36,12 @@ class Sublayers:
 
     What the model hands its attentions beside the hidden states (masks, rotary embeddings) is caught in one forward
     pass and used again, so that every batch must have sequences of one ``length``. Nothing of the model is changed.
-    ``layer`` in the methods is a decoder layer: the model's own, or one cut down to fewer units.
+    ``layer`` in the methods is a decoder layer: the model's own, or one cut down to fewer units. ``fast`` allows
+    :func:`~prunekit.precision.fast_products` in :meth:`run` and :meth:`project`.
     """
 
-    def __init__(self, model: Any, family: Family, length: int):
+    def __init__(self, model: Any, family: Family, length: int, fast: bool = False):
+        self.fast = fast
         self.model = model
         self.family = family
         self.length = length
@@ -108,10 +111,17 @@ class Sublayers:
         handle = self.projection(layer, kind).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         module = layer.get_submodule(self._names[kind].module)
         try:
-            output = module(hidden_states=normed, **known) if kind == "attention" else module(normed)
+            with fast_products(normed.device, self.fast):
+                output = module(hidden_states=normed, **known) if kind == "attention" else module(normed)
         finally:
             handle.remove()
         return inputs[0], output[0] if isinstance(output, tuple) else output
+
+    def project(self, layer: nn.Module, kind: Kind, z: torch.Tensor) -> torch.Tensor:
+        """What leaves the output projection, [B, L, d], for what enters it."""
+        projection = self.projection(layer, kind)
+        with fast_products(z.device, self.fast):
+            return nn.functional.linear(z.to(projection.weight.dtype), projection.weight, projection.bias)
 
     def added(self, layer: nn.Module, kind: Kind, output: torch.Tensor) -> torch.Tensor:
         """What a sub-layer whose projection gave ``output`` adds to the residual stream."""

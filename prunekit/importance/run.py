@@ -15,6 +15,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.frozen import frozen
 from prunekit.importance.base import Needs, Watched, importance, layer_importance
 from prunekit.importance.layers import LossWithout
 from prunekit.scores import Scores
@@ -55,7 +56,7 @@ def score(
         # Nothing runs the model here, and what a method doesn't look at (norms; `random`: all) would go unseen.
         raise PrunekitError(bad)
     loss_sum = 0.0
-    with _prepared(watched, units.needs, checkpoint, input_ids, batch_size), _repeatable(model):
+    with frozen(model), _prepared(watched, units.needs, checkpoint, input_ids, batch_size), _repeatable(model):
         units.attach(watched)
         if layers is not None:
             layers.attach(watched)
@@ -110,13 +111,12 @@ def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) ->
 def _prepared(
     watched: Watched, needs: Needs, checkpoint: bool | None, input_ids: torch.Tensor | None, batch_size: int
 ) -> Iterator[None]:
-    """The model in eval mode, nothing but what ``needs`` says under autograd, and everything put back afterwards."""
+    """The frozen model in eval mode, nothing but what ``needs`` says under autograd, and everything put back
+    afterwards."""
     model = watched.model
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     was_training = {module: module.training for module in model.modules()}
     model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
+    for parameter in model.parameters():
         # A gradient left by training would be added to, and scored as part of the new one.
         parameter.grad = None
     if needs == "activation_gradients":
@@ -147,8 +147,7 @@ def _prepared(
                 for name in _CHECKPOINTING:
                     vars(layer).pop(name, None)
                 vars(layer).update(before)
-        for parameter, flag in trainable.items():
-            parameter.requires_grad_(flag)
+        for parameter in model.parameters():
             parameter.grad = None
         for module, flag in was_training.items():
             module.training = flag
