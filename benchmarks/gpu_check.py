@@ -40,7 +40,7 @@ def main() -> int:
     arguments = parse()
     if arguments.worker:
         return worker(arguments)
-    load_tree("benchmarks")
+    load_tree("benchmarks", "prunekit")
     if arguments.report:
         return report(arguments.out, arguments.report)
     probed = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)

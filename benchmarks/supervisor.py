@@ -1,4 +1,4 @@
-"""Watches the process that does the work, and sums up what it left. Needs neither torch nor prunekit."""
+"""Watches the process that does the work, and sums up what it left. Needs no torch."""
 
 from __future__ import annotations
 

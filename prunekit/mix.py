@@ -64,9 +64,21 @@ class Mixed:
         """Token ids of this draw, int64 [sequences, length]: the parts' own, shuffled."""
         import torch
 
-        ids = torch.cat([part.input_ids for part in self.parts])
-        generator = torch.Generator().manual_seed(self.config.seed)
-        return ids[torch.randperm(len(ids), generator=generator)].contiguous()
+        return torch.cat([part.input_ids for part in self.parts])[self._order].contiguous()
+
+    @property
+    def written(self) -> torch.Tensor:
+        """Which sequences of ``input_ids`` the model wrote itself, bool [sequences]."""
+        import torch
+
+        return torch.cat([written(part) for part in self.parts])[self._order]
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        import torch
+
+        count = sum(len(part.input_ids) for part in self.parts)
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.config.seed))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,6 +116,15 @@ def calibration_text(
         own = replace(config, source=name, sequences=count)
         made.append(_self(own, tokenizer, source, device) if name == SELF else load_calibration(own, tokenizer))
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
+
+
+def written(text: Calibration | Mixed) -> torch.Tensor:
+    """Which sequences of ``text.input_ids`` the model wrote itself, bool [sequences]."""
+    import torch
+
+    if isinstance(text, Mixed):
+        return text.written
+    return torch.full((len(text.input_ids),), text.config.source == SELF)
 
 
 def _split(total: int, shares: list[float]) -> list[int]:

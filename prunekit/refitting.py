@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
+from prunekit.mix import written
 from prunekit.plan_text import text_of
 from prunekit.progress import progress
 from prunekit.refit import RefitConfig, Refitted, layer_weights, refit
@@ -61,7 +62,8 @@ def refit_plan(
     """
     config, scales = refit_config(plan), rescale_config(plan)
     assert config is not None, "the plan asks for no refit"
-    ids = text_of(source, plan, text, "projections are refitted on", batch_size=batch_size, device=device).input_ids
+    calibration = text_of(source, plan, text, "projections are refitted on", batch_size=batch_size, device=device)
+    ids = calibration.input_ids
     model: Any = load_model(source, dtype=dtype, device=device)
     fast = dtype == "auto"
 
@@ -81,7 +83,7 @@ def refit_plan(
 
     if scales is None:
         return solve(ids)
-    ids, kept_back = scales.split(ids)
+    ids, kept_back = scales.split(ids, written(calibration))
     # While the model is still the dense one.
     wanted = final_hidden(model, kept_back, scales.batch_size, fast)
     made = solve(ids)

@@ -65,11 +65,18 @@ class RescaleConfig:
                 "--no-rescale."
             )
 
-    def split(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them."""
+    def split(self, ids: torch.Tensor, written: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them.
+
+        What the model has ``written`` itself (bool [N]) goes to the refit as far as there is other text: a refit on it
+        carries over to texts of other kinds, factors tuned on it do not (SmolLM2-135M).
+        """
         self.check(len(ids))
         count = min(max(2, round(len(ids) * self.share)), len(ids) - 1)
-        return ids[count:], ids[:count]
+        order = torch.arange(len(ids)) if written is None else torch.argsort(written.int(), stable=True)
+        tuned = torch.zeros(len(ids), dtype=torch.bool)
+        tuned[order[:count]] = True
+        return ids[~tuned], ids[tuned]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
 from prunekit.files import cache_folder, write_bytes
+from prunekit.precision import has_fast_products
 from prunekit.progress import progress
 from prunekit.provenance import versions
 from prunekit.text import SELF
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 TEMPERATURE, TOP_P = 1.0, 0.95
 # Sequences that are sampled together, and kept as one file in the cache.
 CHUNK = 64
-_RECIPE = 1
-# Tokens looked at first for the nucleus, which rarely holds more.
-_REACH = 256
+_RECIPE = 2
 
 
 def self_written(source: Source, first: int | None, config: Any, device: str = "auto") -> torch.Tensor:
@@ -32,7 +31,8 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
 
     Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
     that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
-    ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once.
+    ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once. CPUs made
+    for bfloat16 sample in it, in half the time.
     Raises PrunekitError where the model's probabilities are not finite.
     """
     import torch
@@ -60,13 +60,14 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
 def _file(source: Source, length: int, seed: int, chunk: int, device: str) -> Path:
     from prunekit.source import pick_device
 
-    # The same seed gives other numbers on another device or version.
+    # The same seed gives other numbers on another device, precision or version.
     key = {
         "recipe": _RECIPE,
         "model": source.fingerprint,
         "length": length,
         "seed": seed,
         "device": pick_device(device).type,
+        "fast": has_fast_products(pick_device(device)),
         "versions": versions(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -79,6 +80,8 @@ def _sampler(source: Source, first: int | None, length: int, seed: int, device: 
     from prunekit.source import load_model
 
     model: Any = load_model(source, device=device).eval()
+    if has_fast_products(model.device):
+        model.to(torch.bfloat16)
     vocabulary = model.config.vocab_size
 
     def sample(chunk: int) -> torch.Tensor:
@@ -115,32 +118,35 @@ def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Ge
             at = torch.full((len(starts), 1), place, device=device)
             ids = made[:, place : place + 1].to(device)
             logits = model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True).logits[:, -1]
-            made[:, place + 1] = nucleus(logits.float().cpu() / TEMPERATURE, generator)
+            made[:, place + 1] = nucleus(logits.float() / TEMPERATURE, generator).cpu()
     return made
 
 
 def nucleus(logits: torch.Tensor, generator: torch.Generator, top_p: float = TOP_P) -> torch.Tensor:
-    """One token of each row of logits [B, V], from the fewest that hold ``top_p`` of it (arXiv 1904.09751).
+    """One token of each row of float32 logits [B, V], from the fewest that hold ``top_p`` of it and those as likely as
+    the last of them (arXiv 1904.09751).
 
-    Sorts only as far as the nucleus reaches: whole vocabularies would take longer than the model does.
+    Draws from the whole row until the token has less than ``top_p`` ahead of it: the same distribution, and one sum
+    a draw where sorting a vocabulary would take longer than the model does. ``generator`` is the CPU's, so that a
+    device changes nothing else.
     """
     import torch
 
     if not torch.isfinite(logits).all():
         raise _NotFinite
-    total = logits.logsumexp(-1, keepdim=True)
-    chance = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)
-    reach = min(_REACH, logits.shape[1])
-    while True:
-        values, order = logits.topk(reach)
-        mass = (values - total).double().exp().cumsum(-1)
-        if reach == logits.shape[1] or bool((mass[:, -1] >= top_p).all()):
-            break
-        reach = min(reach * 16, logits.shape[1])
-    # The token that takes the mass past top_p belongs to the nucleus.
-    ends = (mass < top_p).sum(-1, keepdim=True).clamp(max=reach - 1)
-    drawn = (mass <= chance * mass.gather(1, ends)).sum(-1, keepdim=True).clamp(max=reach - 1)
-    return order.gather(1, torch.minimum(drawn, ends))[:, 0]
+    chances = logits.softmax(-1)
+    until = chances.cumsum(-1, dtype=torch.float64)
+    drawn = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    left = torch.arange(len(logits), device=logits.device)
+    while len(left):
+        rows, row = chances[left], until[left]
+        at = torch.rand(len(left), 1, generator=generator, dtype=torch.float64).to(row.device) * row[:, -1:]
+        # The first token that reaches past the place has some chance, so that none of zero is taken.
+        tokens = torch.searchsorted(row, at, right=True).clamp(max=row.shape[1] - 1)
+        ahead = torch.where(rows > rows.gather(1, tokens), rows, 0.0).sum(-1)
+        drawn[left] = tokens[:, 0]
+        left = left[ahead >= top_p]
+    return drawn
 
 
 def _digest(seed: int, chunk: int) -> bytes:

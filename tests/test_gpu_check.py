@@ -103,9 +103,12 @@ def test_rehearsal_judges_no_goal(rehearsal: tuple[Path, subprocess.CompletedPro
 
 
 def test_without_transformers_and_without_time(tmp_path: Path) -> None:
-    """A bare GPU machine has torch and Triton; a budget that is too short begins nothing."""
+    """A bare GPU machine has torch and Triton, and prunekit is not installed; a budget that is too short begins
+    nothing."""
     missing = ("transformers", "huggingface_hub", "safetensors", "psutil", "typer", "rich", "datasets", "gguf")
     lines = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in missing)
+    # What an editable install finds prunekit by.
+    lines += "sys.meta_path[:] = [each for each in sys.meta_path if 'Editable' not in getattr(each, '__name__', '')]\n"
     (tmp_path / "sitecustomize.py").write_text(lines)
     done = gpu_check("--out", tmp_path / "out", "--budget-seconds", 5, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

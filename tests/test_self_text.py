@@ -9,6 +9,7 @@ from prunekit import self_text
 from prunekit.calibration import CalibrationConfig
 from prunekit.errors import PrunekitError
 from prunekit.mix import calibration_text, parse_mix
+from prunekit.precision import has_fast_products
 from prunekit.self_text import nucleus, self_written
 from prunekit.source import resolve
 
@@ -33,9 +34,7 @@ def _nucleus_by_sorting(logits, top_p):
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 8.0])
-@pytest.mark.parametrize("reach", [4, 256])
-def test_tokens_come_from_the_nucleus_in_their_proportions(spread, reach, monkeypatch):
-    monkeypatch.setattr(self_text, "_REACH", reach)
+def test_tokens_come_from_the_nucleus_in_their_proportions(spread):
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(1, 50, generator=generator)
     allowed = _nucleus_by_sorting(logits[0], 0.8)
@@ -78,11 +77,14 @@ def test_what_is_sampled_is_what_the_model_would_say(tiny_source, monkeypatch, t
 
     made = self_written(tiny_source, 3, _config())
     model = load_model(tiny_source, device="cpu")
+    if has_fast_products("cpu"):
+        model.to(torch.bfloat16)
     with torch.no_grad():
         logits = model(input_ids=made).logits.float()
     for sequence, told in zip(made, logits, strict=True):
         for place in range(len(sequence) - 1):
-            assert sequence[place + 1].item() in _nucleus_by_sorting(told[place], 0.951)
+            # Rounding to bfloat16 differs between one token at a time and all at once.
+            assert sequence[place + 1].item() in _nucleus_by_sorting(told[place], 0.955)
 
 
 def test_broken_weights_write_nothing(tiny_source, monkeypatch, tmp_path):
