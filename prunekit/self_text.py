@@ -105,14 +105,13 @@ class _NotFinite(Exception):
 
 
 def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
-    """``starts`` [B, 1] continued to [B, length]. A cache of fixed size: one that grows is copied at every step."""
+    """``starts`` [B, 1] continued to [B, length]."""
     import torch
-    from transformers import StaticCache
 
     made = torch.empty(len(starts), length, dtype=torch.int64)
     made[:, :1] = starts
     device = model.get_input_embeddings().weight.device
-    cache = StaticCache(config=model.config, max_cache_len=length)
+    cache = _room_for(length, model.config.num_hidden_layers)
     with torch.inference_mode():
         for place in range(length - 1):
             at = torch.full((len(starts), 1), place, device=device)
@@ -120,6 +119,30 @@ def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Ge
             logits = model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True).logits[:, -1]
             made[:, place + 1] = nucleus(logits.float() / TEMPERATURE, generator).cpu()
     return made
+
+
+def _room_for(length: int, layers: int) -> Any:
+    """An empty cache of ``length`` tokens. transformers' growing caches are copied at every step, and attention reads
+    those of a fixed size to their end."""
+    import torch
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class Room(DynamicLayer):
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            start = self.get_seq_length()
+            if not start:
+                self.lazy_initialization(key_states, value_states)
+                self._room = [
+                    torch.empty(*new.shape[:2], length, new.shape[3], dtype=new.dtype, device=new.device)
+                    for new in (key_states, value_states)
+                ]
+            end = start + key_states.shape[2]
+            for room, new in zip(self._room, (key_states, value_states), strict=True):
+                room[:, :, start:end] = new
+            self.keys, self.values = (room[:, :, :end] for room in self._room)
+            return self.keys, self.values
+
+    return Cache(layers=[Room() for _ in range(layers)])
 
 
 def nucleus(logits: torch.Tensor, generator: torch.Generator, top_p: float = TOP_P) -> torch.Tensor:

@@ -121,6 +121,12 @@ def test_text_is_split_between_refit_and_factors() -> None:
     for share, count in ((0.5, 5), (0.01, 2), (0.99, 9)):
         solved, tuned = RescaleConfig(share=share).split(ids)
         assert len(tuned) == count and torch.equal(torch.cat([tuned, solved]), ids)
+    # What the model wrote goes to the refit, as far as there is other text.
+    written = torch.tensor([True, False, True, False, False, False, True, False, False, False])
+    for share, places in ((0.3, [1, 3, 4]), (0.8, [0, 1, 3, 4, 5, 7, 8, 9])):
+        solved, tuned = RescaleConfig(share=share).split(ids, written)
+        assert torch.equal(tuned, ids[places])
+        assert torch.equal(solved, ids[[place for place in range(10) if place not in places]])
     with pytest.raises(PrunekitError, match="--sequences"):
         RescaleConfig().split(ids[:2])
     for wrong in ({"share": 0.0}, {"share": 1.0}, {"rate": 0.0}, {"batch_size": 0}, {"held_out": 1.0}):

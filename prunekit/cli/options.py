@@ -183,8 +183,8 @@ Rescale = Annotated[
 RescaleShare = Annotated[
     float | None,
     typer.Option(
-        help="Share of the calibration text that the refit leaves to rescaling.",
-        show_default="0.5",
+        help="Share of the calibration text that the refit leaves to rescaling; of a mix, not what the model wrote.",
+        show_default="0.4",
         rich_help_panel=_REFIT,
     ),
 ]
