@@ -4,7 +4,7 @@
         --blocks 0.79 --blocks 0.6 --output benchmarks/results/quality.json
 
 Every method cuts the same model to the same size on the same calibration text, through the same rebuild, each in a
-process of its own; `prunekit` mixes it with a quarter that the model writes (the ablation's "text alone" doesn't).
+process of its own; `prunekit` mixes it with a third that the model writes (the ablation's "text alone" doesn't).
 What is kept in the cache folder (sampled text, loss curves) is not made again, so that only the first run that needs it
 counts its seconds: start from an empty PRUNEKIT_CACHE. What is done is kept in --output: a run that was cut short goes
 on where it was. Beside the JSON go a Markdown table and a plot of quality against parameters (and against latency, with
@@ -39,7 +39,7 @@ METHODS: dict[str, str] = {
     "fisher-global": "--method fisher-global",
     "adapt-pruner": "--method adapt-pruner",
     "prunekit": "--method prunekit --calib {mix}",
-    "prunekit, 256 sequences": "--method prunekit --sequences 256 --calib {mix}",
+    "prunekit, 384 sequences": "--method prunekit --sequences 384 --calib {mix}",
 }
 # What each part of the best recipe brings: allocation, selection and refit, one changed at a time.
 ABLATION: dict[str, str] = {
@@ -167,7 +167,7 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
 
 
 def _mix(calib: str) -> str:
-    return calib if "," in calib or calib == "self" else f"{calib}:0.75,self:0.25"
+    return calib if "," in calib or calib == "self" else f"{calib}:0.67,self:0.33"
 
 
 def _prunekit(arguments: Sequence[str]) -> tuple[Any, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.calibration import Calibration, CalibrationConfig, bos, load_calibration, separators
 from prunekit.errors import PrunekitError
-from prunekit.self_text import TEMPERATURE, TOP_P, self_written
+from prunekit.self_text import self_written
 from prunekit.text import SELF, source_name
 
 if TYPE_CHECKING:
@@ -148,6 +148,6 @@ def _self(config: CalibrationConfig, tokenizer: Any, source: Source, device: str
     blocks = self_written(source, first, config, device)
     if start is not None:
         blocks[:, 0] = start
-    digest = hashlib.sha256(f"{source.fingerprint}:{TEMPERATURE}:{TOP_P}".encode())
+    digest = hashlib.sha256(source.fingerprint.encode())
     digest.update(blocks.numpy().astype("<i8").tobytes())
     return Calibration(config, blocks, digest.hexdigest())

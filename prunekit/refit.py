@@ -41,7 +41,7 @@ class RefitConfig:
 
     towards: float = 0.5
     inputs: float = 0.0
-    ridge: float | None = 1e-2
+    ridge: float | None = 1e-1
     held_out: float = 0.125
 
     def __post_init__(self) -> None:
@@ -260,7 +260,7 @@ class _Walk:
                     parts = (each[chosen].flatten(0, 1) for each in (z, wanted, weight))
                     moments.add(*parts)
             seen += len(z)
-        ridge = config.ridge or RIDGES[2]
+        ridge = config.ridge or RIDGES[3]
         if config.ridge is None and held.tokens:
             ridge, trial = best_ridge(fit, held, start, RIDGES, self._ridges.get(kind))
             self._ridges[kind] = ridge

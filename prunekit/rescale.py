@@ -34,7 +34,7 @@ class RescaleConfig:
     ``held_out`` of the sequences make no step: factors that don't bring the model closer on them are not used.
     """
 
-    share: float = 0.4
+    share: float = 1 / 3
     rate: float = 5e-3
     batch_size: int = 4
     held_out: float = 1 / 16

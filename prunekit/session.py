@@ -143,11 +143,15 @@ class Session:
         return made
 
     def fitness(self, levels: Levels) -> Fitness:
-        """What candidates of ``levels`` are measured by: some of the calibration text, a sequence at least."""
+        """What candidates of ``levels`` are measured by: some of the calibration text, such as levels were not solved on
+        where there is more."""
         from prunekit.fitness import Fitness
 
         ids = self._text()
-        some = ids[: max(4, -(-_FITNESS_TOKENS // ids.shape[1]))]
+        count = max(4, -(-_FITNESS_TOKENS // ids.shape[1]))
+        # Levels err less on what they were solved on than elsewhere, and not all of them by as much.
+        unseen = ids[len(self._level_text()) :][:count]
+        some = unseen if len(unseen) == count else ids[:count]
         return Fitness(self.model, self.family, self.source, some, levels, self._batch_size, self._fast)
 
     def copy(self) -> Session:

@@ -341,9 +341,7 @@ def test_each_way_to_merge_is_brought_to_the_scale_that_is_measured() -> None:
     for index in range(4):
         before, after = levels.curves[index].heads, made[index].heads
         for heads in ((2, 4), (1, 8)):
-            alone = fitness.measure(
-                tuple((heads, 96) if place == index else each for place, each in enumerate(whole)), 0.5
-            )
+            alone = fitness.measure(tuple((heads, 96) if place == index else each for place, each in enumerate(whole)))
             factor = alone / before[heads].loss
             if 0.05 < factor < 20:
                 assert after[heads].loss == pytest.approx(alone, rel=1e-3)

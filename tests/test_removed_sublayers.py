@@ -335,7 +335,7 @@ def test_a_missing_sublayer_is_measured_as_it_is(model_type: str) -> None:
     units = ("ffn", "attention-layer", "ffn-layer")
     curves = measured(session.source, levels, fitness, lambda *args, **kwargs: calls.append(1), units).curves
     assert len(calls) == 4 * 4
-    ids = _ids()[:8]  # half of the text
+    ids = _ids()
     first = logits(dense, ids).log_softmax(-1)
     for kind, what in (("attention", LayerShape(0, 0, 96)), ("ffn", LayerShape(8, 4, 0))):
         shape = session.source
@@ -445,7 +445,7 @@ def test_from_the_command_line(command: Command, tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", 12_000)
     # A silent sub-layer goes without loss, which bfloat16 products would hide.
     exact = ("--calib", text, "--dtype", "float32", *SHORT)
-    told = ("--blocks", "0.61", "--prune", "ffn,kv,query,attention-layer,ffn-layer", *exact)
+    told = ("--blocks", "0.58", "--prune", "ffn,kv,query,attention-layer,ffn-layer", *exact)
     ended = command("prune", tmp_path / "dense", "--method", "prunekit", *told, "-o", tmp_path / "out")
     assert ended.code == 0, ended
     assert "none of 8" in ended.out and "none of 96" in ended.out

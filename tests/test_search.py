@@ -8,6 +8,7 @@ import torch
 from tiny import VOCAB, tiny_model
 from tiny_session import nothing, tiny_session
 
+from prunekit import session as session_module
 from prunekit.allocation import Problem, allocation
 from prunekit.allocation.measure import measured
 from prunekit.allocation.search import _Grid
@@ -63,6 +64,22 @@ def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_t
     assert _kl(dense, model, _ids()) == 0
 
 
+def test_candidates_are_measured_on_text_that_levels_were_not_solved_on(monkeypatch):
+    """Where there is enough of it: otherwise on what they were solved on."""
+    ids = _ids(20)
+    monkeypatch.setattr(session_module, "_LEVEL_TOKENS", 8 * 32)
+    for tokens, places in ((8 * 32, slice(8, 16)), (16 * 32, slice(0, 16))):
+        monkeypatch.setattr(session_module, "_FITNESS_TOKENS", tokens)
+        model = tiny_model("llama")
+        dense = copy.deepcopy(model)
+        session = tiny_session(model, ids)
+        fitness = session.fitness(session.levels(nothing))
+        narrow = (((3, 2), 96), *[((4, 2), 96)] * 3)
+        found = fitness.measure(narrow)
+        assert found == pytest.approx(_kl(dense, model, ids[places]), rel=1e-4)
+        fitness.close()
+
+
 def test_curves_are_brought_to_the_scale_that_is_measured():
     model = tiny_model("llama")
     session = tiny_session(model, _ids())
@@ -80,7 +97,7 @@ def test_curves_are_brought_to_the_scale_that_is_measured():
             alone = tuple(what if place == index else each for place, each in enumerate(whole))
             found = made.curves[index].loss(shape)
             if what[0] == (4, 2):
-                assert found == pytest.approx(fitness.measure(alone, 0.5), rel=1e-3)
+                assert found == pytest.approx(fitness.measure(alone), rel=1e-3)
             else:
                 assert 0.1 < found / fitness.measure(alone) < 10
         assert made.curves[index].ffn.order == levels.curves[index].ffn.order

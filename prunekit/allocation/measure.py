@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from prunekit.fitness import Fitness
     from prunekit.levels import Candidate, Levels
 
-# The share of units that is left where a curve is measured, and of the text that serves.
+# The share of units that is left where a curve is measured.
 _LEFT = 0.6
-_SHARE = 0.5
 # A curve is not trusted to be wrong by more than this.
 _MOST = 20.0
 
@@ -47,14 +46,14 @@ def measured(
             expected = curve.loss(shape)
             if shape != dense and expected > 0:
                 changed = (*whole[:index], what, *whole[index + 1 :])
-                factor = min(max(fitness.measure(changed, _SHARE) / expected, 1 / _MOST), _MOST)
+                factor = min(max(fitness.measure(changed) / expected, 1 / _MOST), _MOST)
             factors.append(factor)
             advance()
         ffn, cut, *merged = factors
         curve = curve.scaled(ffn, cut, dict(zip(merges, merged, strict=True)))
         for unit, what in (("attention-layer", (NONE, width)), ("ffn-layer", (heads, 0))):
             if unit in units:
-                lost = fitness.measure((*whole[:index], what, *whole[index + 1 :]), _SHARE)
+                lost = fitness.measure((*whole[:index], what, *whole[index + 1 :]))
                 curve = curve.without("attention" if what[0] == NONE else "ffn", lost)
                 advance()
         curves.append(curve)

@@ -184,7 +184,7 @@ RescaleShare = Annotated[
     float | None,
     typer.Option(
         help="Share of the calibration text that the refit leaves to rescaling; of a mix, not what the model wrote.",
-        show_default="0.4",
+        show_default="a third",
         rich_help_panel=_REFIT,
     ),
 ]
@@ -192,7 +192,7 @@ Ridge = Annotated[
     str | None,
     typer.Option(
         help="How strongly weights are held to their old values; auto: what errs least on held-out text.",
-        show_default="0.01",
+        show_default="0.1",
         rich_help_panel=_REFIT,
     ),
 ]
