@@ -143,8 +143,8 @@ class Session:
         return made
 
     def fitness(self, levels: Levels) -> Fitness:
-        """What candidates of ``levels`` are measured by: some of the calibration text, such as levels were not solved on
-        where there is more."""
+        """What candidates of ``levels`` are measured by: some of the calibration text, where there is enough of it such
+        as levels were not solved on."""
         from prunekit.fitness import Fitness
 
         ids = self._text()
