@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.text import BUILTIN, documents, has_fields, is_dataset, source_name, whole_text
+from prunekit.text import BUILTIN, SELF, documents, has_fields, is_dataset, source_name, whole_text
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +75,13 @@ class Calibration:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         order = torch.randperm(len(self.blocks), generator=generator)
         return self.blocks[order[place * self.config.sequences :][: self.config.sequences]].contiguous()
+
+    @property
+    def written(self) -> torch.Tensor:
+        """Which sequences of ``input_ids`` the model wrote itself, bool [sequences]."""
+        import torch
+
+        return torch.full((self.config.sequences,), self.config.source == SELF)
 
     def step(self, t: int) -> Calibration:
         """The draw for step ``t`` of a method that repeats scoring; step 0 is this calibration itself.

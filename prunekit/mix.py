@@ -71,14 +71,14 @@ class Mixed:
         """Which sequences of ``input_ids`` the model wrote itself, bool [sequences]."""
         import torch
 
-        return torch.cat([written(part) for part in self.parts])[self._order]
+        return torch.cat([part.written for part in self.parts])[self._order]
 
     @cached_property
     def _order(self) -> torch.Tensor:
         import torch
 
-        count = sum(len(part.input_ids) for part in self.parts)
-        return torch.randperm(count, generator=torch.Generator().manual_seed(self.config.seed))
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return torch.randperm(self.config.sequences, generator=generator)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,15 +116,6 @@ def calibration_text(
         own = replace(config, source=name, sequences=count)
         made.append(_self(own, tokenizer, source, device) if name == SELF else load_calibration(own, tokenizer))
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
-
-
-def written(text: Calibration | Mixed) -> torch.Tensor:
-    """Which sequences of ``text.input_ids`` the model wrote itself, bool [sequences]."""
-    import torch
-
-    if isinstance(text, Mixed):
-        return text.written
-    return torch.full((len(text.input_ids),), text.config.source == SELF)
 
 
 def _split(total: int, shares: list[float]) -> list[int]:

@@ -12,6 +12,7 @@ from torch import nn
 from prunekit.families import Family
 from prunekit.frozen import frozen
 from prunekit.precision import fast_products
+from prunekit.sampling import sampled
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
 # Times the usual size of the residual stream.
@@ -87,7 +88,7 @@ def output_fisher(
                 with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
                     logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
                     flat = logits.flatten(0, 1)
-                    labels = _sampled(flat.detach(), generator)
+                    labels = sampled(flat.detach(), generator)
                     loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
                 loss.backward()
                 advance()
@@ -95,11 +96,3 @@ def output_fisher(
         for handle in handles:
             handle.remove()
     return {key: total / ids.numel() for key, total in made.items()}
-
-
-def _sampled(logits_TV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One token of each row's distribution: much faster than torch.multinomial where vocabularies are large."""
-    cumulated = logits_TV.softmax(-1).cumsum(-1)
-    chance = torch.rand(len(logits_TV), 1, generator=generator, device=logits_TV.device)
-    drawn = torch.searchsorted(cumulated, chance * cumulated[:, -1:])[:, 0]
-    return drawn.clamp(max=logits_TV.shape[1] - 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.mix import written
 from prunekit.plan_text import text_of
 from prunekit.progress import progress
 from prunekit.refit import RefitConfig, Refitted, layer_weights, refit
@@ -83,7 +82,7 @@ def refit_plan(
 
     if scales is None:
         return solve(ids)
-    ids, kept_back = scales.split(ids, written(calibration))
+    ids, kept_back = scales.split(ids, calibration.written)
     # While the model is still the dense one.
     wanted = final_hidden(model, kept_back, scales.batch_size, fast)
     made = solve(ids)

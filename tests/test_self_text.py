@@ -8,8 +8,9 @@ from tiny_text import tiny_tokenizer as make_tokenizer
 from prunekit import self_text
 from prunekit.calibration import CalibrationConfig
 from prunekit.errors import PrunekitError
-from prunekit.mix import calibration_text, parse_mix, written
-from prunekit.self_text import sample, self_written
+from prunekit.mix import calibration_text, parse_mix
+from prunekit.sampling import sampled
+from prunekit.self_text import self_written
 from prunekit.source import resolve
 
 
@@ -27,11 +28,12 @@ def tiny_source(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 8.0])
-def test_tokens_come_in_their_proportions(spread):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_come_in_their_proportions(spread, dtype):
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(1, 50, generator=generator)
     logits[0, 7] = -1e4
-    drawn = sample(logits.expand(20_000, -1), generator)
+    drawn = sampled(logits.expand(20_000, -1), generator, dtype)
     share = torch.bincount(drawn, minlength=50) / len(drawn)
     assert (share - logits[0].softmax(-1)).abs().max() < 0.015 and share[7] == 0
 
@@ -70,9 +72,12 @@ def test_what_is_sampled_is_what_the_model_would_say(family, tiny_tokenizer, mon
     # bfloat16 rounds differently one token at a time and all at once.
     monkeypatch.setattr(self_text, "has_fast_products", lambda device: False)
     seen = []
-    monkeypatch.setattr(
-        self_text, "sample", lambda logits, generator: (seen.append(logits), sample(logits, generator))[1]
-    )
+
+    def see(logits, *args):
+        seen.append(logits)
+        return sampled(logits, *args)
+
+    monkeypatch.setattr("prunekit.sampling.sampled", see)
     tiny_model(family).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     source = resolve(str(tmp_path / "model"))
@@ -129,8 +134,8 @@ def test_a_mix_holds_its_shares(tiny_source, tiny_tokenizer, monkeypatch, tmp_pa
     again = calibration_text(config, tiny_tokenizer, tiny_source)
     assert torch.equal(made.input_ids, again.input_ids)
     itself = calibration_text(_config(sequences=3), tiny_tokenizer, tiny_source)
-    assert written(itself).all() and written(made).sum() == 3
-    assert {tuple(row) for row in made.input_ids[written(made)].tolist()} == set(map(tuple, itself.input_ids.tolist()))
+    assert itself.written.all() and made.written.sum() == 3
+    assert {tuple(row) for row in made.input_ids[made.written].tolist()} == set(map(tuple, itself.input_ids.tolist()))
     alone = calibration_text(_config(source="builtin", sequences=7), tiny_tokenizer, tiny_source)
     rows = {tuple(row) for row in made.input_ids.tolist()}
     assert {tuple(row) for row in alone.input_ids.tolist()} < rows
