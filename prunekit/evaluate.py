@@ -16,8 +16,7 @@ from prunekit.text import source_name
 if TYPE_CHECKING:
     import torch
 
-# Rows of logits held in float32 at a time, so that memory does not grow with batch size and length.
-_LOGIT_ELEMENTS = 1 << 23
+    from prunekit.head import Head
 
 
 @dataclass(frozen=True)
@@ -272,17 +271,6 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float
     return mean, math.sqrt(count / (count - 1) * spread) / total
 
 
-def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Float32 logits [n, vocabulary] of final hidden states [n, hidden], as the model's own forward makes them."""
-    import torch
-
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits.float()
-
-
 def hidden_states(model: Any, block: torch.Tensor) -> torch.Tensor:
     """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]."""
     device = model.get_input_embeddings().weight.device
@@ -296,6 +284,8 @@ def _score(
     """Adds one batch of windows [B, L] to ``sums``, scoring the tokens from position ``first`` on."""
     import torch
 
+    from prunekit.head import Head
+
     targets = block[:, first:]
     count = targets.numel()
     # Logits at position t predict token t + 1.
@@ -303,14 +293,14 @@ def _score(
     dense_hidden = None if baseline is None else hidden_states(baseline, block)[:, first - 1 : -1].flatten(0, 1)
     targets = targets.flatten().to(hidden.device)
     kept: dict[str, list[torch.Tensor]] = {"nll": [], "baseline_nll": [], "kl": [], "agree": []}
-    rows = max(1, _LOGIT_ELEMENTS // model.config.vocab_size)
-    for at in range(0, count, rows):
-        part = slice(at, at + rows)
-        log_probs = _log_probs(model, hidden[part], name, text)
+    head, dense_head = Head(model), None if baseline is None else Head(baseline)
+    for at in range(0, count, head.rows):
+        part = slice(at, at + head.rows)
+        log_probs = _log_probs(head, hidden[part], name, text)
         kept["nll"].append(-log_probs.gather(1, targets[part, None])[:, 0].cpu().double())
-        if dense_hidden is None:
+        if dense_hidden is None or dense_head is None:
             continue
-        dense = _log_probs(baseline, dense_hidden[part], baseline_name, text).to(log_probs.device)
+        dense = _log_probs(dense_head, dense_hidden[part], baseline_name, text).to(log_probs.device)
         kept["baseline_nll"].append(-dense.gather(1, targets[part, None])[:, 0].cpu().double())
         kept["agree"].append((dense.argmax(-1) == log_probs.argmax(-1)).cpu().double())
         # Where the baseline gives a token no probability at all its term is 0, not 0 · inf.
@@ -321,10 +311,8 @@ def _score(
             getattr(sums, key).extend(torch.cat(values).reshape(len(block), -1).sum(-1).tolist())
 
 
-def _log_probs(model: Any, hidden: torch.Tensor, name: str, text: str) -> torch.Tensor:
-    import torch
-
-    log_probs = torch.log_softmax(head_logits(model, hidden), dim=-1)
+def _log_probs(head: Head, hidden: torch.Tensor, name: str, text: str) -> torch.Tensor:
+    log_probs = head(hidden).log_softmax(-1)
     # One NaN or +inf logit makes its whole row NaN.
     if log_probs.isnan().any():
         raise PrunekitError(

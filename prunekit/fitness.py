@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluate import head_logits
 from prunekit.families import Family
+from prunekit.head import Head
 from prunekit.levels import Candidate, Levels, Stitched
 from prunekit.merging import InPlace
-from prunekit.precision import fast_products
+from prunekit.precision import sequences_at_a_time
 from prunekit.shape import ModelShape
 from prunekit.sublayers import KINDS, Sublayers
 
@@ -37,16 +38,19 @@ class Fitness:
         batch_size: int,
         fast: bool = False,
     ):
-        self._model, self._batch = model, batch_size
+        self._model = model
+        device = model.get_input_embeddings().weight.device
+        self._batch = sequences_at_a_time(batch_size, ids.shape[1], device)
         self._parts = Sublayers(model, family, ids.shape[1], fast)
         heads = [InPlace(layer, family, shape, index) for index, layer in enumerate(self._parts.layers)]
         self._stitched = Stitched(levels, shape.layers, self._projection, heads)
         self._adopted = self._stitched.now
+        self._head = Head(model, fast)
         self._streams: list[torch.Tensor] = []
         with torch.no_grad():
-            hidden = torch.cat([self._parts.embed(batch) for batch in ids.split(batch_size)])
+            hidden = torch.cat([self._parts.embed(batch) for batch in ids.split(self._batch)])
             self._streams = self._run(hidden, 0)
-            self._order, self._log_probs = self._dense_top(self._streams[-1])
+            self._order, self._dense = self._dense_top(self._streams[-1])
 
     def _projection(self, index: int, kind: Any) -> Any:
         return self._parts.projection(self._parts.layers[index], kind)
@@ -99,27 +103,32 @@ class Fitness:
             streams = [*streams, hidden] if keep else [hidden]
         return streams
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 log-probabilities [n, V] of a batch of streams [B, L, d]."""
+    def _logits(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Float32 logits [n, V] of streams [B, L, d], and the logarithm of their exponentials' sum [n, 1], some of the
+        B · L positions at a time."""
         final = self._model.base_model.norm(hidden).flatten(0, 1)
-        with fast_products(hidden.device, self._parts.fast):
-            logits = head_logits(self._model, final)
-        return logits.log_softmax(-1)
+        for some in final.split(self._head.rows):
+            logits = self._head(some)
+            yield logits, logits.logsumexp(-1, keepdim=True)
 
     def _dense_top(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most likely tokens [N, L, _TOP] of streams [N, L, d], and their log-probabilities."""
         orders, values = [], []
         for batch in hidden.split(self._batch):
-            log_probs = self._logits(batch)
-            top = log_probs.topk(min(_TOP, log_probs.shape[-1]))
-            orders.append(top.indices.view(*batch.shape[:2], -1))
-            values.append(top.values.view(*batch.shape[:2], -1))
-        return torch.cat(orders), torch.cat(values)
+            for logits, total in self._logits(batch):
+                top = logits.topk(min(_TOP, logits.shape[-1]))
+                orders.append(top.indices)
+                values.append(top.values - total)
+        order, value = (torch.cat(each).view(*hidden.shape[:2], -1) for each in (orders, values))
+        return order, value
 
     def _kl(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
         """Summed KL of a batch [B, L, d] that begins with sequence ``start``."""
         rows = slice(start, start + len(hidden))
-        order, dense = self._order[rows].flatten(0, 1), self._log_probs[rows].flatten(0, 1)
-        own = self._logits(hidden).gather(1, order)
+        order, dense = self._order[rows].flatten(0, 1), self._dense[rows].flatten(0, 1)
+        places = order.split(self._head.rows)
+        parts = zip(self._logits(hidden), places, strict=True)
+        own = torch.cat([logits.gather(1, place) - total for (logits, total), place in parts])
         dense_rest, own_rest = ((1 - each.exp().sum(-1)).clamp(min=1e-7) for each in (dense, own))
         rest = dense_rest * (dense_rest.log() - own_rest.log())
         return ((dense.exp() * (dense - own)).sum(-1) + rest).double().sum()

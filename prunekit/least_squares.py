@@ -35,7 +35,7 @@ class Moments:
         z, y = z_Tn.float(), y_Td.float()
         if weight_T is not None:
             root = weight_T.sqrt()[:, None]
-            z, y = z * root, y * root
+            z, y = (each * root if each is given else each.mul_(root) for each, given in ((z, z_Tn), (y, y_Td)))
         self.zz += z.T @ z
         self.yz += y.T @ z
         self.yy += float(y.double().square().sum())

@@ -18,6 +18,7 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.least_squares import Moments, best_ridge, solve
 from prunekit.plan import LayerKeep
+from prunekit.precision import fast_sums, sequences_at_a_time
 from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
 from prunekit.shape import ModelShape
@@ -99,7 +100,8 @@ def refit(
     moments are not finite.
     """
     config = config or RefitConfig()
-    walk = _Walk(model, family, ids, batch_size, fast)
+    device = model.get_input_embeddings().weight.device
+    walk = _Walk(model, family, ids, sequences_at_a_time(batch_size, ids.shape[1], device), fast)
     by_index = {keep.index: keep for keep in keeps}
     made = Refitted()
     layers: Any = walk.parts.layers
@@ -177,7 +179,8 @@ class _Walk:
             seen = self.parts.normed(cut, kind, own)
             if moments is None:
                 moments = Moments(seen.shape[-1], seen.shape[-1], seen.device)
-            moments.add(seen.flatten(0, 1), wanted.flatten(0, 1))
+            with fast_sums(seen.device, self.parts.fast):
+                moments.add(seen.flatten(0, 1), wanted.flatten(0, 1))
         assert moments is not None
         eye = torch.eye(len(moments.zz), dtype=torch.float64, device=moments.zz.device)
         turn = torch.lerp(eye, solve(moments, eye, config.ridge or 1e-3), config.inputs)
@@ -210,7 +213,8 @@ class _Walk:
         parts = self.parts
         if same and not self._corrected and kind == "ffn":
             z, output = parts.run(dense, index, kind, parts.normed(dense, kind, hidden))
-            return (z if len(keep.ffn) == z.shape[-1] else z[..., list(keep.ffn)]), output
+            kept = torch.tensor(keep.ffn, device=z.device)
+            return (z if len(kept) == z.shape[-1] else z.index_select(-1, kept)), output
         z, _ = parts.run(cut, index, kind, parts.normed(cut, kind, hidden))
         if not same:
             return z, None
@@ -252,13 +256,12 @@ class _Walk:
                 z = torch.cat([z, z.new_ones(*z.shape[:2], 1)], -1)
             weight = 1 / self.dense[place].float().square().mean(-1).clamp(min=1e-12)
             # Whole sequences are held out: neighbouring tokens are too much alike.
-            out = (torch.arange(seen, seen + len(z), device=z.device) % every) == every - 1
-            if config.ridge is not None:
-                out = torch.zeros_like(out)
-            for moments, chosen in ((fit, ~out), (held, out)):
-                if chosen.any():
-                    parts = (each[chosen].flatten(0, 1) for each in (z, wanted, weight))
-                    moments.add(*parts)
+            out = [config.ridge is None and place % every == every - 1 for place in range(seen, seen + len(z))]
+            for moments, chosen in ((fit, False), (held, True)):
+                if chosen in out:
+                    some = slice(None) if out.count(chosen) == len(out) else [each == chosen for each in out]
+                    with fast_sums(z.device, self.parts.fast):
+                        moments.add(*(each[some].flatten(0, 1) for each in (z, wanted, weight)))
             seen += len(z)
         ridge = config.ridge or RIDGES[3]
         if config.ridge is None and held.tokens:

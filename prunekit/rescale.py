@@ -18,12 +18,10 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluate import head_logits, hidden_states
+from prunekit.evaluate import hidden_states
 from prunekit.frozen import frozen
+from prunekit.head import Head
 from prunekit.precision import fast_products
-
-# Logits of a vocabulary are large: so many positions at a time.
-_POSITIONS = 512
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,11 @@ class Rescaled:
 
 
 class _Factors:
-    """Factors 1 + s of every linear layer below ``layers``, as hooks, so that no gradient of a weight is computed."""
+    """Factors 1 + s of every linear layer below ``layers``, put into its weight on every pass."""
 
     def __init__(self, layers: nn.Module):
         self.parameters: list[nn.Parameter] = []
         self._linear: list[tuple[nn.Linear, nn.Parameter, nn.Parameter]] = []
-        self._handles = []
         for module in layers.modules():
             if isinstance(module, nn.Linear):
                 device = module.weight.device
@@ -107,29 +104,65 @@ class _Factors:
                 leaving = nn.Parameter(torch.zeros(module.out_features, device=device))
                 self._linear.append((module, entering, leaving))
                 self.parameters += [entering, leaving]
-                self._handles.append(module.register_forward_pre_hook(_before(entering)))
-                self._handles.append(module.register_forward_hook(_after(leaving)))
+                module.forward = _forward(module, entering, leaving)  # type: ignore[method-assign]
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for module, _, _ in self._linear:
+            del module.forward
 
     def fold(self) -> None:
         """Into the weights: W' = (1 + r) W (1 + c), b' = (1 + r) b."""
         with torch.no_grad():
             for module, entering, leaving in self._linear:
-                weight = module.weight.float() * (1 + leaving)[:, None] * (1 + entering)
-                module.weight.data = weight.to(module.weight.dtype)
+                module.weight.data = _folded(module.weight, entering, leaving, module.weight.dtype)
                 if module.bias is not None:
                     module.bias.data = (module.bias.float() * (1 + leaving)).to(module.bias.dtype)
 
 
-def _before(factor: nn.Parameter) -> Callable[..., tuple[torch.Tensor]]:
-    return lambda module, args: (args[0] * (1 + factor).to(args[0].dtype),)
+def _folded(weight: torch.Tensor, entering: torch.Tensor, leaving: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(1 + r) W (1 + c)."""
+    return (weight.float() * (1 + leaving)[:, None]).mul_(1 + entering).to(dtype)
 
 
-def _after(factor: nn.Parameter) -> Callable[..., torch.Tensor]:
-    return lambda module, args, output: output * (1 + factor).to(output.dtype)
+def _forward(module: nn.Linear, entering: nn.Parameter, leaving: nn.Parameter) -> Callable[..., torch.Tensor]:
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = _Scaled.apply(inputs, module.weight, module.bias, entering, leaving)
+        return made
+
+    return forward
+
+
+class _Scaled(torch.autograd.Function):
+    """A linear layer whose weight is (1 + r) W (1 + c), for inputs [..., n]: a matrix is scaled and not thousands of
+    tokens, and no scaled one is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        entering: torch.Tensor,
+        leaving: torch.Tensor,
+    ) -> torch.Tensor:
+        # Autocast's dtype has to be asked for, since the backward pass runs outside of it.
+        kind = inputs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+        inputs = inputs.to(dtype)
+        ctx.save_for_backward(inputs, weight, bias, entering, leaving)
+        offset = None if bias is None else (bias.float() * (1 + leaving)).to(dtype)
+        return nn.functional.linear(inputs, _folded(weight, entering, leaving, dtype), offset)
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        inputs, weight, bias, entering, leaving = ctx.saved_tensors
+        back = slope @ _folded(weight, entering, leaving, slope.dtype) if ctx.needs_input_grad[0] else None
+        slope_Td = slope.flatten(0, -2)
+        product = (slope_Td.T @ inputs.flatten(0, -2)).float().mul_(weight)
+        by_leaving = product @ (1 + entering)
+        if bias is not None:
+            by_leaving += slope_Td.sum(0, dtype=torch.float32) * bias
+        return back, None, None, (1 + leaving) @ product, by_leaving
 
 
 @torch.no_grad()
@@ -158,7 +191,8 @@ def rescale(
     config = config or RescaleConfig()
     held = config.held(len(ids))
     (held_ids, held_wanted), (ids, wanted) = (ids[:held], wanted[:held]), (ids[held:], wanted[held:])
-    before = _held_out(model, held_ids, held_wanted, config.batch_size, fast)
+    head = Head(model, fast)
+    before = _held_out(model, head, held_ids, held_wanted, config.batch_size, fast)
     factors = _Factors(model.get_submodule("model.layers"))
     adam = torch.optim.Adam(factors.parameters, lr=config.rate, betas=(0.9, 0.95))
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
@@ -169,7 +203,7 @@ def rescale(
             for step, chosen in enumerate(batches):
                 with torch.enable_grad():
                     hidden = _hidden(model, ids[chosen], fast)
-                kl, slope = _slope(model, wanted[chosen], hidden.detach(), fast)
+                kl, slope = _slope(head, wanted[chosen], hidden.detach())
                 for group in adam.param_groups:
                     group["lr"] = config.rate * _pace(step, len(batches))
                 adam.zero_grad()
@@ -177,7 +211,7 @@ def rescale(
                 adam.step()
                 seen.append(kl)
                 advance(note=f"KL {kl:.4f}")
-        after = _held_out(model, held_ids, held_wanted, config.batch_size, fast)
+        after = _held_out(model, head, held_ids, held_wanted, config.batch_size, fast)
     finally:
         factors.remove()
     if not all(map(math.isfinite, (*seen, before, after))):
@@ -196,12 +230,12 @@ def _pace(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _held_out(model: Any, ids: torch.Tensor, wanted: torch.Tensor, batch_size: int, fast: bool) -> float:
+def _held_out(model: Any, head: Head, ids: torch.Tensor, wanted: torch.Tensor, batch_size: int, fast: bool) -> float:
     """Mean KL(dense ‖ pruned) on ``ids`` [N, L]."""
     total = 0.0
     for batch, sought in zip(ids.split(batch_size), wanted.split(batch_size), strict=True):
-        pieces = _pieces(sought, _hidden(model, batch, fast))
-        total += sum(_divergence(model, dense, own, fast).item() for dense, own in pieces)
+        for dense, own in _pieces(head, sought, _hidden(model, batch, fast)):
+            total += _divergence(head(dense), head(own))[0]
     return total / ids.numel()
 
 
@@ -210,30 +244,32 @@ def _hidden(model: Any, ids: torch.Tensor, fast: bool) -> torch.Tensor:
         return hidden_states(model, ids)
 
 
-def _slope(model: Any, wanted: torch.Tensor, hidden: torch.Tensor, fast: bool) -> tuple[float, torch.Tensor]:
+def _slope(head: Head, wanted: torch.Tensor, hidden: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Mean KL(dense ‖ pruned) over all positions of the final hidden states [B, L, d], and its gradient by ``hidden``.
     The graph of a few hundred positions' logits at a time is made and spent."""
     count = wanted[..., 0].numel()
     total = 0.0
     slopes: list[torch.Tensor] = []
-    for dense, own in _pieces(wanted, hidden):
+    for dense, own in _pieces(head, wanted, hidden):
         own = own.detach().requires_grad_(True)
         with torch.enable_grad():
-            kl = _divergence(model, dense, own, fast) / count
-        slopes += torch.autograd.grad(kl, own)
-        total += kl.item()
-    return total, torch.cat(slopes).view_as(hidden)
-
-
-def _pieces(wanted: torch.Tensor, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Final hidden states [B, L, d] of both models, a few hundred positions [n, d] at a time."""
-    return zip(*(each.flatten(0, 1).split(_POSITIONS) for each in (wanted, hidden)), strict=True)
-
-
-def _divergence(model: Any, wanted: torch.Tensor, hidden: torch.Tensor, fast: bool) -> torch.Tensor:
-    """KL(dense ‖ pruned) of final hidden states [n, d], summed over positions."""
-    with fast_products(hidden.device, fast):
+            logits = head(own)
         with torch.no_grad():
-            sought = head_logits(model, wanted).log_softmax(-1)
-        given = head_logits(model, hidden).log_softmax(-1)
-        return nn.functional.kl_div(given, sought, reduction="sum", log_target=True)
+            kl, slope = _divergence(head(dense), logits.detach())
+        slopes += torch.autograd.grad(logits, own, slope.div_(count))
+        total += kl
+    return total / count, torch.cat(slopes).view_as(hidden)
+
+
+def _pieces(head: Head, wanted: torch.Tensor, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Final hidden states [B, L, d] of both models, a few hundred positions [n, d] at a time."""
+    return zip(*(each.flatten(0, 1).split(head.rows) for each in (wanted, hidden)), strict=True)
+
+
+def _divergence(dense: torch.Tensor, own: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """KL(dense ‖ pruned) of logits [n, V], summed over positions, and its gradient by ``own``: how much more likely
+    each token became."""
+    first, second = dense.log_softmax(-1), own.log_softmax(-1)
+    apart = first - second
+    chances = first.exp_()
+    return torch.dot(chances.flatten(), apart.flatten()).item(), second.exp_().sub_(chances)

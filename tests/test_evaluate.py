@@ -9,9 +9,10 @@ from tiny import MODEL_TYPES, VOCAB, tiny_model
 from tiny_text import BOS, tiny_tokenizer
 from typer.testing import CliRunner
 
-import prunekit.evaluate as module
+from prunekit import head
 from prunekit.errors import PrunekitError
-from prunekit.evaluate import EvalConfig, evaluate, head_logits, windows
+from prunekit.evaluate import EvalConfig, evaluate, windows
+from prunekit.head import Head
 
 
 def random_ids(count: int, seed: int = 0) -> torch.Tensor:
@@ -60,7 +61,7 @@ def test_windows_score_each_token_once_and_drop_the_rest():
 def test_result_does_not_depend_on_batches_or_chunks(pair, monkeypatch):
     ids = random_ids(200)
     first = evaluate(pair[0], None, {"t": ids}, EvalConfig(length=16, batch_size=1), pair[1]).results[0]
-    monkeypatch.setattr(module, "_LOGIT_ELEMENTS", 7 * VOCAB)
+    monkeypatch.setattr(head, "_ELEMENTS", 7 * VOCAB)
     second = evaluate(pair[0], None, {"t": ids}, EvalConfig(length=16, batch_size=5), pair[1]).results[0]
     assert second.nll == pytest.approx(first.nll, rel=1e-6)
     assert second.kl == pytest.approx(first.kl, rel=1e-5)
@@ -108,7 +109,7 @@ def test_logits_are_the_models_own(model_type):
     ids = random_ids(24)[None]
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids).last_hidden_state[0]
-        torch.testing.assert_close(head_logits(model, hidden), model(ids).logits[0])
+        torch.testing.assert_close(Head(model)(hidden), model(ids).logits[0])
 
 
 def test_bos_replaces_the_first_token_of_each_window(pair, tmp_path):

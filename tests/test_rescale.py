@@ -10,6 +10,7 @@ from tiny_session import logits
 from prunekit import rescale as module
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
+from prunekit.head import Head
 from prunekit.plan import LayerKeep
 from prunekit.refit import layer_weights, refit
 from prunekit.rescale import RescaleConfig, final_hidden, rescale
@@ -64,17 +65,43 @@ def test_factors_fold_into_weights_and_biases() -> None:
         assert torch.allclose(logits(model, ids), hooked, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_factors_have_the_gradients_of_the_weights_that_they_make(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(6, 4, bias=bias).double().requires_grad_(False)
+    holder = torch.nn.ModuleList([linear])
+    inputs = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    slope = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    factors = module._Factors(holder)
+    for each in factors.parameters:
+        each.data = 0.3 * torch.randn(each.shape, generator=generator)
+    entering, leaving = (each.detach().double().requires_grad_() for each in factors.parameters)
+    sought = inputs.clone().requires_grad_()
+    wanted = sought * (1 + entering) @ linear.weight.T * (1 + leaving)
+    if bias:
+        wanted = wanted + linear.bias * (1 + leaving)
+    wanted.backward(slope)
+    given = inputs.clone().requires_grad_()
+    made = linear(given)
+    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-6)
+    made.backward(slope)
+    for own, expected in zip((given, *factors.parameters), (sought, entering, leaving), strict=True):
+        torch.testing.assert_close(own.grad.double(), expected.grad, rtol=1e-5, atol=1e-5)
+    factors.remove()
+    assert "forward" not in vars(linear)
+
+
 def test_its_divergence_is_that_of_whole_models_and_so_is_its_gradient() -> None:
     for model_type in ("llama", "gemma2"):
         model, used, _ = _cut(model_type)
         ids = _ids(3, seed=5)
         hidden = final_hidden(used, ids).requires_grad_(True)
         wanted = final_hidden(model, ids)
-        kl, slope = module._slope(used, wanted, hidden.detach(), False)
+        kl, slope = module._slope(Head(used), wanted, hidden.detach())
         assert kl == pytest.approx(_kl(logits(model, ids), logits(used, ids)), rel=1e-3)
         whole = torch.nn.functional.kl_div(
-            module.head_logits(used, hidden).log_softmax(-1),
-            module.head_logits(used, wanted).log_softmax(-1),
+            Head(used)(hidden).log_softmax(-1),
+            Head(used)(wanted).log_softmax(-1),
             reduction="sum",
             log_target=True,
         )
