@@ -4,7 +4,8 @@
         --blocks 0.79 --blocks 0.6 --output benchmarks/results/quality.json
 
 Every method cuts the same model to the same size on the same calibration text, through the same rebuild, each in a
-process of its own; `prunekit` mixes it with a third that the model writes (the ablation's "text alone" doesn't).
+process of its own; `prunekit` mixes it with a third or a quarter that the model writes (the ablation's "text alone"
+doesn't).
 What is kept in the cache folder (sampled text, loss curves) is not made again, so that only the first run that needs it
 counts its seconds: start from an empty PRUNEKIT_CACHE. What is done is kept in --output: a run that was cut short goes
 on where it was. Beside the JSON go a Markdown table and a plot of quality against parameters (and against latency, with
@@ -39,7 +40,7 @@ METHODS: dict[str, str] = {
     "fisher-global": "--method fisher-global",
     "adapt-pruner": "--method adapt-pruner",
     "prunekit": "--method prunekit --calib {mix}",
-    "prunekit, 384 sequences": "--method prunekit --sequences 384 --calib {mix}",
+    "prunekit, 672 sequences": "--method prunekit --sequences 672 --calib {quarter}",
 }
 # What each part of the best recipe brings: allocation, selection and refit, one changed at a time.
 ABLATION: dict[str, str] = {
@@ -141,7 +142,8 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
         out = str(Path(folder) / "pruned")
         command = ["prune", options.model, "--blocks", str(share), "--calib", options.calib, "--seed", str(seed)]
         # A later --calib overrides the first.
-        own = [part.format(mix=_mix(options.calib)) for part in shlex.split(arguments)]
+        mixes = {"mix": _mix(options.calib, 0.33), "quarter": _mix(options.calib, 0.25)}
+        own = [part.format(**mixes) for part in shlex.split(arguments)]
         command += ["--ffn-multiple", str(options.ffn_multiple), *told, *own, "-o", out]
         started = time.perf_counter()
         judged = ["eval", out, "--baseline", options.model, "--max-tokens", str(options.max_tokens)]
@@ -166,8 +168,8 @@ def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -
         return result
 
 
-def _mix(calib: str) -> str:
-    return calib if "," in calib or calib == "self" else f"{calib}:0.67,self:0.33"
+def _mix(calib: str, written: float) -> str:
+    return calib if "," in calib or calib == "self" else f"{calib}:{1 - written:g},self:{written:g}"
 
 
 def _prunekit(arguments: Sequence[str]) -> tuple[Any, int]:

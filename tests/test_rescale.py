@@ -154,6 +154,11 @@ def test_text_is_split_between_refit_and_factors() -> None:
         solved, tuned = RescaleConfig(share=share).split(ids, written)
         assert torch.equal(tuned, ids[places])
         assert torch.equal(solved, ids[[place for place in range(10) if place not in places]])
+    # Left to itself it takes 0.4, and at most two thirds of what the model has not written.
+    for others, count in ((10, 4), (6, 4), (3, 2), (0, 4)):
+        _, tuned = RescaleConfig().split(ids, torch.arange(10) >= others)
+        assert len(tuned) == count
+    assert len(RescaleConfig().split(ids)[1]) == 4
     with pytest.raises(PrunekitError, match="--sequences"):
         RescaleConfig().split(ids[:2])
     for wrong in ({"share": 0.0}, {"share": 1.0}, {"rate": 0.0}, {"batch_size": 0}, {"held_out": 1.0}):
