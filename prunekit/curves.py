@@ -25,7 +25,6 @@ from prunekit.least_squares import Elimination, Moments
 from prunekit.merging import Merged, MergeTrial, head_distances, partitions
 from prunekit.output_fisher import Fisher, stream_size
 from prunekit.plan import LayerKeep
-from prunekit.precision import fast_sums, sequences_at_a_time
 from prunekit.shape import Heads, LayerShape, ModelShape
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
@@ -127,13 +126,12 @@ def layer_curves(
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
-        together = sequences_at_a_time(batch_size, ids.shape[1], model.get_input_embeddings().weight.device)
-        stream = [parts.embed(batch) for batch in ids.split(together)]
+        stream = [parts.embed(batch) for batch in ids.split(parts.at_a_time(batch_size))]
         for index, shape_of_layer in enumerate(shape.layers):
             layer = parts.layers[index]
             for kind in KINDS:
                 projection = parts.projection(layer, kind)
-                moments = Moments(projection.in_features, 0, projection.weight.device)
+                moments = Moments(projection.in_features, 0, projection.weight.device, fast)
                 trials: list[MergeTrial] = []
                 if merge and kind == "attention":
                     distances = head_distances(parts, shape, index, stream)
@@ -144,8 +142,7 @@ def layer_curves(
                     stream[place] = hidden + parts.added(layer, kind, output)
                     weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
                     flat = z.flatten(0, 1)
-                    with fast_sums(flat.device, fast):
-                        moments.add(flat, flat[:, :0], weight.flatten())
+                    moments.add(flat, flat[:, :0], weight.flatten())
                     for trial in trials:
                         trial.add(normed, flat, weight.flatten())
                 # A bias moves no output's error: wanted are the weights' own products.

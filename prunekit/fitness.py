@@ -12,7 +12,6 @@ from prunekit.families import Family
 from prunekit.head import Head
 from prunekit.levels import Candidate, Levels, Stitched
 from prunekit.merging import InPlace
-from prunekit.precision import sequences_at_a_time
 from prunekit.shape import ModelShape
 from prunekit.sublayers import KINDS, Sublayers
 
@@ -39,9 +38,8 @@ class Fitness:
         fast: bool = False,
     ):
         self._model = model
-        device = model.get_input_embeddings().weight.device
-        self._batch = sequences_at_a_time(batch_size, ids.shape[1], device)
         self._parts = Sublayers(model, family, ids.shape[1], fast)
+        self._batch = self._parts.at_a_time(batch_size)
         heads = [InPlace(layer, family, shape, index) for index, layer in enumerate(self._parts.layers)]
         self._stitched = Stitched(levels, shape.layers, self._projection, heads)
         self._adopted = self._stitched.now

@@ -20,10 +20,9 @@ class Head:
     (:func:`~prunekit.precision.fast_products`) the weight is brought to bfloat16 once, and not for every product."""
 
     def __init__(self, model: Any, fast: bool = False):
-        self._project: Callable[[torch.Tensor], torch.Tensor] = model.get_output_embeddings()
-        weight = model.get_output_embeddings().weight
-        if fast and weight.dtype == torch.float32 and has_fast_products(weight.device):
-            self._project = _bfloat16(model.get_output_embeddings())
+        module = model.get_output_embeddings()
+        exact = not fast or module.weight.dtype != torch.float32 or not has_fast_products(module.weight.device)
+        self._project: Callable[[torch.Tensor], torch.Tensor] = module if exact else _bfloat16(module)
         self._cap = getattr(model.config, "final_logit_softcapping", None)
         self.rows = max(1, _ELEMENTS // model.config.vocab_size)
         """How many positions are best taken at a time."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from prunekit.errors import PrunekitError
+from prunekit.precision import fast_sums
 
 _NOT_FINITE = (
     "The inputs of a projection can't be refitted: their moments are not finite or the ridge is too small for them. "
@@ -21,23 +22,26 @@ _NOT_FINITE = (
 class Moments:
     """ZᵀZ [n, n], YᵀZ [d, n] and ‖Y‖² over all tokens: all that least squares needs of them.
 
-    Products of a batch are made in float32 and added up in float64.
+    Products of a batch are made in float32 (with ``fast`` as in :func:`~prunekit.precision.fast_sums`) and added up in
+    float64.
     """
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", fast: bool = False):
         self.zz = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         self.yz = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
         self.yy = 0.0
         self.tokens = 0
+        self._fast = fast
 
     def add(self, z_Tn: torch.Tensor, y_Td: torch.Tensor, weight_T: torch.Tensor | None = None) -> None:
         """One batch of inputs and of the outputs wanted for them; ``weight_T`` says how much each token counts."""
         z, y = z_Tn.float(), y_Td.float()
         if weight_T is not None:
             root = weight_T.sqrt()[:, None]
-            z, y = (each * root if each is given else each.mul_(root) for each, given in ((z, z_Tn), (y, y_Td)))
-        self.zz += z.T @ z
-        self.yz += y.T @ z
+            z, y = z * root, y * root
+        with fast_sums(z.device, self._fast):
+            self.zz += z.T @ z
+            self.yz += y.T @ z
         self.yy += float(y.double().square().sum())
         self.tokens += len(z)
 

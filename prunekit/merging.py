@@ -118,7 +118,7 @@ class MergeTrial:
         self._place = InPlace(self._decoder, parts.family, shape, index)
         self._projection = parts.projection(self._decoder, "attention")
         inputs = self._projection.in_features
-        self._moments = Moments(inputs, inputs, self._projection.weight.device)
+        self._moments = Moments(inputs, inputs, self._projection.weight.device, parts.fast)
 
     def add(self, normed: torch.Tensor, z_Tn: torch.Tensor, weight_T: torch.Tensor) -> None:
         """One batch of the sub-layer's inputs [B, L, d], and what enters the dense layer's o_proj for it."""

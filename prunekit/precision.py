@@ -38,20 +38,6 @@ def fast_sums(device: Any, wanted: bool = True) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-# Tokens whose activations stay in a CPU's caches between one operation and the next.
-_CACHED_TOKENS = 1024
-
-
-def sequences_at_a_time(batch_size: int, length: int, device: Any) -> int:
-    """How many of ``batch_size`` sequences of ``length`` tokens are best computed together, where that is left to
-    choose: CPUs are fastest with few."""
-    import torch
-
-    if torch.device(device).type != "cpu":
-        return batch_size
-    return max(1, min(batch_size, _CACHED_TOKENS // length))
-
-
 def has_fast_products(device: Any) -> bool:
     """Whether :func:`fast_products` changes anything there."""
     import torch

@@ -18,7 +18,6 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.least_squares import Moments, best_ridge, solve
 from prunekit.plan import LayerKeep
-from prunekit.precision import fast_sums, sequences_at_a_time
 from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
 from prunekit.shape import ModelShape
@@ -100,8 +99,7 @@ def refit(
     moments are not finite.
     """
     config = config or RefitConfig()
-    device = model.get_input_embeddings().weight.device
-    walk = _Walk(model, family, ids, sequences_at_a_time(batch_size, ids.shape[1], device), fast)
+    walk = _Walk(model, family, ids, batch_size, fast)
     by_index = {keep.index: keep for keep in keeps}
     made = Refitted()
     layers: Any = walk.parts.layers
@@ -134,7 +132,7 @@ class _Walk:
     def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int, fast: bool = False):
         self.parts = Sublayers(model, family, ids.shape[1], fast)
         with torch.no_grad():
-            self.dense = [self.parts.embed(batch) for batch in ids.split(batch_size)]
+            self.dense = [self.parts.embed(batch) for batch in ids.split(self.parts.at_a_time(batch_size))]
         self.pruned = [hidden.clone() for hidden in self.dense]
         self.same = True
         self._corrected = False
@@ -178,9 +176,8 @@ class _Walk:
             wanted = self.parts.normed(dense, kind, hidden)
             seen = self.parts.normed(cut, kind, own)
             if moments is None:
-                moments = Moments(seen.shape[-1], seen.shape[-1], seen.device)
-            with fast_sums(seen.device, self.parts.fast):
-                moments.add(seen.flatten(0, 1), wanted.flatten(0, 1))
+                moments = Moments(seen.shape[-1], seen.shape[-1], seen.device, self.parts.fast)
+            moments.add(seen.flatten(0, 1), wanted.flatten(0, 1))
         assert moments is not None
         eye = torch.eye(len(moments.zz), dtype=torch.float64, device=moments.zz.device)
         turn = torch.lerp(eye, solve(moments, eye, config.ridge or 1e-3), config.inputs)
@@ -241,7 +238,7 @@ class _Walk:
         if bias:
             # A bias is one more input that is always 1.
             start = torch.cat([start, projection.bias.double()[:, None]], 1)
-        fit, held = (Moments(start.shape[1], start.shape[0], start.device) for _ in range(2))
+        fit, held = (Moments(start.shape[1], start.shape[0], start.device, self.parts.fast) for _ in range(2))
         every = max(2, round(1 / config.held_out))
         inputs = []
         seen = 0
@@ -256,12 +253,10 @@ class _Walk:
                 z = torch.cat([z, z.new_ones(*z.shape[:2], 1)], -1)
             weight = 1 / self.dense[place].float().square().mean(-1).clamp(min=1e-12)
             # Whole sequences are held out: neighbouring tokens are too much alike.
-            out = [config.ridge is None and place % every == every - 1 for place in range(seen, seen + len(z))]
-            for moments, chosen in ((fit, False), (held, True)):
-                if chosen in out:
-                    some = slice(None) if out.count(chosen) == len(out) else [each == chosen for each in out]
-                    with fast_sums(z.device, self.parts.fast):
-                        moments.add(*(each[some].flatten(0, 1) for each in (z, wanted, weight)))
+            out = (torch.arange(seen, seen + len(z), device=z.device) % every) == every - 1
+            split = ((fit, ~out), (held, out)) if config.ridge is None else ((fit, slice(None)),)
+            for moments, chosen in split:
+                moments.add(*(each[chosen].flatten(0, 1) for each in (z, wanted, weight)))
             seen += len(z)
         ridge = config.ridge or RIDGES[3]
         if config.ridge is None and held.tokens:

@@ -23,6 +23,7 @@ from prunekit.frozen import frozen
 from prunekit.head import Head
 from prunekit.precision import fast_products
 
+# Of all the text, and of what the model has not written, where no share is asked for.
 _SHARE = 0.4
 _OF_OTHERS = 2 / 3
 
@@ -127,12 +128,17 @@ class _Factors:
             for module, entering, leaving in self._linear:
                 module.weight.data = _folded(module.weight, entering, leaving, module.weight.dtype)
                 if module.bias is not None:
-                    module.bias.data = (module.bias.float() * (1 + leaving)).to(module.bias.dtype)
+                    module.bias.data = _folded_bias(module.bias, leaving, module.bias.dtype)
 
 
 def _folded(weight: torch.Tensor, entering: torch.Tensor, leaving: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(1 + r) W (1 + c)."""
     return (weight.float() * (1 + leaving)[:, None]).mul_(1 + entering).to(dtype)
+
+
+def _folded_bias(bias: torch.Tensor, leaving: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(1 + r) b."""
+    return (bias.float() * (1 + leaving)).to(dtype)
 
 
 def _forward(module: nn.Linear, entering: nn.Parameter, leaving: nn.Parameter) -> Callable[..., torch.Tensor]:
@@ -161,7 +167,7 @@ class _Scaled(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
         inputs = inputs.to(dtype)
         ctx.save_for_backward(inputs, weight, bias, entering, leaving)
-        offset = None if bias is None else (bias.float() * (1 + leaving)).to(dtype)
+        offset = None if bias is None else _folded_bias(bias, leaving, dtype)
         return nn.functional.linear(inputs, _folded(weight, entering, leaving, dtype), offset)
 
     @staticmethod

@@ -17,6 +17,18 @@ from prunekit.shape import Kind
 KINDS: tuple[Kind, ...] = ("attention", "ffn")
 
 
+# Tokens whose activations stay in a CPU's caches between one operation and the next.
+_CACHED_TOKENS = 1024
+
+
+def sequences_at_a_time(batch_size: int, length: int, device: Any) -> int:
+    """How many of ``batch_size`` sequences of ``length`` tokens are best computed together: CPUs are fastest with
+    few."""
+    if torch.device(device).type != "cpu":
+        return batch_size
+    return max(1, min(batch_size, _CACHED_TOKENS // length))
+
+
 class _Reached(Exception):
     """Ends a forward pass at the first decoder layer."""
 
@@ -53,6 +65,10 @@ class Sublayers:
             "ffn": _Names("mlp", norms.pre_ffn, norms.post_ffn, outputs["ffn"]),
         }
         self._arguments: dict[int, list[dict[str, Any]]] = {}
+
+    def at_a_time(self, batch_size: int) -> int:
+        """:func:`sequences_at_a_time` for this model and length."""
+        return sequences_at_a_time(batch_size, self.length, self.model.get_input_embeddings().weight.device)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, L, d] that enter the first layer for ``ids`` [B, L]."""

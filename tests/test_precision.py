@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunekit.precision import fast_sums, has_fast_products, sequences_at_a_time
+from prunekit.precision import fast_sums, has_fast_products
+from prunekit.sublayers import sequences_at_a_time
 
 
 @pytest.mark.skipif(not has_fast_products("cpu"), reason="this CPU has no bfloat16 products")
