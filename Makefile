@@ -27,7 +27,9 @@ EXECUTORCH := .compat/executorch
 # llama-cpp-python has no wheels on PyPI: compiled once a version and kept (without image and audio input).
 LLAMA_CPP_VERSION := 0.3.36
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
-LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-$(shell uname -m)
+# For any CPU of the kind, since a kept wheel may meet another one, and since what is built for a CPU with AMX crashes
+# there on small models.
+LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
 
 .PHONY: install runtimes demo test test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
 
@@ -83,7 +85,7 @@ $(VENV)/.runtimes: $(VENV)/.installed
 	$(PIP) install --quiet --editable ".[onnx,onnx-genai,openvino]" $(if $(SYSTEM_TORCH),--no-build-isolation || \
 	  echo "Some runtimes can't be had here: their tests are skipped.")
 	test -e $(LLAMA_CPP_WHEEL)/.built || { echo "Compiling llama-cpp-python $(LLAMA_CPP_VERSION) (minutes, once)" && \
-	  mkdir -p $(LLAMA_CPP_WHEEL) && CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" \
+	  mkdir -p $(LLAMA_CPP_WHEEL) && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF $$CMAKE_ARGS" \
 	  $(PIP) wheel --quiet --no-deps --wheel-dir $(LLAMA_CPP_WHEEL) \
 	  "llama-cpp-python==$(LLAMA_CPP_VERSION)" && touch $(LLAMA_CPP_WHEEL)/.built; } || \
 	  echo "llama-cpp-python can't be built here: its tests are skipped."
