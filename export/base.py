@@ -130,7 +130,8 @@ class Target(ABC):
     ``writes_with`` is needed to export, ``runs_with`` to verify and to time. ``limits`` are whole sentences: what this
     target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
     ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
-    may lack their attention or FFN.
+    may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
+    processor can.
     """
 
     name: ClassVar[str]
@@ -142,6 +143,7 @@ class Target(ABC):
     unverified: ClassVar[str | None] = None
     ffn_multiple: ClassVar[int] = 1
     takes_removed: ClassVar[bool] = False
+    half_sums: ClassVar[bool] = False
 
     def check(self, job: Job) -> None:
         """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""

@@ -43,6 +43,9 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(2e-4, 5e-3, 1e-3),
     "fp16": Tolerance(2e-2, 0.3, 1e-2),
+    # Products are added up in float16 one by one: emulated, 0.023 and 0.19 on a tiny Mistral, 0.029 and 0.21 on
+    # SmolLM2-135M, where sums in float32 come to 0.003 and 0.015.
+    "fp16 sums": Tolerance(0.1, 1.0, 5e-2),
     "bf16": Tolerance(0.1, 1.0, 5e-2),
     # Compared with PyTorch on the weights as stored: what is left is that these runtimes round activations to 8 bits.
     "8-bit": Tolerance(0.15, 1.5, 5e-2, weight=0.02),
@@ -65,9 +68,11 @@ _CLASSES = {
 }
 
 
-def tolerance_of(dtype: str) -> Tolerance:
-    """The tolerance of a target's dtype name. KeyError for one that no class lists."""
-    return TOLERANCES[next(name for name, dtypes in _CLASSES.items() if dtype in dtypes)]
+def tolerance_of(dtype: str, half_sums: bool = False) -> Tolerance:
+    """The tolerance of a target's dtype name. KeyError for one that no class lists. ``half_sums`` says that the runtime
+    may add up products of fp16 in fp16."""
+    kind = next(name for name, dtypes in _CLASSES.items() if dtype in dtypes)
+    return TOLERANCES["fp16 sums" if half_sums and kind == "fp16" else kind]
 
 
 @dataclass(frozen=True)
@@ -175,12 +180,19 @@ def sample(job: Job) -> Sample:
     return Sample("builtin", tuple(windows))
 
 
-def compare(job: Job, runner: Runner, given: Sample, stored: Mapping[str, torch.Tensor] | None = None) -> Parity:
-    """Run the export and PyTorch on ``given`` and judge by the tolerance of ``job.dtype``.
+def compare(
+    job: Job,
+    runner: Runner,
+    given: Sample,
+    stored: Mapping[str, torch.Tensor] | None = None,
+    *,
+    half_sums: bool = False,
+) -> Parity:
+    """Run the export and PyTorch on ``given`` and judge by the tolerance of ``job.dtype`` and ``half_sums``.
 
     Raises PrunekitError where the runtime gives logits of another shape.
     """
-    tolerance = tolerance_of(job.dtype)
+    tolerance = tolerance_of(job.dtype, half_sums)
     original = TorchRunner(job.reference)
     # Rounded weights have the shapes of what was exported, which may be padded.
     dense = original if stored is None else TorchRunner(job.model)

@@ -140,7 +140,7 @@ def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Par
     given = sample(job)
     stored = target.stored_weights(job, folder)
     with target.open_exactly(folder) as runner:
-        return compare(job, runner, given, stored), None
+        return compare(job, runner, given, stored, half_sums=target.half_sums), None
 
 
 def _parity_report(job: Job, target: Target, parity: Parity) -> dict[str, Any]:

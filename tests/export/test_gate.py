@@ -107,6 +107,35 @@ def test_a_rounded_weight_that_was_damaged_fails(job):
     assert len(made.failures) == 1 and "up_proj.weight is off by" in made.failures[0]
 
 
+def _added_in_half(linear: torch.nn.Linear):
+    """A forward of ``linear`` that rounds to float16 after every product added, as XNNPACK does on AVX512-FP16."""
+
+    def forward(x):
+        given, weight = x.half().float(), linear.weight.half().float().T.contiguous()
+        total = torch.zeros(*x.shape[:-1], weight.shape[1])
+        if linear.bias is not None:
+            total += linear.bias.half().float()
+        for place in range(len(weight)):
+            total = torch.addcmul(total, given[..., place, None], weight[place]).half().float()
+        return total
+
+    return forward
+
+
+def test_sums_in_half_precision_are_judged_as_such(uneven):
+    job = Job(uneven("mistral"), Options(), "fp16")
+    model = load_model(job.source, dtype="float32", device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.forward = _added_in_half(module)
+    made = compare(job, TorchRunner(model), sample(job), half_sums=True)
+    assert made.ok, made.failures
+    assert not compare(job, TorchRunner(model), sample(job)).ok
+    # What is wrong is further off than that.
+    model.model.rotary_emb.inv_freq *= 0.9
+    assert not compare(job, TorchRunner(model), sample(job), half_sums=True).ok
+
+
 @pytest.mark.parametrize("levels", [16, 256])
 def test_a_wrong_rope_base_fails_with_rounded_weights(job, levels):
     stored = _rounded(job, levels)
