@@ -59,7 +59,14 @@ ABLATION: dict[str, str] = {
     "curves + refit + rescale (prunekit)": "--method prunekit --calib {mix}",
     "search + refit + rescale": "--method prunekit --allocate search --calib {mix}",
 }
-SETS = {"methods": METHODS, "ablation": ABLATION}
+# What more calibration text brings, and the built-in text in place of one's own.
+SIZES: dict[str, str] = {
+    "16k tokens": "--method prunekit --sequences 32 --calib {mix}",
+    "64k tokens": "--method prunekit --sequences 128 --calib {mix}",
+    "256k tokens": "--method prunekit --sequences 512 --calib {mix}",
+    "built-in text, 64k tokens": "--method prunekit --sequences 128 --calib builtin:0.67,self:0.33",
+}
+SETS = {"methods": METHODS, "ablation": ABLATION, "sizes": SIZES}
 
 
 def main() -> None:

@@ -1,0 +1,256 @@
+"""What each part of the recipe brings: every way to choose widths × to choose units × without refit, with it, rescaled.
+
+    python benchmarks/ablation.py smollm2-135m --calib calibration.txt.gz --text heldout.txt --text other.txt \\
+        --blocks 0.79 --output benchmarks/results/ablation.json
+
+Widths: the same share from every layer, by turns of the residual stream (adapt), by Fisher information a parameter
+(global), by loss curves (optimal). Units at these widths: by Taylor scores, by Fisher scores, by elimination with exact
+updates (which the curves tell for every width). All see the same mix of text and --written that the model writes. What
+is done is kept in --output: a run that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.allocation import Problem
+    from prunekit.levels import Levels
+    from prunekit.plan import LayerKeep
+    from prunekit.session import Session
+    from prunekit.shape import LayerShape
+
+# Name: allocation, unit scores and layer scores it goes by.
+WIDTHS = {
+    "the same share": ("uniform", "taylor", None),
+    "adapt": ("adapt", "taylor", "cosine"),
+    "global": ("global", "fisher", None),
+    "curves": ("optimal", "fisher", None),
+}
+UNITS = ("taylor", "fisher", "elimination")
+STAGES = ("cut", "refit", "rescaled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calib", required=True)
+    parser.add_argument("--written", type=float, default=0.33, help="share of the calibration text the model writes")
+    parser.add_argument("--text", action="append", required=True, help="repeatable: texts to evaluate on")
+    parser.add_argument("--blocks", type=float, default=0.79)
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--scored", type=int, default=16, help="sequences of the other text that units are scored on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ffn-multiple", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=8192, help="tokens evaluated of each text")
+    parser.add_argument("--dtype", default="float32", help="of the evaluation (bfloat16: half the time here)")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    report = _load(options)
+    bench = Bench(options)
+    for name in WIDTHS:
+        for units in UNITS:
+            left = [stage for stage in STAGES if not _done(report, name, units, stage)]
+            if not left:
+                continue
+            print(f"{name}, {units} …", file=sys.stderr, flush=True)
+            report["runs"] = [run for run in report["runs"] if (run["widths"], run["units"]) != (name, units)]
+            report["runs"] += bench.run(name, units)
+            _save(options.output, report)
+    print(table(report))
+    options.output.with_suffix(".md").write_text(table(report) + "\n", encoding="utf-8")
+
+
+def _done(report: dict[str, Any], widths: str, units: str, stage: str) -> bool:
+    return any((run["widths"], run["units"], run["stage"]) == (widths, units, stage) for run in report["runs"])
+
+
+def _load(options: argparse.Namespace) -> dict[str, Any]:
+    from prunekit.machine import describe_machine
+    from prunekit.provenance import versions
+    from prunekit.source import pick_device
+    from prunekit.text import source_name
+
+    asked = {name: value for name, value in vars(options).items() if name != "output"}
+    asked |= {"model": source_name(options.model), "calib": source_name(options.calib)}
+    asked["text"] = [source_name(text) for text in options.text]
+    if options.output.exists():
+        report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
+        if report["asked"] != asked:
+            sys.exit(f"{options.output} was made with other settings: {report['asked']}. Choose another --output.")
+        return report
+    machine = describe_machine(pick_device("auto"))
+    return {"format": "prunekit-ablation", "asked": asked, "machine": machine, "versions": versions(), "runs": []}
+
+
+def _save(path: Path, report: dict[str, Any]) -> None:
+    from prunekit.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(report, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Token ids [N, L] of the whole mix, of what others wrote, and which the model has ``written`` (bool [N])."""
+
+    mixed: torch.Tensor
+    others: torch.Tensor
+    written: torch.Tensor
+
+
+class Bench:
+    """The dense model, and what all combinations share: text, level database, widths."""
+
+    def __init__(self, options: argparse.Namespace):
+        from prunekit.evaluate import EvalConfig, read_texts
+        from prunekit.files import cache_folder
+        from prunekit.mix import calibration_text
+        from prunekit.precision import has_fast_products
+        from prunekit.source import load_model, load_tokenizer, resolve
+
+        self._options = options
+        self._source = resolve(options.model)
+        tokenizer = load_tokenizer(self._source)
+        self._tokenizer = tokenizer
+        self._model: Any = load_model(self._source, dtype="auto", device="auto")
+        self._judge = load_model(self._source, dtype=options.dtype, device="auto")
+        calibration = calibration_text(self._mix(), tokenizer, self._source, "auto")
+        written = calibration.written
+        self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
+        self._fast = has_fast_products(self._model.device)
+        self._store = cache_folder() / "ablation" / calibration.fingerprint[:32]
+        self._config = EvalConfig(max_tokens=options.max_tokens)
+        self._texts = read_texts(options.text, tokenizer, self._config)
+        self._levels: Levels | None = None
+        self._shapes: dict[str, tuple[LayerShape, ...]] = {}
+
+    def _mix(self) -> Any:
+        from prunekit.calibration import CalibrationConfig
+
+        share = self._options.written
+        source = f"{self._options.calib}:{1 - share:g},self:{share:g}" if share else self._options.calib
+        given = self._options
+        return CalibrationConfig(source, given.sequences, given.length, batch_size=8, seed=given.seed)
+
+    def run(self, widths: str, units: str) -> list[dict[str, Any]]:
+        """One combination, a record a stage. Seconds are of the stage, the levels' and widths' left out."""
+        from prunekit.refit import refit
+        from prunekit.rescale import RescaleConfig, final_hidden, rescale
+
+        keeps = self._keeps(self._widths(widths), units)
+        made = []
+
+        def record(stage: str, model: Any, seconds: float) -> None:
+            found = {"widths": widths, "units": units, "stage": stage, "seconds": round(seconds, 1)}
+            made.append(found | {"texts": self._evaluated(model)})
+
+        started = time.perf_counter()
+        cut = self._session("taylor", None, copy.deepcopy(self._model))
+        cut.shrink(keeps)
+        record("cut", cut.model, time.perf_counter() - started)
+        del cut
+        scales = RescaleConfig()
+        solved, tuned = scales.split(self._text.mixed, self._text.written)
+        model = copy.deepcopy(self._model)
+        wanted = final_hidden(model, tuned, scales.batch_size, self._fast)
+        for stage in ("refit", "rescaled"):
+            started = time.perf_counter()
+            if stage == "refit":
+                refit(model, self._source.family, self._source.shape, keeps, solved, fast=self._fast)
+            else:
+                rescale(model, tuned, wanted, scales, seed=self._options.seed, fast=self._fast)
+            record(stage, model, time.perf_counter() - started)
+        return made
+
+    def _evaluated(self, model: Any) -> list[dict[str, Any]]:
+        from prunekit.evaluate import evaluate
+
+        judged = copy.deepcopy(model).to(next(self._judge.parameters()).dtype)
+        found = evaluate(judged, self._tokenizer, self._texts, self._config, self._judge)
+        kept: list[dict[str, Any]] = found.to_dict()["results"]
+        return kept
+
+    def _session(self, units: str, layers: str | None, model: Any = None) -> Session:
+        from prunekit.session import Session
+
+        text = self._text.others[: self._options.scored]
+        return Session(
+            model or self._model,
+            self._source.family,
+            # Loss curves take the mix, scores what the model has not written.
+            lambda step: self._text.mixed if units == "curves" else text,
+            importance="fisher" if units == "curves" else units,
+            layer_importance=layers,
+            batch_size=8,
+            seed=self._options.seed,
+            store=self._store,
+            fast=self._fast,
+        )
+
+    def _widths(self, name: str) -> tuple[LayerShape, ...]:
+        from prunekit.allocation import allocation
+
+        if name not in self._shapes:
+            kind, units, layers = WIDTHS[name]
+            session = self._session("curves" if kind == "optimal" else units, layers)
+            # Adapt shrinks the model as it goes.
+            session = session.copy() if kind == "adapt" else session
+            allocated = allocation(kind)(session, self._problem(kind), lambda *args, **kwargs: None)
+            self._shapes[name] = tuple(keep.shape for keep in allocated.keeps)
+        return self._shapes[name]
+
+    def _problem(self, kind: str) -> Problem:
+        from prunekit.allocation import Problem
+        from prunekit.methods import METHODS
+        from prunekit.rounding import Rounding
+        from prunekit.targets import parse_target
+
+        shape = self._source.shape
+        budgets = parse_target(None, str(self._options.blocks), None).budgets(shape, 2, shape)
+        assert budgets.parameters is not None
+        units = METHODS["prunekit" if kind == "optimal" else "adapt-pruner"].units
+        return Problem(budgets.parameters, Rounding(self._options.ffn_multiple), units, budgets=budgets)
+
+    def _keeps(self, shapes: Sequence[LayerShape], units: str) -> tuple[LayerKeep, ...]:
+        if units != "elimination":
+            session = self._session(units, None)
+            return session.select(session.score(), tuple(shapes))
+        if self._levels is None:
+            self._levels = self._session("curves", None).levels(lambda *args, **kwargs: None)
+        curves = self._levels.curves
+        return tuple(curve.keep(place, shape) for place, (curve, shape) in enumerate(zip(curves, shapes, strict=True)))
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown: excess loss in nats a token by text, cut; refitted; rescaled, and each stage's seconds."""
+    texts = report["asked"]["text"]
+    lines = ["| widths | units | " + " | ".join(f"{text}: cut; refit; rescaled" for text in texts) + " | seconds |"]
+    lines.append("|---|---|" + "---|" * (len(texts) + 1))
+    for widths in WIDTHS:
+        for units in UNITS:
+            runs = {run["stage"]: run for run in report["runs"] if (run["widths"], run["units"]) == (widths, units)}
+            if set(runs) != set(STAGES):
+                continue
+            cells = [
+                "; ".join(f"{runs[stage]['texts'][place]['nll_increase']:.3f}" for stage in STAGES)
+                for place in range(len(texts))
+            ]
+            seconds = "; ".join(f"{runs[stage]['seconds']:.0f}" for stage in STAGES)
+            lines.append(f"| {widths} | {units} | " + " | ".join(cells) + f" | {seconds} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""benchmarks/ablation.py on a tiny model: every combination once, cut alike, and gone on with where it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command import save_tiny, write_text
+
+from benchmarks import ablation
+
+
+def test_every_combination_is_cut_refitted_and_rescaled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", max_position_embeddings=512)
+    calib, text = write_text(tmp_path / "calib.txt"), write_text(tmp_path / "held_out.txt", 3000)
+    output = tmp_path / "ablation.json"
+    given = [str(model), "--calib", str(calib), "--text", str(text), "--sequences", "16", "--length", "16"]
+    given += ["--scored", "4", "--blocks", "0.7", "--max-tokens", "1024", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *given])
+    ablation.main()
+    report = json.loads(output.read_text())
+    runs = {(run["widths"], run["units"], run["stage"]): run["texts"][0] for run in report["runs"]}
+    assert len(runs) == len(report["runs"]) == len(ablation.WIDTHS) * len(ablation.UNITS) * len(ablation.STAGES)
+    for widths in ablation.WIDTHS:
+        cut = [runs[widths, units, "cut"]["kl"] for units in ablation.UNITS]
+        assert all(kl > 0 for kl in cut) and len(set(cut)) > 1
+        for units in ablation.UNITS:
+            # A refit moves every projection that lost an input.
+            assert runs[widths, units, "refit"]["kl"] != runs[widths, units, "cut"]["kl"]
+    lines = output.with_suffix(".md").read_text().splitlines()
+    assert len(lines) == 2 + len(ablation.WIDTHS) * len(ablation.UNITS)
+
+    report["runs"] = [run for run in report["runs"] if run["units"] != "fisher"]
+    output.write_text(json.dumps(report))
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(ablation.Bench, "run", lambda self, widths, units: asked.append((widths, units)) or [])
+    ablation.main()
+    assert asked == [(widths, "fisher") for widths in ablation.WIDTHS]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *given, "--blocks", "0.6"])
+    with pytest.raises(SystemExit, match="other settings"):
+        ablation.main()
