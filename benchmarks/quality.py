@@ -40,7 +40,7 @@ METHODS: dict[str, str] = {
     "fisher-global": "--method fisher-global",
     "adapt-pruner": "--method adapt-pruner",
     "prunekit": "--method prunekit --calib {mix}",
-    "prunekit, 384 sequences": "--method prunekit --sequences 384 --calib {quarter}",
+    "prunekit, 672 sequences": "--method prunekit --sequences 672 --calib {quarter}",
 }
 # What each part of the best recipe brings: allocation, selection and refit, one changed at a time.
 ABLATION: dict[str, str] = {

@@ -23,19 +23,16 @@ from prunekit.frozen import frozen
 from prunekit.head import Head
 from prunekit.precision import fast_products
 
-# Where no share is asked for: of all the text at least, of what the model has not written at most, and the tokens that
-# a refit has enough of.
+# Of all the text, and of what the model has not written, where no share is asked for.
 _SHARE = 0.4
 _OF_OTHERS = 2 / 3
-_SOLVED_TOKENS = 98_304
 
 
 @dataclass(frozen=True)
 class RescaleConfig:
     """``share`` of the calibration text is kept from the refit and serves the factors: on text that projections were
-    solved on, their errors are not what they are elsewhere. None: 0.4, or more where the refit still has 98,304 tokens,
-    and at most two thirds of what the model has not written itself. A refit gains little from more than that, factors
-    gain from several times as many (SmolLM2-135M).
+    solved on, their errors are not what they are elsewhere. None: 0.4, and at most two thirds of what the model has not
+    written itself. A refit has enough of 50,000 tokens or so, factors gain from several times as many (SmolLM2-135M).
     ``rate`` is Adam's step at its largest, after a tenth of the steps; it falls to 0 in a cosine. ``batch_size``
     sequences make one step, and every sequence is seen once. ``held_out`` of the sequences make no step: factors that
     don't bring the model closer on them are not used.
@@ -79,19 +76,17 @@ class RescaleConfig:
         carries over to texts of other kinds, factors tuned on it do not (SmolLM2-135M).
         """
         self.check(len(ids))
-        count = min(max(2, round(self._wanted(ids, written))), len(ids) - 1)
+        count = min(max(2, round(self._share(len(ids), written) * len(ids))), len(ids) - 1)
         order = torch.arange(len(ids)) if written is None else torch.argsort(written.int(), stable=True)
         tuned = torch.zeros(len(ids), dtype=torch.bool)
         tuned[order[:count]] = True
         return ids[~tuned], ids[tuned]
 
-    def _wanted(self, ids: torch.Tensor, written: torch.Tensor | None) -> float:
-        count = len(ids)
+    def _share(self, sequences: int, written: torch.Tensor | None) -> float:
         if self.share is not None:
-            return self.share * count
-        wanted = max(_SHARE * count, count - _SOLVED_TOKENS / ids.shape[1])
+            return self.share
         others = 0 if written is None else int((~written).sum())
-        return min(wanted, _OF_OTHERS * (others or count))
+        return min(_SHARE, _OF_OTHERS * others / sequences) if others else _SHARE
 
 
 @dataclass(frozen=True)

@@ -159,12 +159,6 @@ def test_text_is_split_between_refit_and_factors() -> None:
         _, tuned = RescaleConfig().split(ids, torch.arange(10) >= others)
         assert len(tuned) == count
     assert len(RescaleConfig().split(ids)[1]) == 4
-    # Where there is more, the refit has enough of 98,304 tokens.
-    much = torch.zeros(448, 512, dtype=torch.int64)
-    for others, count in ((448, 256), (420, 256), (336, 224), (150, 100)):
-        _, tuned = RescaleConfig().split(much, torch.arange(448) >= others)
-        assert len(tuned) == count
-    assert len(RescaleConfig().split(much[:320])[1]) == 128
     with pytest.raises(PrunekitError, match="--sequences"):
         RescaleConfig().split(ids[:2])
     for wrong in ({"share": 0.0}, {"share": 1.0}, {"rate": 0.0}, {"batch_size": 0}, {"held_out": 1.0}):

@@ -184,7 +184,7 @@ RescaleShare = Annotated[
     float | None,
     typer.Option(
         help="Share of the calibration text that the refit leaves to rescaling; of a mix, not what the model wrote.",
-        show_default="0.4 or all beyond 98k tokens, at most two thirds of the other text",
+        show_default="0.4, at most two thirds of the other text",
         rich_help_panel=_REFIT,
     ),
 ]
