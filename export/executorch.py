@@ -105,8 +105,8 @@ class ExecuTorch(Target):
         "A prompt goes in by at most 128 tokens at once.",
         "fp32 and fp16 only: for 8 or 4 bits on a device take gguf, or onnx-genai for 4 bits.",
         "Lowering takes about six seconds a layer.",
-        "Processors with 16-bit arithmetic (most phones, x86 with AVX512-FP16) add up fp16 products in 16 bits, about as "
-        "coarse as bf16; take fp32 where that is too much.",
+        "Processors with 16-bit arithmetic (most phones, x86 with AVX512-FP16) add up fp16 products in 16 bits, about "
+        "as coarse as bf16; take fp32 where that is too much.",
     )
     # XNNPACK's f16-gemm for neonfp16arith and avx512fp16; elsewhere its f16-f32acc-gemm.
     half_sums = True

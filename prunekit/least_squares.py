@@ -115,6 +115,14 @@ class Elimination:
             setattr(made, name, getattr(self, name).clone())
         return made
 
+    def compacted(self) -> Elimination:
+        """The same state without what has gone: its groups are those alive, in their order."""
+        left = _expand(self.alive.nonzero()[:, 0], self.rows)
+        made = copy.copy(self)
+        made.inverse, made.weight, made._seen = self.inverse[left][:, left], self.weight[:, left], self._seen[:, left]
+        made.alive = self.alive[self.alive]
+        return made
+
     def costs(self) -> torch.Tensor:
         """What each group would cost if it went next by itself, per token [groups]; infinite where it has gone."""
         if self.rows == 1:

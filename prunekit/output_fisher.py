@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.evaluate import hidden_states
 from prunekit.families import Family
 from prunekit.frozen import frozen
+from prunekit.head import Head
 from prunekit.precision import fast_products
 from prunekit.sampling import sampled
 from prunekit.sublayers import KINDS, Kind, Sublayers
@@ -79,6 +81,7 @@ def output_fisher(
                 )
             )
         )
+    head = Head(model, fast)
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
@@ -86,13 +89,27 @@ def output_fisher(
         with frozen(model):
             for batch in ids.split(batch_size):
                 with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
-                    logits = model(input_ids=batch.to(embeddings.weight.device), use_cache=False).logits.float()
-                    flat = logits.flatten(0, 1)
-                    labels = sampled(flat.detach(), generator)
-                    loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
-                loss.backward()
+                    hidden = hidden_states(model, batch)
+                hidden.backward(_slope(head, hidden.detach(), generator))
                 advance()
     finally:
         for handle in handles:
             handle.remove()
     return {key: total / ids.numel() for key, total in made.items()}
+
+
+def _slope(head: Head, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gradient of the summed loss of sampled next tokens by the final hidden states [B, L, d]. The graph of a few
+    hundred positions' logits at a time is made and spent."""
+    slopes: list[torch.Tensor] = []
+    for own in hidden.flatten(0, 1).split(head.rows):
+        own = own.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = head(own)
+        with torch.no_grad():
+            seen = logits.detach()
+            labels = sampled(seen, generator)
+            slope = seen.softmax(-1)
+            slope[torch.arange(len(labels), device=labels.device), labels] -= 1
+        slopes += torch.autograd.grad(logits, own, slope)
+    return torch.cat(slopes).view_as(hidden)

@@ -105,6 +105,23 @@ def test_channels_that_go_together_share_what_they_cost():
     assert curve.loss[-1] == pytest.approx((z @ weight.T).square().sum().item() / 800 / 2, rel=1e-3)
 
 
+def test_cutting_out_what_has_gone_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    z, weight = torch.randn(600, 120, generator=generator), torch.randn(7, 120, generator=generator)
+    moments = Moments(120, 7)
+    moments.add(z, z @ weight.T)
+    sizes = []
+    compacted = Elimination.compacted
+    monkeypatch.setattr(Elimination, "compacted", lambda self: sizes.append(len(self.alive)) or compacted(self))
+    made, solved = ffn_curve(Elimination(moments, weight, 1e-3), (90, 40, 1))
+    assert len(sizes) > 5 and sizes == sorted(sizes, reverse=True) and sizes[0] == 120
+    monkeypatch.setattr("prunekit.curves._DENSE", 0.0)
+    wanted, wanted_solved = ffn_curve(Elimination(moments, weight, 1e-3), (90, 40, 1))
+    assert made.order == wanted.order and made.loss == pytest.approx(wanted.loss, rel=1e-9)
+    for width in (90, 40, 1):
+        assert torch.allclose(solved[width], wanted_solved[width], rtol=1e-5, atol=1e-7)
+
+
 def _made_up(shape, generator):
     curves = []
     for layer in shape.layers:
