@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--scored", type=int, default=16, help="sequences of the other text that units are scored on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", choices=sorted(WIDTHS), help="repeatable: only these widths")
     parser.add_argument("--ffn-multiple", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens evaluated of each text")
     parser.add_argument("--dtype", default="float32", help="of the evaluation (bfloat16: half the time here)")
@@ -59,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     report = _load(options)
     bench = Bench(options)
-    for name in WIDTHS:
+    for name in options.only or WIDTHS:
         for units in UNITS:
             left = [stage for stage in STAGES if not _done(report, name, units, stage)]
             if not left:
@@ -82,7 +83,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     from prunekit.source import pick_device
     from prunekit.text import source_name
 
-    asked = {name: value for name, value in vars(options).items() if name != "output"}
+    asked = {name: value for name, value in vars(options).items() if name not in ("only", "output")}
     asked |= {"model": source_name(options.model), "calib": source_name(options.calib)}
     asked["text"] = [source_name(text) for text in options.text]
     if options.output.exists():

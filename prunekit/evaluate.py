@@ -271,20 +271,13 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float
     return mean, math.sqrt(count / (count - 1) * spread) / total
 
 
-def hidden_states(model: Any, block: torch.Tensor) -> torch.Tensor:
-    """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]."""
-    device = model.get_input_embeddings().weight.device
-    hidden: torch.Tensor = model.base_model(input_ids=block.to(device), use_cache=False).last_hidden_state
-    return hidden
-
-
 def _score(
     model: Any, baseline: Any, block: torch.Tensor, first: int, sums: _Sums, name: str, baseline_name: str, text: str
 ) -> None:
     """Adds one batch of windows [B, L] to ``sums``, scoring the tokens from position ``first`` on."""
     import torch
 
-    from prunekit.head import Head
+    from prunekit.head import Head, hidden_states
 
     targets = block[:, first:]
     count = targets.numel()

@@ -35,6 +35,13 @@ class Head:
         return logits.float()
 
 
+def hidden_states(model: Any, block: torch.Tensor) -> torch.Tensor:
+    """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]."""
+    device = model.get_input_embeddings().weight.device
+    hidden: torch.Tensor = model.base_model(input_ids=block.to(device), use_cache=False).last_hidden_state
+    return hidden
+
+
 def _bfloat16(linear: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     weight, bias = (None if each is None else each.detach().to(torch.bfloat16) for each in (linear.weight, linear.bias))
     assert weight is not None

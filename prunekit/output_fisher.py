@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.evaluate import hidden_states
 from prunekit.families import Family
 from prunekit.frozen import frozen
-from prunekit.head import Head
+from prunekit.head import Head, hidden_states
 from prunekit.precision import fast_products
 from prunekit.sampling import sampled
 from prunekit.sublayers import KINDS, Kind, Sublayers

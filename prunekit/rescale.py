@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluate import hidden_states
 from prunekit.frozen import frozen
-from prunekit.head import Head
+from prunekit.head import Head, hidden_states
 from prunekit.precision import fast_products
 
 # Of all the text, and of what the model has not written, where no share is asked for.
