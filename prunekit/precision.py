@@ -21,8 +21,9 @@ def fast_products(device: Any, wanted: bool = True) -> AbstractContextManager[An
 @contextmanager
 def fast_sums(device: Any, wanted: bool = True) -> Iterator[None]:
     """A context in which float32 matrix products round their factors to bfloat16, and neither sums nor results, on the
-    CPUs and where :func:`fast_products` applies. For second moments of what came out of such products: rounding adds
-    noise of about 1e-6 of their diagonal, far below any ridge."""
+    CPUs and where :func:`fast_products` applies and oneDNN takes it up (with AMX; not with AVX-512 BF16 alone). For
+    second moments of what came out of such products: rounding adds noise of about 1e-6 of their diagonal, far below any
+    ridge."""
     import torch
 
     # PyTorch's name of the setting is a year old.

