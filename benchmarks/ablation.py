@@ -62,19 +62,14 @@ def main() -> None:
     bench = Bench(options)
     for name in options.only or WIDTHS:
         for units in UNITS:
-            left = [stage for stage in STAGES if not _done(report, name, units, stage)]
-            if not left:
+            # A combination's stages are saved together.
+            if any((run["widths"], run["units"]) == (name, units) for run in report["runs"]):
                 continue
             print(f"{name}, {units} …", file=sys.stderr, flush=True)
-            report["runs"] = [run for run in report["runs"] if (run["widths"], run["units"]) != (name, units)]
             report["runs"] += bench.run(name, units)
             _save(options.output, report)
     print(table(report))
     options.output.with_suffix(".md").write_text(table(report) + "\n", encoding="utf-8")
-
-
-def _done(report: dict[str, Any], widths: str, units: str, stage: str) -> bool:
-    return any((run["widths"], run["units"], run["stage"]) == (widths, units, stage) for run in report["runs"])
 
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
@@ -116,8 +111,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         from prunekit.evaluate import EvalConfig, read_texts
-        from prunekit.files import cache_folder
         from prunekit.mix import calibration_text
+        from prunekit.planner import level_store
         from prunekit.precision import has_fast_products
         from prunekit.source import load_model, load_tokenizer, resolve
 
@@ -131,7 +126,11 @@ class Bench:
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
         self._fast = has_fast_products(self._model.device)
-        self._store = cache_folder() / "ablation" / calibration.fingerprint[:32]
+        computed = {"dtype": str(self._model.dtype).removeprefix("torch."), "device": self._model.device.type}
+        if self._fast:
+            computed["products"] = "bfloat16"
+        # Where `prunekit plan` keeps the same levels: by model, text, precision and versions.
+        self._store = level_store(self._source, calibration, computed, merge=False)
         self._config = EvalConfig(max_tokens=options.max_tokens)
         self._texts = read_texts(options.text, tokenizer, self._config)
         self._levels: Levels | None = None
@@ -166,13 +165,12 @@ class Bench:
         solved, tuned = scales.split(self._text.mixed, self._text.written)
         model = copy.deepcopy(self._model)
         wanted = final_hidden(model, tuned, scales.batch_size, self._fast)
-        for stage in ("refit", "rescaled"):
-            started = time.perf_counter()
-            if stage == "refit":
-                refit(model, self._source.family, self._source.shape, keeps, solved, fast=self._fast)
-            else:
-                rescale(model, tuned, wanted, scales, seed=self._options.seed, fast=self._fast)
-            record(stage, model, time.perf_counter() - started)
+        started = time.perf_counter()
+        refit(model, self._source.family, self._source.shape, keeps, solved, fast=self._fast)
+        record("refit", model, time.perf_counter() - started)
+        started = time.perf_counter()
+        rescale(model, tuned, wanted, scales, seed=self._options.seed, fast=self._fast)
+        record("rescaled", model, time.perf_counter() - started)
         return made
 
     def _evaluated(self, model: Any) -> list[dict[str, Any]]:

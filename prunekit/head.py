@@ -34,6 +34,14 @@ class Head:
             logits = torch.tanh(logits / self._cap) * self._cap
         return logits.float()
 
+    def traced(self, hidden: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """Logits of ``hidden`` [n, hidden_size], and what turns a gradient by them into one by ``hidden``, once. The
+        graph of these logits alone is made and spent: take :attr:`rows` positions at a time."""
+        own = hidden.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self(own)
+        return logits.detach(), lambda slope: torch.autograd.grad(logits, own, slope)[0]
+
 
 def hidden_states(model: Any, block: torch.Tensor) -> torch.Tensor:
     """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]."""

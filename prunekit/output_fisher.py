@@ -98,17 +98,12 @@ def output_fisher(
 
 
 def _slope(head: Head, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gradient of the summed loss of sampled next tokens by the final hidden states [B, L, d]. The graph of a few
-    hundred positions' logits at a time is made and spent."""
-    slopes: list[torch.Tensor] = []
-    for own in hidden.flatten(0, 1).split(head.rows):
-        own = own.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = head(own)
-        with torch.no_grad():
-            seen = logits.detach()
-            labels = sampled(seen, generator)
-            slope = seen.softmax(-1)
-            slope[torch.arange(len(labels), device=labels.device), labels] -= 1
-        slopes += torch.autograd.grad(logits, own, slope)
+    """Gradient of the summed loss of sampled next tokens by the final hidden states [B, L, d]."""
+    slopes = []
+    for piece in hidden.flatten(0, 1).split(head.rows):
+        logits, pull_back = head.traced(piece)
+        labels = sampled(logits, generator)
+        slope = logits.softmax(-1)
+        slope[torch.arange(len(labels), device=labels.device), labels] -= 1
+        slopes.append(pull_back(slope))
     return torch.cat(slopes).view_as(hidden)

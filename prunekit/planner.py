@@ -140,7 +140,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         seed=config.seed,
         checkpoint=config.checkpoint,
         counted=counted,
-        store=_store(source, calibration, computed, merge) if method.allocation in CURVES else None,
+        store=level_store(source, calibration, computed, merge) if method.allocation in CURVES else None,
         merge=merge,
         fast=fast,
     )
@@ -200,7 +200,7 @@ def _steps(session: Session, method: Method, budget: int) -> int:
     return max(1, round((shape.parameters - budget) / shape.block_parameters * method.steps) + 1)
 
 
-def _store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str], merge: bool) -> Path:
+def level_store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str], merge: bool) -> Path:
     """Where level databases of that model on that text are kept: a search for another target finds them there."""
     key = [source.fingerprint, calibration.fingerprint, computed, versions(), *(["kv-merge"] if merge else [])]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

@@ -267,12 +267,10 @@ def _slope(head: Head, wanted: torch.Tensor, hidden: torch.Tensor) -> tuple[floa
     total = 0.0
     slopes: list[torch.Tensor] = []
     for dense, own in _pieces(head, wanted, hidden):
-        own = own.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = head(own)
+        logits, pull_back = head.traced(own)
         with torch.no_grad():
-            kl, slope = _divergence(head(dense), logits.detach())
-        slopes += torch.autograd.grad(logits, own, slope.div_(count))
+            kl, slope = _divergence(head(dense), logits)
+        slopes.append(pull_back(slope.div_(count)))
         total += kl
     return total / count, torch.cat(slopes).view_as(hidden)
 
