@@ -97,6 +97,19 @@ def _save(path: Path, report: dict[str, Any]) -> None:
     write_text(path, json.dumps(report, indent=1) + "\n")
 
 
+def _remember(base: Any) -> None:
+    """Let ``base`` run once on each batch: every stage is compared with the same dense model on the same text."""
+    forward, known = base.forward, {}
+
+    def remembered(input_ids: torch.Tensor, use_cache: bool) -> Any:
+        key = input_ids.cpu().numpy().tobytes()
+        if key not in known:
+            known[key] = forward(input_ids=input_ids, use_cache=use_cache)
+        return known[key]
+
+    base.forward = remembered
+
+
 @dataclass(frozen=True)
 class _Text:
     """Token ids [N, L] of the whole mix, of what others wrote, and which the model has ``written`` (bool [N])."""
@@ -114,6 +127,7 @@ class Bench:
         from prunekit.mix import calibration_text
         from prunekit.planner import level_store
         from prunekit.precision import has_fast_products
+        from prunekit.rescale import RescaleConfig, final_hidden
         from prunekit.source import load_model, load_tokenizer, resolve
 
         self._options = options
@@ -122,10 +136,14 @@ class Bench:
         self._tokenizer = tokenizer
         self._model: Any = load_model(self._source, dtype="auto", device="auto")
         self._judge = load_model(self._source, dtype=options.dtype, device="auto")
+        _remember(self._judge.base_model)
         calibration = calibration_text(self._mix(), tokenizer, self._source, "auto")
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
         self._fast = has_fast_products(self._model.device)
+        self._scales = RescaleConfig()
+        self._solved, self._tuned = self._scales.split(calibration.input_ids, written)
+        self._wanted = final_hidden(self._model, self._tuned, self._scales.batch_size, self._fast)
         computed = {"dtype": str(self._model.dtype).removeprefix("torch."), "device": self._model.device.type}
         if self._fast:
             computed["products"] = "bfloat16"
@@ -147,7 +165,7 @@ class Bench:
     def run(self, widths: str, units: str) -> list[dict[str, Any]]:
         """One combination, a record a stage. Seconds are of the stage, the levels' and widths' left out."""
         from prunekit.refit import refit
-        from prunekit.rescale import RescaleConfig, final_hidden, rescale
+        from prunekit.rescale import rescale
 
         keeps = self._keeps(self._widths(widths), units)
         made = []
@@ -161,15 +179,12 @@ class Bench:
         cut.shrink(keeps)
         record("cut", cut.model, time.perf_counter() - started)
         del cut
-        scales = RescaleConfig()
-        solved, tuned = scales.split(self._text.mixed, self._text.written)
         model = copy.deepcopy(self._model)
-        wanted = final_hidden(model, tuned, scales.batch_size, self._fast)
         started = time.perf_counter()
-        refit(model, self._source.family, self._source.shape, keeps, solved, fast=self._fast)
+        refit(model, self._source.family, self._source.shape, keeps, self._solved, fast=self._fast)
         record("refit", model, time.perf_counter() - started)
         started = time.perf_counter()
-        rescale(model, tuned, wanted, scales, seed=self._options.seed, fast=self._fast)
+        rescale(model, self._tuned, self._wanted, self._scales, seed=self._options.seed, fast=self._fast)
         record("rescaled", model, time.perf_counter() - started)
         return made
 

@@ -5,7 +5,8 @@
 Random Llamas are made on the spot: a base model, and for layers, for width and for calibration tokens two more, each
 twice the one before. Every model runs in a process of its own. A line through the logarithms gives each step's
 exponent: 1 where it grows as fast as what was doubled, 2 with its square. The kernel's and the allocator's fixed costs
-count too, so that exponents of small models are lower than those of large ones.
+count too, so that exponents of small models are lower than those of large ones. What is done is kept in --output: a run
+that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -44,27 +45,58 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.one), options.device)))
         return
     base = BASE | {"width": BASE["width"] * options.scale}
-    rows = []
-    for what in BASE:
-        for factor in DOUBLINGS:
-            size = base | {what: base[what] * factor}
-            if any(row["size"] == size for row in rows):
-                continue
-            print(f"{size} …", file=sys.stderr, flush=True)
-            runs = [_apart(size, options.device) for _ in range(options.repeats)]
-            rows.append({"size": size, **_medians(runs)})
-    report = {"format": "prunekit-growth", **_where(options.device), "runs": rows, "exponents": exponents(rows, base)}
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = _begun(options)
+    rows = report["runs"]
+    for size in sizes(base):
+        if any(row["size"] == size for row in rows):
+            continue
+        print(f"{size} …", file=sys.stderr, flush=True)
+        runs = [_apart(size, options.device) for _ in range(options.repeats)]
+        rows.append({"size": size, **_medians(runs)})
+        report["exponents"] = exponents(rows, base)
+        _save(options.output, report)
     print(table(report))
 
 
-def _where(device: str) -> dict[str, Any]:
+def sizes(base: dict[str, int]) -> list[dict[str, int]]:
+    """``base`` itself, and with one number after the other doubled and doubled again."""
+    made: list[dict[str, int]] = []
+    for what in base:
+        for factor in DOUBLINGS:
+            size = base | {what: base[what] * factor}
+            if size not in made:
+                made.append(size)
+    return made
+
+
+def _begun(options: argparse.Namespace) -> dict[str, Any]:
+    """The report so far. A file of other settings is refused: its rows could not be compared with new ones."""
     from prunekit.machine import describe_machine
     from prunekit.provenance import versions
 
-    command = "python benchmarks/growth.py " + " ".join(sys.argv[1:])
-    return {"command": command.strip(), "machine": describe_machine(device), "versions": versions()}
+    asked = {name: getattr(options, name) for name in ("repeats", "device", "scale")}
+    if options.output and options.output.exists():
+        report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
+        if report.get("asked") != asked:
+            sys.exit(f"{options.output} was made with other settings: {report.get('asked')}. Choose another --output.")
+        return report
+    given = " ".join(f"--{name} {value}" for name, value in asked.items())
+    return {
+        "format": "prunekit-growth",
+        "asked": asked,
+        "command": f"python benchmarks/growth.py {given}",
+        "machine": describe_machine(options.device),
+        "versions": versions(),
+        "runs": [],
+        "exponents": {},
+    }
+
+
+def _save(path: Path | None, report: dict[str, Any]) -> None:
+    from prunekit.files import write_text
+
+    if path:
+        write_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def _apart(size: dict[str, int], device: str) -> dict[str, Any]:
@@ -180,10 +212,12 @@ class _Meter:
 
 
 def exponents(rows: list[dict[str, Any]], base: dict[str, int]) -> dict[str, dict[str, dict[str, float]]]:
-    """By what was doubled, by step: least-squares slopes of log seconds and log peak memory."""
+    """By what was doubled, by step: least-squares slopes of log seconds and log peak memory, where two sizes tell."""
     made: dict[str, dict[str, dict[str, float]]] = {}
     for what in base:
         chosen = [row for row in rows if all(row["size"][name] == base[name] for name in base if name != what)]
+        if len(chosen) < 2:
+            continue
         sizes = [math.log(row["size"][what]) for row in chosen]
         made[what] = {
             step: {

@@ -21,6 +21,7 @@ from prunekit.plan import LayerKeep
 from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
 from prunekit.shape import ModelShape
+from prunekit.slicing import expand, unit_slots
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -99,7 +100,7 @@ def refit(
     moments are not finite.
     """
     config = config or RefitConfig()
-    walk = _Walk(model, family, ids, batch_size, fast)
+    walk = _Walk(model, family, shape, ids, batch_size, fast)
     by_index = {keep.index: keep for keep in keeps}
     made = Refitted()
     layers: Any = walk.parts.layers
@@ -129,8 +130,11 @@ def layer_weights(model: Any, keeps: tuple[LayerKeep, ...]) -> dict[str, torch.T
 class _Walk:
     """Both residual streams on their way through the layers, as lists of batches [B, L, d]."""
 
-    def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int, fast: bool = False):
+    def __init__(
+        self, model: Any, family: Family, shape: ModelShape, ids: torch.Tensor, batch_size: int, fast: bool = False
+    ):
         self.parts = Sublayers(model, family, ids.shape[1], fast)
+        self._shape = shape
         with torch.no_grad():
             self.dense = [self.parts.embed(batch) for batch in ids.split(self.parts.at_a_time(batch_size))]
         self.pruned = [hidden.clone() for hidden in self.dense]
@@ -208,17 +212,23 @@ class _Walk:
         """What enters the output projection of ``cut`` for a batch of the pruned stream, and, where ``same`` asks for
         it, what the dense sub-layer makes of that batch. As little as possible is computed twice."""
         parts = self.parts
-        if same and not self._corrected and kind == "ffn":
+        # The dense sub-layer makes the kept units' own outputs too, unless heads are merged or normalised together.
+        together = kind == "attention" and (_merges(keep, kind) or self.parts.family.wide_norms)
+        if same and not self._corrected and not together:
             z, output = parts.run(dense, index, kind, parts.normed(dense, kind, hidden))
-            kept = torch.tensor(keep.ffn, device=z.device)
+            kept = self._kept(keep, index, kind).to(z.device)
             return (z if len(kept) == z.shape[-1] else z.index_select(-1, kept)), output
         z, _ = parts.run(cut, index, kind, parts.normed(cut, kind, hidden))
         if not same:
             return z, None
-        projection = parts.projection(dense, kind)
-        if not self._corrected and z.shape[-1] == projection.in_features and not _merges(keep, kind):
-            return z, parts.project(dense, kind, z)
         return z, parts.run(dense, index, kind, parts.normed(dense, kind, hidden))[1]
+
+    def _kept(self, keep: LayerKeep, index: int, kind: Kind) -> torch.Tensor:
+        """Which of the dense output projection's inputs are left, in the order of the cut one's."""
+        if kind == "ffn":
+            return torch.tensor(keep.ffn)
+        slots = unit_slots(keep, self._shape.layers[index], keep.shape)
+        return expand(slots["query"], self._shape.head_dim)
 
     def _fit(
         self,

@@ -25,6 +25,8 @@ from prunekit.precision import fast_products
 # Of all the text, and of what the model has not written, where no share is asked for.
 _SHARE = 0.4
 _OF_OTHERS = 2 / 3
+# No factor's gradient is divided by less.
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ def _forward(module: nn.Linear, entering: nn.Parameter, leaving: nn.Parameter) -
 
 class _Scaled(torch.autograd.Function):
     """A linear layer whose weight is (1 + r) W (1 + c), for inputs [..., n]: a matrix is scaled and not thousands of
-    tokens, and no scaled one is kept for the backward pass."""
+    tokens, and no scaled one is kept for the backward pass.
+
+    A factor of an output has the gradient Σ slope · output / (1 + r), over all tokens, and one of an input likewise:
+    what enters and leaves is there already, so that no product as large as a weight's gradient is needed."""
 
     @staticmethod
     def forward(
@@ -165,20 +170,24 @@ class _Scaled(torch.autograd.Function):
         kind = inputs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
         inputs = inputs.to(dtype)
-        ctx.save_for_backward(inputs, weight, bias, entering, leaving)
         offset = None if bias is None else _folded_bias(bias, leaving, dtype)
-        return nn.functional.linear(inputs, _folded(weight, entering, leaving, dtype), offset)
+        made = nn.functional.linear(inputs, _folded(weight, entering, leaving, dtype), offset)
+        ctx.save_for_backward(inputs, made, weight, entering, leaving)
+        return made
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        inputs, weight, bias, entering, leaving = ctx.saved_tensors
-        back = slope @ _folded(weight, entering, leaving, slope.dtype) if ctx.needs_input_grad[0] else None
-        slope_Td = slope.flatten(0, -2)
-        product = (slope_Td.T @ inputs.flatten(0, -2)).float().mul_(weight)
-        by_leaving = product @ (1 + entering)
-        if bias is not None:
-            by_leaving += slope_Td.sum(0, dtype=torch.float32) * bias
-        return back, None, None, (1 + leaving) @ product, by_leaving
+        inputs, made, weight, entering, leaving = ctx.saved_tensors
+        back = slope @ _folded(weight, entering, leaving, slope.dtype)
+        by_entering, by_leaving = _by_factor(back, inputs, entering), _by_factor(slope, made, leaving)
+        return back if ctx.needs_input_grad[0] else None, None, None, by_entering, by_leaving
+
+
+def _by_factor(slope: torch.Tensor, scaled: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The gradient by s [n] of what (1 + s) has ``scaled`` [..., n]."""
+    total = (slope * scaled).flatten(0, -2).sum(0, dtype=torch.float32)
+    whole = 1 + factor
+    return total / torch.where(whole.abs() < _TINY, _TINY, whole)
 
 
 @torch.no_grad()

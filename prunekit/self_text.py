@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from prunekit.source import Source
 
-# Sequences that are sampled together, and kept as one file in the cache.
+# Sequences that are sampled together, and kept as one file in the cache: so many, and of the last ones a multiple of
+# the other number.
 CHUNK = 64
-_RECIPE = 2
+_FEW = 8
+_RECIPE = 3
 
 
 def self_written(source: Source, first: int | None, config: Any, device: str = "auto") -> torch.Tensor:
@@ -39,25 +41,31 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save
 
-    count = -(-config.sequences // CHUNK)
+    sizes = _chunks(config.sequences)
     blocks: list[torch.Tensor] = []
-    sampler: Callable[[int], torch.Tensor] | None = None
-    with progress("Writing calibration text", count) as advance:
-        for chunk in range(count):
-            file = _file(source, config.length, config.seed, chunk, device)
+    sampler: Callable[[int, int], torch.Tensor] | None = None
+    with progress("Writing calibration text", sum(sizes)) as advance:
+        for chunk, size in enumerate(sizes):
+            file = _folder(source, config.length, config.seed, device) / f"{chunk}-{size}.safetensors"
             try:
                 blocks.append(load_file(file)["ids"])
             except (OSError, SafetensorError, KeyError):
                 if sampler is None:
                     sampler = _sampler(source, first, config.length, config.seed, device)
-                blocks.append(sampler(chunk))
+                blocks.append(sampler(chunk, size))
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(file, save({"ids": blocks[-1]}))
-            advance()
+            advance(size)
     return torch.cat(blocks)[: config.sequences].contiguous()
 
 
-def _file(source: Source, length: int, seed: int, chunk: int, device: str) -> Path:
+def _chunks(sequences: int) -> list[int]:
+    """How many sequences each chunk has: all but the last are the same whatever their number."""
+    whole, rest = divmod(sequences, CHUNK)
+    return [CHUNK] * whole + ([-(-rest // _FEW) * _FEW] if rest else [])
+
+
+def _folder(source: Source, length: int, seed: int, device: str) -> Path:
     from prunekit.source import pick_device
 
     # The same seed gives other numbers on another device, precision or version.
@@ -71,10 +79,12 @@ def _file(source: Source, length: int, seed: int, chunk: int, device: str) -> Pa
         "versions": versions(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder() / SELF / name / f"{chunk}.safetensors"
+    return cache_folder() / SELF / name
 
 
-def _sampler(source: Source, first: int | None, length: int, seed: int, device: str) -> Callable[[int], torch.Tensor]:
+def _sampler(
+    source: Source, first: int | None, length: int, seed: int, device: str
+) -> Callable[[int, int], torch.Tensor]:
     import torch
 
     from prunekit.source import load_model
@@ -84,9 +94,9 @@ def _sampler(source: Source, first: int | None, length: int, seed: int, device: 
         model.to(torch.bfloat16)
     vocabulary = model.config.vocab_size
 
-    def written(chunk: int) -> torch.Tensor:
+    def written(chunk: int, size: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(_digest(seed, chunk), "little"))
-        starts = torch.randint(0, vocabulary, (CHUNK, 1), generator=generator)
+        starts = torch.randint(0, vocabulary, (size, 1), generator=generator)
         if first is not None:
             starts[::2] = first
         try:
@@ -126,7 +136,8 @@ def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Ge
             seen = None if mask is None else mask[..., : place + 1]
             given = {"input_ids": ids, "attention_mask": seen, "past_key_values": cache, "use_cache": True}
             logits = model(**given).logits[:, -1].float()
-            if not torch.isfinite(logits).all():
+            # A sum is finite where all is, and much cheaper than to look at each.
+            if not torch.isfinite(logits.sum(-1)).all():
                 raise _NotFinite
             # The generator is the CPU's, so that a device changes nothing else.
             made[:, place + 1] = sampled(logits, generator, torch.float64).cpu()

@@ -22,7 +22,10 @@ def test_every_step_is_measured_on_a_small_model() -> None:
 def test_exponents_of_known_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Seconds that grow with layers, width squared and the root of tokens; memory that grows with width alone."""
 
+    asked: list[dict[str, int]] = []
+
     def apart(size: dict[str, int], device: str) -> dict[str, Any]:
+        asked.append(size)
         seconds = size["layers"] * size["width"] ** 2 * size["tokens"] ** 0.5
         return {
             "parameters": 1,
@@ -39,3 +42,14 @@ def test_exponents_of_known_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert report["exponents"][what]["refit"] == {"seconds": pytest.approx(seconds), "peak_bytes": peak}
     # Three sizes of each of three, the base shared by all.
     assert len(report["runs"]) == 7
+
+    # A run that was cut short goes on where it was.
+    report["runs"] = [run for run in report["runs"] if run["size"]["tokens"] == growth.BASE["tokens"]]
+    output.write_text(json.dumps(report))
+    asked.clear()
+    growth.main()
+    assert [size["tokens"] for size in asked] == [2 * growth.BASE["tokens"], 4 * growth.BASE["tokens"]]
+    assert json.loads(output.read_text())["exponents"]["tokens"]["refit"]["seconds"] == pytest.approx(0.5)
+    monkeypatch.setattr(sys, "argv", ["growth.py", "--scale", "2", "--output", str(output)])
+    with pytest.raises(SystemExit, match="other settings"):
+        growth.main()

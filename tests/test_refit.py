@@ -9,7 +9,9 @@ from tiny import MODEL_TYPES, VOCAB, random_plan, rebuilt_model, tiny_model
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
 from prunekit.plan import LayerKeep, Plan, whole_plan
-from prunekit.refit import RefitConfig, refit
+from prunekit.refit import RefitConfig, _Walk, refit
+from prunekit.session import cut_layer
+from prunekit.sublayers import KINDS
 
 
 def _ids(sequences=24, length=32, seed=0):
@@ -45,6 +47,27 @@ def test_refitting_brings_a_pruned_model_closer(model_type, bias):
     assert made.fits
     for fit in made.fits:
         assert fit.after <= fit.before and fit.ridge > 0
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_kept_units_give_what_the_cut_layer_gives(model_type):
+    """They are read off the dense layer where that is possible, in the order of the cut one's."""
+    model = tiny_model(model_type)
+    family = FAMILIES[model_type]
+    plan = random_plan(family.shape(model.config))
+    walk = _Walk(model, family, plan.source, _ids(2), 2)
+    parts = walk.parts
+    with torch.no_grad():
+        for keep in plan.layers:
+            dense = parts.layers[keep.index]
+            cut = cut_layer(model, family, plan.source, dense, keep)
+            for kind in KINDS:
+                hidden = walk.pruned[0]
+                z, same = walk._inputs_and_same(dense, cut, keep, keep.index, kind, hidden, True)
+                own, _ = parts.run(cut, keep.index, kind, parts.normed(cut, kind, hidden))
+                _, whole = parts.run(dense, keep.index, kind, parts.normed(dense, kind, hidden))
+                torch.testing.assert_close(z, own)
+                torch.testing.assert_close(same, whole)
 
 
 def test_what_is_whole_stays_as_it_is():
