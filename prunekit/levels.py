@@ -8,6 +8,7 @@ memory-mapped: of a large model only what is looked at comes into memory.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,22 @@ def _file(folder: Path, index: int) -> Path:
 def write_levels(
     folder: Path, index: int, curves: LayerCurves, projections: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """One layer's projections and curves, each file renamed into place once it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One layer's projections and curves, each file renamed into place once it is whole. Raises PrunekitError where
+    the disk refuses."""
     held = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in projections.items()}
-    temporary = folder / f".layer-{index}.tmp"
-    save_file(held, temporary, metadata={"curves": json.dumps(_encode(curves)), "version": str(VERSION)})
-    temporary.replace(_file(folder, index))
+    # Another process may be making the same levels.
+    temporary = folder / f".layer-{index}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(held, temporary, metadata={"curves": json.dumps(_encode(curves)), "version": str(VERSION)})
+        temporary.replace(_file(folder, index))
+    except (OSError, SafetensorError) as error:
+        raise PrunekitError(
+            f"The level database could not be written to {folder}: {error}. Free some space, or name a folder on "
+            "another disk in the environment variable PRUNEKIT_CACHE."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_levels(folder: Path, count: int) -> Levels | None:

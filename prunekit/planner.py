@@ -106,7 +106,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         budgets,
     )
     check_protected(source.shape, protected)
-    config.rounding.check_splits(source.shape)
+    config.rounding.check(source.shape)
     try:
         if method.allocation == "drop":
             check_droppable(source.shape, budget, protected)

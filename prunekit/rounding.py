@@ -28,8 +28,15 @@ class Rounding:
             if getattr(self, name) < 1:
                 raise PrunekitError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
-    def check_splits(self, dense: ModelShape) -> None:
-        """Raises PrunekitError where a layer that stays as it is couldn't be split over ``tensor_parallel`` devices."""
+    def check(self, dense: ModelShape) -> None:
+        """Raises PrunekitError where a layer that stays as it is couldn't be split over ``tensor_parallel`` devices,
+        and where no FFN is as wide as the floor."""
+        widest = max(layer.intermediate_size for layer in dense.layers)
+        if self.min_ffn > widest:
+            raise PrunekitError(
+                f"--min-ffn {self.min_ffn} is more than any FFN of the model has ({widest} channels), so none could be "
+                "pruned; give a smaller number, or leave ffn out of --prune."
+            )
         ways = self.tensor_parallel
         for index, layer in enumerate(dense.layers):
             for what, width in (
@@ -99,7 +106,7 @@ def rounding_preset(name: str, head_dim: int) -> Rounding:
     ``gpu``: FFN multiples of 128 (16-bit tensor-core tiles, 128-byte rows, int4 groups of 128). ``gguf``: rows of 256,
     the block of llama.cpp's K-quants, for FFN channels and for query heads times head_dim. ``tp=N``: every width
     divides by N, FFN shards by 64 too. A layer that keeps its dense width keeps it whatever the multiple; only for tp=N
-    must that width divide as well (:meth:`Rounding.check_splits`).
+    must that width divide as well (:meth:`Rounding.check`).
     """
     if name == "gpu":
         return Rounding(ffn_multiple=128)

@@ -79,6 +79,13 @@ def test_nothing_below_one(field: str) -> None:
 def test_a_layer_that_cannot_be_split_is_refused() -> None:
     """9 query and 3 KV heads split three ways, not two: a preset must not promise what whole layers break."""
     shape = ModelShape(576, 64, 100, True, (LayerShape(9, 3, 1536),) * 2)
-    rounding_preset("tp=3", 64).check_splits(shape)
+    rounding_preset("tp=3", 64).check(shape)
     with pytest.raises(PrunekitError, match="9 query heads, which can't be split 2 ways"):
-        rounding_preset("tp=2", 64).check_splits(shape)
+        rounding_preset("tp=2", 64).check(shape)
+
+
+def test_a_floor_above_every_ffn_is_refused() -> None:
+    shape = ModelShape(576, 64, 100, True, (LayerShape(9, 3, 1024), LayerShape(9, 3, 1536)))
+    Rounding(min_ffn=1536).check(shape)
+    with pytest.raises(PrunekitError, match="--min-ffn 1537 is more than any FFN of the model has"):
+        Rounding(min_ffn=1537).check(shape)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny import VOCAB, tiny_model
 from tiny_session import nothing, tiny_session
 
@@ -153,6 +154,18 @@ def test_a_damaged_level_database_is_made_anew(tmp_path):
     with pytest.raises(PrunekitError, match="damaged"):
         levels.projection(2, "ffn", 48)
     assert session.levels(nothing).curves == levels.curves
+
+
+def test_a_full_disk_leaves_no_half_written_levels(tmp_path, monkeypatch):
+    def full(held, path, **kwargs):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    session = tiny_session(tiny_model("llama"), _ids(), store=tmp_path)
+    monkeypatch.setattr("prunekit.levels.save_file", full)
+    with pytest.raises(PrunekitError, match="No space left.*Free some space"):
+        session.levels(nothing)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("start", ["optimal", "global", "uniform", "adapt"])
