@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_no_half_written_levels(tmp_path, monkeypatch):
 
     session = tiny_session(tiny_model("llama"), _ids(), store=tmp_path)
     monkeypatch.setattr("prunekit.levels.save_file", full)
-    with pytest.raises(PrunekitError, match="No space left.*Free some space"):
+    with pytest.raises(PrunekitError, match=r"No space left.*Free some space"):
         session.levels(nothing)
     assert not list(tmp_path.iterdir())
 
