@@ -70,6 +70,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget-seconds", type=float, help="begin nothing new after this time")
     parser.add_argument("--tokens", type=int, help="decode steps of a run (default: 32)")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the torch.compile arms out")
+    parser.add_argument(
+        "--after",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="repeatable: leave out what passed in this *_correctness.json (same kernels, same kind of GPU)",
+    )
     parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny shapes, even where a GPU is")
     parser.add_argument("--out", type=Path, help="folder for results (default: benchmarks/results; a rehearsal's: new)")
     parser.add_argument(
@@ -80,6 +88,9 @@ def parse() -> argparse.Namespace:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    for file in arguments.after:
+        if not file.is_file():
+            parser.error(f"--after {file}: there is no such file.")
     arguments.out = arguments.out or (None if not arguments.report else RESULTS)
     return arguments
 

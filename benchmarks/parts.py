@@ -18,7 +18,7 @@ from benchmarks.data import Data
 from benchmarks.machine import describe_run
 from benchmarks.op_cases import Case, cases, unpruned_cases
 from benchmarks.ops import OpBench
-from benchmarks.record import Recorder
+from benchmarks.record import Recorder, passed
 from benchmarks.shapes import MODELS, TINY, Model, pruned_shape
 from prunekit.kernels.support import why_not_triton
 
@@ -100,7 +100,8 @@ class Work:
     def run(self, part: str) -> None:
         """One of the parts, from where it stopped."""
         path = Path(self.arguments.out) / f"{self.arguments.stem}_{part}.json"
-        recorder = Recorder(path, part, self.header, self.arguments.deadline)
+        known = {name for file in self.arguments.after for name in passed(file)} if part == "correctness" else set()
+        recorder = Recorder(path, part, self.header, self.arguments.deadline, known)
         {"correctness": self._correctness, "ops": self._ops, "models": self._models}[part](recorder)
         recorder.finish()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,22 @@ def running_path(path: Path) -> Path:
     return path.with_suffix(".running")
 
 
+def passed(file: Path) -> set[str]:
+    """The ids of the checks that passed in an earlier run's file."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    return {record["id"] for record in data["records"] if record.get("ok")}
+
+
 class Recorder:
     """The file of one part. Takes up where an earlier process stopped, and leaves out what it was doing then.
 
-    ``deadline`` is a clock time (seconds since 1970) after which nothing new begins; None: no end.
+    ``deadline`` is a clock time (seconds since 1970) after which nothing new begins; None: no end. ``known`` are ids
+    that need no measurement.
     """
 
-    def __init__(self, path: Path, part: str, header: Record, deadline: float | None = None):
+    def __init__(
+        self, path: Path, part: str, header: Record, deadline: float | None = None, known: Collection[str] = ()
+    ):
         self._path, self._deadline = path, deadline
         self._written = 0.0
         self.data: Record = {
@@ -57,7 +66,7 @@ class Recorder:
             last = json.loads(running.read_text(encoding="utf-8"))
             why = last.get("error") or "the process died or hung in this measurement"
             self.data["records"].append({"id": last["id"], **last["fields"], "error": why})
-        self._done = {record["id"] for record in self.data["records"]}
+        self._done = {*known, *(record["id"] for record in self.data["records"])}
         self.data["skipped"] = []
         self._write()
         running.unlink(missing_ok=True)
@@ -73,7 +82,7 @@ class Recorder:
         """Add ``function()`` under the id ``name``, with ``fields``; an exception becomes the record's ``error``.
 
         The supervisor ends the process where it takes longer than ``limit_s``. Skipped where less than ``needs_s`` is
-        left. Returns the record; None where it was skipped, or an earlier process had measured it.
+        left. Returns the record; None where it was skipped, is known, or an earlier process had measured it.
         """
         if name in self._done:
             return None

@@ -102,6 +102,20 @@ def test_rehearsal_judges_no_goal(rehearsal: tuple[Path, subprocess.CompletedPro
     assert (next(folder.glob("*.md"))).read_text().strip() in done.stdout
 
 
+def test_what_passed_before_is_left_out(
+    rehearsal: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = rehearsal
+    (file,) = folder.glob("*_correctness.json")
+    before = json.loads(file.read_text())
+    again = next(record for record in before["records"] if record["op"] == "rms_norm")
+    again["ok"] = False
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    done = gpu_check("--part", "correctness", "--after", tmp_path / "before.json", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [record["id"] for record in read(tmp_path / "out", "correctness")["records"]] == [again["id"]]
+
+
 def test_without_transformers_and_without_time(tmp_path: Path) -> None:
     """A bare GPU machine has torch and Triton, and prunekit is not installed; a budget that is too short begins
     nothing."""
@@ -118,7 +132,7 @@ def test_without_transformers_and_without_time(tmp_path: Path) -> None:
 
 
 def test_bad_arguments() -> None:
-    for arguments in (("--models", "gpt-2"), ("--shares", "0"), ("--shares", "x")):
+    for arguments in (("--models", "gpt-2"), ("--shares", "0"), ("--shares", "x"), ("--after", "none.json")):
         done = gpu_check(*arguments)
         assert done.returncode == 2 and "usage:" in done.stderr and arguments[1] in done.stderr
 
