@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--scored", type=int, default=16, help="sequences of the other text that units are scored on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(WIDTHS), help="repeatable: only these widths")
+    parser.add_argument("--units", action="append", choices=UNITS, help="repeatable: only these ways to choose units")
     parser.add_argument("--ffn-multiple", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens evaluated of each text")
     parser.add_argument("--dtype", default="float32", help="of the evaluation (bfloat16: half the time here)")
@@ -61,7 +62,7 @@ def main() -> None:
     report = _load(options)
     bench = Bench(options)
     for name in options.only or WIDTHS:
-        for units in UNITS:
+        for units in options.units or UNITS:
             # A combination's stages are saved together.
             if any((run["widths"], run["units"]) == (name, units) for run in report["runs"]):
                 continue
@@ -78,7 +79,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     from prunekit.source import pick_device
     from prunekit.text import source_name
 
-    asked = {name: value for name, value in vars(options).items() if name not in ("only", "output")}
+    asked = {name: value for name, value in vars(options).items() if name not in ("only", "units", "output")}
     asked |= {"model": source_name(options.model), "calib": source_name(options.calib)}
     asked["text"] = [source_name(text) for text in options.text]
     if options.output.exists():
