@@ -39,6 +39,8 @@ WIDTHS = {
 }
 UNITS = ("taylor", "fisher", "elimination")
 STAGES = ("cut", "refit", "rescaled")
+# Settings that may change from one run of a report to the next.
+_FREE = ("only", "units", "rescale", "output")
 
 
 def main() -> None:
@@ -54,6 +56,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(WIDTHS), help="repeatable: only these widths")
     parser.add_argument("--units", action="append", choices=UNITS, help="repeatable: only these ways to choose units")
+    parser.add_argument(
+        "--no-rescale", dest="rescale", action="store_false", help="leave rescaling out; its share of the text too"
+    )
     parser.add_argument("--ffn-multiple", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens evaluated of each text")
     parser.add_argument("--dtype", default="float32", help="of the evaluation (bfloat16: half the time here)")
@@ -79,7 +84,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     from prunekit.source import pick_device
     from prunekit.text import source_name
 
-    asked = {name: value for name, value in vars(options).items() if name not in ("only", "units", "output")}
+    asked = {name: value for name, value in vars(options).items() if name not in _FREE}
     asked |= {"model": source_name(options.model), "calib": source_name(options.calib)}
     asked["text"] = [source_name(text) for text in options.text]
     if options.output.exists():
@@ -184,6 +189,8 @@ class Bench:
         started = time.perf_counter()
         refit(model, self._source.family, self._source.shape, keeps, self._solved, fast=self._fast)
         record("refit", model, time.perf_counter() - started)
+        if not self._options.rescale:
+            return made
         started = time.perf_counter()
         rescale(model, self._tuned, self._wanted, self._scales, seed=self._options.seed, fast=self._fast)
         record("rescaled", model, time.perf_counter() - started)
@@ -256,13 +263,15 @@ def table(report: dict[str, Any]) -> str:
     for widths in WIDTHS:
         for units in UNITS:
             runs = {run["stage"]: run for run in report["runs"] if (run["widths"], run["units"]) == (widths, units)}
-            if set(runs) != set(STAGES):
+            if not runs:
                 continue
             cells = [
-                "; ".join(f"{runs[stage]['texts'][place]['nll_increase']:.3f}" for stage in STAGES)
+                "; ".join(
+                    f"{runs[stage]['texts'][place]['nll_increase']:.3f}" if stage in runs else "–" for stage in STAGES
+                )
                 for place in range(len(texts))
             ]
-            seconds = "; ".join(f"{runs[stage]['seconds']:.0f}" for stage in STAGES)
+            seconds = "; ".join(f"{runs[stage]['seconds']:.0f}" if stage in runs else "–" for stage in STAGES)
             lines.append(f"| {widths} | {units} | " + " | ".join(cells) + f" | {seconds} |")
     return "\n".join(lines)
 

@@ -12,6 +12,10 @@ from command import save_tiny, write_text
 from benchmarks import ablation
 
 
+def read_table(output: Path) -> list[str]:
+    return output.with_suffix(".md").read_text().splitlines()
+
+
 def test_every_combination_is_cut_refitted_and_rescaled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", max_position_embeddings=512)
     calib, text = write_text(tmp_path / "calib.txt"), write_text(tmp_path / "held_out.txt", 3000)
@@ -29,9 +33,19 @@ def test_every_combination_is_cut_refitted_and_rescaled(monkeypatch: pytest.Monk
         for units in ablation.UNITS:
             # A refit moves every projection that lost an input.
             assert runs[widths, units, "refit"]["kl"] != runs[widths, units, "cut"]["kl"]
-    lines = output.with_suffix(".md").read_text().splitlines()
-    assert len(lines) == 2 + len(ablation.WIDTHS) * len(ablation.UNITS)
+    assert len(read_table(output)) == 2 + len(ablation.WIDTHS) * len(ablation.UNITS)
 
+    again = ["ablation.py", *given, "--only", "global", "--units", "fisher", "--no-rescale"]
+    monkeypatch.setattr(sys, "argv", again)
+    report["runs"] = [run for run in report["runs"] if (run["widths"], run["units"]) != ("global", "fisher")]
+    output.write_text(json.dumps(report))
+    ablation.main()
+    added = json.loads(output.read_text())["runs"][len(report["runs"]) :]
+    assert [run["stage"] for run in added] == ["cut", "refit"]
+    assert added[1]["texts"][0]["kl"] == pytest.approx(runs["global", "fisher", "refit"]["kl"], rel=1e-4)
+    assert any(line.startswith("| global | fisher |") and "; – |" in line for line in read_table(output))
+
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *given])
     report["runs"] = [run for run in report["runs"] if run["units"] != "fisher"]
     output.write_text(json.dumps(report))
     asked: list[tuple[str, str]] = []
