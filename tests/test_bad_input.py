@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import signal
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from command import QUICK, Command, listing, make_command, run_apart, save_tiny, start, write_text
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from command import Command, listing, make_command, run_apart, save_tiny
+from spoiled import Place, Shared, make_shared, must_refuse, nan_in
 from tiny import one_thread
 from tiny_text import tiny_tokenizer
 
-from prunekit import checkpoint
-from prunekit.errors import PrunekitError
 from prunekit.families import supported
-from prunekit.files import write_bytes
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Made once: a model, a plan of it, its pruned checkpoint, and a text."""
-
-    model: Path
-    plan: Path
-    pruned: Path
-    text: Path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,106 +25,12 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    place = tmp_path_factory.mktemp("shared")
-    made = Shared(save_tiny(place / "model"), place / "plan.json", place / "pruned", write_text(place / "text.txt"))
-    with pytest.MonkeyPatch.context() as patch:
-        from prunekit.cli import main
-
-        arguments = ["prune", str(made.model), "-o", str(made.pruned), "--blocks", "0.7"]
-        arguments += ["--calib", str(made.text), "--method", "adapt-pruner"]
-        patch.setattr(sys, "argv", ["prunekit", *arguments, *QUICK, "--json"])
-        main()
-    shutil.copy(made.pruned / "plan.json", made.plan)
-    return made
+    return make_shared(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     return make_command(monkeypatch, capsys)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one case happens: an empty folder, and copies of what is shared."""
-
-    here: Path
-    shared: Shared
-
-    @property
-    def model(self) -> Path:
-        """A copy that a case may spoil."""
-        copy = self.here / "model"
-        if not copy.exists():
-            shutil.copytree(self.shared.model, copy)
-        return copy
-
-    @property
-    def pruned(self) -> Path:
-        copy = self.here / "pruned"
-        if not copy.exists():
-            shutil.copytree(self.shared.pruned, copy)
-        return copy
-
-    def config(self, **fields: Any) -> Path:
-        return self._edit(self.model / "config.json", fields)
-
-    def edited_plan(self, change: Callable[[dict[str, Any]], None]) -> Path:
-        data = json.loads(self.shared.plan.read_text())
-        change(data)
-        return self.write("edited.json", json.dumps(data))
-
-    def weights(self, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-        file = self.model / "model.safetensors"
-        tensors = load_file(file)
-        change(tensors)
-        save_file(tensors, file, metadata={"format": "pt"})
-        return self.model
-
-    def write(self, name: str, content: str | bytes) -> Path:
-        file = self.here / name
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
-        return file
-
-    @staticmethod
-    def _edit(file: Path, fields: dict[str, Any]) -> Path:
-        data = {**json.loads(file.read_text()), **fields}
-        file.write_text(json.dumps({name: value for name, value in data.items() if value is not ...}))
-        return file.parent
-
-    def plan(self, *options: object, model: Path | str | None = None) -> list[object]:
-        """A plan command that works, unless the options spoil it: the last word on an option counts."""
-        start = ["plan", model or self.shared.model, "-o", self.here / "new.json", "--calib", self.shared.text, *QUICK]
-        return [*start, *options]
-
-    def prune(self, *options: object, model: Path | str | None = None) -> list[object]:
-        return ["prune", model or self.shared.model, "-o", self.here / "new", *options]
-
-
-def must_refuse(command: Command, folder: Path, arguments: list[object], parts: tuple[str, ...]) -> str:
-    """Runs the command with and without --json and checks everything that holds for each refusal."""
-    before = listing(folder)
-    plain = command(*arguments)
-    assert plain.code == 2, plain
-    lines = plain.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("prunekit: "), plain.err
-    message = lines[0].removeprefix("prunekit: ")
-    assert message.endswith("."), message
-    for part in parts:
-        assert part in message, f"{part!r} is not in: {message}"
-    assert "Traceback" not in plain.err and plain.out == ""
-    assert listing(folder) == before
-    machine = command(*arguments, "--json")
-    assert machine.code == 2
-    assert machine.json == {"error": message}
-    assert listing(folder) == before
-    return message
-
-
-def nan_in(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name].view(-1)[7] = float("nan")
-
-    return change
 
 
 def hostile_index(place: Place) -> Path:
@@ -685,139 +570,6 @@ def test_broken_tokenizer_config_stops_a_rebuild(command: Command, shared: Share
         must_refuse(command, tmp_path, place.prune("--plan", shared.plan, model=place.model), (part,))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        SafetensorError("Error while serializing: I/O error: No space left on device"),
-        OSError(errno.ENOSPC, "No space left"),
-    ],
-)
-def test_full_disk_while_writing(
-    error: Exception, command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second shard finds no room; what was written of both goes."""
-    calls = []
-
-    def fill(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
-        calls.append(file)
-        if len(calls) % 2:
-            save_file(tensors, file, metadata=metadata)
-            return
-        Path(file).write_bytes(b"half a shard")
-        raise error
-
-    monkeypatch.setattr(checkpoint, "save_file", fill)
-    place = Place(tmp_path, shared)
-    arguments = place.prune("--plan", shared.plan, "--max-shard", "60KB", "-o", tmp_path / "deep" / "new")
-    must_refuse(command, tmp_path, arguments, ("No space left", "Free some space", "nothing was left behind"))
-    assert len(calls) == 4 and calls[0].parent != tmp_path
-
-
-def test_full_disk_keeps_what_was_to_be_replaced(
-    command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = Place(tmp_path, shared)
-    pruned = place.pruned
-    arguments = place.prune("--plan", shared.plan, "--overwrite", "-o", pruned)
-    real = os.replace
-
-    def refuse(old: Any, new: Any) -> None:
-        # The last step: the new folder takes the name of the old one, which has just been moved away.
-        if Path(new) == pruned and not str(old).endswith("replaced"):
-            raise OSError(errno.EIO, "Input/output error")
-        real(old, new)
-
-    monkeypatch.setattr(os, "replace", refuse)
-    must_refuse(command, tmp_path, arguments, ("Input/output error",))
-    monkeypatch.undo()
-    assert (pruned / "prunekit.json").read_bytes() == (shared.pruned / "prunekit.json").read_bytes()
-
-
-def test_full_disk_keeps_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "plan.json"
-    file.write_text("old")
-
-    def refuse(old: Any, new: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PrunekitError, match="No space left"):
-        write_bytes(file, b"new")
-    assert listing(tmp_path) == {"plan.json": 3} and file.read_text() == "old"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=["python", "cuda", "cpu"],
-)
-def test_out_of_memory(
-    error: Exception, command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any, **options: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(checkpoint, "save_file", fail)
-    must_refuse(
-        command, tmp_path, Place(tmp_path, shared).prune("--plan", shared.plan), ("Not enough memory", "bfloat16")
-    )
-
-
-@pytest.mark.parametrize("flags", [(), ("--json",)])
-def test_interrupt_while_writing(
-    flags: tuple[str, ...], command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
-        Path(file).write_bytes(b"half a shard")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save_file", interrupt)
-    done = command(*Place(tmp_path, shared).prune("--plan", shared.plan, "-o", tmp_path / "deep" / "new", *flags))
-    assert done.code == 130
-    assert done.err.splitlines() == ["prunekit: stopped; nothing half-written was left behind."]
-    assert listing(tmp_path) == {}
-
-
-_SLOW = """
-import time, pathlib
-from prunekit import checkpoint
-real = checkpoint.save_file
-def slow(tensors, file, metadata):
-    real(tensors, file, metadata=metadata)
-    if str(file).endswith("shard-1.safetensors"):
-        print("writing", flush=True)
-        time.sleep(60)
-checkpoint.save_file = slow
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_signals_while_writing(number: int, shared: Shared, tmp_path: Path) -> None:
-    """Ctrl-C and a polite end clean up; after SIGKILL nothing looks like a model, and the name is free."""
-    process = start(*Place(tmp_path, shared).prune("--plan", shared.plan, "--max-shard", "60KB"), code=_SLOW)
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
-    begun = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - begun < 20
-    assert "Traceback" not in err
-    assert not (tmp_path / "new").exists()
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-        # The weights come first: without config.json and manifest, no tool takes the remains for a model.
-        assert not [
-            name for name in listing(tmp_path) if name.endswith("config.json") or name.endswith("prunekit.json")
-        ]
-    else:
-        assert process.returncode == 128 + number
-        assert len(err.splitlines()) == 1 and "nothing half-written" in err
-        assert listing(tmp_path) == {}
-
-
 def test_in_processes_of_their_own(shared: Shared, tmp_path: Path) -> None:
     """What this process has loaded and patched plays no part; libraries add no line to stderr."""
     place = Place(tmp_path, shared)
@@ -831,20 +583,6 @@ def test_in_processes_of_their_own(shared: Shared, tmp_path: Path) -> None:
         assert done.code == 2 and len(done.err.splitlines()) == 1 and part in done.err, done
         assert done.json == {"error": done.err.removeprefix("prunekit: ").strip()}
         assert listing(tmp_path) == before
-
-
-def test_a_bug_keeps_its_traceback(
-    command: Command, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only what a user can put right is worded: anything else must stay loud, and still leave nothing behind."""
-
-    def bug(*args: Any, **options: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(checkpoint, "save_file", bug)
-    with pytest.raises(ZeroDivisionError):
-        command(*Place(tmp_path, shared).prune("--plan", shared.plan))
-    assert listing(tmp_path) == {}
 
 
 def test_a_plan_refuses_options_it_has_decided(command: Command, shared: Shared, tmp_path: Path) -> None:
