@@ -129,7 +129,9 @@ class Bench:
     """The dense model, and what all combinations share: text, level database, widths."""
 
     def __init__(self, options: argparse.Namespace):
+        from prunekit.calibration import CalibrationConfig, load_calibration
         from prunekit.evaluate import EvalConfig, read_texts
+        from prunekit.methods import METHODS
         from prunekit.mix import calibration_text
         from prunekit.planner import level_store
         from prunekit.precision import has_fast_products
@@ -146,6 +148,10 @@ class Bench:
         calibration = calibration_text(self._mix(), tokenizer, self._source, "auto")
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
+        # Widths by turns of the residual stream score at each of many steps: on as little text as their method does.
+        own = METHODS["adapt-pruner"]
+        few = CalibrationConfig(options.calib, own.sequences, own.length, own.batch_size, seed=options.seed)
+        self._few = load_calibration(few, tokenizer)
         self._fast = has_fast_products(self._model.device)
         self._scales = RescaleConfig()
         self._solved, self._tuned = self._scales.split(calibration.input_ids, written)
@@ -204,15 +210,19 @@ class Bench:
         kept: list[dict[str, Any]] = found.to_dict()["results"]
         return kept
 
+    def _drawn(self, units: str, layers: str | None, step: int) -> torch.Tensor:
+        if layers is not None:
+            return self._few.step(step).input_ids
+        # Loss curves take the mix, scores what the model has not written.
+        return self._text.mixed if units == "curves" else self._text.others[: self._options.scored]
+
     def _session(self, units: str, layers: str | None, model: Any = None) -> Session:
         from prunekit.session import Session
 
-        text = self._text.others[: self._options.scored]
         return Session(
             model or self._model,
             self._source.family,
-            # Loss curves take the mix, scores what the model has not written.
-            lambda step: self._text.mixed if units == "curves" else text,
+            lambda step: self._drawn(units, layers, step),
             importance="fisher" if units == "curves" else units,
             layer_importance=layers,
             batch_size=8,
