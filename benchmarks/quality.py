@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--set", choices=sorted(SETS), default="methods")
     parser.add_argument("--only", action="append", metavar="LABEL", help="repeatable: only these of the set")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, …")
+    parser.add_argument("--seed", action="append", type=int, help="repeatable: these seeds instead")
     parser.add_argument("--sequences", type=int, help="calibration sequences of every method (default: each its own)")
     parser.add_argument("--length", type=int, help="tokens in each")
     parser.add_argument("--ffn-multiple", type=int, default=1)
@@ -91,7 +92,7 @@ def main() -> None:
     report = _load(options)
     for share in options.blocks or [0.79]:
         for label, arguments in chosen.items():
-            for seed in range(options.seeds):
+            for seed in options.seed or range(options.seeds):
                 key = {"method": label, "blocks": share, "seed": seed}
                 if any(all(run[name] == value for name, value in key.items()) for run in report["runs"]):
                     continue
