@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunekit.allocation import Problem
+    from prunekit.calibration import Calibration
     from prunekit.levels import Levels
     from prunekit.plan import LayerKeep
     from prunekit.session import Session
@@ -129,13 +131,11 @@ class Bench:
     """The dense model, and what all combinations share: text, level database, widths."""
 
     def __init__(self, options: argparse.Namespace):
-        from prunekit.calibration import CalibrationConfig, load_calibration
         from prunekit.evaluate import EvalConfig, read_texts
-        from prunekit.methods import METHODS
         from prunekit.mix import calibration_text
         from prunekit.planner import level_store
         from prunekit.precision import has_fast_products
-        from prunekit.rescale import RescaleConfig, final_hidden
+        from prunekit.rescale import RescaleConfig
         from prunekit.source import load_model, load_tokenizer, resolve
 
         self._options = options
@@ -148,14 +148,9 @@ class Bench:
         calibration = calibration_text(self._mix(), tokenizer, self._source, "auto")
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
-        # Widths by turns of the residual stream score at each of many steps: on as little text as their method does.
-        own = METHODS["adapt-pruner"]
-        few = CalibrationConfig(options.calib, own.sequences, own.length, own.batch_size, seed=options.seed)
-        self._few = load_calibration(few, tokenizer)
         self._fast = has_fast_products(self._model.device)
         self._scales = RescaleConfig()
         self._solved, self._tuned = self._scales.split(calibration.input_ids, written)
-        self._wanted = final_hidden(self._model, self._tuned, self._scales.batch_size, self._fast)
         computed = {"dtype": str(self._model.dtype).removeprefix("torch."), "device": self._model.device.type}
         if self._fast:
             computed["products"] = "bfloat16"
@@ -173,6 +168,24 @@ class Bench:
         source = f"{self._options.calib}:{1 - share:g},self:{share:g}" if share else self._options.calib
         given = self._options
         return CalibrationConfig(source, given.sequences, given.length, batch_size=8, seed=given.seed)
+
+    @cached_property
+    def _few(self) -> Calibration:
+        """What widths by turns of the residual stream are scored on, at each of many steps: as little as their method
+        takes."""
+        from prunekit.calibration import CalibrationConfig, load_calibration
+        from prunekit.methods import METHODS
+
+        own, given = METHODS["adapt-pruner"], self._options
+        few = CalibrationConfig(given.calib, own.sequences, own.length, own.batch_size, seed=given.seed)
+        return load_calibration(few, self._tokenizer)
+
+    @cached_property
+    def _wanted(self) -> torch.Tensor:
+        """What the dense model has to say on the text of rescaling."""
+        from prunekit.rescale import final_hidden
+
+        return final_hidden(self._model, self._tuned, self._scales.batch_size, self._fast)
 
     def run(self, widths: str, units: str) -> list[dict[str, Any]]:
         """One combination, a record a stage. Seconds are of the stage, the levels' and widths' left out."""
@@ -197,8 +210,9 @@ class Bench:
         record("refit", model, time.perf_counter() - started)
         if not self._options.rescale:
             return made
+        wanted = self._wanted
         started = time.perf_counter()
-        rescale(model, self._tuned, self._wanted, self._scales, seed=self._options.seed, fast=self._fast)
+        rescale(model, self._tuned, wanted, self._scales, seed=self._options.seed, fast=self._fast)
         record("rescaled", model, time.perf_counter() - started)
         return made
 

@@ -21,7 +21,7 @@ from prunekit.plan import LayerKeep
 from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
 from prunekit.shape import ModelShape
-from prunekit.slicing import expand, unit_slots
+from prunekit.slicing import coupling_index, unit_slots
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -203,32 +203,33 @@ class _Walk:
         self,
         dense: nn.Module,
         cut: nn.Module,
-        keep: LayerKeep,
         index: int,
         kind: Kind,
         hidden: torch.Tensor,
         same: bool,
+        kept: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What enters the output projection of ``cut`` for a batch of the pruned stream, and, where ``same`` asks for
-        it, what the dense sub-layer makes of that batch. As little as possible is computed twice."""
+        it, what the dense sub-layer makes of that batch: that tells both where :meth:`_kept` says which inputs stay."""
         parts = self.parts
-        # The dense sub-layer makes the kept units' own outputs too, unless heads are merged or normalised together.
-        together = kind == "attention" and (_merges(keep, kind) or self.parts.family.wide_norms)
-        if same and not self._corrected and not together:
+        if same and kept is not None:
             z, output = parts.run(dense, index, kind, parts.normed(dense, kind, hidden))
-            kept = self._kept(keep, index, kind).to(z.device)
             return (z if len(kept) == z.shape[-1] else z.index_select(-1, kept)), output
         z, _ = parts.run(cut, index, kind, parts.normed(cut, kind, hidden))
         if not same:
             return z, None
         return z, parts.run(dense, index, kind, parts.normed(dense, kind, hidden))[1]
 
-    def _kept(self, keep: LayerKeep, index: int, kind: Kind) -> torch.Tensor:
-        """Which of the dense output projection's inputs are left, in the order of the cut one's."""
-        if kind == "ffn":
-            return torch.tensor(keep.ffn)
-        slots = unit_slots(keep, self._shape.layers[index], keep.shape)
-        return expand(slots["query"], self._shape.head_dim)
+    def _kept(self, keep: LayerKeep, index: int, kind: Kind) -> torch.Tensor | None:
+        """Which of the dense output projection's inputs are left, in the order of the cut one's; None where kept units
+        give something else there than in the dense layer: heads that are merged, or normalised together, or units
+        that read corrected inputs."""
+        together = kind == "attention" and (_merges(keep, kind) or self.parts.family.wide_norms)
+        if self._corrected or together:
+            return None
+        dense = self._shape.layers[index]
+        slots = unit_slots(keep, dense, keep.shape)
+        return coupling_index(self.parts.output(kind), slots, dense, self._shape.head_dim)
 
     def _fit(
         self,
@@ -250,10 +251,12 @@ class _Walk:
             start = torch.cat([start, projection.bias.double()[:, None]], 1)
         fit, held = (Moments(start.shape[1], start.shape[0], start.device, self.parts.fast) for _ in range(2))
         every = max(2, round(1 / config.held_out))
+        kept = self._kept(keep, index, kind)
+        kept = None if kept is None else kept.to(start.device)
         inputs = []
         seen = 0
         for place, hidden in enumerate(self.pruned):
-            z, same = self._inputs_and_same(dense, cut, keep, index, kind, hidden, config.towards < 1)
+            z, same = self._inputs_and_same(dense, cut, index, kind, hidden, config.towards < 1, kept)
             inputs.append(z)
             # Behind a norm, what is to be added to the stream says nothing linear about the projection's output.
             wanted = outputs[place].float() if outputs else self.dense[place].float() - hidden.float()

@@ -42,11 +42,12 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
     from safetensors.torch import load_file, save
 
     sizes = _chunks(config.sequences)
+    folder = _folder(source, config.length, config.seed, device)
     blocks: list[torch.Tensor] = []
     sampler: Callable[[int, int], torch.Tensor] | None = None
     with progress("Writing calibration text", sum(sizes)) as advance:
         for chunk, size in enumerate(sizes):
-            file = _folder(source, config.length, config.seed, device) / f"{chunk}-{size}.safetensors"
+            file = folder / f"{chunk}-{size}.safetensors"
             try:
                 blocks.append(load_file(file)["ids"])
             except (OSError, SafetensorError, KeyError):

@@ -87,9 +87,13 @@ class Sublayers:
             handle.remove()
         return caught[0]
 
+    def output(self, kind: Kind) -> Coupling:
+        """How the output projection (o_proj or down_proj) hangs together with the sub-layer's units."""
+        return self._names[kind].output
+
     def output_name(self, kind: Kind) -> str:
         """The output projection's name in a layer: that of o_proj or down_proj."""
-        return self._names[kind].output.module
+        return self.output(kind).module
 
     def input_names(self, kind: Kind) -> tuple[str, ...]:
         """Names in a layer of the projections that read the sub-layer's input: those of q, k, v or gate and up."""

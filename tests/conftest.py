@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch, tokenizers and huggingface_hub are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -23,9 +25,29 @@ from prunekit.rounding import Rounding
 from prunekit.source import Source, resolve
 from prunekit.targets import parse_target
 
+if TYPE_CHECKING:
+    from command import Command
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``command("plan", path, ...)`` runs prunekit's entry point in this process."""
+    from command import make_command
+
+    return make_command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def single_threaded() -> Iterator[None]:
+    """For a module of tiny models."""
+    from tiny import one_thread
+
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

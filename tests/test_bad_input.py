@@ -9,28 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Command, listing, make_command, run_apart, save_tiny
+from command import Command, listing, run_apart, save_tiny
 from spoiled import Place, Shared, make_shared, must_refuse, nan_in
-from tiny import one_thread
 from tiny_text import tiny_tokenizer
 
 from prunekit.families import supported
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("single_threaded")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return make_shared(tmp_path_factory.mktemp("shared"))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def hostile_index(place: Place) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import QUICK, Command, make_command, save_tiny, write_text
+from command import QUICK, Command, save_tiny, write_text
 from tiny import VOCAB, one_thread, random_plan, tiny_model, zeroed_model
 from transformers import AutoModelForCausalLM
 
@@ -43,11 +43,6 @@ CLOSE = 1e-5
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import QUICK, SENTENCE, Command, make_command, save_tiny, write_text
-from tiny import one_thread
+from command import QUICK, SENTENCE, Command, save_tiny, write_text
 
 from prunekit.cli import main
 from prunekit.source import load_model, load_tokenizer, resolve
@@ -19,10 +18,7 @@ from prunekit.source import load_model, load_tokenizer, resolve
 NEW = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("single_threaded")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +30,6 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(sys, "argv", ["prunekit", *arguments, "--calib", str(write_text(place / "text.txt")), *QUICK])
         main()
     return place / "pruned"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Command, make_command, save_tiny, write_text
+from command import Command, save_tiny, write_text
 from tiny import MODEL_TYPES, VOCAB, one_thread, tiny_model
 from tiny_text import BOS, tiny_tokenizer
 
@@ -123,11 +123,6 @@ def test_what_does_not_fit_is_refused():
         model.lm_head.weight[3, 3] = math.nan
     with pytest.raises(PrunekitError, match=r"^halved gave logits that are not numbers on t;"):
         generation_quality(model, None, random_ids(90), CONFIG, name="halved", text="t")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def test_command(command: Command, tmp_path: Path):

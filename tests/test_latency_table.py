@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Command, make_command, save_tiny, write_text
+from command import Command, save_tiny, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import MODEL_TYPES, one_thread
@@ -35,11 +35,6 @@ def _small_and_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("PRUNEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(latency, "_WORKING_SET", {"prefill": 1 << 18, "decode": 1 << 18})
         yield
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

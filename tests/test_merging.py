@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Command, make_command, write_text
+from command import Command, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
@@ -395,11 +395,6 @@ def test_refit_solves_o_proj_on_what_merged_heads_give(model_type: str) -> None:
 
 
 SHORT = ("--sequences", "24", "--length", "16", "--batch-size", "8", "--ffn-multiple", "1", "--device", "cpu")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def test_from_the_command_line(command: Command, tmp_path: Path) -> None:

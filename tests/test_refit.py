@@ -63,7 +63,8 @@ def test_kept_units_give_what_the_cut_layer_gives(model_type):
             cut = cut_layer(model, family, plan.source, dense, keep)
             for kind in KINDS:
                 hidden = walk.pruned[0]
-                z, same = walk._inputs_and_same(dense, cut, keep, keep.index, kind, hidden, True)
+                kept = walk._kept(keep, keep.index, kind)
+                z, same = walk._inputs_and_same(dense, cut, keep.index, kind, hidden, True, kept)
                 own, _ = parts.run(cut, keep.index, kind, parts.normed(cut, kind, hidden))
                 _, whole = parts.run(dense, keep.index, kind, parts.normed(dense, kind, hidden))
                 torch.testing.assert_close(z, own)

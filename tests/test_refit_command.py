@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import DEFAULT, Command, make_command, save_tiny, write_text
+from command import DEFAULT, Command, save_tiny, write_text
 from tiny import one_thread
 
 from prunekit.plan import Plan
@@ -25,11 +25,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

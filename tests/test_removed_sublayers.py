@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Command, make_command, save_tiny, write_text
+from command import Command, save_tiny, write_text
 from fake_session import SMOLLM2, FakeSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -421,11 +421,6 @@ def test_layers_that_all_lack_the_same_are_no_stock_layers(tmp_path: Path) -> No
     written = rebuild(source, plan, tmp_path / "out")
     assert written.architecture == "PrunedLlamaForCausalLM" and written.parameters == plan.shape.parameters
     assert resolve(str(tmp_path / "out")).shape == plan.shape
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def _fail(command: Command, *arguments: object) -> str:

@@ -11,31 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from command import Command, listing, make_command, start
+from command import Command, listing, start
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from spoiled import Place, Shared, make_shared, must_refuse
-from tiny import one_thread
 
 from prunekit import checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.files import write_bytes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("single_threaded")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return make_shared(tmp_path_factory.mktemp("shared"))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

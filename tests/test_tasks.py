@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command import Command, make_command, save_tiny
+from command import Command, save_tiny
 from tiny import one_thread, tiny_model
 from tiny_text import tiny_tokenizer
 
@@ -465,11 +465,6 @@ def test_without_lm_eval(data, monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
     with pytest.raises(PrunekitError, match=r"run `pip install prunekit\[eval\]`"):
         prepare_tasks(TasksConfig(("mmlu",), data))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def test_command(command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
