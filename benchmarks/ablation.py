@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from report_file import begun, save
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the evaluation (bfloat16: half the time here)")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    report = _load(options)
+    report = begun(options.output, "ablation", _asked(options))
     bench = Bench(options)
     for name in options.only or WIDTHS:
         for units in options.units or UNITS:
@@ -75,34 +76,18 @@ def main() -> None:
                 continue
             print(f"{name}, {units} …", file=sys.stderr, flush=True)
             report["runs"] += bench.run(name, units)
-            _save(options.output, report)
+            save(options.output, report)
     print(table(report))
     options.output.with_suffix(".md").write_text(table(report) + "\n", encoding="utf-8")
 
 
-def _load(options: argparse.Namespace) -> dict[str, Any]:
-    from prunekit.machine import describe_machine
-    from prunekit.provenance import versions
-    from prunekit.source import pick_device
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What rows of one report must have in common."""
     from prunekit.text import source_name
 
     asked = {name: value for name, value in vars(options).items() if name not in _FREE}
     asked |= {"model": source_name(options.model), "calib": source_name(options.calib)}
-    asked["text"] = [source_name(text) for text in options.text]
-    if options.output.exists():
-        report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
-        if report["asked"] != asked:
-            sys.exit(f"{options.output} was made with other settings: {report['asked']}. Choose another --output.")
-        return report
-    machine = describe_machine(pick_device("auto"))
-    return {"format": "prunekit-ablation", "asked": asked, "machine": machine, "versions": versions(), "runs": []}
-
-
-def _save(path: Path, report: dict[str, Any]) -> None:
-    from prunekit.files import write_text
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(report, indent=1) + "\n")
+    return asked | {"text": [source_name(text) for text in options.text]}
 
 
 def _remember(base: Any) -> None:

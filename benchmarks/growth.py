@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from report_file import begun, save
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,7 +47,11 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.one), options.device)))
         return
     base = BASE | {"width": BASE["width"] * options.scale}
-    report = _begun(options)
+    asked = {name: getattr(options, name) for name in ("repeats", "device", "scale")}
+    report = begun(options.output, "growth", asked, options.device)
+    report["command"] = " ".join(
+        ["python benchmarks/growth.py", *(f"--{name} {value}" for name, value in asked.items())]
+    )
     rows = report["runs"]
     for size in sizes(base):
         if any(row["size"] == size for row in rows):
@@ -54,7 +60,7 @@ def main() -> None:
         runs = [_apart(size, options.device) for _ in range(options.repeats)]
         rows.append({"size": size, **_medians(runs)})
         report["exponents"] = exponents(rows, base)
-        _save(options.output, report)
+        save(options.output, report)
     print(table(report))
 
 
@@ -67,36 +73,6 @@ def sizes(base: dict[str, int]) -> list[dict[str, int]]:
             if size not in made:
                 made.append(size)
     return made
-
-
-def _begun(options: argparse.Namespace) -> dict[str, Any]:
-    """The report so far. A file of other settings is refused: its rows could not be compared with new ones."""
-    from prunekit.machine import describe_machine
-    from prunekit.provenance import versions
-
-    asked = {name: getattr(options, name) for name in ("repeats", "device", "scale")}
-    if options.output and options.output.exists():
-        report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
-        if report.get("asked") != asked:
-            sys.exit(f"{options.output} was made with other settings: {report.get('asked')}. Choose another --output.")
-        return report
-    given = " ".join(f"--{name} {value}" for name, value in asked.items())
-    return {
-        "format": "prunekit-growth",
-        "asked": asked,
-        "command": f"python benchmarks/growth.py {given}",
-        "machine": describe_machine(options.device),
-        "versions": versions(),
-        "runs": [],
-        "exponents": {},
-    }
-
-
-def _save(path: Path | None, report: dict[str, Any]) -> None:
-    from prunekit.files import write_text
-
-    if path:
-        write_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def _apart(size: dict[str, int], device: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from report_file import begun, save
+
 # Each a label and what `prunekit prune` is told beside model, target, text and seed.
 METHODS: dict[str, str] = {
     "random": "--method random",
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     chosen = {name: SETS[options.set][name] for name in options.only or SETS[options.set]}
-    report = _load(options)
+    report = begun(options.output, "quality", _asked(options))
     for share in options.blocks or [0.79]:
         for label, arguments in chosen.items():
             for seed in options.seed or range(options.seeds):
@@ -98,20 +100,17 @@ def main() -> None:
                     continue
                 print(f"{label}, {share:.0%} of the blocks, seed {seed} …", file=sys.stderr, flush=True)
                 report["runs"].append({**key, **_run(options, arguments, share, seed)})
-                _save(options.output, report)
+                save(options.output, report)
     print(table(report))
     options.output.with_suffix(".md").write_text(table(report) + "\n", encoding="utf-8")
     draw(report, options.output.with_suffix(".png"))
 
 
-def _load(options: argparse.Namespace) -> dict[str, Any]:
-    """The report so far. A file of other settings is refused: its rows could not be compared with new ones."""
-    from prunekit.machine import describe_machine
-    from prunekit.provenance import versions
-    from prunekit.source import pick_device
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What rows of one report must have in common."""
     from prunekit.text import source_name
 
-    asked = {
+    return {
         "model": source_name(options.model),
         "calib": [source_name(part) for part in options.calib.split(",")],
         "texts": [source_name(text) for text in options.text],
@@ -121,26 +120,6 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": options.max_tokens,
         "dtype": options.dtype,
     }
-    if options.output.exists():
-        report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
-        if report["asked"] != asked:
-            sys.exit(f"{options.output} was made with other settings: {report['asked']}. Choose another --output.")
-        return report
-    return {
-        "format": "prunekit-quality",
-        "asked": asked,
-        "machine": describe_machine(pick_device("auto")),
-        "versions": versions(),
-        "dense": None,
-        "runs": [],
-    }
-
-
-def _save(path: Path, report: dict[str, Any]) -> None:
-    from prunekit.files import write_text
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ _NOT_FINITE = (
     "The inputs of a projection can't be refitted: their moments are not finite or the ridge is too small for them. "
     "Give more calibration text, or a larger --ridge."
 )
+# The least rows of a product that are worth making by themselves.
+_BLOCK = 256
 
 
 class Moments:
@@ -27,11 +29,25 @@ class Moments:
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", fast: bool = False):
-        self.zz = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self._zz = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self._mirrored = True
         self.yz = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
         self.yy = 0.0
         self.tokens = 0
         self._fast = fast
+
+    @property
+    def zz(self) -> torch.Tensor:
+        """ZᵀZ [n, n], float64."""
+        if not self._mirrored:
+            for block in _blocks(len(self._zz)):
+                self._zz[block.stop :, block] = self._zz[block, block.stop :].T
+            self._mirrored = True
+        return self._zz
+
+    @zz.setter
+    def zz(self, made: torch.Tensor) -> None:
+        self._zz, self._mirrored = made, True
 
     def add(self, z_Tn: torch.Tensor, y_Td: torch.Tensor, weight_T: torch.Tensor | None = None) -> None:
         """One batch of inputs and of the outputs wanted for them; ``weight_T`` says how much each token counts."""
@@ -40,8 +56,11 @@ class Moments:
             root = weight_T.sqrt()[:, None]
             z, y = z * root, y * root
         with fast_sums(z.device, self._fast):
-            self.zz += z.T @ z
+            # What lies below the diagonal is what lies above it: a third of the products less.
+            for block in _blocks(z.shape[1]):
+                self._zz[block, block.start :] += z[:, block].T @ z[:, block.start :]
             self.yz += y.T @ z
+        self._mirrored = False
         self.yy += float(y.double().square().sum())
         self.tokens += len(z)
 
@@ -57,6 +76,12 @@ class Moments:
         made.zz, made.yz = self.zz[kept][:, kept], self.yz[:, kept]
         made.yy, made.tokens = self.yy, self.tokens
         return made
+
+
+def _blocks(size: int) -> list[slice]:
+    """Rows of a symmetric matrix of ``size``, in up to four blocks, none too small to be multiplied fast."""
+    step = max(_BLOCK, -(-size // 4))
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def solve(moments: Moments, weight_dn: torch.Tensor, ridge: float) -> torch.Tensor:

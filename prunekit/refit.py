@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -249,7 +250,8 @@ class _Walk:
         if bias:
             # A bias is one more input that is always 1.
             start = torch.cat([start, projection.bias.double()[:, None]], 1)
-        fit, held = (Moments(start.shape[1], start.shape[0], start.device, self.parts.fast) for _ in range(2))
+        empty = partial(Moments, start.shape[1], start.shape[0], start.device, self.parts.fast)
+        fit, held = empty(), empty() if config.ridge is None else None
         every = max(2, round(1 / config.held_out))
         kept = self._kept(keep, index, kind)
         kept = None if kept is None else kept.to(start.device)
@@ -267,18 +269,18 @@ class _Walk:
             weight = 1 / self.dense[place].float().square().mean(-1).clamp(min=1e-12)
             # Whole sequences are held out: neighbouring tokens are too much alike.
             out = (torch.arange(seen, seen + len(z), device=z.device) % every) == every - 1
-            split = ((fit, ~out), (held, out)) if config.ridge is None else ((fit, slice(None)),)
+            split = ((fit, slice(None)),) if held is None else ((fit, ~out), (held, out))
             for moments, chosen in split:
                 moments.add(*(each[chosen].flatten(0, 1) for each in (z, wanted, weight)))
             seen += len(z)
         ridge = config.ridge or RIDGES[3]
-        if config.ridge is None and held.tokens:
+        if held is not None and held.tokens:
             ridge, trial = best_ridge(fit, held, start, RIDGES, self._ridges.get(kind))
             self._ridges[kind] = ridge
             made.fits.append(ProjectionFit(index, kind, held.error(start), held.error(trial), ridge))
-        # Once the ridge is known, what was held out counts too.
-        fit.zz += held.zz
-        fit.yz += held.yz
+            # Once the ridge is known, what was held out counts too.
+            fit.zz += held.zz
+            fit.yz += held.yz
         solved = solve(fit, start, ridge)
         if not torch.isfinite(solved).all():
             raise PrunekitError(

@@ -98,6 +98,19 @@ def test_weights_say_how_much_a_token_counts():
     assert counted.error(weight) == pytest.approx(repeated.error(weight), rel=1e-4)
 
 
+@pytest.mark.parametrize("inputs", [1, 256, 257, 700, 1300])
+def test_moments_of_many_inputs(inputs):
+    """They are made a few rows at a time, and only above the diagonal."""
+    generator = torch.Generator().manual_seed(0)
+    z, y = (torch.randn(30, count, generator=generator) for count in (inputs, 3))
+    moments = Moments(inputs, 3)
+    for batch in (slice(0, 20), slice(20, None)):
+        moments.add(z[batch], y[batch])
+        exact = z[: batch.stop].double().T @ z[: batch.stop].double()
+        assert torch.allclose(moments.zz, exact, atol=1e-4)
+    assert torch.allclose(moments.yz, y.double().T @ z.double(), atol=1e-4)
+
+
 def test_ridge_is_the_one_that_holds_on_other_text():
     z, y, weight, _ = _problem(tokens=400, noise=20.0)
     fit, held = Moments(12, 5), Moments(12, 5)
