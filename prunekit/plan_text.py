@@ -8,6 +8,7 @@ from prunekit.calibration import Calibration, CalibrationConfig
 from prunekit.errors import PrunekitError
 from prunekit.mix import Mixed, calibration_text
 from prunekit.source import load_tokenizer
+from prunekit.text import SELF
 
 if TYPE_CHECKING:
     from prunekit.plan import Plan
@@ -19,7 +20,8 @@ _FIELDS = ("sequences", "length", "seed", "field", "split")
 def text_of(
     source: Source, plan: Plan, given: str | None, what_for: str, *, batch_size: int, device: str = "auto"
 ) -> Calibration | Mixed:
-    """The calibration text of ``plan``, token for token.
+    """The calibration text of ``plan``, token for token. Only what the model writes itself may be another text, for it
+    is one on another kind of machine (:func:`rewritten`).
 
     ``given`` says where it is, if it was a file: plans don't hold paths. ``what_for`` ends the sentence "the plan's …".
     Raises PrunekitError where it is missing or another text.
@@ -36,6 +38,18 @@ def text_of(
         made = calibration_text(config, load_tokenizer(source), source, device)
     except PrunekitError as error:
         raise PrunekitError(f"{str(error).rstrip('.')}; {advice}.") from None
-    if set(_FIELDS[:3]) - set(settings) or made.fingerprint != made_with.get("fingerprint"):
+    if set(_FIELDS[:3]) - set(settings) or _read(made.describe()) != _read(made_with):
         raise PrunekitError(f"The calibration text is another one: {advice}.")
     return made
+
+
+def rewritten(plan: Plan, made: Calibration | Mixed) -> bool:
+    """Whether :func:`text_of` gave another text than that of ``plan``, since the model wrote its part anew."""
+    return bool(made.fingerprint != plan.provenance["calibration"]["fingerprint"])
+
+
+def _read(described: dict[str, Any]) -> list[Any]:
+    """The fingerprints of all parts that the model has not written itself, in their order."""
+    mix = described.get("mix")
+    parts = mix if isinstance(mix, list) else [described]
+    return [SELF if part.get("source") == SELF else part.get("fingerprint") for part in parts if isinstance(part, dict)]

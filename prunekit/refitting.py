@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.plan_text import text_of
+from prunekit.plan_text import rewritten, text_of
 from prunekit.progress import progress
 from prunekit.refit import RefitConfig, Refitted, layer_weights, refit
 from prunekit.rescale import RescaleConfig, final_hidden, rescale
@@ -53,7 +54,8 @@ def refit_plan(
     device: str = "auto",
 ) -> Refitted:
     """Solve what ``plan`` leaves of ``source`` anew on the calibration text that the plan was made with, and tune its
-    scales on a part of that text which the refit did not see, where the plan says so.
+    scales on a part of that text which the refit did not see, where the plan says so. On another kind of machine the
+    model writes its part of that text anew, and ``text`` of the result describes what it was.
 
     ``text`` says where it is, if it was a file: plans don't hold paths. Where ``dtype`` is left to be chosen, CPUs made
     for it may compute products in bfloat16. Raises PrunekitError where the text is another one, or where something is
@@ -80,8 +82,9 @@ def refit_plan(
                 advance=advance,
             )
 
+    text_now = calibration.describe() if rewritten(plan, calibration) else None
     if scales is None:
-        return solve(ids)
+        return replace(solve(ids), text=text_now)
     ids, kept_back = scales.split(ids, calibration.written)
     # While the model is still the dense one.
     wanted = final_hidden(model, kept_back, scales.batch_size, fast)
@@ -97,5 +100,4 @@ def refit_plan(
             fast=fast,
             advance=advance,
         )
-    made.weights = layer_weights(model, plan.layers)
-    return made
+    return replace(made, weights=layer_weights(model, plan.layers), text=text_now)

@@ -13,6 +13,7 @@ import torch
 from command import DEFAULT, Command, save_tiny, write_text
 from tiny import one_thread
 
+from prunekit import self_text
 from prunekit.plan import Plan
 from prunekit.rescale import RescaleConfig
 from prunekit.source import load_model, resolve
@@ -84,6 +85,33 @@ def test_a_plan_with_a_refit_is_applied_later_as_it_would_have_been_at_once(
     said = _fail(command, *apply, "--calib", other, "-o", tmp_path / "no")
     assert "another one" in said and "text.txt" in said
     assert not (tmp_path / "no").exists()
+
+
+def test_a_plan_is_applied_where_the_model_writes_other_text(
+    command: Command, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another kind of machine: no text that is given there could be the plan's."""
+    mix, plan = f"{text}:0.5,self:0.5", tmp_path / "plan.json"
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", mix, *SHORT)
+    _succeed(command, "plan", *arguments, "-o", plan)
+    apply = ("prune", model, "--plan", plan, "--calib", mix, "--batch-size", "8", "--device", "cpu")
+    assert "refitted_on" not in _succeed(command, *apply, "-o", tmp_path / "here")
+    monkeypatch.setattr(self_text, "_folder", lambda *args: tmp_path / "written elsewhere")
+    monkeypatch.setattr(self_text, "_digest", lambda seed, chunk: b"another")
+    said = _succeed(command, *apply, "-o", tmp_path / "there")["refitted_on"]
+    here, there = (Plan.load(tmp_path / name / "plan.json") for name in ("here", "there"))
+    assert there.provenance["refitted_on"] == said and there.layers == here.layers
+    made_on = here.provenance["calibration"]
+    assert there.provenance["calibration"] == made_on and "refitted_on" not in here.provenance
+    read, written = zip(said["mix"], made_on["mix"], strict=True)
+    assert read[0]["fingerprint"] == read[1]["fingerprint"] and written[0]["fingerprint"] != written[1]["fingerprint"]
+    shown = command(*apply, "-o", tmp_path / "shown")
+    assert shown.code == 0 and "another kind of machine" in " ".join(shown.out.split())
+    # What was read must still be the same.
+    other = write_text(tmp_path / "text.txt", 12_000)
+    other.write_text(other.read_text()[::-1])
+    apply = (*apply[:4], "--calib", f"{other}:0.5,self:0.5")
+    assert "another one" in _fail(command, *apply, "-o", tmp_path / "no")
 
 
 def test_the_default_method_refits(command: Command, model: Path, text: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -265,7 +266,7 @@ def prune(
         made, written = _slice(source, settings, output, store_dtype, overwrite, shard_bytes)
     else:
         made = made or _make(source, settings or {}, store_dtype)
-        solved = _weights(
+        made, solved = _solved(
             source, made, calib or (settings["chosen"].calib if settings else None), batch_size, dtype, device
         )
         written = rebuild(
@@ -294,18 +295,22 @@ def _computes(plan: Plan) -> bool:
     return refit_config(plan) is not None or is_compensated(plan)
 
 
-def _weights(
+def _solved(
     source: Source, plan: Plan, text: str | None, batch_size: int | None, dtype: str, device: str
-) -> dict[str, Any] | None:
-    """What is computed between plan and rebuild: refitted projections, or FLAP's biases; None where nothing is."""
+) -> tuple[Plan, dict[str, Any] | None]:
+    """What is computed between plan and rebuild: refitted projections, or FLAP's biases; None where nothing is. And the
+    plan, with the text that it was refitted on if that is not its own."""
     from prunekit.compensation import compensate, is_compensated
     from prunekit.refitting import refit_config, refit_plan
 
     if refit_config(plan) is not None:
-        return refit_plan(source, plan, text, batch_size=batch_size or 8, dtype=dtype, device=device).weights
+        made = refit_plan(source, plan, text, batch_size=batch_size or 8, dtype=dtype, device=device)
+        if made.text is not None:
+            plan = replace(plan, provenance={**plan.provenance, "refitted_on": made.text})
+        return plan, made.weights
     if is_compensated(plan):
-        return compensate(source, plan, text, batch_size=batch_size or 32, dtype=dtype, device=device)
-    return None
+        return plan, compensate(source, plan, text, batch_size=batch_size or 32, dtype=dtype, device=device)
+    return plan, None
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
