@@ -49,9 +49,8 @@ def main() -> None:
     base = BASE | {"width": BASE["width"] * options.scale}
     asked = {name: getattr(options, name) for name in ("repeats", "device", "scale")}
     report = begun(options.output, "growth", asked, options.device)
-    report["command"] = " ".join(
-        ["python benchmarks/growth.py", *(f"--{name} {value}" for name, value in asked.items())]
-    )
+    given = " ".join(f"--{name} {value}" for name, value in asked.items())
+    report["command"] = f"python benchmarks/growth.py {given}"
     rows = report["runs"]
     for size in sizes(base):
         if any(row["size"] == size for row in rows):

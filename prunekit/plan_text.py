@@ -45,7 +45,7 @@ def text_of(
 
 def rewritten(plan: Plan, made: Calibration | Mixed) -> bool:
     """Whether :func:`text_of` gave another text than that of ``plan``, since the model wrote its part anew."""
-    return bool(made.fingerprint != plan.provenance["calibration"]["fingerprint"])
+    return bool(made.fingerprint != plan.provenance["calibration"].get("fingerprint"))
 
 
 def _read(described: dict[str, Any]) -> list[Any]:
