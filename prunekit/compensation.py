@@ -18,12 +18,13 @@ from prunekit.errors import PrunekitError
 from prunekit.families import BIASES, Coupling, Family, unit_rows
 from prunekit.importance.activation import Moments
 from prunekit.plan import Plan
-from prunekit.plan_text import text_of
 from prunekit.progress import progress
 from prunekit.slicing import expand
 from prunekit.source import load_model
 
 if TYPE_CHECKING:
+    from prunekit.calibration import Calibration
+    from prunekit.mix import Mixed
     from prunekit.source import Source
 
 
@@ -119,17 +120,14 @@ def _see(moments: Moments, module: nn.Module, args: tuple[torch.Tensor, ...]) ->
 def compensate(
     source: Source,
     plan: Plan,
-    text: str | None = None,
+    calibration: Calibration | Mixed,
     *,
     batch_size: int = 32,
     dtype: str = "auto",
     device: str = "auto",
 ) -> dict[str, torch.Tensor]:
-    """:func:`output_biases` of ``source`` on the calibration text that ``plan`` was made with.
-
-    ``text`` says where it is, if it was a file: plans don't hold paths. Raises PrunekitError where it is another text.
-    """
-    calibration = text_of(source, plan, text, "means were taken over", batch_size=batch_size, device=device)
+    """:func:`output_biases` of ``source`` on the ``calibration`` text that ``plan`` was made with
+    (:func:`prunekit.plan_text.text_of`)."""
     model = load_model(source, dtype=dtype, device=device)
     passes = -(-len(calibration.input_ids) // batch_size)
     with progress("Compensating", passes) as advance:

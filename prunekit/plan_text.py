@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prunekit.calibration import Calibration, CalibrationConfig
@@ -21,7 +22,7 @@ def text_of(
     source: Source, plan: Plan, given: str | None, what_for: str, *, batch_size: int, device: str = "auto"
 ) -> Calibration | Mixed:
     """The calibration text of ``plan``, token for token. Only what the model writes itself may be another text, for it
-    is one on another kind of machine (:func:`rewritten`).
+    is one on another kind of machine (:func:`told`).
 
     ``given`` says where it is, if it was a file: plans don't hold paths. ``what_for`` ends the sentence "the plan's …".
     Raises PrunekitError where it is missing or another text.
@@ -43,9 +44,11 @@ def text_of(
     return made
 
 
-def rewritten(plan: Plan, made: Calibration | Mixed) -> bool:
-    """Whether :func:`text_of` gave another text than that of ``plan``, since the model wrote its part anew."""
-    return bool(made.fingerprint != plan.provenance["calibration"].get("fingerprint"))
+def told(plan: Plan, made: Calibration | Mixed) -> Plan:
+    """``plan``, which names the text it is ``computed_on`` where :func:`text_of` gave another than its own."""
+    if made.fingerprint == plan.provenance["calibration"].get("fingerprint"):
+        return plan
+    return replace(plan, provenance={**plan.provenance, "computed_on": made.describe()})
 
 
 def _read(described: dict[str, Any]) -> list[Any]:

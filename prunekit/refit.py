@@ -71,14 +71,12 @@ class ProjectionFit:
 @dataclass
 class Refitted:
     """``weights``: every tensor of the layers that stay, by its name in the *source* model
-    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``fits`` says how well each output projection came out,
-    ``rescaled`` what rescaling saw, where there was any, and ``text`` on what text a plan was refitted, where that is
-    not the one it was made with."""
+    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``fits`` says how well each output projection came out, and
+    ``rescaled`` what rescaling saw, where there was any."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     fits: list[ProjectionFit] = field(default_factory=list)
     rescaled: Rescaled | None = None
-    text: dict[str, Any] | None = None
 
 
 def refit(

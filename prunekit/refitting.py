@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.plan_text import rewritten, text_of
 from prunekit.progress import progress
 from prunekit.refit import RefitConfig, Refitted, layer_weights, refit
 from prunekit.rescale import RescaleConfig, final_hidden, rescale
@@ -15,6 +13,8 @@ from prunekit.source import load_model
 if TYPE_CHECKING:
     import torch
 
+    from prunekit.calibration import Calibration
+    from prunekit.mix import Mixed
     from prunekit.plan import Plan
     from prunekit.source import Source
 
@@ -47,23 +47,21 @@ def _config(plan: Plan, name: str, kind: Any) -> Any:
 def refit_plan(
     source: Source,
     plan: Plan,
-    text: str | None = None,
+    calibration: Calibration | Mixed,
     *,
     batch_size: int = 8,
     dtype: str = "auto",
     device: str = "auto",
 ) -> Refitted:
-    """Solve what ``plan`` leaves of ``source`` anew on the calibration text that the plan was made with, and tune its
-    scales on a part of that text which the refit did not see, where the plan says so. On another kind of machine the
-    model writes its part of that text anew, and ``text`` of the result describes what it was.
+    """Solve what ``plan`` leaves of ``source`` anew on the ``calibration`` text that the plan was made with
+    (:func:`prunekit.plan_text.text_of`), and tune its scales on a part of that text which the refit did not see, where
+    the plan says so.
 
-    ``text`` says where it is, if it was a file: plans don't hold paths. Where ``dtype`` is left to be chosen, CPUs made
-    for it may compute products in bfloat16. Raises PrunekitError where the text is another one, or where something is
-    not finite.
+    Where ``dtype`` is left to be chosen, CPUs made for it may compute products in bfloat16. Raises PrunekitError where
+    something is not finite.
     """
     config, scales = refit_config(plan), rescale_config(plan)
     assert config is not None, "the plan asks for no refit"
-    calibration = text_of(source, plan, text, "projections are refitted on", batch_size=batch_size, device=device)
     ids = calibration.input_ids
     model: Any = load_model(source, dtype=dtype, device=device)
     fast = dtype == "auto"
@@ -82,9 +80,8 @@ def refit_plan(
                 advance=advance,
             )
 
-    text_now = calibration.describe() if rewritten(plan, calibration) else None
     if scales is None:
-        return replace(solve(ids), text=text_now)
+        return solve(ids)
     ids, kept_back = scales.split(ids, calibration.written)
     # While the model is still the dense one.
     wanted = final_hidden(model, kept_back, scales.batch_size, fast)
@@ -100,4 +97,5 @@ def refit_plan(
             fast=fast,
             advance=advance,
         )
-    return replace(made, weights=layer_weights(model, plan.layers), text=text_now)
+    made.weights = layer_weights(model, plan.layers)
+    return made

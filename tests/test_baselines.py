@@ -27,6 +27,7 @@ from prunekit.families import FAMILIES
 from prunekit.manifest import verify
 from prunekit.methods import METHODS
 from prunekit.plan import Plan
+from prunekit.plan_text import text_of
 from prunekit.planner import PlanConfig, make_plan
 from prunekit.rounding import Rounding
 from prunekit.scores import LayerScores, Scores
@@ -192,7 +193,8 @@ with torch.no_grad():
 def test_flap_puts_removed_means_into_biases(llama: Source, text: Path, tmp_path: Path) -> None:
     plan = make_plan(llama, config(text, "flap"))
     assert is_compensated(plan) and plan.changes == BIASES and plan.provenance["method"]["compensate"] is True
-    biases = compensate(llama, plan, str(text), device="cpu")
+    calibration = text_of(llama, plan, str(text), "means were taken over", batch_size=32, device="cpu")
+    biases = compensate(llama, plan, calibration, device="cpu")
     written = rebuild(llama, plan, tmp_path / "out", weights=biases)
     # The target holds for all that was written, and nothing more would have fitted.
     budget = plan.provenance["target"]["parameters"]

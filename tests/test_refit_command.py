@@ -95,18 +95,23 @@ def test_a_plan_is_applied_where_the_model_writes_other_text(
     arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", mix, *SHORT)
     _succeed(command, "plan", *arguments, "-o", plan)
     apply = ("prune", model, "--plan", plan, "--calib", mix, "--batch-size", "8", "--device", "cpu")
-    assert "refitted_on" not in _succeed(command, *apply, "-o", tmp_path / "here")
+    assert "computed_on" not in _succeed(command, *apply, "-o", tmp_path / "here")
     monkeypatch.setattr(self_text, "_folder", lambda *args: tmp_path / "written elsewhere")
     monkeypatch.setattr(self_text, "_digest", lambda seed, chunk: b"another")
-    said = _succeed(command, *apply, "-o", tmp_path / "there")["refitted_on"]
+    said = _succeed(command, *apply, "-o", tmp_path / "there")["computed_on"]
     here, there = (Plan.load(tmp_path / name / "plan.json") for name in ("here", "there"))
-    assert there.provenance["refitted_on"] == said and there.layers == here.layers
+    assert there.provenance["computed_on"] == said and there.layers == here.layers
     made_on = here.provenance["calibration"]
-    assert there.provenance["calibration"] == made_on and "refitted_on" not in here.provenance
+    assert there.provenance["calibration"] == made_on and "computed_on" not in here.provenance
     read, written = zip(said["mix"], made_on["mix"], strict=True)
     assert read[0]["fingerprint"] == read[1]["fingerprint"] and written[0]["fingerprint"] != written[1]["fingerprint"]
     shown = command(*apply, "-o", tmp_path / "shown")
     assert shown.code == 0 and "another kind of machine" in " ".join(shown.out.split())
+    # FLAP's means are taken over that text, too.
+    _succeed(command, "plan", model, "--blocks", "0.6", "--method", "flap", "--calib", mix, *SHORT, "-o", plan)
+    monkeypatch.setattr(self_text, "_digest", lambda seed, chunk: b"a third")
+    monkeypatch.setattr(self_text, "_folder", lambda *args: tmp_path / "written somewhere else")
+    assert _succeed(command, *apply, "-o", tmp_path / "flap")["computed_on"] != said
     # What was read must still be the same.
     other = write_text(tmp_path / "text.txt", 12_000)
     other.write_text(other.read_text()[::-1])

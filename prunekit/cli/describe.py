@@ -46,7 +46,7 @@ def plan_summary(plan: Plan, bytes_per_parameter: float) -> dict[str, Any]:
         ],
         "target": plan.provenance.get("target"),
         "method": plan.provenance.get("method"),
-        **{name: plan.provenance[name] for name in ("compensation", "refitted_on") if name in plan.provenance},
+        **{name: plan.provenance[name] for name in ("compensation", "computed_on") if name in plan.provenance},
     }
 
 
@@ -61,7 +61,7 @@ def _notes(plan: Plan) -> list[str]:
     said = plan.provenance.get("compensation")
     if isinstance(said, dict) and "without" in said:
         notes.append(str(said["without"]))
-    if "refitted_on" in plan.provenance:
+    if "computed_on" in plan.provenance:
         notes.append(
             "The model's own part of the calibration text is not what the plan was made with: another kind of machine, "
             "or another version of PyTorch, writes other text. The units are the plan's, their weights differ a little."

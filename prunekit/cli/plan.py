@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -296,20 +295,22 @@ def _computes(plan: Plan) -> bool:
 
 
 def _solved(
-    source: Source, plan: Plan, text: str | None, batch_size: int | None, dtype: str, device: str
+    source: Source, plan: Plan, given: str | None, batch_size: int | None, dtype: str, device: str
 ) -> tuple[Plan, dict[str, Any] | None]:
     """What is computed between plan and rebuild: refitted projections, or FLAP's biases; None where nothing is. And the
-    plan, with the text that it was refitted on if that is not its own."""
+    plan, with the text that this was computed on if that is not its own."""
     from prunekit.compensation import compensate, is_compensated
+    from prunekit.plan_text import text_of, told
     from prunekit.refitting import refit_config, refit_plan
 
     if refit_config(plan) is not None:
-        made = refit_plan(source, plan, text, batch_size=batch_size or 8, dtype=dtype, device=device)
-        if made.text is not None:
-            plan = replace(plan, provenance={**plan.provenance, "refitted_on": made.text})
-        return plan, made.weights
+        size = batch_size or 8
+        text = text_of(source, plan, given, "projections are refitted on", batch_size=size, device=device)
+        return told(plan, text), refit_plan(source, plan, text, batch_size=size, dtype=dtype, device=device).weights
     if is_compensated(plan):
-        return plan, compensate(source, plan, text, batch_size=batch_size or 32, dtype=dtype, device=device)
+        size = batch_size or 32
+        text = text_of(source, plan, given, "means were taken over", batch_size=size, device=device)
+        return told(plan, text), compensate(source, plan, text, batch_size=size, dtype=dtype, device=device)
     return plan, None
 
 
