@@ -1,0 +1,1 @@
+"""Files, child processes, signals, text for a terminal: what knows no model."""
