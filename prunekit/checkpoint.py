@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from prunekit.card import model_card
 from prunekit.errors import PrunekitError
 from prunekit.files import new_folder, sha256
+from prunekit.finite import check_made, check_weight, is_finite
 from prunekit.layouts import Layout, configuration
 from prunekit.manifest import MANIFEST, MANIFEST_VERSION
 from prunekit.modeling import model_code
@@ -137,7 +138,7 @@ def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> tor
         return tensor
     new = tensor.to(dtype)
     # Only float16 has a smaller range than what models are stored in.
-    if dtype == torch.float16 and not torch.isfinite(new).all():
+    if dtype == torch.float16 and not is_finite(new):
         raise PrunekitError(f"{name} holds numbers too large for float16; store bfloat16 or float32 instead.")
     return new
 
@@ -198,9 +199,10 @@ class _TensorCutter:
             with safe_open(file, "pt") as handle:
                 for name in sorted(handle.keys(), key=natural):
                     full = self._full(name)
+                    tensor = handle.get_tensor(name)
+                    check_weight(full, tensor)
                     if (renamed := self._rename(full)) is None:
                         continue
-                    tensor = handle.get_tensor(name)
                     if (replaced := self._overrides.replaced(full, tensor)) is not None:
                         tensor = replaced
                     elif match := LAYER.fullmatch(full):
@@ -250,6 +252,7 @@ def _write_shards(folder: Path, tensors: Tensors, max_bytes: int) -> int:
 
     with progress("Rebuilding", tensors.count) as advance:
         for name, tensor in tensors:
+            check_made(name, tensor)
             bytes_ = tensor.numel() * tensor.element_size()
             if size + bytes_ > max_bytes:
                 flush()

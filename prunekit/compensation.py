@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.errors import PrunekitError
 from prunekit.families import BIASES, Coupling, Family, unit_rows
+from prunekit.finite import check_made, watched_layers
 from prunekit.importance.activation import Moments
 from prunekit.plan import Plan
 from prunekit.progress import progress
@@ -89,7 +89,7 @@ def output_biases(
             projection = layers[keep.index].get_submodule(coupling.module)
             handles.append(projection.register_forward_pre_hook(partial(_see, moments)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watched_layers(layers):
             for batch in input_ids.split(batch_size):
                 model.base_model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
                 advance()
@@ -107,8 +107,7 @@ def output_biases(
             bias = projection.weight.detach().to("cpu", torch.float64) @ mean
             if projection.bias is not None:
                 bias += projection.bias.detach().to("cpu", torch.float64)
-            if not torch.isfinite(bias).all():
-                raise PrunekitError(f"{name} is not finite. Compute in float32 (--dtype float32).")
+            check_made(name, bias)
             biases[name] = bias
     return biases
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from prunekit.families import Family
+from prunekit.finite import check_computed, in_layer
 from prunekit.least_squares import Elimination, Moments
 from prunekit.merging import Merged, MergeTrial, head_distances, partitions
 from prunekit.output_fisher import Fisher, stream_size
@@ -124,7 +125,8 @@ def layer_curves(
 
     ``widths`` names, for FFNs of a width, the widths whose projections are wanted; then each layer comes with its
     output projections [d, n], in the dense shape, of these widths and of every choice of heads. ``merge`` adds the
-    choices in which KV heads become one, and ``fast`` allows :func:`~prunekit.precision.fast_products`.
+    choices in which KV heads become one, and ``fast`` allows :func:`~prunekit.precision.fast_products`. Raises
+    PrunekitError, which names the layer, where a moment or a loss is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
@@ -147,19 +149,24 @@ def layer_curves(
                     moments.add(flat, flat[:, :0], weight.flatten())
                     for trial in trials:
                         trial.add(normed, flat, weight.flatten())
+                # As large as any other moment is one on the diagonal.
+                check_computed(moments.zz.diagonal(), index, f"the inputs of its {parts.output_name(kind)}")
                 # A bias moves no output's error: wanted are the weights' own products.
                 moments.yz = projection.weight.double() @ moments.zz
                 metric = fisher[index, kind]
                 rows = 1 if kind == "ffn" else shape.head_dim
-                start = Elimination(moments, projection.weight, ridge, rows=rows, metric=metric)
-                if kind == "ffn":
-                    wanted = widths(shape_of_layer.intermediate_size) if widths else ()
-                    ffn, ffn_solved = ffn_curve(start, wanted)
-                else:
-                    heads, heads_solved = head_choices(start, shape_of_layer, widths is not None)
-                    for trial in trials:
-                        state = trial.start(moments, ridge, metric)
-                        merge_choices(trial, state, heads, heads_solved if widths else None)
+                with in_layer(index):
+                    start = Elimination(moments, projection.weight, ridge, rows=rows, metric=metric)
+                    if kind == "ffn":
+                        wanted = widths(shape_of_layer.intermediate_size) if widths else ()
+                        ffn, ffn_solved = ffn_curve(start, wanted)
+                    else:
+                        heads, heads_solved = head_choices(start, shape_of_layer, widths is not None)
+                        for trial in trials:
+                            state = trial.start(moments, ridge, metric)
+                            merge_choices(trial, state, heads, heads_solved if widths else None)
+                losses = [*ffn.loss] if kind == "ffn" else [choice.loss for choice in heads.values()]
+                check_computed(torch.tensor(losses), index, f"the losses of its {parts.output_name(kind)}")
                 advance()
             yield LayerCurves(ffn, heads), {**heads_solved, **ffn_solved}
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from prunekit.errors import PrunekitError
+from prunekit.finite import is_finite
 from prunekit.precision import fast_sums
 
-_NOT_FINITE = (
-    "The inputs of a projection can't be refitted: their moments are not finite or the ridge is too small for them. "
-    "Give more calibration text, or a larger --ridge."
+_UNSOLVABLE = (
+    "The inputs of a projection can't be solved for: their moments are not finite, or the ridge is too small for them. "
+    "Compute in float32 (--dtype float32), or give more calibration text or a larger --ridge."
 )
 # The least rows of a product that are worth making by themselves.
 _BLOCK = 256
@@ -91,11 +92,29 @@ def solve(moments: Moments, weight_dn: torch.Tensor, ridge: float) -> torch.Tens
     Raises PrunekitError where the moments are not finite.
     """
     zz, weight = moments.zz, weight_dn.to(moments.zz)
-    penalty = ridge * zz.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(zz + penalty * torch.eye(len(zz), dtype=zz.dtype, device=zz.device))
-    if failed.item() or not torch.isfinite(factor).all():
-        raise PrunekitError(_NOT_FINITE)
+    penalty = penalty_of(moments, ridge)
+    factor = _factor(zz, penalty)
     made: torch.Tensor = torch.cholesky_solve((moments.yz + penalty * weight).T, factor).T
+    return made
+
+
+def penalty_of(moments: Moments, ridge: float) -> float:
+    """λ: ``ridge`` times the mean of ZᵀZ's diagonal; 1 where the inputs are all zero, and any would do."""
+    return ridge * moments.zz.diagonal().mean().item() or 1.0
+
+
+def _factor(zz: torch.Tensor, penalty: float) -> torch.Tensor:
+    """The Cholesky factor of ZᵀZ + λI."""
+    factor, failed = torch.linalg.cholesky_ex(zz + penalty * torch.eye(len(zz), dtype=zz.dtype, device=zz.device))
+    if failed.item() or not is_finite(factor):
+        raise PrunekitError(_UNSOLVABLE)
+    return factor
+
+
+def _solved(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    made, failed = torch.linalg.solve_ex(matrix, right)
+    if failed.any() or not is_finite(made):
+        raise PrunekitError(_UNSOLVABLE)
     return made
 
 
@@ -119,12 +138,8 @@ class Elimination:
     ):
         zz = moments.zz
         size = len(zz)
-        penalty = ridge * zz.diagonal().mean()
-        eye = torch.eye(size, dtype=zz.dtype, device=zz.device)
-        factor, failed = torch.linalg.cholesky_ex(zz + penalty * eye)
-        if failed.item() or not torch.isfinite(factor).all():
-            raise PrunekitError(_NOT_FINITE)
-        self.inverse = torch.cholesky_inverse(factor)
+        penalty = penalty_of(moments, ridge)
+        self.inverse = torch.cholesky_inverse(_factor(zz, penalty))
         self.weight = (moments.yz + penalty * weight_dn.to(zz)) @ self.inverse
         self.rows = rows
         self.loss = 0.0
@@ -157,7 +172,7 @@ class Elimination:
             # What has gone is all zero: solve with the identity there.
             blocks[~self.alive] = torch.eye(self.rows, dtype=blocks.dtype, device=blocks.device)
             parts, images = (each.T.reshape(len(self.alive), self.rows, -1) for each in (self.weight, self._seen))
-            costs = (images * torch.linalg.solve(blocks, parts)).sum((1, 2))
+            costs = (images * _solved(blocks, parts)).sum((1, 2))
         return torch.where(self.alive, costs.clamp(min=0) / self._tokens, torch.inf)
 
     def _blocks(self) -> torch.Tensor:
@@ -171,7 +186,7 @@ class Elimination:
         out = _expand(groups, self.rows)
         across = self.inverse[:, out]
         own, images = self.weight[:, out], self._seen[:, out]
-        solved = torch.linalg.solve(self.inverse[out][:, out], torch.cat([across.T, own.T], 1))
+        solved = _solved(self.inverse[out][:, out], torch.cat([across.T, own.T], 1))
         rest, inner = solved[:, : len(across)], solved[:, len(across) :]
         self.loss += max((images * inner.T).sum().item(), 0.0) / self._tokens
         self.weight.addmm_(own, rest, alpha=-1)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunekit.families import Family, unit_count
-from prunekit.least_squares import Elimination, Moments
+from prunekit.least_squares import Elimination, Moments, penalty_of
 from prunekit.shape import Heads, LayerShape, ModelShape
 from prunekit.slicing import HeadMerger
 from prunekit.sublayers import Sublayers
@@ -137,7 +137,7 @@ class MergeTrial:
         moments = self._moments.part(torch.arange(len(self._moments.zz)))
         moments.yz = old @ self._moments.yz
         made = Elimination(moments, self._projection.weight, ridge, rows=self._head_dim, metric=metric)
-        penalty = ridge * moments.zz.diagonal().mean()
+        penalty = penalty_of(moments, ridge)
         lost = old @ dense.zz @ old.T + penalty * (old @ old.T) - made.weight @ (moments.yz + penalty * old).T
         made.loss = max((metric.to(lost) * lost).sum().item(), 0.0) / max(moments.tokens, 1)
         return made

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.families import Family
+from prunekit.finite import check_computed, watched_layers
 from prunekit.frozen import frozen
 from prunekit.head import Head, hidden_states
 from prunekit.precision import fast_products
@@ -47,7 +48,7 @@ def output_fisher(
     at the projection's output for one token, s the root mean square of the residual stream behind it.
 
     Next tokens are sampled from the model itself (the true Fisher, not the empirical one). ``fast`` allows
-    :func:`~prunekit.precision.fast_products`.
+    :func:`~prunekit.precision.fast_products`. Raises PrunekitError where a layer's output or gradient is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1])
     made: Fisher = {}
@@ -85,7 +86,7 @@ def output_fisher(
     handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
     try:
-        with frozen(model):
+        with frozen(model), watched_layers(parts.layers):
             for batch in ids.split(batch_size):
                 with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
                     hidden = hidden_states(model, batch)
@@ -94,6 +95,8 @@ def output_fisher(
     finally:
         for handle in handles:
             handle.remove()
+    for (index, kind), total in made.items():
+        check_computed(total, index, f"the gradients of its {parts.output_name(kind)}")
     return {key: total / ids.numel() for key, total in made.items()}
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.finite import in_layer, is_finite
 from prunekit.least_squares import Moments, best_ridge, solve
 from prunekit.plan import LayerKeep
 from prunekit.rescale import Rescaled
@@ -111,7 +112,8 @@ def refit(
             keep = by_index.get(index, LayerKeep(index, (), (), ()))
             cut = cut_layer(model, family, shape, dense, keep)
             for kind in KINDS:
-                walk.step(dense, cut, keep, index, kind, config, made)
+                with in_layer(index):
+                    walk.step(dense, cut, keep, index, kind, config, made)
                 advance()
             layers[index] = cut
     made.weights = layer_weights(model, keeps)
@@ -282,12 +284,17 @@ class _Walk:
             fit.zz += held.zz
             fit.yz += held.yz
         solved = solve(fit, start, ridge)
-        if not torch.isfinite(solved).all():
+        if not is_finite(solved):
             raise PrunekitError(
                 f"Layer {index}: its {self.parts.output_name(kind)} could not be refitted, since its solution is not "
                 "finite. Give more text, or refit in float32 (--dtype float32)."
             )
         new = solved.to(projection.weight.dtype)
+        if not is_finite(new):
+            raise PrunekitError(
+                f"Layer {index}: its {self.parts.output_name(kind)} is too large for {new.dtype} once it is refitted. "
+                "Refit in float32 (--dtype float32)."
+            )
         projection.weight.data = new[:, :-1].contiguous() if bias else new
         if bias:
             projection.bias.data = new[:, -1].contiguous()

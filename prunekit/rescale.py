@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
+from prunekit.finite import watched_layers
 from prunekit.frozen import frozen
 from prunekit.head import Head, hidden_states
 from prunekit.precision import fast_products
@@ -194,7 +195,8 @@ def _by_factor(slope: torch.Tensor, scaled: torch.Tensor, factor: torch.Tensor) 
 def final_hidden(model: Any, ids: torch.Tensor, batch_size: int = 4, fast: bool = False) -> torch.Tensor:
     """Hidden states [N, L, hidden_size] that the head of ``model`` reads for ``ids`` [N, L], in its dtype: what a dense
     model has to say, kept until it has been cut."""
-    return torch.cat([_hidden(model, batch, fast) for batch in ids.split(batch_size)])
+    with watched_layers(model.get_submodule("model.layers")):
+        return torch.cat([_hidden(model, batch, fast) for batch in ids.split(batch_size)])
 
 
 def rescale(
@@ -217,7 +219,8 @@ def rescale(
     held = config.held(len(ids))
     (held_ids, held_wanted), (ids, wanted) = (ids[:held], wanted[:held]), (ids[held:], wanted[held:])
     head = Head(model, fast)
-    before = _held_out(model, head, held_ids, held_wanted, config.batch_size, fast)
+    with watched_layers(model.get_submodule("model.layers")):
+        before = _held_out(model, head, held_ids, held_wanted, config.batch_size, fast)
     factors = _Factors(model.get_submodule("model.layers"))
     adam = torch.optim.Adam(factors.parameters, lr=config.rate, betas=(0.9, 0.95))
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))

@@ -29,6 +29,7 @@ from prunekit.calibration import CalibrationConfig, check_length, check_tokens
 from prunekit.checkpoint import Written, converted, natural, stored_dtype, write_checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.families import PRE_NORMS, Family
+from prunekit.finite import watched_layers
 from prunekit.methods import METHODS
 from prunekit.mix import calibration_text
 from prunekit.modeling import pruned_config, stock_config
@@ -194,7 +195,7 @@ def principal_axes(
     norms = [layer.get_submodule(name) for layer in model.get_submodule("model.layers") for name in names if name]
     handles = [norm.register_forward_pre_hook(see) for norm in (*norms, model.get_submodule("model.norm"))]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watched_layers(model.get_submodule("model.layers")):
             for batch in input_ids.split(batch_size):
                 model.base_model(input_ids=batch.to(model.device), use_cache=False)
                 advance()

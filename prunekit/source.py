@@ -173,7 +173,7 @@ def pick_dtype(name: str) -> torch.dtype | None:
 def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
     """The model in eval mode, in ``dtype`` (as stored) on ``device``; code that lies beside the weights is never run.
 
-    Raises PrunekitError where a weight is missing or does not fit, or the memory is too small.
+    Raises PrunekitError where a weight is missing, does not fit or is not finite, or the memory is too small.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -205,7 +205,29 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
         raise PrunekitError(f"The model in {source.path} could not be loaded: {reason(error)}.") from None
     model, info = loaded
     _check_loaded(source, info)
+    _check_finite(source, model, wanted)
     return cast("PreTrainedModel", model.eval())
+
+
+def _check_finite(source: Source, model: Any, dtype: torch.dtype) -> None:
+    """Every command that loads weights refuses NaN and infinity here, whether or not it would have come across them."""
+    # Here, for naming a model must not take the time that torch's import takes.
+    from safetensors import safe_open
+
+    from prunekit.finite import check_weight, first_not_finite, is_finite, place_of
+
+    name = first_not_finite(model.named_parameters())
+    if name is None:
+        return
+    for file in source.weight_files():
+        with safe_open(file, "pt") as handle:
+            for stored in {name, name.removeprefix("model.")} & {*handle.keys()}:
+                if is_finite(handle.get_tensor(stored)):
+                    kind = str(dtype).removeprefix("torch.")
+                    raise PrunekitError(
+                        f"{place_of(name)} holds numbers too large for {kind}; take --dtype float32 or bfloat16."
+                    )
+    check_weight(name, model.get_parameter(name))
 
 
 def _check_loaded(source: Source, info: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family
+from prunekit.finite import watched_layers
 from prunekit.precision import fast_products
 from prunekit.shape import Kind
 
@@ -212,4 +213,5 @@ class Sublayers:
 
     def _forward(self, ids: torch.Tensor) -> None:
         device = self.model.get_input_embeddings().weight.device
-        self.model.base_model(input_ids=ids.to(device), use_cache=False)
+        with watched_layers(self.layers):
+            self.model.base_model(input_ids=ids.to(device), use_cache=False)

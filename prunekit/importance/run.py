@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.finite import check_weight, first_not_finite
 from prunekit.frozen import frozen
 from prunekit.importance.base import Needs, Watched, importance, layer_importance
 from prunekit.importance.layers import LossWithout
@@ -52,9 +52,9 @@ def score(
     needs_text = units.needs != "weights" or layers is not None
     if needs_text and input_ids is None:
         raise PrunekitError(f"The importance {importance_name!r} needs calibration text; name some with --calib.")
-    if not needs_text and (bad := _bad_weight(watched)):
+    if not needs_text:
         # Nothing runs the model here, and what a method doesn't look at (norms; `random`: all) would go unseen.
-        raise PrunekitError(bad)
+        _check_weights(watched)
     loss_sum = 0.0
     with frozen(model), _prepared(watched, units.needs, checkpoint, input_ids, batch_size), _repeatable(model):
         units.attach(watched)
@@ -79,9 +79,9 @@ def score(
                 loss=loss_sum / sequences if sequences else None,
                 tokens=sequences * input_ids.shape[1] if input_ids is not None and sequences else 0,
             )
-        except PrunekitError as error:
-            bad = _bad_weight(watched)
-            raise (PrunekitError(bad) if bad else error) from None
+        except PrunekitError:
+            _check_weights(watched)
+            raise
 
 
 def _loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
@@ -211,24 +211,14 @@ def _watch_outputs(watched: Watched) -> list[int]:
     return first
 
 
-def _bad_weight(watched: Watched) -> str | None:
-    advice = "holds NaN or infinite weights. The checkpoint is damaged; download or convert it again."
-    for name, weight in watched.model.named_parameters():
-        if not _finite(weight.detach()):
-            layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-            return f"Layer {layer[1]}: {layer[2]} {advice}" if layer else f"{name} {advice}"
-    return None
-
-
-def _finite(weight: torch.Tensor) -> bool:
-    """One pass without a mask as large as the weight: the extremes of a tensor carry its NaN and infinities."""
-    return all(bool(torch.isfinite(extreme)) for extreme in weight.aminmax())
-
-
 def _not_finite(watched: Watched, index: int | None) -> PrunekitError:
     """``index`` is the first layer whose output is not finite; None where only the loss is not."""
+    _check_weights(watched)
     what = "The loss" if index is None else f"Layer {index}: its output"
-    return PrunekitError(
-        _bad_weight(watched)
-        or f"{what} is not finite in {next(watched.model.parameters()).dtype}. Score in float32 (--dtype float32)."
-    )
+    dtype = next(watched.model.parameters()).dtype
+    return PrunekitError(f"{what} is not finite in {dtype}. Score in float32 (--dtype float32).")
+
+
+def _check_weights(watched: Watched) -> None:
+    if name := first_not_finite(watched.model.named_parameters()):
+        check_weight(name, watched.model.get_parameter(name))
