@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
+
+from prunekit.utils.working_folder import leave_working_folder
+
+leave_working_folder()  # before anything else is looked for
+
+from importlib.metadata import PackageNotFoundError, version  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 try:
     __version__ = version("prunekit")

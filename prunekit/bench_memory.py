@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from prunekit.errors import PrunekitError
 from prunekit.machine import peak_bytes, reset_peak, resident_bytes
 from prunekit.runner import Runner, TorchRunner
 from prunekit.timing import prompt_ids
+from prunekit.utils.child import run_python
 
 HOW = (
     "peak resident memory while one prompt at the largest batch is answered, less what the process held before the "
@@ -39,20 +38,14 @@ def measure_peak(model: str, config: BenchConfig, dtype: str = "auto", *, runtim
     an export's folder for others. None where the system doesn't tell. Raises PrunekitError where that process fails.
     """
     run = _Run(model, dtype, runtime, max(config.batch), config.prompt, config.tokens, config.threads)
-    command = [sys.executable, "-m", "prunekit.bench_memory", json.dumps(asdict(run))]
-    # The other process must find this prunekit, installed or not.
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
-    if done.returncode:
-        # A negative code is the signal that ended it: the system kills a process for which there is no memory.
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else said
+    done = run_python(module="prunekit.bench_memory", arguments=[json.dumps(asdict(run))])
+    if not done.ok:
+        # A signal: the system kills a process for which there is no memory.
         raise PrunekitError(
-            f"Measuring the peak memory of {model} failed ({reason}); free some memory, or say --no-memory "
+            f"Measuring the peak memory of {model} failed ({done.reason}); free some memory, or say --no-memory "
             "to go without."
         )
-    answer = done.stdout.split()[-1]
+    answer = done.out.split()[-1]
     return None if answer == "None" else int(answer)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.files import new_folder
 from prunekit.progress import console
+from prunekit.utils.child import Ended, run_python
 
 MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
@@ -82,7 +81,7 @@ def run(
         plain = step(
             "load_plain",
             "4. Loading it in a process that has only torch and transformers",
-            lambda: _python("-c", _PLAIN_LOAD, str(checkpoint), PROMPT),
+            lambda: _answer(run_python(code=_PLAIN_LOAD, arguments=[str(checkpoint), PROMPT])),
         )
         quality = step(
             "eval",
@@ -113,18 +112,15 @@ def run(
 
 
 def _prunekit(*arguments: str) -> Any:
-    return _python("-m", "prunekit", *arguments, "--json")
+    return _answer(run_python(module="prunekit", arguments=[*arguments, "--json"]))
 
 
-def _python(*arguments: str) -> Any:
-    """Run a new interpreter and parse what it prints. Raises PrunekitError with its last line where it fails."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise PrunekitError(f"A step of the demo failed: {lines[-1].removeprefix('prunekit: ')}")
+def _answer(ended: Ended) -> Any:
+    """What a child printed, parsed. Raises PrunekitError with its last line where it failed."""
+    if not ended.ok:
+        raise PrunekitError(f"A step of the demo failed: {ended.reason.removeprefix('prunekit: ')}")
     # Libraries may print warnings first; the report is the JSON object at the end.
-    start = done.stdout.find("{")
-    return json.loads(done.stdout[start:])
+    return json.loads(ended.out[ended.out.find("{") :])
 
 
 def markdown(data: dict[str, Any]) -> str:

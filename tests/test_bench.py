@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -10,12 +9,14 @@ from tiny import MODEL_TYPES, VOCAB, random_plan, rebuilt_model, tiny_model
 from tiny_text import tiny_tokenizer
 from typer.testing import CliRunner
 
+from prunekit import bench_memory
 from prunekit.bench import BenchConfig, Contender, bench, ideal_decode_ratio, ideal_prefill_ratio
 from prunekit.bench_memory import measure_peak
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
 from prunekit.runner import Decoded, TorchRunner
 from prunekit.timing import Summary, compare, order, percentile, prompt_ids
+from prunekit.utils.child import Ended
 
 FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1)
 
@@ -216,8 +217,7 @@ def test_command(tmp_path, monkeypatch):
     ("code", "said", "reason"), [(-9, "", "killed by signal 9"), (1, "Traceback\nIt broke\n", "It broke")]
 )
 def test_a_process_that_fails_to_measure_memory_is_one_sentence(monkeypatch, code, said, reason):
-    done = subprocess.CompletedProcess([], code, stdout="", stderr=said)
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    monkeypatch.setattr(bench_memory, "run_python", lambda **options: Ended(code, "", said))
     with pytest.raises(PrunekitError, match=rf"peak memory of big failed \({reason}\); .* --no-memory"):
         measure_peak("big", FAST)
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from prunekit.errors import PrunekitError
 from prunekit.files import write_text
+from prunekit.utils.child import safe_children
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
 _ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -112,7 +113,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     try:
         # Not standalone, or click would answer bad options by itself: in a box of many lines, and without JSON.
-        returned = app(prog_name="prunekit", standalone_mode=False)
+        with safe_children():
+            returned = app(prog_name="prunekit", standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
         if code == _STOPPED:
             raise KeyboardInterrupt
