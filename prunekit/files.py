@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.utils.strict_json import parse, read_regular
 
 
 def _explain(error: OSError, path: Path) -> PrunekitError:
@@ -137,14 +137,12 @@ def is_endless(path: Path) -> bool:
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file. Raises PrunekitError where it is missing, no file, or not JSON. ``what`` names it."""
     try:
-        if is_endless(path):
-            raise PrunekitError(f"The {what} {path} is a device; give a JSON file.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(read_regular(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise PrunekitError(f"The {what} {path} does not exist; check the path.") from None
     except IsADirectoryError:
         raise PrunekitError(f"The {what} {path} is a folder; give the JSON file inside it.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of thousands of digits
+    except ValueError as error:  # not UTF-8, not JSON, or more than any such file holds
         raise PrunekitError(
             f"The {what} {path} is not valid JSON ({error}); it may be cut short. Make it again."
         ) from None

@@ -17,11 +17,10 @@ from prunekit.budgets import LATENCY, Cost
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json, write_text
 from prunekit.rounding import Rounding
-from prunekit.shape import Heads, LayerShape, ModelShape
+from prunekit.shape import LIMITS, Heads, LayerShape, ModelShape
 from prunekit.timing import Summary
 
 TABLE_VERSION = 1
-_MAX_UNITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class LatencyTable:
         """
         widths = sorted(self.ffn)
         curve = isotonic([self.ffn[width].median for width in widths])
-        times = np.rint(np.interp(np.arange(widths[-1] + 1), widths, np.array(curve) * 1e9)).astype(np.int64).tolist()
+        times = np.rint(np.interp(np.arange(widths[-1] + 1), widths, np.array(curve) * 1e9)).astype(np.int64)
         heads = {
             kind: {what: _nanoseconds(summary) for what, summary in measured.items()}
             for kind, measured in self.attention.items()
@@ -101,7 +100,7 @@ class LatencyTable:
             LATENCY,
             _nanoseconds(self.rest),
             attention,
-            lambda index, width: times[width] if width else 0,
+            lambda index, width: int(times[width]) if width else 0,
             facts,
         )
 
@@ -175,7 +174,11 @@ class LatencyTable:
         """Raises ValueError where something that a layer could be has no time."""
         if len(self.kinds) != len(self.shape.layers):
             raise ValueError(f"it names the kinds of {len(self.kinds)} layers of {len(self.shape.layers)}")
-        for kind, layer in zip(self.kinds, self.shape.layers, strict=True):
+        alike = {
+            (kind, layer.num_attention_heads, layer.num_key_value_heads): (kind, layer)
+            for kind, layer in zip(self.kinds, self.shape.layers, strict=True)
+        }
+        for kind, layer in alike.values():
             missing = [heads for heads in cut_heads(layer) if heads not in self.attention[kind]]
             if missing:
                 raise ValueError(f"it has no time for {missing[0][0]} KV heads of {missing[0][1]} query heads each")
@@ -210,19 +213,23 @@ def _words(shape: ModelShape, index: int) -> str:
 
 
 def _summary(data: dict[str, Any]) -> Summary:
-    made = Summary(float(data["median"]), float(data["p20"]), float(data["p80"]), int(data["count"]))
-    if not all(math.isfinite(value) and 0 < value < 1e6 for value in (made.median, made.p20, made.p80)):
+    times, count = [data[name] for name in ("median", "p20", "p80")], data["count"]
+    if not all(type(value) in (int, float) and math.isfinite(value) and 0 < value < 1e6 for value in times):
         raise ValueError("a time is not a positive number of seconds")
-    return made
+    if type(count) is not int or not 0 <= count < 1 << 31:
+        raise ValueError("a time was measured another number of times than can be")
+    return Summary(*map(float, times), count)
 
 
 def _heads(data: dict[str, Any]) -> tuple[Heads, Summary]:
     layer = LayerShape(data["num_attention_heads"], data["num_key_value_heads"], 1)
+    if not 1 <= layer.num_attention_heads <= LIMITS["num_attention_heads"]:
+        raise ValueError(f"it has a time for {layer.num_attention_heads} query heads, which no model has")
     return (layer.num_key_value_heads, layer.group_size), _summary(data)
 
 
 def _width(data: dict[str, Any]) -> tuple[int, Summary]:
     width = LayerShape(1, 1, data["intermediate_size"]).intermediate_size
-    if width > _MAX_UNITS:
+    if not 1 <= width <= LIMITS["intermediate_size"]:
         raise ValueError(f"an FFN of {width} is wider than any model's")
     return width, _summary(data)

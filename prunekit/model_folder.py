@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,12 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family, family_of, unit_count, unit_rows
 from prunekit.files import read_json
 from prunekit.hf import quiet, reason, register_pruned
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import LIMITS, LayerShape, ModelShape
+from prunekit.utils.strict_json import parse
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Far above any model that exists, low enough that a nonsensical config can't fill the memory before it is refused.
-_LIMITS = {
-    "num_hidden_layers": 4096,
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 24,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "vocab_size": 1 << 28,
-}
 _MAX_HEADER = 100 << 20
 
 
@@ -94,7 +84,7 @@ def _check_numbers(path: Path, raw: dict[str, Any]) -> None:
     if not isinstance(overrides, dict) or not all(isinstance(own, dict) for own in overrides.values()):
         raise PrunekitError(f"per_layer_config in {path} must map layer numbers to objects.")
     for where, values in [("", raw), *((f" of layer {layer}", own) for layer, own in overrides.items())]:
-        for name, limit in _LIMITS.items():
+        for name, limit in LIMITS.items():
             value = values.get(name)
             if value is not None and (type(value) is not int or not 1 <= value <= limit):
                 raise PrunekitError(f"{name}{where} in {path} must be a whole number from 1 to {limit}, got {value!r}.")
@@ -157,17 +147,19 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
                 raise broken
-            header = json.loads(handle.read(length))
+            header = parse(handle.read(length))
         tensors = {}
+        promised = 0
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
-            tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), end - start)
-        promised = max(
-            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            shape = entry["shape"]
+            if not isinstance(entry["dtype"], str) or any(type(n) is not int or n < 0 for n in (start, end, *shape)):
+                raise broken
+            tensors[name] = StoredTensor(file, entry["dtype"], tuple(shape), end - start)
+            promised = max(promised, end)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise broken from None
     except OSError as error:
         raise PrunekitError(f"{file} can't be read: {error.strerror or error}.") from None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json, write_text
+from prunekit.plan_provenance import check_provenance
 from prunekit.shape import LayerShape, ModelShape
 
 PLAN_VERSION = 1
-# The widest model that model_folder reads.
+# Units of all layers together, each of which takes 40 bytes: three times what the largest model has.
 _MAX_UNITS = 1 << 24
-_MAX_LAYERS = 4096
 _CHANGEABLE = ("hidden_size", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias")
 
 
@@ -33,6 +34,8 @@ def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
     """Reverse of :func:`encode_ranges`. Raises PrunekitError where an index is not below ``limit``, or out of order."""
     indices: list[int] = []
     try:
+        if not isinstance(text, str):
+            raise ValueError
         for run in text.split(","):
             first, _, last = run.partition("-")
             start, stop = int(first), int(last or first)
@@ -42,7 +45,7 @@ def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
                 )
             indices.extend(range(start, stop + 1))
     except ValueError:
-        raise PrunekitError(f"{text[:60]!r} is not a list of unit ranges like '0-2,5'. Make the plan again.") from None
+        raise PrunekitError(f"{str(text)[:60]!r} is not a list of unit ranges like '0-2,5'. Make the plan again.") from None
     return tuple(indices)
 
 
@@ -89,7 +92,7 @@ class LayerKeep:
         ):
             if not indices:
                 continue
-            if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= limit:
+            if any(a >= b for a, b in pairwise(indices)) or indices[0] < 0 or indices[-1] >= limit:
                 raise PrunekitError(f"{where} keeps {name} that are not rising indices below {limit}.")
         if bool(self.kv_heads) != bool(self.query_heads):
             raise PrunekitError(f"{where} keeps query heads without KV heads, or KV heads without query heads.")
@@ -219,8 +222,11 @@ class Plan:
             layers = []
             for entry in data["layers"]:
                 index = entry["index"]
-                if not isinstance(index, int) or not 0 <= index < source.num_hidden_layers:
+                if type(index) is not int or not 0 <= index < source.num_hidden_layers:
                     raise PrunekitError(f"{where} names layer {index!r}; the model has {source.num_hidden_layers}.")
+                # Before its units are spelled out: a layer a thousand times would fill the memory.
+                if layers and index <= layers[-1].index:
+                    raise PrunekitError(f"{where} names layer {index} after layer {layers[-1].index}; they must rise.")
                 dense, keep = source.layers[index], entry["keep"]
                 layers.append(
                     LayerKeep(
@@ -228,7 +234,7 @@ class Plan:
                         _units(keep["kv_heads"], dense.num_key_value_heads),
                         _units(keep["query_heads"], dense.num_attention_heads),
                         _units(keep["ffn"], dense.intermediate_size),
-                        tuple(decode_ranges(group, dense.num_key_value_heads) for group in keep.get("merged", ())),
+                        _merged(keep.get("merged", []), dense.num_key_value_heads),
                     )
                 )
                 shape = layers[-1].shape
@@ -237,9 +243,7 @@ class Plan:
                 )
                 if shape != stated:
                     raise PrunekitError(f"Layer {index} of {where} states {stated}, but its kept units give {shape}.")
-            provenance = data.get("provenance", {})
-            if not isinstance(provenance, dict):
-                raise TypeError("its provenance is no JSON object")
+            provenance = check_provenance(data.get("provenance", {}))
             changes = data.get("changes", {})
             if not isinstance(changes, dict):
                 raise TypeError("its changes are no JSON object")
@@ -252,6 +256,13 @@ def _units(text: str, limit: int) -> tuple[int, ...]:
     return () if text == "" else decode_ranges(text, limit)
 
 
+def _merged(groups: Any, limit: int) -> tuple[tuple[int, ...], ...]:
+    # Groups share out the KV heads, so there are no more of them.
+    if not isinstance(groups, list) or len(groups) > limit:
+        raise TypeError(f"it merges KV heads in more than {limit} groups")
+    return tuple(decode_ranges(group, limit) for group in groups)
+
+
 def whole_plan(shape: ModelShape) -> Plan:
     """The plan that keeps everything of a model."""
     return Plan(shape, tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(shape.layers)))
@@ -259,9 +270,9 @@ def whole_plan(shape: ModelShape) -> Plan:
 
 def _check_size(source: ModelShape, where: str) -> None:
     """A range like 0-999999999999 is short to write: refuse it before it is spelled out in memory."""
-    widest = max(max(layer.num_attention_heads, layer.intermediate_size) for layer in source.layers)
-    if widest > _MAX_UNITS or source.num_hidden_layers > _MAX_LAYERS:
+    units = sum(layer.num_attention_heads + layer.intermediate_size for layer in source.layers)
+    if units > _MAX_UNITS:
         raise PrunekitError(
-            f"{where} is of a model with {source.num_hidden_layers} layers up to {widest:,} units wide, which no model "
-            "has; make the plan again."
+            f"{where} is of a model with {source.num_hidden_layers} layers and {units:,} units, which no model has; "
+            "make the plan again."
         )

@@ -17,6 +17,16 @@ Heads = tuple[int, int]
 
 PRUNE_THE_ORIGINAL = "a model without it can't be scored; prune the model it was made of again, with a smaller target"
 _WORDS: dict[Kind, str] = {"attention": "attention", "ffn": "FFN"}
+# Far above any model that exists, low enough that a nonsensical file can't fill the memory before it is refused.
+LIMITS = {
+    "num_hidden_layers": 4096,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 28,
+}
 
 
 @dataclass(frozen=True)
@@ -208,10 +218,18 @@ class ModelShape:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelShape:
-        """Reverse of :meth:`to_dict`. Raises PrunekitError where a field is missing, unknown or out of range."""
+        """Reverse of :meth:`to_dict`. Raises PrunekitError where a field is missing, unknown or larger than any
+        model's."""
         try:
+            if len(data["layers"]) > LIMITS["num_hidden_layers"]:
+                raise TypeError(f"it has {len(data['layers']):,} layers, which no model has")
             layers = tuple(LayerShape(**layer) for layer in data["layers"])
-            return cls(**{**data, "layers": layers})
+            made = cls(**{**data, "layers": layers})
+            for each in (made, *layers):
+                for name, limit in LIMITS.items():
+                    if getattr(each, name, 0) > limit:
+                        raise TypeError(f"its {name} is {getattr(each, name)}, which no model has")
+            return made
         except (KeyError, TypeError) as error:
             raise PrunekitError(
                 f"This is not a model shape: {error}. Make the plan again with `prunekit plan`."

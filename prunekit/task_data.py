@@ -7,7 +7,6 @@ label, answer), each of them gzipped (``.jsonl.gz``) or not.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.text import read_file
+from prunekit.utils.strict_json import parse
 
 Row = dict[str, Any]
 
@@ -92,8 +92,8 @@ class TaskData:
                 continue
             where = f"Line {number} of {path}"
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of thousands of digits
+                row = parse(line)
+            except ValueError as error:
                 raise PrunekitError(f"{where} is not valid JSON ({error}); mend or remove it.") from None
             try:
                 if not isinstance(row, dict):
