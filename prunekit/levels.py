@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from prunekit.cache import tensors_digest
 from prunekit.curves import NONE, FfnCurve, HeadChoice, LayerCurves
 from prunekit.errors import PrunekitError
 from prunekit.merging import InPlace
 from prunekit.shape import Heads, LayerShape
 from prunekit.sublayers import KINDS, Kind
+from prunekit.utils.private_folder import clear
 
-VERSION = 2
+VERSION = 3
 
 Candidate = tuple[tuple[Heads, int], ...]
 """For every layer its (KV heads, query heads a group) and its FFN width, all of them levels, or (0, 0) and 0 where
@@ -64,34 +68,71 @@ def write_levels(
 ) -> None:
     """One layer's projections and curves, each file renamed into place once it is whole. Raises PrunekitError where
     the disk refuses."""
-    held = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in projections.items()}
+    held = {name: projections[name].to(dtype).contiguous().cpu() for name in sorted(projections)}
+    said = json.dumps(_encode(curves))
+    digest = tensors_digest(held.items(), folder.name, str(index), said)
     # Another process may be making the same levels.
     temporary = folder / f".layer-{index}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(held, temporary, metadata={"curves": json.dumps(_encode(curves)), "version": str(VERSION)})
+        save_file(held, temporary, metadata={"curves": said, "version": str(VERSION), "sha256": digest})
         temporary.replace(_file(folder, index))
     except (OSError, SafetensorError) as error:
-        raise PrunekitError(
-            f"The level database could not be written to {folder}: {error}. Free some space, or name a folder on "
-            "another disk in the environment variable PRUNEKIT_CACHE."
-        ) from None
+        raise _unwritable(folder, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _unwritable(folder: Path, error: Exception) -> PrunekitError:
+    return PrunekitError(
+        f"The level database could not be written to {folder}: {error}. Free some space, or name a folder on "
+        "another disk in the environment variable PRUNEKIT_CACHE."
+    )
+
+
+@contextmanager
+def room(folder: Path, count: int) -> Iterator[Levels | None]:
+    """Room for the database of a model with ``count`` layers, which no other process makes while the block runs.
+    Yields what another has made meanwhile; else what was damaged is taken away. Raises PrunekitError where it can't be
+    written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        kept = read_levels(folder, count)
+        try:
+            for index in range(count) if kept is None else ():
+                clear(_file(folder, index))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        yield kept
+    finally:
+        lock.release()
+
+
 def read_levels(folder: Path, count: int) -> Levels | None:
-    """The database of a model with ``count`` layers, or None where it is not whole."""
+    """The database of a model with ``count`` layers, or None where it is not whole, or a bit of it is not as it was
+    written. Reads all of it once."""
     curves, widths = [], []
     for index in range(count):
+        file = _file(folder, index)
         try:
-            with safe_open(_file(folder, index), "pt") as handle:
+            if not file.is_file():
+                return None
+            with safe_open(file, "pt") as handle:
                 said = handle.metadata() or {}
                 if said.get("version") != str(VERSION):
                     return None
+                names = sorted(handle.keys())
+                tensors = ((name, handle.get_tensor(name)) for name in names)
+                if said["sha256"] != tensors_digest(tensors, folder.name, str(index), said["curves"]):
+                    return None
                 curves.append(_decode(json.loads(said["curves"])))
-                widths.append(_ffn_levels(handle.keys()))
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+                widths.append(_ffn_levels(names))
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
             return None
     return Levels(folder, tuple(curves), tuple(widths))
 

@@ -45,7 +45,9 @@ def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
                 )
             indices.extend(range(start, stop + 1))
     except ValueError:
-        raise PrunekitError(f"{str(text)[:60]!r} is not a list of unit ranges like '0-2,5'. Make the plan again.") from None
+        raise PrunekitError(
+            f"{str(text)[:60]!r} is not a list of unit ranges like '0-2,5'. Make the plan again."
+        ) from None
     return tuple(indices)
 
 

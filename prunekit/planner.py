@@ -12,10 +12,10 @@ from prunekit.allocation import Problem, allocation
 from prunekit.allocation.base import CURVES, check_compensable, check_units
 from prunekit.allocation.drop import check_droppable
 from prunekit.allocation.reach import check_protected, check_reachable
+from prunekit.cache import cache_place
 from prunekit.calibration import Calibration, CalibrationConfig, check_length, check_tokens
 from prunekit.compensation import addable
 from prunekit.errors import PrunekitError
-from prunekit.files import cache_folder
 from prunekit.importance.base import importance, layer_importance
 from prunekit.methods import METHODS, Method
 from prunekit.mix import Mixed, calibration_text
@@ -204,4 +204,4 @@ def level_store(source: Source, calibration: Calibration | Mixed, computed: dict
     """Where level databases of that model on that text are kept: a search for another target finds them there."""
     key = [source.fingerprint, calibration.fingerprint, computed, versions(), *(["kv-merge"] if merge else [])]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder() / "levels" / name
+    return cache_place("levels", name)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.cache import cache_place, clear_for, tensors_digest
 from prunekit.errors import PrunekitError
-from prunekit.files import cache_folder, write_bytes
+from prunekit.files import write_bytes
 from prunekit.precision import has_fast_products
 from prunekit.progress import progress
 from prunekit.provenance import versions
@@ -38,8 +39,6 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
     Raises PrunekitError where the model's probabilities are not finite.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
 
     sizes = _chunks(config.sequences)
     folder = _folder(source, config.length, config.seed, device)
@@ -48,16 +47,38 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
     with progress("Writing calibration text", sum(sizes)) as advance:
         for chunk, size in enumerate(sizes):
             file = folder / f"{chunk}-{size}.safetensors"
-            try:
-                blocks.append(load_file(file)["ids"])
-            except (OSError, SafetensorError, KeyError):
+            kept = _read(file)
+            if kept is None:
                 if sampler is None:
                     sampler = _sampler(source, first, config.length, config.seed, device)
-                blocks.append(sampler(chunk, size))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(file, save({"ids": blocks[-1]}))
+                kept = sampler(chunk, size)
+                _keep(file, kept)
+            blocks.append(kept)
             advance(size)
     return torch.cat(blocks)[: config.sequences].contiguous()
+
+
+def _read(file: Path) -> torch.Tensor | None:
+    """The ids that :func:`_keep` wrote to ``file``; None where there are none, or they are not as written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not file.is_file():
+            return None
+        with safe_open(file, "pt") as handle:
+            ids: torch.Tensor = handle.get_tensor("ids")
+            said = (handle.metadata() or {}).get("sha256")
+        return ids if said == tensors_digest([("ids", ids)], file.parent.name, file.name) else None
+    except (OSError, SafetensorError, RuntimeError):
+        return None
+
+
+def _keep(file: Path, ids: torch.Tensor) -> None:
+    from safetensors.torch import save
+
+    clear_for(file)
+    digest = tensors_digest([("ids", ids)], file.parent.name, file.name)
+    write_bytes(file, save({"ids": ids}, metadata={"sha256": digest}))
 
 
 def _chunks(sequences: int) -> list[int]:
@@ -80,7 +101,7 @@ def _folder(source: Source, length: int, seed: int, device: str) -> Path:
         "versions": versions(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder() / SELF / name
+    return cache_place(SELF, name)
 
 
 def _sampler(

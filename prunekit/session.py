@@ -124,21 +124,27 @@ class Session:
         ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
-        from prunekit.levels import level_name, read_levels, write_levels
+        from prunekit.levels import level_name, read_levels, room, write_levels
 
+        count = self.source.num_hidden_layers
         if self.store is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="prunekit-levels-")
         folder = self.store or Path(self._temporary.name)
-        if (kept := read_levels(folder, self.source.num_hidden_layers)) is not None:
+        if (kept := read_levels(folder, count)) is not None:
             advance(self.curve_steps())
             return kept
-        for index, (curves, projections) in enumerate(self._curves(advance, _level_widths)):
-            named = {
-                level_name("ffn" if isinstance(what, int) else "attention", what): tensor
-                for what, tensor in projections.items()
-            }
-            write_levels(folder, index, curves, named, next(self.model.parameters()).dtype)
-        made = read_levels(folder, self.source.num_hidden_layers)
+        with room(folder, count) as kept:
+            # Another process may have made them while this one waited.
+            if kept is not None:
+                advance(self.curve_steps())
+                return kept
+            for index, (curves, projections) in enumerate(self._curves(advance, _level_widths)):
+                named = {
+                    level_name("ffn" if isinstance(what, int) else "attention", what): tensor
+                    for what, tensor in projections.items()
+                }
+                write_levels(folder, index, curves, named, next(self.model.parameters()).dtype)
+            made = read_levels(folder, count)
         if made is None:
             raise PrunekitError(f"The level database in {folder} can't be read back; is the disk full?")
         return made

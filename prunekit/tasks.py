@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunekit.cache import cache_place, read_kept, write_kept
 from prunekit.errors import PrunekitError
-from prunekit.files import cache_folder, write_text
 from prunekit.progress import progress
 from prunekit.provenance import installed
 from prunekit.task_data import TaskData
@@ -136,7 +136,7 @@ def score_tasks(
             for task in todo:
                 results[task] = scored.score(task)
                 if task in kept:
-                    write_text(kept[task], json.dumps(asdict(results[task])))
+                    write_kept(kept[task], asdict(results[task]))
     return {task: results[task] for task in prepared.tasks}
 
 
@@ -254,19 +254,14 @@ def _kept_file(prepared: PreparedTasks, task: str, identity: Mapping[str, str], 
     }
     # Functions of lm-eval's by name: their address changes from run to run.
     text = json.dumps(content, sort_keys=True, default=lambda each: getattr(each, "__qualname__", type(each).__name__))
-    folder = cache_folder() / "tasks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PrunekitError(
-            f"Results can't be kept in {folder}: {error.strerror or error}; name another folder in PRUNEKIT_CACHE."
-        ) from None
+    folder = cache_place("tasks")
     return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)[:80]}-{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 
 def _read(file: Path) -> TaskResult | None:
     """A kept result; None where there is none, or it is damaged."""
+    data = read_kept(file)
     try:
-        return TaskResult(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return None if data is None else TaskResult(**data)
+    except TypeError:
         return None

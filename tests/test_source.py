@@ -18,6 +18,7 @@ from tiny import random_plan, rebuilt_model, tiny_model
 from prunekit import gguf_import, source
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
+from prunekit.files import cache_folder
 from prunekit.source import Source, load_model, load_tokenizer, pick_device, pick_dtype, resolve
 
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
@@ -477,11 +478,11 @@ def test_cache_that_can_not_be_written(tiny_gguf: Path, tmp_path: Path, monkeypa
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PRUNEKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert gguf_import.cache_folder() == Path("/x/prunekit")
+    assert cache_folder() == Path("/x/prunekit")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert gguf_import.cache_folder() == Path.home() / ".cache" / "prunekit"
+    assert cache_folder() == Path.home() / ".cache" / "prunekit"
     monkeypatch.setenv("PRUNEKIT_CACHE", "/y")
-    assert gguf_import.cache_folder() == Path("/y")
+    assert cache_folder() == Path("/y")
 
 
 def test_oldest_transformers_loads_both_kinds(compat_python: dict[str, str], folder: Path, tmp_path: Path) -> None:

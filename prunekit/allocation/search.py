@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,9 @@ from prunekit.allocation.base import ALLOCATION, SCORED, Advance, Allocated, Pro
 from prunekit.allocation.measure import measured
 from prunekit.allocation.optimal import attention_options, fill, solve
 from prunekit.budgets import can_grow
+from prunekit.cache import read_kept, write_kept
 from prunekit.curves import layer_shape
 from prunekit.errors import PrunekitError
-from prunekit.files import write_text
 from prunekit.session import Session
 from prunekit.shape import Heads, LayerShape, ModelShape
 
@@ -265,12 +264,10 @@ class _State:
     def load(cls, store: Path | None, digest: str) -> _State:
         file = None if store is None else store / f"search-{digest}.json"
         if file is not None:
-            try:
-                data = json.loads(file.read_text(encoding="utf-8"))
-                best = tuple(((int(kv), int(group)), int(width)) for kv, group, width in data["best"])
-                return cls(file, best, float(data["kl"]), int(data["generation"]), list(data["history"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
+            data = read_kept(file)
+            if data is not None:
+                best = tuple(((kv, group), width) for kv, group, width in data["best"])
+                return cls(file, best, data["kl"], data["generation"], data["history"])
         return cls(file, None, float("inf"), 0, [])
 
     def save(self) -> None:
@@ -278,7 +275,7 @@ class _State:
             return
         best = [[*heads, width] for heads, width in self.best]
         data = {"best": best, "kl": self.kl, "generation": self.generation, "history": self.history}
-        write_text(self.file, json.dumps(data))
+        write_kept(self.file, data)
 
 
 def _generation(state: _State, grid: _Grid, fitness: Fitness, problem: Problem, seed: int) -> None:
