@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -131,7 +131,7 @@ class Target(ABC):
     target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
     ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
     may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
-    processor can.
+    processor can. ``program`` is set where the format is one: it says what a file of it can do to whoever runs it.
     """
 
     name: ClassVar[str]
@@ -144,6 +144,7 @@ class Target(ABC):
     ffn_multiple: ClassVar[int] = 1
     takes_removed: ClassVar[bool] = False
     half_sums: ClassVar[bool] = False
+    program: ClassVar[str | None] = None
 
     def check(self, job: Job) -> None:
         """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""
@@ -153,9 +154,16 @@ class Target(ABC):
     def write(self, job: Job, folder: Path) -> Written:
         """Write everything that belongs to the export into ``folder``, which exists and is empty."""
 
+    def check_foreign(self, folder: Path, files: Collection[str]) -> None:
+        """Raises PrunekitError where opening ``folder`` would make the runtime do more than compute: load libraries,
+        read files that are not among ``files``, its listed ones. Not for formats that are programs."""
+        return
+
     @abstractmethod
     def open(self, folder: Path, threads: int | None = None) -> Runner:
-        """The export in ``folder`` in its real runtime. Raises PrunekitError where that refuses it."""
+        """The export in ``folder``, written by this process or checked, in its real runtime, which may trust all that
+        it finds there (:meth:`prunekit.export.run.OpenedExport.open` checks first). Raises PrunekitError where the
+        runtime refuses it."""
 
     def open_exactly(self, folder: Path) -> Runner:
         """As :meth:`open`, for comparing: with nothing rounded but what the export rounds, where the runtime's defaults

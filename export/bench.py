@@ -18,39 +18,59 @@ from prunekit.source import Source, resolve
 
 @contextmanager
 def exports(
-    names: tuple[str, ...], runtime: str, dtype: str = "auto", *, at_least: int = 1, keep: Path | None = None
+    names: tuple[str, ...],
+    runtime: str,
+    dtype: str = "auto",
+    *,
+    at_least: int = 1,
+    keep: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Iterator[tuple[OpenedExport, ...]]:
     """The models ``names`` as exports for ``runtime``: folders that are exports as they lie there, anything else
     (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into ``keep`` or into a folder
     that goes when the block ends.
 
-    Raises PrunekitError where a folder is an export for another runtime or dtype, or exporting fails.
+    Exports that this call did not write are checked first; those that are programs need ``trust_remote_code``, which
+    also lets tokenizers that are code run. Raises PrunekitError where a folder is an export for another runtime or
+    dtype, or not safe to open, or exporting fails.
     """
     target = target_named(runtime)
     check_packages(target)
     wanted = target.dtype(dtype)
     with TemporaryDirectory(prefix="prunekit-bench-") as temporary:
-        made = []
-        for place, name in enumerate(names):
-            folder = Path(name).expanduser()
-            if not is_export(folder):
-                out = (keep or Path(temporary)) / f"{place}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
-                if not is_export(out):
-                    source = resolve(name)
-                    export(source, runtime, out, Options(wanted, _context(source, at_least)))
-                folder = out
-            opened = read_export(folder)
+
+        def matching(name: str, opened: OpenedExport) -> OpenedExport:
             if opened.target.name != runtime or (dtype != "auto" and opened.dtype != wanted):
                 raise PrunekitError(
                     f"{name} is an export for {opened.target.name} in {opened.dtype}, not for {runtime} in {wanted}; "
                     "give --runtime and --dtype to match, or the checkpoint itself."
                 )
-            made.append(opened)
-        if len({each.dtype for each in made}) > 1:
+            return opened.checked(trust_remote_code)
+
+        def place(index: int, name: str) -> Path:
+            if is_export(folder := Path(name).expanduser()):
+                return folder
+            return (keep or Path(temporary)) / f"{index}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
+
+        folders = [place(index, name) for index, name in enumerate(names)]
+        # What lies there already may be refused, which should not wait for exports.
+        made = {
+            folder: matching(name, read_export(folder))
+            for name, folder in zip(names, folders, strict=True)
+            if is_export(folder)
+        }
+        for name, folder in zip(names, folders, strict=True):
+            if folder not in made:
+                source = resolve(name)
+                options = Options(wanted, _context(source, at_least), trust_remote_code=trust_remote_code)
+                export(source, runtime, folder, options)
+                made[folder] = matching(name, read_export(folder, own=True))
+        opened = tuple(made[folder] for folder in folders)
+        if len({each.dtype for each in opened}) > 1:
             raise PrunekitError(
-                f"The exports are in {' and '.join(each.dtype for each in made)}; compare like with like."
+                f"The exports are in {' and '.join(each.dtype for each in opened)}; compare like with like."
             )
-        yield tuple(made)
+        yield opened
 
 
 def contender(opened: OpenedExport, threads: int | None = None, *, peak_bytes: int | None = None) -> Contender:

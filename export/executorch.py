@@ -100,6 +100,7 @@ class ExecuTorch(Target):
     dtypes = ("fp32", "fp16")
     writes_with = (Requirement("executorch", extra="executorch"),)
     runs_with = (Requirement("executorch", extra="executorch"),)
+    program = "a .pte file holds instructions and memory addresses that the runtime follows unchecked"
     limits = (
         "One sequence at a time, and prompt plus answer as long as --context-length said: memory for it is planned.",
         "A prompt goes in by at most 128 tokens at once.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,9 @@ class Gguf(Target):
         lookup = tensors["token_embd.weight"].nbytes if "output.weight" in tensors else 0
         read = sum(tensor.nbytes for tensor in tensors.values()) - lookup
         return Written((*notes, *fallback_notes(tensors, found, job.dtype)), read, facts)
+
+    def check_foreign(self, folder: Path, files: Collection[str]) -> None:
+        gguf_file(folder)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         return LlamaCppRunner(folder, threads)

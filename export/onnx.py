@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from prunekit.export.base import Job, Requirement, Target, Written
@@ -56,6 +57,11 @@ class Onnx(Target):
                 "loads_in_optimum": optimum,
             },
         )
+
+    def check_foreign(self, folder: Path, files: Collection[str]) -> None:
+        from prunekit.export.foreign_onnx import check_onnx
+
+        check_onnx(folder / MODEL, folder, files)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         from prunekit.export.onnx_runner import OnnxRunner

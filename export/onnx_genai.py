@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,11 @@ class OnnxGenai(Target):
         notes = [_WIDENED] if job.dtype == "fp16" else []
         told = note(job, folder)
         return Written((*notes, *([told] if told else [])), decode_bytes)
+
+    def check_foreign(self, folder: Path, files: Collection[str]) -> None:
+        from prunekit.export.foreign_genai import check_genai
+
+        check_genai(folder, files)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         from prunekit.export.genai_runner import GenaiRunner, kv_element_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +57,11 @@ class OpenVino(Target):
             decode_bytes=job.source.shape.decode_bytes(4),
             facts={"kv_heads": [layer.num_key_value_heads for layer in job.source.shape.layers]},
         )
+
+    def check_foreign(self, folder: Path, files: Collection[str]) -> None:
+        from prunekit.export.foreign_openvino import check_openvino
+
+        check_openvino(folder / MODEL)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         return OpenVinoRunner(folder / MODEL, threads)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from prunekit.provenance import installed, model_label, versions
 from prunekit.runner import Runner
 from prunekit.shape import ModelShape
 from prunekit.source import Source, resolve
+from prunekit.utils.listed_folder import Seen, check_listed, check_unchanged
 
 MANIFEST = "prunekit-export.json"
 PARITY = "parity.json"
@@ -174,7 +176,9 @@ def _write_manifest(
         "notes": list(written.notes),
         "facts": dict(written.facts),
         **_versions(target),
-        "files": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
+        "files": {
+            file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
+        },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -198,7 +202,8 @@ files' hashes.
 
 @dataclass(frozen=True)
 class OpenedExport:
-    """An export folder as its manifest describes it."""
+    """An export folder as its manifest describes it. ``files`` are the hashes that it lists; ``own`` says that this run
+    wrote it, so that nothing in it is a stranger's; ``seen`` is what :meth:`checked` hashed."""
 
     path: Path
     target: Target
@@ -208,22 +213,61 @@ class OpenedExport:
     context_length: int
     decode_bytes: int | None
     verified: bool
+    files: Mapping[str, str] = field(default_factory=dict)
+    own: bool = False
+    seen: Seen | None = None
 
     @property
     def file_bytes(self) -> int:
         """Bytes of everything in the folder."""
         return _size(self.path)
 
-    def open(self, threads: int | None = None) -> Runner:
-        return self.target.open(self.path, threads)
+    def checked(self, trust_remote_code: bool = False) -> OpenedExport:
+        """This export, found to be safe to open.
+
+        Raises PrunekitError where the folder does not hold exactly the files of its manifest, where its format is a
+        program (unless ``trust_remote_code``), or where its files would make the runtime load code or files of others.
+        Hashes prove that nothing changed, not who wrote them, so a manifest vouches for no content.
+        """
+        if self.own:
+            return self
+        if self.target.program is not None and not trust_remote_code:
+            raise PrunekitError(
+                f"{self.path} is for {self.target.name}, and such a file is a program: {self.target.program}. Run it "
+                "only if you trust who made it, with --trust-remote-code (trust_remote_code=True in Python)."
+            )
+        seen = check_listed(self.path, self.files, MANIFEST)
+        if self.target.program is None:
+            self.target.check_foreign(self.path, self.files)
+        check_unchanged(self.path, seen)
+        return replace(self, seen=seen)
+
+    def open(self, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:
+        """The export in its runtime, :meth:`checked` unless it was. Raises PrunekitError where it changed since."""
+        if self.own:
+            return self.target.open(self.path, threads)
+        seen = self.seen or self.checked(trust_remote_code).seen or {}
+        check_unchanged(self.path, seen)
+        runner = self.target.open(self.path, threads)
+        try:
+            check_unchanged(self.path, seen)
+        except PrunekitError:
+            runner.close()
+            raise
+        return runner
 
 
 def is_export(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def read_export(folder: Path) -> OpenedExport:
-    """Raises PrunekitError where ``folder`` holds no export, or its manifest is damaged."""
+def read_export(folder: Path, *, own: bool = False) -> OpenedExport:
+    """What the manifest of ``folder`` says; no other file is read. ``own``: this process wrote it.
+
+    Raises PrunekitError where ``folder`` holds no export, or its manifest is damaged.
+    """
+    if (folder / MANIFEST).is_symlink():
+        raise PrunekitError(f"{folder / MANIFEST} is a link; put the file itself there, or export the model again.")
     data = read_json(folder / MANIFEST, "export manifest")
     try:
         if data["format"] != "prunekit-export" or data["version"] != MANIFEST_VERSION:
@@ -237,6 +281,8 @@ def read_export(folder: Path) -> OpenedExport:
             int(data["context_length"]),
             None if data["decode_bytes"] is None else int(data["decode_bytes"]),
             bool(data["verified"]),
+            dict(data["files"]),
+            own,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PrunekitError(f"{folder / MANIFEST} is damaged ({error}); export the model again.") from None

@@ -69,6 +69,7 @@ class TensorRT(Target):
         Requirement("onnxscript", extra="onnx"),
         Requirement("optimum", extra="onnx"),
     )
+    program = "an engine is machine code"
     limits = (
         "Never run here: the graph is compared with PyTorch in ONNX Runtime, and its shapes are inferred over both "
         "profiles, but no engine is built.",

@@ -106,6 +106,7 @@ class TorchExport(Target):
     dtypes = ("fp32", "fp16", "bf16")
     writes_with = (Requirement("torch"),)
     runs_with = (Requirement("torch"),)
+    program = "a .pt2 file can hold Python objects, expressions and machine code that run when it is loaded"
     limits = (
         "Exported on and for the CPU: torch.export.passes.move_to_device_pass moves a loaded model.pt2 to a GPU, which "
         "is not tested.",

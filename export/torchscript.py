@@ -39,6 +39,7 @@ class TorchScript(Target):
     dtypes = ("fp32", "fp16", "bf16")
     writes_with = (Requirement("torch"),)
     runs_with = (Requirement("torch"),)
+    program = "TorchScript can read and write files"
     limits = (
         "PyTorch has deprecated TorchScript: take torch-export for anything new.",
         "Traced on the CPU: for a GPU, move it and its inputs there with .to() at your own risk, or take torch-export.",

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from prunekit.layouts import padded
 from prunekit.provenance import model_label
 from prunekit.runner import Array, Decoded, Runner
 from prunekit.shape import LayerShape
+from prunekit.source import resolve
 from prunekit.timing import Clock
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -94,6 +96,9 @@ class Vllm(Target):
                 f"it was removed: {'; '.join(parity.failures)}. Take another dtype, and report this."
             )
         return parity.to_dict()
+
+    def check_foreign(self, folder: Path, files: Collection[str]) -> None:
+        resolve(str(folder))
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         return VllmRunner(folder, threads)

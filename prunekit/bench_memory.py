@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunekit.bench import BenchConfig
 from prunekit.errors import PrunekitError
@@ -13,6 +14,10 @@ from prunekit.machine import peak_bytes, reset_peak, resident_bytes
 from prunekit.runner import Runner, TorchRunner
 from prunekit.timing import prompt_ids
 from prunekit.utils.child import run_python
+
+if TYPE_CHECKING:
+    from prunekit.export.run import OpenedExport
+    from prunekit.utils.listed_folder import Seen
 
 HOW = (
     "peak resident memory while one prompt at the largest batch is answered, less what the process held before the "
@@ -31,13 +36,27 @@ class _Run:
     prompt: int
     tokens: int
     threads: int | None
+    own: bool
+    seen: Seen | None
+    trust_remote_code: bool
 
 
-def measure_peak(model: str, config: BenchConfig, dtype: str = "auto", *, runtime: str = "torch") -> int | None:
+def measure_peak(
+    model: str,
+    config: BenchConfig,
+    dtype: str = "auto",
+    *,
+    runtime: str = "torch",
+    opened: OpenedExport | None = None,
+    trust_remote_code: bool = False,
+) -> int | None:
     """Peak bytes of one run of ``model`` on the CPU: a checkpoint's name or folder for the runtimes torch and prunekit,
-    an export's folder for others. None where the system doesn't tell. Raises PrunekitError where that process fails.
+    an export's folder for others. ``opened`` is that export where it was checked already, or made by this process;
+    else it is checked there, with ``trust_remote_code`` (:meth:`prunekit.export.run.OpenedExport.checked`). None where
+    the system doesn't tell. Raises PrunekitError where that process fails.
     """
-    run = _Run(model, dtype, runtime, max(config.batch), config.prompt, config.tokens, config.threads)
+    known = (opened is not None and opened.own, opened.seen if opened else None, trust_remote_code)
+    run = _Run(model, dtype, runtime, max(config.batch), config.prompt, config.tokens, config.threads, *known)
     done = run_python(module="prunekit.bench_memory", arguments=[json.dumps(asdict(run))])
     if not done.ok:
         # A signal: the system kills a process for which there is no memory.
@@ -58,9 +77,9 @@ def _measure(run: _Run) -> int | None:
     if run.runtime not in ("torch", "prunekit"):
         from prunekit.export.run import read_export
 
-        opened = read_export(Path(run.model))
+        opened = replace(read_export(Path(run.model), own=run.own), seen=run.seen)
         before = resident_bytes()
-        runner: Runner = opened.open(run.threads)
+        runner: Runner = opened.open(run.threads, trust_remote_code=run.trust_remote_code)
     else:
         from prunekit.source import load_model, resolve
 

@@ -47,6 +47,14 @@ def bench_command(
         Path | None,
         typer.Option(help="Keep exports in this folder, and take those that lie there.", show_default=False),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Open folders that are programs (exports for torchscript, torch-export, executorch), and run "
+            "tokenizers that are code. Say it only if you trust who made them: they can do all that you can.",
+        ),
+    ] = False,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report here as JSON.")] = None,
     as_json: Json = False,
@@ -64,7 +72,7 @@ def bench_command(
     else:
         if device not in ("auto", "cpu"):
             raise PrunekitError(f"{runtime} is timed on the CPU; leave --device {device} out.")
-        report = _in_runtime(model, baseline, runtime, config, memory, dtype, keep_exports)
+        report = _in_runtime(model, baseline, runtime, config, memory, dtype, keep_exports, trust_remote_code)
     deliver(report.to_dict(), output, as_json, lambda: _print(report))
 
 
@@ -107,17 +115,28 @@ def _in_torch(
 
 
 def _in_runtime(
-    model: str, baseline: str, runtime: str, config: BenchConfig, memory: bool, dtype: str, keep: Path | None
+    model: str,
+    baseline: str,
+    runtime: str,
+    config: BenchConfig,
+    memory: bool,
+    dtype: str,
+    keep: Path | None,
+    trust_remote_code: bool,
 ) -> BenchReport:
     from prunekit.bench import bench, check_room
     from prunekit.bench_memory import HOW, measure_peak
     from prunekit.export.bench import contender, exports
 
     room = config.prompt + config.tokens + 1
-    with exports((baseline, model), runtime, dtype, at_least=room, keep=keep) as opened:
+    with exports(
+        (baseline, model), runtime, dtype, at_least=room, keep=keep, trust_remote_code=trust_remote_code
+    ) as opened:
         for each in opened:
             check_room(each.name, each.context_length, config)
-        peaks = [measure_peak(str(each.path), config, runtime=runtime) if memory else None for each in opened]
+        peaks = [
+            measure_peak(str(each.path), config, runtime=runtime, opened=each) if memory else None for each in opened
+        ]
         dense, pruned = (
             contender(each, config.threads, peak_bytes=peak) for each, peak in zip(opened, peaks, strict=True)
         )
