@@ -1,6 +1,8 @@
 # make install             .venv with all that the demo, the tests and the linters need
 # make demo | test | lint  run them; each installs first where pyproject.toml changed
 # make bench               the pytest-benchmark suites; every run is kept in .benchmarks for pytest-benchmark compare
+# make fuzz                spoils inputs of every kind for FUZZ_MINUTES (60) and keeps those that do harm in fuzz-failures
+#                          (`make test` does it for half a minute; FUZZ_SECONDS=180 for longer)
 # make gpu-check           checks and times the kernels: with $(PYTHON) as it is where that has torch, else installs
 #                          first. ARGS="--part ops --models llama-3.2-1b" and the like are passed on (ARGS=--help)
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
@@ -31,7 +33,7 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
 
-.PHONY: install runtimes demo test test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
+.PHONY: install runtimes demo test fuzz test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
@@ -114,6 +116,11 @@ test: runtimes
 	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/test_executorch.py
 	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/test_kernel_quantize.py tests/test_kernel_runtime.py -k int4
 	$(KERNEL_TESTS)
+
+FUZZ_MINUTES ?= 60
+
+fuzz: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/fuzz_run.py --minutes $(FUZZ_MINUTES) $(ARGS)
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:

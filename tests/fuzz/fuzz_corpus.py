@@ -1,0 +1,154 @@
+"""What is spoiled: one small file of every kind that prunekit reads, and the commands that read it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from command import save_tiny, write_text
+from tiny import tiny_model
+from tiny_gguf import write_tiny_gguf
+from tiny_text import tiny_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+)
+_DRAWN = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--device", "cpu")
+_ONCE = ("--repeats", "2", "--warmup", "0", "--no-memory")
+_KEPT = ("--sequences", "2", "--length", "8", "--ffn-multiple", "1", "--device", "cpu")
+
+PRUNE = ("prune", "{m}", "-o", "{out}", "--blocks", "0.7", "--method", "magnitude", *_DRAWN)
+EVAL = ("eval", "{m}", "--text", "{text}", "--length", "16", "--max-tokens", "64", "--device", "cpu")
+GENERATE = ("generate", "{m}", "--prompt", "The quick", "--max-new-tokens", "2", "--device", "cpu")
+EXPORT = ("export", "{m}", "--to", "hf", "-o", "{out}")
+DRAW = ("plan", "{m}", "-o", "{out}", "--blocks", "0.7", "--calib", "{text}", "--method", "minitron", *_DRAWN)
+PLAN = ("prune", "{m}", "-o", "{out}", "--plan", "{plan}")
+BENCH = ("bench", "{export}", "--baseline", "{export}", "--runtime", "hf", "--prompt", "4", "--tokens", "2", *_ONCE)
+OPTIMAL = ("plan", "{m}", "-o", "{out}", "--blocks", "0.7", "--calib", "self", "--no-refit", "--prune", "ffn", *_KEPT)
+LATENCY = ("--latency", "0.8", "--latency-table", "{table}", "--calib", "{text}", "--no-refit", *_KEPT)
+CONVERT = ("export", "{gguf}", "--to", "hf", "-o", "{out}", "--no-verify")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``files`` (patterns below the corpus) of which one is spoiled, what of the corpus must be there, and commands."""
+
+    name: str
+    files: tuple[str, ...]
+    needs: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
+
+
+def _with(old: str, new: str, *commands: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(word.replace(old, new) for word in command) for command in commands)
+
+
+KINDS = (
+    Kind("config", ("m/config.json",), ("m", "text.txt"), (PRUNE, EVAL, GENERATE, EXPORT)),
+    Kind("generation config", ("m/generation_config.json",), ("m",), (PRUNE, GENERATE, EXPORT)),
+    Kind("tokenizer", ("m/tokenizer.json", "m/tokenizer_config.json"), ("m", "text.txt"), (EVAL, GENERATE, PRUNE)),
+    Kind("chat template", ("m/chat_template.jinja",), ("m",), ((*GENERATE, "--chat"),)),
+    Kind("safetensors", ("m/model.safetensors",), ("m", "text.txt"), (PRUNE, EVAL)),
+    Kind("index", ("s/model.safetensors.index.json",), ("s", "text.txt"), _with("{m}", "{s}", PRUNE, EVAL)),
+    Kind("gguf", ("t.gguf",), ("t.gguf",), (CONVERT,)),
+    Kind("plan", ("plan.json",), ("m", "plan.json"), (PLAN,)),
+    Kind(
+        "manifest",
+        ("pruned/prunekit.json", "pruned/plan.json", "pruned/config.json"),
+        ("pruned",),
+        (("inspect", "{pruned}"), ("inspect", "{pruned}", "--json")),
+    ),
+    Kind("export manifest", ("export/prunekit-export.json", "export/config.json"), ("export",), (BENCH,)),
+    Kind(
+        "cache",
+        ("cache/levels/*/*", "cache/self/*/*", "cache/levels/*", "cache/self/*"),
+        ("m", "cache"),
+        (OPTIMAL,),
+    ),
+    Kind("gguf cache", ("cache/gguf/*/*", "cache/gguf/*"), ("t.gguf", "cache"), (CONVERT,)),
+    Kind("text", ("text.txt",), ("m", "text.txt"), (EVAL, DRAW)),
+    Kind("jsonl", ("rows.jsonl",), ("m", "rows.jsonl"), _with("{text}", "{rows}", EVAL, DRAW)),
+    Kind(
+        "latency table", ("table.json",), ("m", "table.json", "text.txt"), (("plan", "{m}", "-o", "{out}", *LATENCY),)
+    ),
+)
+
+
+def places(here: Path) -> dict[str, str]:
+    """What the words in braces stand for in the folder ``here``."""
+    names = {"m": "m", "s": "s", "gguf": "t.gguf", "plan": "plan.json", "pruned": "pruned", "export": "export"}
+    names |= {"text": "text.txt", "rows": "rows.jsonl", "table": "table.json", "out": "out"}
+    return {word: str(here / name) for word, name in names.items()}
+
+
+def filled(command: Sequence[str], here: Path) -> list[str]:
+    there = places(here)
+    return [there.get(word[1:-1], word) if word.startswith("{") else word for word in command]
+
+
+def make_corpus(here: Path) -> None:
+    """Everything in the empty folder ``here``, by the commands themselves where they can."""
+    os.environ["PRUNEKIT_CACHE"] = str(here / "cache")
+    save_tiny(here / "m", layers=2, tokenizer=_with_template())
+    model = tiny_model("llama", layers=2)
+    model.save_pretrained(here / "s", max_shard_size="60KB")
+    tiny_tokenizer().save_pretrained(here / "s")
+    write_text(here / "text.txt")
+    rows = [json.dumps({"text": line}) for line in (here / "text.txt").read_text().split("\n\n")]
+    (here / "rows.jsonl").write_text("\n".join(rows))
+    write_tiny_gguf(here / "t.gguf")
+    _write_table(here)
+    made = {**places(here), "out": str(here / "pruned")}
+    _run([made.get(word[1:-1], word) if word.startswith("{") else word for word in PRUNE])
+    (here / "plan.json").write_bytes((here / "pruned" / "plan.json").read_bytes())
+    _run(["export", str(here / "m"), "--to", "hf", "-o", str(here / "export")])
+    # What the cache keeps, and every command once: what they import is then there for all inputs.
+    for number, command in enumerate(dict.fromkeys(command for kind in KINDS for command in kind.commands)):
+        _run([word if word != str(here / "out") else str(here / f"spare-{number}") for word in filled(command, here)])
+
+
+def _with_template() -> object:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def _write_table(here: Path) -> None:
+    from prunekit.latency_table import LatencyTable, cut_heads
+    from prunekit.source import resolve
+    from prunekit.timing import Summary
+
+    shape = resolve(str(here / "m")).shape
+    layer = shape.layers[0]
+
+    def took(seconds: float) -> Summary:
+        return Summary(seconds, seconds, seconds, 3)
+
+    LatencyTable(
+        "tiny",
+        shape,
+        ("full_attention",) * len(shape.layers),
+        {"full_attention": {(kv, group): took(kv * group * 1e-3) for kv, group in cut_heads(layer)}},
+        {width: took(width * 1e-4) for width in (1, layer.intermediate_size // 2, layer.intermediate_size)},
+        took(1e-3),
+        {"phase": "decode", "batch": 1, "length": 8, "dtype": "float32", "threads": 1},
+        {"device": "made up"},
+    ).save(here / "table.json")
+
+
+def _run(arguments: list[str]) -> None:
+    from prunekit.cli import main
+
+    said = io.StringIO()
+    sys.argv = ["prunekit", *arguments]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as stop:
+        raise AssertionError(f"{' '.join(arguments)} ended with {stop.code}: {said.getvalue()[-500:]}") from None
