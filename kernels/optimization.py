@@ -11,11 +11,12 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
+from prunekit.finite import check_weight, first_not_finite
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.packed import PackedLinear, PackedMLP
 from prunekit.kernels.packing import check_layer, read_block
-from prunekit.kernels.quantize import check_finite
 from prunekit.kernels.runtime import MAX_BATCH, decoder_of
+from prunekit.kernels.seal import Seal
 from prunekit.kernels.support import MAX_DECODE_ROWS, why_not_triton
 from prunekit.progress import progress
 
@@ -68,9 +69,11 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     Weights are packed layer by layer (:mod:`prunekit.kernels.layout`), so memory grows by the padding and, meanwhile,
     by one layer. The model's own forward and ``generate`` go on working, through the packed FFNs; for the fast decode
     call :func:`prunekit.kernels.generate`. ``weights`` "int8" and "int4" round the weights of the layers (not the
-    embedding or the head). Move the model to its device and dtype first. Where Triton or the GPU can't, PyTorch
-    computes: :func:`report` says what. Raises PrunekitError where the model can't be optimised, which leaves it as it
-    was; only where memory runs out while weights are rounded, load the model again.
+    embedding or the head). Move the model to its device and dtype first, and merge adapters. What is changed in place
+    afterwards counts; what is added, replaced or moved counts in the model's own forward or is refused there, and is
+    refused by :func:`prunekit.kernels.generate`. An optimised model can't be trained. Where Triton or the GPU can't,
+    PyTorch computes: :func:`report` says what. Raises PrunekitError where the model can't be optimised, which leaves
+    it as it was; only where memory runs out while weights are rounded, load the model again.
     """
     if weights not in ("keep", "int8", "int4"):
         raise PrunekitError(f"weights must be keep, int8 or int4, got {weights!r}.")
@@ -83,23 +86,21 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     )
     for layer in model.model.layers:
         check_layer(layer, model.config)
-        if not keep:
-            _check_finite(layer)
+    if name := first_not_finite(model.named_parameters()):
+        check_weight(name, model.get_parameter(name))
     rotary = model.model.rotary_emb
-    blocks, originals = [], []
+    blocks = []
     try:
         with torch.no_grad(), progress("Packing weights", len(model.model.layers)) as go:
             for layer in model.model.layers:
-                if keep:  # else they would hold the unrounded weights
-                    originals.append(layer.mlp)
                 blocks.append(read_block(layer, family, model.config, weights, hasattr(rotary, "layer_types")))
                 go()
     except BaseException:
-        for layer, original in zip(model.model.layers, originals, strict=False):
-            _restore_layer(layer, original)
+        if keep:
+            _unpack(model)
         raise
     model.eval()
-    model.prunekit_decoder = Decoder(
+    model.prunekit_decoder = decoder = Decoder(
         embed=model.model.embed_tokens,
         rotary=rotary,
         blocks=blocks,
@@ -108,8 +109,11 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
         final_softcap=float(getattr(model.config, "final_logit_softcapping", None) or 0.0),
     )
     model.prunekit_weights = weights
-    model.prunekit_originals = tuple(originals)
+    model.prunekit_seal = Seal.of(model, family, decoder, weights)
     model.save_pretrained = partial(_refuse_to_save, weights)
+    if not keep:
+        # They hold no layers any more.
+        model.state_dict = model.load_state_dict = model.save_pretrained
     return model
 
 
@@ -121,26 +125,31 @@ def restore(model: Any) -> Any:
     decoder_of(model)
     if model.prunekit_weights != "keep":
         raise PrunekitError(f"{model.prunekit_weights} weights were rounded for good; load the model again.")
-    for layer, original in zip(model.model.layers, model.prunekit_originals, strict=True):
-        _restore_layer(layer, original)
-    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_originals", "prunekit_runtimes", "save_pretrained"):
+    _unpack(model)
+    for name in ("prunekit_decoder", "prunekit_weights", "prunekit_seal", "prunekit_runtimes", "save_pretrained"):
         model.__dict__.pop(name, None)
     return model
 
 
-def _restore_layer(layer: Any, original: nn.Module) -> None:
-    """Give a layer whose weights were kept, packed or only begun, its own tensors and its FFN ``original`` back."""
-    for name in ("packed_qkv", "packed_o"):
-        if hasattr(layer.self_attn, name):
-            delattr(layer.self_attn, name)
-    for part in (layer.self_attn, original):
-        for linear in part.children():
-            if isinstance(linear, nn.Linear):
-                weight = linear.weight.data
-                # A fused gate_up_proj was given a gap between its halves.
-                weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
-                linear.weight.data = weight.clone(memory_format=torch.contiguous_format)
-    layer.mlp = original
+def _unpack(model: Any) -> None:
+    """Give layers whose weights were kept, packed or only begun, their own tensors and FFNs back, with whatever has
+    been put into them since."""
+    for owner in [*model.modules()]:
+        held = [name for name in ("packed_qkv", "packed_o") if name in owner._modules]
+        for name in held:
+            delattr(owner, name)
+        parts = [owner] if held else []
+        for name, child in [*owner.named_children()]:
+            if isinstance(child, PackedMLP) and child.original is not None:
+                setattr(owner, name, child.original)
+                for own, module in child.named_children():
+                    child.original.add_module(own, module)
+                parts.append(child.original)
+        for linear in (module for part in parts for module in part.modules() if isinstance(module, nn.Linear)):
+            weight = linear.weight.data
+            # A fused gate_up_proj was given a gap between its halves.
+            weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
+            linear.weight.data = weight.clone(memory_format=torch.contiguous_format)
 
 
 def report(model: Any) -> Report:
@@ -227,14 +236,6 @@ def _check(model: Any) -> Family:
             "All weights must be in one of float32, float16 and bfloat16; load the model with one of them as dtype."
         )
     return family
-
-
-def _check_finite(layer: Any) -> None:
-    """Rounding refuses NaN and infinity: found here, before a layer is changed."""
-    for part in (layer.self_attn, layer.mlp):
-        for linear in part.children():
-            if isinstance(linear, nn.Linear):
-                check_finite(linear.weight.detach(), linear.weight.shape)
 
 
 def _refuse_to_save(weights: Weights, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from prunekit.families import Family
 from prunekit.kernels.block import ALL, Block
 from prunekit.kernels.int4 import GROUP, quantize_int4
 from prunekit.kernels.layout import ALIGNMENT, PackedFFN, pack_ffn
-from prunekit.kernels.packed import Int4Linear, Int4MLP, PackedLinear, PackedMLP, small
+from prunekit.kernels.packed import Int4Linear, Int4MLP, PackedLinear, PackedMLP, hooked, small
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
@@ -32,10 +32,6 @@ def read_block(layer: Any, family: Family, config: Any, weights: str, rope_by_ty
         place: None if name is None else _norm(getattr(layer, name), family)
         for place, name in vars(family.block_norms).items()
     }
-    norm_module = next(module for module in layer.modules() if type(module).__name__.endswith("RMSNorm"))
-    # transformers names the window on the attention where layers may differ, else on the config.
-    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    rotates = getattr(attention, "use_rope", True)
     block = Block(
         qkv=_pack_qkv(attention, projections, weights),
         o=_pack_output(attention, weights),
@@ -43,17 +39,39 @@ def read_block(layer: Any, family: Family, config: Any, weights: str, rope_by_ty
         num_attention_heads=query,
         num_key_value_heads=key,
         head_dim=head_dim,
-        scaling=float(attention.scaling),
-        window=int(window or 0),
-        softcap=float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
-        rope=(attention.layer_type if rope_by_type else ALL) if rotates else None,
-        eps=float(getattr(norm_module, "variance_epsilon", getattr(norm_module, "eps", 0.0))),
+        **settings_of(layer, config, rope_by_type)._asdict(),
         q_norm=_norm(attention.q_norm, family) if hasattr(attention, "q_norm") else None,
         k_norm=_norm(attention.k_norm, family) if hasattr(attention, "k_norm") else None,
         **norms,
     )
     layer.mlp = block.ffn = _pack_mlp(layer.mlp, config, weights)
     return block
+
+
+class Settings(NamedTuple):
+    """The numbers of a layer that are neither widths nor weights, named as in
+    :class:`~prunekit.kernels.block.Block`."""
+
+    scaling: float
+    window: int
+    softcap: float
+    rope: str | None
+    eps: float
+
+
+def settings_of(layer: Any, config: Any, rope_by_type: bool) -> Settings:
+    """What ``layer`` and ``config`` say now."""
+    attention = layer.self_attn
+    norm: Any = next(module for module in layer.children() if type(module).__name__.endswith("RMSNorm"))
+    # transformers names the window on the attention where layers may differ, else on the config.
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    return Settings(
+        scaling=float(attention.scaling),
+        window=int(window or 0),
+        softcap=float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
+        rope=(attention.layer_type if rope_by_type else ALL) if getattr(attention, "use_rope", True) else None,
+        eps=float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))),
+    )
 
 
 def _norm(module: Any, family: Family) -> torch.Tensor:
@@ -69,6 +87,12 @@ def check_layer(layer: Any, config: Any) -> None:
                     f"{name} is a {type(module).__name__}, not a plain linear layer: merge adapters and load the model "
                     "unquantised before optimize()."
                 )
+    for name, module in layer.mlp.named_modules():
+        if hooked(module):
+            raise PrunekitError(
+                f"mlp{name and '.'}{name} has a forward hook, which a packed FFN would not call; remove it before "
+                "optimize()."
+            )
     if _activation(config) not in _ACTIVATIONS:
         raise PrunekitError(
             f"There is no kernel for the activation {_activation(config)!r}; these work: {', '.join(_ACTIVATIONS)}."
@@ -163,18 +187,8 @@ def _pack_mlp(mlp: Any, config: Any, weights: str) -> nn.Module:
     if weights == "int4":
         return _int4_mlp(packed, activation)
     if weights == "int8":
-        return PackedMLP(packed, activation, {}, int8=True)
-    width = packed.width
-    down.weight.data = packed.down_t[:width].T
-    if fused:
-        # Shape [2, width, hidden]: gate and up no longer follow each other without a gap.
-        mlp.gate_up_proj.weight.data = packed.gate_up[:, :width]
-        children = {"gate_up_proj": mlp.gate_up_proj, "down_proj": down}
-    else:
-        for linear, rows in zip(linears, packed.gate_up, strict=True):
-            linear.weight.data = rows[:width]
-        children = {"gate_proj": linears[0], "up_proj": linears[1], "down_proj": down}
-    return PackedMLP(packed, activation, children)
+        return PackedMLP(packed, activation, int8=True)
+    return PackedMLP(packed, activation, mlp)
 
 
 def _int4_mlp(packed: PackedFFN, activation: str) -> Int4MLP:

@@ -56,12 +56,8 @@ class Runtime:
         arena: torch.Tensor | None = None,
     ):
         decoder = decoder_of(model)
-        embedding = decoder.embed.weight
-        if (embedding.device, embedding.dtype) != (decoder.device, decoder.dtype):
-            raise PrunekitError(
-                f"The model was moved to {embedding.device} or cast to {embedding.dtype} after optimize(); restore() "
-                "it, and optimise it again."
-            )
+        self.model, self.seal = model, model.prunekit_seal
+        self.seal.check(model)
         if max_length < 2:
             raise PrunekitError(f"max_length must be at least 2 (a prompt token and a new one), got {max_length}.")
         self.decoder = decoder
@@ -102,6 +98,8 @@ class Runtime:
                 f"Prompts of shape {list(ids.shape)} don't fit a runtime of {self.batch} sequences and "
                 f"{self.capacity} tokens."
             )
+        self.seal.check(self.model)
+        self.seal.refresh()
         ids = ids.to(self.device)
         if lengths is None:
             lengths = torch.full((self.batch,), ids.shape[1])

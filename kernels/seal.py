@@ -1,0 +1,192 @@
+"""What optimize() has packed, and whether the model still is that: looked at before a prompt, never between tokens.
+
+Decoding reads packed weights and calls almost none of the model's modules, so what is put into the model afterwards
+(adapters, hooks, other weights, another dtype or device) would not count. In-place changes of weights do: packed
+matrices are the very memory of the model's own, and the small float32 copies are made anew for every prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+from prunekit.kernels.decoder import Decoder
+from prunekit.kernels.packed import hooked
+from prunekit.kernels.packing import settings_of
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One module as it was: its children, its tensors and where they lie, and a forward of its own instance."""
+
+    name: str
+    module: nn.Module
+    kind: type
+    children: tuple[nn.Module | None, ...]
+    tensors: tuple[torch.Tensor, ...]
+    places: tuple[int, ...]
+    forward: Any
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> _Part:
+        tensors = _tensors(module)
+        return cls(
+            name,
+            module,
+            type(module),
+            tuple(module._modules.values()),
+            tensors,
+            tuple(map(_place, tensors)),
+            vars(module).get("forward"),
+        )
+
+    def change(self) -> str | None:
+        """What is different now, as the end of a sentence; None where nothing is."""
+        module = self.module
+        if type(module) is not self.kind:
+            return "was parametrised or made another class"
+        # Tuples of modules compare by identity.
+        if tuple(module._modules.values()) != self.children:
+            return "holds other modules than it did (an adapter, a layer, a replacement)"
+        tensors = _tensors(module)
+        if len(tensors) != len(self.tensors):
+            return "holds other weights than it did"
+        for now, before, place in zip(tensors, self.tensors, self.places, strict=True):
+            if now is not before or _place(now) != place:
+                return f"holds other weights than it did (now {now.dtype} on {now.device})"
+        if vars(module).get("forward") is not self.forward:
+            return "was given another forward"
+        return "has a forward hook, which decoding does not call" if hooked(module) else None
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The whole of an optimised model. ``settings`` are the numbers that decoding took from the config and the layers,
+    ``copies`` the tensors whose float32 copies decoding reads, by the offset that is added to them."""
+
+    parts: tuple[_Part, ...]
+    decoder: Decoder
+    settings: Any
+    copies: tuple[tuple[float, list[torch.Tensor], list[torch.Tensor]], ...]
+    advice: str
+
+    @classmethod
+    def of(cls, model: Any, family: Family, decoder: Decoder, weights: str) -> Seal:
+        """Seal a ``model`` that has just been packed into ``decoder``."""
+        copies: dict[float, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for offset, target, source in _copies(model, family, decoder):
+            if target.data_ptr() != source.data_ptr():
+                both = copies.setdefault(offset, ([], []))
+                both[0].append(target)
+                both[1].append(source.detach())
+        parts = tuple(_Part.of(name, module) for name, module in model.named_modules())
+        advice = (
+            "Call prunekit.kernels.restore(model), merge adapters, remove hooks, and optimise it again"
+            if weights == "keep"
+            else "Load the model again, change it, and optimise it then"
+        )
+        return cls(parts, decoder, _settings(model), tuple((key, *both) for key, both in copies.items()), advice)
+
+    def check(self, model: Any) -> None:
+        """Raises PrunekitError where ``model`` is no longer what was packed. Touches no weight and waits for no GPU."""
+        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper adds nothing
+        root = self.parts[0].module
+        if model is not root:
+            raise PrunekitError(
+                f"This is a {type(model).__name__} around, or a copy of, the model that optimize() was called on, and "
+                f"decoding would not run what is different. {self.advice}."
+            )
+        if root.training:
+            raise PrunekitError("The model is in training mode, which decoding knows nothing of; call model.eval().")
+        embedding = self.decoder.embed.weight
+        if (embedding.device, embedding.dtype) != (self.decoder.device, self.decoder.dtype):
+            raise PrunekitError(
+                f"The model was moved to {embedding.device} or cast to {embedding.dtype} after optimize(). "
+                f"{self.advice}."
+            )
+        for part in self.parts:
+            if what := part.change():
+                raise PrunekitError(f"{part.name or 'The model'} {what} after optimize(). {self.advice}.")
+        if _settings(root) != self.settings:
+            raise PrunekitError(f"The model's config or rotary embedding changed after optimize(). {self.advice}.")
+
+    def refresh(self) -> None:
+        """Copy norms and biases anew: they may have been changed in place."""
+        for offset, targets, sources in self.copies:
+            torch._foreach_copy_(targets, sources)
+            if offset:
+                torch._foreach_add_(targets, offset)
+
+
+def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
+    # Some rotary embeddings keep other frequencies after a long text: _rope tells what of them matters.
+    held = (*module._parameters.values(), *(() if _is_rotary(module) else module._buffers.values()))
+    return tuple(tensor for tensor in held if tensor is not None)
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    return any(name.endswith("inv_freq") for name in module._buffers)
+
+
+def _place(tensor: torch.Tensor) -> int:
+    # A library's quantised tensors have no memory of their own.
+    return 0 if hasattr(tensor, "__tensor_flatten__") else tensor.data_ptr()
+
+
+def _settings(model: Any) -> Any:
+    config, rotary = model.config, model.model.rotary_emb
+    by_type = hasattr(rotary, "layer_types")
+    return (
+        [settings_of(layer, config, by_type) for layer in model.model.layers],
+        getattr(config, "final_logit_softcapping", None),
+        copy.deepcopy(getattr(config, "rope_parameters", None)),
+        [
+            (name, buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version)
+            for name, buffer in rotary._buffers.items()
+            if buffer is not None and name.endswith("original_inv_freq")
+        ],
+        {name: value for name, value in vars(rotary).items() if name.endswith("attention_scaling")},
+    )
+
+
+def _copies(model: Any, family: Family, decoder: Decoder) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+    """(offset, copy, the model's own) of every norm and bias that decoding reads."""
+    for layer, block in zip(model.model.layers, decoder.blocks, strict=True):
+        attention, ffn = layer.self_attn, block.ffn
+        for place, name in vars(family.block_norms).items():
+            if name is not None:
+                yield family.norm_offset, getattr(block, place), getattr(layer, name).weight
+        for name in ("q_norm", "k_norm"):
+            if (copied := getattr(block, name)) is not None:
+                yield family.norm_offset, copied, getattr(attention, name).weight
+        first = 0
+        for linear in _linears(attention, ("qkv_proj", "q_proj", "k_proj", "v_proj")):
+            last = first + linear.out_features
+            if linear.bias is not None:
+                yield 0.0, block.qkv.bias[first:last], linear.bias
+            first = last
+        for linear in _linears(attention, ("o_proj",)):
+            if linear.bias is not None:
+                yield 0.0, block.o.bias, linear.bias
+        for place, linear in enumerate(_linears(layer.mlp, ("gate_proj", "up_proj"))):
+            if linear.bias is not None:
+                yield 0.0, ffn.gate_up_bias[place, : ffn.width], linear.bias
+        for linear in _linears(layer.mlp, ("down_proj",)):
+            if linear.bias is not None:
+                yield 0.0, ffn.down_bias, linear.bias
+    yield family.norm_offset, decoder.final_norm, model.model.norm.weight
+    if model.lm_head.bias is not None and decoder.head.bias is not None:
+        yield 0.0, decoder.head.bias, model.lm_head.bias
+
+
+def _linears(owner: nn.Module, names: tuple[str, ...]) -> list[nn.Linear]:
+    """Those of the projections that still are the model's own: rounded ones have gone."""
+    found = (owner._modules.get(name) for name in names)
+    return [linear for linear in found if isinstance(linear, nn.Linear)]
