@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from prunekit.files import new_folder, sha256
 from prunekit.finite import check_made, check_weight, is_finite
 from prunekit.layouts import Layout, configuration
 from prunekit.manifest import MANIFEST, MANIFEST_VERSION
-from prunekit.modeling import model_code
 from prunekit.overrides import LAYER, Overrides
 from prunekit.plan import Plan
 from prunekit.progress import progress
@@ -116,10 +114,7 @@ def write_checkpoint(
         config.dtype = str(tensors.dtype or source.dtype).removeprefix("torch.")
         written = Written(out, layout, config.architectures[0], tensors.parameters, total)
         (folder / "README.md").write_text(model_card(model_label(source.name), plan, written), encoding="utf-8")
-        if config.model_type == source.family.pruned_model_type:
-            for file in model_code(source.family):
-                shutil.copyfile(file, folder / file.name)
-        # What makes a folder look like a model comes last.
+        # What makes a folder look like a model comes last. The config of a per-layer model brings its code along.
         config.save_pretrained(folder)
         _write_manifest(folder, source, plan, written)
     return written

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
 from prunekit.modeling import model_code, pruned_class, pruned_config, register, stock_config
+from prunekit.modeling.per_layer import AUTO_CLASSES
 from prunekit.plan import Plan
 from prunekit.shape import LayerShape
 
@@ -56,7 +57,7 @@ def test_round_trip_through_auto_classes(model_type: str, tmp_path: Path) -> Non
     assert stored["model_type"] == family.pruned_model_type
     assert stored["architectures"] == [family.pruned_causal_lm_class]
     assert stored["head_dim"] == plan.source.head_dim
-    assert set(stored["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    assert set(stored["auto_map"]) == set(AUTO_CLASSES)
     for target in stored["auto_map"].values():
         file, name = target.split(".")
         assert f"class {name}(" in (tmp_path / f"{file}.py").read_text()

@@ -16,7 +16,8 @@ _registered = False
 
 
 def pruned_class(family: Family, suffix: str) -> Any:
-    """``Pruned<Prefix><suffix>`` of a family; ``suffix`` is Config, Model or ForCausalLM."""
+    """``Pruned<Prefix><suffix>`` of a family; ``suffix`` is Config, Model, ForCausalLM or another
+    end of a name that ``per_layer.AUTO_CLASSES`` lists."""
     module = importlib.import_module(f"{__name__}.{family.pruned_module}")
     return getattr(module, f"Pruned{family.class_prefix}{suffix}")
 
@@ -26,13 +27,19 @@ def register() -> None:
     global _registered
     if _registered:
         return
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    import transformers
 
+    from prunekit.modeling import per_layer
+
+    # A checkpoint's own copy of the module must do without prunekit's class.
+    per_layer.PrunekitError = PrunekitError  # type: ignore[misc, assignment]
     for family in FAMILIES.values():
         config = pruned_class(family, "Config")
-        AutoConfig.register(family.pruned_model_type, config, exist_ok=True)
-        AutoModel.register(config, pruned_class(family, "Model"), exist_ok=True)
-        AutoModelForCausalLM.register(config, pruned_class(family, "ForCausalLM"), exist_ok=True)
+        for auto, suffix in per_layer.AUTO_CLASSES.items():
+            if auto == "AutoConfig":
+                transformers.AutoConfig.register(family.pruned_model_type, config, exist_ok=True)
+            else:
+                getattr(transformers, auto).register(config, pruned_class(family, suffix), exist_ok=True)
     _registered = True
 
 
@@ -80,15 +87,9 @@ def pruned_config(
     if len(layer_shapes) != len(kept_layer_indices):
         raise PrunekitError(f"{len(layer_shapes)} layer shapes were given for {len(kept_layer_indices)} kept layers.")
     fields = _base_fields(family, source_config, kept_layer_indices)
-    prefix = f"{family.pruned_module}.Pruned{family.class_prefix}"
     return pruned_class(family, "Config")(
         **fields,
         architectures=[family.pruned_causal_lm_class],
-        auto_map={
-            "AutoConfig": f"{prefix}Config",
-            "AutoModel": f"{prefix}Model",
-            "AutoModelForCausalLM": f"{prefix}ForCausalLM",
-        },
         per_layer_config={index: _overrides(shape) for index, shape in enumerate(layer_shapes)},
     )
 

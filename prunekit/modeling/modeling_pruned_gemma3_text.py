@@ -2,9 +2,21 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
-from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3ForCausalLM, Gemma3TextModel
+from transformers.models.gemma3.modeling_gemma3 import (
+    Gemma3DecoderLayer,
+    Gemma3ForCausalLM,
+    Gemma3PreTrainedModel,
+    Gemma3TextModel,
+)
 
-from .per_layer import PerLayerCausalLMMixin, PerLayerConfigMixin, PerLayerModelMixin
+from .per_layer import (
+    PerLayerCausalLMMixin,
+    PerLayerConfigMixin,
+    PerLayerModelMixin,
+    PerLayerQuestionAnsweringMixin,
+    PerLayerSequenceClassificationMixin,
+    PerLayerTokenClassificationMixin,
+)
 
 
 @strict
@@ -22,4 +34,26 @@ class PrunedGemma3ForCausalLM(PerLayerCausalLMMixin, Gemma3ForCausalLM):
     model_class = PrunedGemma3Model
 
 
-__all__ = ["PrunedGemma3Config", "PrunedGemma3ForCausalLM", "PrunedGemma3Model"]
+class PrunedGemma3ForSequenceClassification(PerLayerSequenceClassificationMixin, Gemma3PreTrainedModel):
+    config_class = PrunedGemma3Config
+    model_class = PrunedGemma3Model
+
+
+class PrunedGemma3ForTokenClassification(PerLayerTokenClassificationMixin, Gemma3PreTrainedModel):
+    config_class = PrunedGemma3Config
+    model_class = PrunedGemma3Model
+
+
+class PrunedGemma3ForQuestionAnswering(PerLayerQuestionAnsweringMixin, Gemma3PreTrainedModel):
+    config_class = PrunedGemma3Config
+    model_class = PrunedGemma3Model
+
+
+__all__ = [
+    "PrunedGemma3Config",
+    "PrunedGemma3ForCausalLM",
+    "PrunedGemma3ForQuestionAnswering",
+    "PrunedGemma3ForSequenceClassification",
+    "PrunedGemma3ForTokenClassification",
+    "PrunedGemma3Model",
+]

@@ -2,9 +2,21 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlamaPreTrainedModel,
+)
 
-from .per_layer import PerLayerCausalLMMixin, PerLayerConfigMixin, PerLayerModelMixin
+from .per_layer import (
+    PerLayerCausalLMMixin,
+    PerLayerConfigMixin,
+    PerLayerModelMixin,
+    PerLayerQuestionAnsweringMixin,
+    PerLayerSequenceClassificationMixin,
+    PerLayerTokenClassificationMixin,
+)
 
 
 @strict
@@ -22,4 +34,26 @@ class PrunedLlamaForCausalLM(PerLayerCausalLMMixin, LlamaForCausalLM):
     model_class = PrunedLlamaModel
 
 
-__all__ = ["PrunedLlamaConfig", "PrunedLlamaForCausalLM", "PrunedLlamaModel"]
+class PrunedLlamaForSequenceClassification(PerLayerSequenceClassificationMixin, LlamaPreTrainedModel):
+    config_class = PrunedLlamaConfig
+    model_class = PrunedLlamaModel
+
+
+class PrunedLlamaForTokenClassification(PerLayerTokenClassificationMixin, LlamaPreTrainedModel):
+    config_class = PrunedLlamaConfig
+    model_class = PrunedLlamaModel
+
+
+class PrunedLlamaForQuestionAnswering(PerLayerQuestionAnsweringMixin, LlamaPreTrainedModel):
+    config_class = PrunedLlamaConfig
+    model_class = PrunedLlamaModel
+
+
+__all__ = [
+    "PrunedLlamaConfig",
+    "PrunedLlamaForCausalLM",
+    "PrunedLlamaForQuestionAnswering",
+    "PrunedLlamaForSequenceClassification",
+    "PrunedLlamaForTokenClassification",
+    "PrunedLlamaModel",
+]

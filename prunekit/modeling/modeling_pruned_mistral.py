@@ -2,9 +2,21 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
+from transformers.models.mistral.modeling_mistral import (
+    MistralDecoderLayer,
+    MistralForCausalLM,
+    MistralModel,
+    MistralPreTrainedModel,
+)
 
-from .per_layer import PerLayerCausalLMMixin, PerLayerConfigMixin, PerLayerModelMixin
+from .per_layer import (
+    PerLayerCausalLMMixin,
+    PerLayerConfigMixin,
+    PerLayerModelMixin,
+    PerLayerQuestionAnsweringMixin,
+    PerLayerSequenceClassificationMixin,
+    PerLayerTokenClassificationMixin,
+)
 
 
 @strict
@@ -22,4 +34,26 @@ class PrunedMistralForCausalLM(PerLayerCausalLMMixin, MistralForCausalLM):
     model_class = PrunedMistralModel
 
 
-__all__ = ["PrunedMistralConfig", "PrunedMistralForCausalLM", "PrunedMistralModel"]
+class PrunedMistralForSequenceClassification(PerLayerSequenceClassificationMixin, MistralPreTrainedModel):
+    config_class = PrunedMistralConfig
+    model_class = PrunedMistralModel
+
+
+class PrunedMistralForTokenClassification(PerLayerTokenClassificationMixin, MistralPreTrainedModel):
+    config_class = PrunedMistralConfig
+    model_class = PrunedMistralModel
+
+
+class PrunedMistralForQuestionAnswering(PerLayerQuestionAnsweringMixin, MistralPreTrainedModel):
+    config_class = PrunedMistralConfig
+    model_class = PrunedMistralModel
+
+
+__all__ = [
+    "PrunedMistralConfig",
+    "PrunedMistralForCausalLM",
+    "PrunedMistralForQuestionAnswering",
+    "PrunedMistralForSequenceClassification",
+    "PrunedMistralForTokenClassification",
+    "PrunedMistralModel",
+]

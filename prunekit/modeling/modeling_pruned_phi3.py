@@ -2,9 +2,17 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.phi3.configuration_phi3 import Phi3Config
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model, Phi3PreTrainedModel
 
-from .per_layer import PerLayerCausalLMMixin, PerLayerConfigMixin, PerLayerModelMixin, global_view
+from .per_layer import (
+    PerLayerCausalLMMixin,
+    PerLayerConfigMixin,
+    PerLayerModelMixin,
+    PerLayerQuestionAnsweringMixin,
+    PerLayerSequenceClassificationMixin,
+    PerLayerTokenClassificationMixin,
+    global_view,
+)
 
 
 @strict
@@ -26,4 +34,26 @@ class PrunedPhi3ForCausalLM(PerLayerCausalLMMixin, Phi3ForCausalLM):
     model_class = PrunedPhi3Model
 
 
-__all__ = ["PrunedPhi3Config", "PrunedPhi3ForCausalLM", "PrunedPhi3Model"]
+class PrunedPhi3ForSequenceClassification(PerLayerSequenceClassificationMixin, Phi3PreTrainedModel):
+    config_class = PrunedPhi3Config
+    model_class = PrunedPhi3Model
+
+
+class PrunedPhi3ForTokenClassification(PerLayerTokenClassificationMixin, Phi3PreTrainedModel):
+    config_class = PrunedPhi3Config
+    model_class = PrunedPhi3Model
+
+
+class PrunedPhi3ForQuestionAnswering(PerLayerQuestionAnsweringMixin, Phi3PreTrainedModel):
+    config_class = PrunedPhi3Config
+    model_class = PrunedPhi3Model
+
+
+__all__ = [
+    "PrunedPhi3Config",
+    "PrunedPhi3ForCausalLM",
+    "PrunedPhi3ForQuestionAnswering",
+    "PrunedPhi3ForSequenceClassification",
+    "PrunedPhi3ForTokenClassification",
+    "PrunedPhi3Model",
+]

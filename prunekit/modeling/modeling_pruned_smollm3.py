@@ -2,9 +2,21 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
-from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer, SmolLM3ForCausalLM, SmolLM3Model
+from transformers.models.smollm3.modeling_smollm3 import (
+    SmolLM3DecoderLayer,
+    SmolLM3ForCausalLM,
+    SmolLM3Model,
+    SmolLM3PreTrainedModel,
+)
 
-from .per_layer import PerLayerCausalLMMixin, PerLayerConfigMixin, PerLayerModelMixin
+from .per_layer import (
+    PerLayerCausalLMMixin,
+    PerLayerConfigMixin,
+    PerLayerModelMixin,
+    PerLayerQuestionAnsweringMixin,
+    PerLayerSequenceClassificationMixin,
+    PerLayerTokenClassificationMixin,
+)
 
 
 @strict
@@ -22,4 +34,26 @@ class PrunedSmolLM3ForCausalLM(PerLayerCausalLMMixin, SmolLM3ForCausalLM):
     model_class = PrunedSmolLM3Model
 
 
-__all__ = ["PrunedSmolLM3Config", "PrunedSmolLM3ForCausalLM", "PrunedSmolLM3Model"]
+class PrunedSmolLM3ForSequenceClassification(PerLayerSequenceClassificationMixin, SmolLM3PreTrainedModel):
+    config_class = PrunedSmolLM3Config
+    model_class = PrunedSmolLM3Model
+
+
+class PrunedSmolLM3ForTokenClassification(PerLayerTokenClassificationMixin, SmolLM3PreTrainedModel):
+    config_class = PrunedSmolLM3Config
+    model_class = PrunedSmolLM3Model
+
+
+class PrunedSmolLM3ForQuestionAnswering(PerLayerQuestionAnsweringMixin, SmolLM3PreTrainedModel):
+    config_class = PrunedSmolLM3Config
+    model_class = PrunedSmolLM3Model
+
+
+__all__ = [
+    "PrunedSmolLM3Config",
+    "PrunedSmolLM3ForCausalLM",
+    "PrunedSmolLM3ForQuestionAnswering",
+    "PrunedSmolLM3ForSequenceClassification",
+    "PrunedSmolLM3ForTokenClassification",
+    "PrunedSmolLM3Model",
+]

@@ -11,11 +11,19 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+from transformers.utils import cached_file
+
+PLAN = "plan.json"
 
 
 def global_view(config: Any) -> Any:
@@ -52,8 +60,71 @@ class LayerConfig:
             setattr(self._config, name, value)
 
 
+class PrunekitError(Exception):
+    """Something the user can put right. The message is a whole sentence that says what to do."""
+
+
+# The class of a family's module that each auto class is to load, by the end of its name.
+AUTO_CLASSES = {
+    "AutoConfig": "Config",
+    "AutoModel": "Model",
+    "AutoModelForCausalLM": "ForCausalLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+    "AutoModelForQuestionAnswering": "ForQuestionAnswering",
+}
+
+
+def _carry_plan(origin: Any, folder: Path) -> None:
+    """Copy the plan that lies beside the model in ``origin``, a folder or a hub id, unless ``folder`` has one. Never
+    asks the network."""
+    target = folder / PLAN
+    if not origin or target.exists():
+        return
+    found = cached_file(
+        str(origin),
+        PLAN,
+        local_files_only=True,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is not None and Path(found).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found, target)
+
+
+def _adapt_as_stock(model_type: str) -> None:
+    """Where PEFT is imported, let it adapt the modules of a pruned model that it adapts of the stock one."""
+    constants = sys.modules.get("peft.utils.constants")
+    stock = model_type.removeprefix("pruned_")
+    for name, table in vars(constants).items() if constants else ():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and stock in table:
+            table.setdefault(model_type, table[stock])
+
+
 class PerLayerConfigMixin:
-    """Checks each layer's widths instead of the one global width that stock configs look at."""
+    """Checks each layer's widths instead of the one global width that stock configs look at.
+
+    Whoever saves such a config, alone or with a model, saves the code that it names beside it.
+    """
+
+    # What makes transformers copy the module of the class, and what that imports, into the folder before an upload.
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with an ``auto_map`` that names the code in that very folder."""
+        own = type(self)
+        prefix = f"{own.__module__.rsplit('.', 1)[-1]}.{own.__name__.removesuffix('Config')}"
+        self.auto_map = {auto: prefix + suffix for auto, suffix in AUTO_CLASSES.items()}
+        # Before what may upload the folder.
+        _carry_plan(getattr(self, "_name_or_path", None), Path(save_directory))
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers. PEFT asks for it before it looks up what to adapt by the type of the model."""
+        _adapt_as_stock(type(self).model_type)  # type: ignore[attr-defined]
+        return cast("dict[str, Any]", super().to_dict())  # type: ignore[misc]
 
     def validate_architecture(self) -> None:
         """Raises ValueError where a layer's heads can't be shared equally, head_dim is missing or a layer is empty."""
@@ -169,10 +240,55 @@ class PerLayerCausalLMMixin:
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[attr-defined]
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; also copies the modelling code that the config's ``auto_map`` names."""
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        for source in (sys.modules[type(self).__module__].__file__, __file__):
-            target = Path(save_directory) / Path(source or "").name
-            if source and target.resolve() != Path(source).resolve():
-                shutil.copyfile(source, target)
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Raises PrunekitError where its cache, which has one head count, can't hold this model."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        differing = {"num_attention_heads", "num_key_value_heads"} & set(config.per_layer_attributes or ())
+        if differing or any(getattr(layer, "skip", ()) for layer in config.per_layer_config or ()):
+            raise PrunekitError(
+                "Continuous batching (generate_batch, `transformers serve --continuous-batching`) needs equal heads in "
+                "all layers, and the layers of this model differ. Use generate(), or prune the original model again "
+                "with `prunekit prune --plan plan.json --layout uniform`."
+            )
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
+
+
+class PerLayerSequenceClassificationMixin(GenericForSequenceClassification):
+    """A score head on the last token that is no padding (reward models, classifiers) around a per-layer decoder."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: Any):
+        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
+        self.num_labels = config.num_labels
+        self.model = self.model_class(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()  # type: ignore[attr-defined]
+
+
+class PerLayerTokenClassificationMixin(GenericForTokenClassification):
+    """A score head on every token around a per-layer decoder."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: Any):
+        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
+        self.num_labels = config.num_labels
+        self.model = self.model_class(config)
+        rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
+        self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
+        bias = getattr(config, "token_classification_bias", True)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=bias)
+        self.post_init()  # type: ignore[attr-defined]
+
+
+class PerLayerQuestionAnsweringMixin(GenericForQuestionAnswering):
+    """Scores of where an answer starts and ends, around a per-layer decoder."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: Any):
+        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
+        self.model = self.model_class(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()  # type: ignore[attr-defined]
