@@ -103,7 +103,7 @@ $(EXECUTORCH)/.installed: $(VENV)/.installed
 	touch $@
 
 demo: install
-	$(VENV)/bin/prunekit demo
+	$(VENV)/bin/prunekit demo --overwrite
 
 # Kernels run in Triton's interpreter, which can't share a process with the compiler.
 PYTEST := $(VENV)/bin/python -m pytest -q

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.failures import DeviceLost, describe
-from prunekit.files import write_text
+from prunekit.files import rewrite_text
 
 SCHEMA = 1
 # Exit code of a process whose GPU context is dead: the supervisor starts another, which goes on after the failed one.
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 def write_json(path: Path, data: Any) -> None:
     """Atomically, with a rename; NaN and infinity are refused."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    rewrite_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 # Seconds between writes: hundreds of short measurements would else spend their time writing.

@@ -31,8 +31,8 @@ def begun(path: Path | None, kind: str, asked: Report, device: str = "auto") -> 
 
 def save(path: Path | None, report: Report) -> None:
     """Atomically, with a rename, where there is a ``path``."""
-    from prunekit.files import write_text
+    from prunekit.files import rewrite_text
 
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(report, indent=1) + "\n")
+        rewrite_text(path, json.dumps(report, indent=1) + "\n")

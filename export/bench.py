@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from prunekit.bench import Contender, ModelFacts
 from prunekit.errors import PrunekitError
@@ -14,6 +13,7 @@ from prunekit.export.registry import target as target_named
 from prunekit.export.run import OpenedExport, check_packages, export, is_export, read_export
 from prunekit.provenance import model_label
 from prunekit.source import Source, resolve
+from prunekit.utils.leftovers import temporary_folder
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def exports(
     target = target_named(runtime)
     check_packages(target)
     wanted = target.dtype(dtype)
-    with TemporaryDirectory(prefix="prunekit-bench-") as temporary:
+    with temporary_folder("bench") as temporary:
 
         def matching(name: str, opened: OpenedExport) -> OpenedExport:
             if opened.target.name != runtime or (dtype != "auto" and opened.dtype != wanted):
@@ -50,7 +50,7 @@ def exports(
         def place(index: int, name: str) -> Path:
             if is_export(folder := Path(name).expanduser()):
                 return folder
-            return (keep or Path(temporary)) / f"{index}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
+            return (keep or temporary) / f"{index}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
 
         folders = [place(index, name) for index, name in enumerate(names)]
         # What lies there already may be refused, which should not wait for exports.

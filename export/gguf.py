@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
@@ -21,6 +20,7 @@ from prunekit.export.gguf_write import Stored, write_file
 from prunekit.provenance import model_label
 from prunekit.runner import Runner
 from prunekit.source import Source
+from prunekit.utils.leftovers import temporary_folder
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +67,8 @@ class Gguf(Target):
         if job.dtype in DIRECT:
             write_file(job, made, file, words, job.dtype)
         else:
-            with TemporaryDirectory(dir=folder.parent, prefix=".gguf-unquantised.") as beside:
-                plain = Path(beside) / "model.gguf"
+            with temporary_folder("unquantised", folder.parent) as beside:
+                plain = beside / "model.gguf"
                 write_file(job, made, plain, words, _lossless(job.source), announced=job.dtype)
                 wishes = quantise(plain, file, job.dtype)
         notes = [*_notes(job, made, words)]

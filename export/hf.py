@@ -29,7 +29,11 @@ class HuggingFace(Target):
 
     def write(self, job: Job, folder: Path) -> Written:
         plan = whole_plan(job.source.shape)
-        rebuild(job.source, plan, folder, layout=job.options.layout, dtype=_TORCH_DTYPES[job.dtype], overwrite=True)
+        inner = folder / "checkpoint"
+        rebuild(job.source, plan, inner, layout=job.options.layout, dtype=_TORCH_DTYPES[job.dtype])
+        for file in inner.iterdir():
+            file.rename(folder / file.name)
+        inner.rmdir()
         # They tell how this model was made of the dense one; what rebuild wrote tells only of a copy.
         for name in (MANIFEST, "plan.json", "README.md"):
             (folder / name).unlink()

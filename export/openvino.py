@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from prunekit.checkpoint import copy_tokenizer
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
 from prunekit.runner import Array, Runner
+from prunekit.utils.leftovers import temporary_folder
 
 MODEL = "openvino_model.xml"
 # Of how many last positions logits are computed; 0 is all.
@@ -41,8 +41,8 @@ class OpenVino(Target):
         from prunekit.export.onnx import export_onnx
 
         # Inside, so that it is on the same disk; what it holds is mapped into memory until the IR is saved.
-        with TemporaryDirectory(dir=folder, prefix="onnx") as beside:
-            path = export_onnx(job, Path(beside), dtype="fp32", plain=True, logits="required")
+        with temporary_folder("onnx", folder) as beside:
+            path = export_onnx(job, beside, dtype="fp32", plain=True, logits="required")
             with runtime_errors(f"OpenVINO can't convert {job.source.name}"):
                 model = openvino.Core().read_model(path)
                 _make_stateful(model)

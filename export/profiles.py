@@ -10,12 +10,13 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Options
 from prunekit.export.run import Exported, export
-from prunekit.files import check_output_folder, check_replaceable, new_folder
+from prunekit.files import digests, new_folder
 from prunekit.provenance import model_label
 from prunekit.rounding import rounding_preset
 from prunekit.source import Source
+from prunekit.utils.replacing import PROFILE
 
-MANIFEST = "prunekit-profile.json"
+MANIFEST = PROFILE.manifest
 # Weights in a block of llama.cpp's K-quants, and of its simpler types.
 _K_BLOCK, _BLOCK = 256, 32
 
@@ -204,13 +205,10 @@ def export_profile(
     A choice that this model or this machine can't have (a missing package, a family that the target refuses, an export
     that differs from PyTorch) is left out and named. Raises PrunekitError where none can be made.
     """
-    check_output_folder(out, overwrite)
-    if overwrite:
-        check_replaceable(out, MANIFEST, "exported profile")
     options = options or Options()
     made: list[tuple[Choice, Exported]] = []
     left_out: list[tuple[Choice, str]] = []
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, overwrite, kind=PROFILE, inputs=source.inputs) as folder:
         for choice in profile.choices:
             wanted = replace(options, dtype=choice.dtype, pad_ffn=_padding(choice, source, options))
             try:
@@ -225,6 +223,7 @@ def export_profile(
         (folder / "README.md").write_text(_readme(source, bundle), encoding="utf-8")
         manifest = {"format": "prunekit-profile", "version": 1, "profile": profile.name}
         manifest["exports"] = [choice.folder for choice, _ in made]  # type: ignore[assignment]
+        manifest["files"] = digests(folder)  # type: ignore[assignment]
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return bundle
 

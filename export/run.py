@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from prunekit.checkpoint import rebuild
@@ -15,16 +14,18 @@ from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.parity import Parity, compare, sample
 from prunekit.export.registry import target as target_named
-from prunekit.files import check_output_folder, check_replaceable, new_folder, read_json, sha256
+from prunekit.files import digests, new_folder, read_json
 from prunekit.layouts import padded
 from prunekit.plan import whole_plan
 from prunekit.provenance import installed, model_label, versions
 from prunekit.runner import Runner
 from prunekit.shape import ModelShape
 from prunekit.source import Source, resolve
+from prunekit.utils.leftovers import temporary_folder
 from prunekit.utils.listed_folder import Seen, check_listed, check_unchanged
+from prunekit.utils.replacing import EXPORT
 
-MANIFEST = "prunekit-export.json"
+MANIFEST = EXPORT.manifest
 PARITY = "parity.json"
 MANIFEST_VERSION = 1
 
@@ -71,19 +72,16 @@ def export(
     folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
     """
     target = target_named(to)
-    check_output_folder(out, overwrite)
-    if overwrite:
-        check_replaceable(out, MANIFEST, "export")
     check_packages(target, verify)
     options = options or Options()
     job = prepared(target, source, options)
     with ExitStack() as stack:
-        folder = stack.enter_context(new_folder(out, overwrite))
+        folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
         if any(layer != padded(layer, multiple) for layer in source.shape.layers):
             # Beside the export: a temporary folder elsewhere may be small.
-            beside = stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=f".{out.name}.padded."))
-            rebuild(source, whole_plan(source.shape), Path(beside) / "model", ffn_multiple=multiple)
+            beside = stack.enter_context(temporary_folder(out.name, folder.parent))
+            rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
         written = target.write(job, folder)
         if job.original is not None and options.pad_ffn is None:
@@ -176,9 +174,7 @@ def _write_manifest(
         "notes": list(written.notes),
         "facts": dict(written.facts),
         **_versions(target),
-        "files": {
-            file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
-        },
+        "files": digests(folder),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 

@@ -28,6 +28,7 @@ from prunekit.export.torch_runner import (
 from prunekit.hf import quiet
 from prunekit.machine import cpu_name
 from prunekit.runner import Runner
+from prunekit.utils.disk import patient_file
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +80,9 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     # Threads are the runner's choice, not a constant of the kernels. What the compiler leaves (the weights twice) goes.
     # Headers are compiled beforehand to be used again, which these would never be.
     settings = {"cpp.dynamic_threads": True, "cpp_cache_precompile_headers": False}
-    with _quietly(), runtime_errors("AOTInductor could not compile the model"), fresh_cache():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    refused = runtime_errors("AOTInductor could not compile the model")
+    with _quietly(), refused, fresh_cache(), patient_file(path) as file:
+        torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)  # type: ignore[arg-type]
 
 
 def compiled_for() -> dict[str, str]:
@@ -138,8 +140,9 @@ class TorchExport(Target):
                 "these instructions it can't run.",
             )
         else:
-            with _quietly(), runtime_errors("torch.export could not write the program"):
-                torch.export.save(program, str(folder / PROGRAM))
+            refused = runtime_errors("torch.export could not write the program")
+            with _quietly(), refused, patient_file(folder / PROGRAM) as file:
+                torch.export.save(program, file)  # type: ignore[arg-type]
         write_model_json(folder, job.source.shape, dtype)
         copy_tokenizer(job.source.path, folder)
         return Written(notes, decode_bytes(job.source.shape, dtype), facts)

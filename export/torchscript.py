@@ -60,8 +60,10 @@ class TorchScript(Target):
         example = torch_inputs(job.source.shape, batch=2, length=7, past=5, kept=3, dtype=getattr(torch, dtype))
         with _no_tracer_warnings(), runtime_errors("TorchScript could not trace the model"), torch.no_grad():
             traced = torch.jit.trace(forward, example, check_trace=False)
-        with _no_tracer_warnings(), runtime_errors("TorchScript could not write the program"):
-            torch.jit.save(traced, str(folder / MODEL_FILE))
+        refused = runtime_errors("TorchScript could not write the program")
+        # By way of memory: given a name, LibTorch ends the process where the disk is full.
+        with _no_tracer_warnings(), refused, (folder / MODEL_FILE).open("wb") as file:
+            torch.jit.save(traced, file)
         write_model_json(folder, job.source.shape, dtype)
         copy_tokenizer(job.source.path, folder)
         return Written(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.files import cache_folder, sha256, write_text
+from prunekit.files import cache_folder, keep_bytes, sha256
 from prunekit.utils.private_folder import clear, make_private, why_not_private
 from prunekit.utils.strict_json import parse, read_regular
 
@@ -70,11 +70,11 @@ def _json_digest(file: Path, data: dict[str, Any]) -> str:
 
 
 def write_kept(file: Path, data: dict[str, Any]) -> None:
-    """Keep a JSON object, with its digest, in ``file``. Raises PrunekitError where it can't be written."""
+    """Keep a JSON object, with its digest, in ``file``; a note on stderr says where that is impossible."""
     clear_for(file)
     # As it will be read: tuples become lists.
     data = json.loads(json.dumps(data))
-    write_text(file, json.dumps({**data, _DIGEST: _json_digest(file, data)}))
+    keep_bytes(file, json.dumps({**data, _DIGEST: _json_digest(file, data)}).encode())
 
 
 def clear_for(file: Path) -> None:

@@ -26,6 +26,7 @@ from prunekit.provenance import model_label, versions
 from prunekit.shape import LayerShape
 from prunekit.slicing import LayerSlicer
 from prunekit.tokenizer_files import copy_tokenizer
+from prunekit.utils.replacing import CHECKPOINT, local
 
 if TYPE_CHECKING:
     from prunekit.source import Source
@@ -101,7 +102,8 @@ def write_checkpoint(
 
     Raises PrunekitError where it can't be written.
     """
-    with new_folder(out, overwrite) as folder:
+    inputs = (*source.inputs, *local(plan.file))
+    with new_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs) as folder:
         try:
             total = _write_shards(folder, tensors, max_shard_bytes)
         except SafetensorError as error:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.files import new_folder
+from prunekit.files import digests, new_folder
 from prunekit.progress import console
 from prunekit.utils.child import Ended, run_python
+from prunekit.utils.replacing import DEMO, local
 
 MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
@@ -71,7 +72,7 @@ def run(
         rounding=Rounding(ffn_multiple=ffn_multiple),
         calibration=CalibrationConfig(source=calib),
     )
-    with new_folder(output, overwrite) as folder:
+    with new_folder(output, overwrite, kind=DEMO, inputs=local(calib, text)) as folder:
         checkpoint = folder / "checkpoint"
         source = step("load", f"1. {MODEL}: converting its GGUF file to safetensors (once)", lambda: resolve(MODEL))
         plan = step("plan", "2. Adapt-Pruner decides widths, 2 % at a time", lambda: make_plan(source, config))
@@ -108,6 +109,8 @@ def run(
         report = DemoReport(data, markdown(data))
         (folder / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(report.markdown, encoding="utf-8")
+        manifest = {"format": DEMO.format, "version": 1, "files": digests(folder)}
+        (folder / DEMO.manifest).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return report
 
 

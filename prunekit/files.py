@@ -1,29 +1,53 @@
-"""Writing so that nothing half-written is ever left behind, and reading JSON with errors that help."""
+"""Writing so that nothing half-written is left and nothing of the user's is lost, and reading JSON with errors that
+help."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.utils.disk import no_room
+from prunekit.utils.exchange import rename_new, swap, sync, sync_entry
+from prunekit.utils.leftovers import (
+    Claim,
+    claim_file,
+    claim_folder,
+    erase,
+    forget,
+    free_name,
+    is_inside_claim,
+    remove,
+    sweep_and_tell,
+)
+from prunekit.utils.replacing import Kind, Snapshot, check_file, check_folder, check_place, snapshot
+from prunekit.utils.stopping import undisturbed
 from prunekit.utils.strict_json import parse, read_regular
 
 
 def _explain(error: OSError, path: Path) -> PrunekitError:
-    return PrunekitError(
-        f"Could not write {path}: {error.strerror or error}. Free some space or choose another place; "
-        "nothing was left behind."
-    )
+    return _refused(error.strerror or str(error), path)
 
 
-def check_output_file(path: Path) -> None:
-    """Raises PrunekitError where a file can't be written at ``path``, before any long work is done."""
+def _refused(why: str, path: Path, owned: bool = False) -> PrunekitError:
+    what = "name another folder in PRUNEKIT_CACHE" if owned else "choose another place"
+    return PrunekitError(f"Could not write {path}: {why}. Free some space or {what}; nothing was left behind.")
+
+
+def check_output_file(
+    path: Path, overwrite: bool = False, *, what: str | None = None, inputs: Iterable[Path] = ()
+) -> None:
+    """Raises PrunekitError where a file can't be written at ``path``, before any long work is done.
+
+    A file that exists is replaced only with ``overwrite``, and only if it is a ``what`` that prunekit wrote (see
+    :func:`~prunekit.utils.replacing.check_file`) and none of ``inputs``. Takes away what dead runs left there.
+    """
     if path.is_dir():
         raise PrunekitError(f"{path} is a folder; give the name of a file to write.")
     # A device would be replaced by a file of its name.
@@ -33,100 +57,240 @@ def check_output_file(path: Path) -> None:
         raise PrunekitError(f"The folder {path.parent} does not exist; make it, or write elsewhere.")
     if not os.access(path.parent, os.W_OK):
         raise PrunekitError(f"The folder {path.parent} can't be written to; choose another place.")
+    _sweep(path)
+    if os.path.lexists(path):
+        if not overwrite:
+            raise PrunekitError(f"{path} already exists; choose another name, or say --overwrite to replace it.")
+        check_place(path, inputs)
+        check_file(path, what)
 
 
-def check_output_folder(path: Path, overwrite: bool = False) -> None:
-    """Raises PrunekitError where a folder can't be made at ``path``: it exists, or its parent can't be written."""
-    if path.exists() and not overwrite:
-        raise PrunekitError(f"{path} already exists; choose another name, or say --overwrite to replace it.")
-    if path.exists() and not path.is_dir():
-        raise PrunekitError(f"{path} is a file; give the name of a folder to write.")
+def check_output_folder(
+    path: Path, overwrite: bool = False, *, kind: Kind | None = None, inputs: Iterable[Path] = ()
+) -> Snapshot | None:
+    """Raises PrunekitError where a folder can't be made at ``path``: its name is taken, or its parent can't be written.
+
+    A folder that exists is replaced only with ``overwrite``, and only if prunekit wrote it as ``kind`` (None: as
+    anything), all of it, and it holds none of ``inputs``: what a run reads. Returns what is in it now, None where there
+    is none. Takes away what dead runs left there.
+    """
     # A fresh path may need several folders: the nearest one that exists must be writable.
     parent = path.absolute().parent
-    while not parent.exists():
+    while not parent.exists() and not parent.is_symlink():
         parent = parent.parent
+    _sweep(path)
+    if os.path.lexists(path):
+        if not overwrite:
+            raise PrunekitError(f"{path} already exists; choose another name, or say --overwrite to replace it.")
+        if path.exists() and not path.is_dir():
+            raise PrunekitError(f"{path} is a file; give the name of a folder to write.")
+        check_place(path, inputs)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise PrunekitError(f"{path} can't be made, because {parent} can't be written to; choose another place.")
+    return check_folder(path, kind) if os.path.lexists(path) else None
 
 
-def check_replaceable(path: Path, marker: str, what: str) -> None:
-    """Raises PrunekitError where replacing ``path`` would take away something else than a ``what``, which holds a file
-    ``marker``: a home folder or a repository must not vanish by a slip of the hand."""
-    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
-        raise PrunekitError(f"{path} holds no {what}, so it is not replaced; choose another name.")
+def _sweep(path: Path) -> None:
+    path = path.absolute()
+    if not is_inside_claim(path):
+        sweep_and_tell(path.parent, path.name)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary neighbour of ``path``, then rename. Raises PrunekitError where that fails."""
-    write_bytes(path, text.encode())
+def write_text(
+    path: Path, text: str, overwrite: bool = False, *, what: str | None = None, inputs: Iterable[Path] = ()
+) -> None:
+    """Write ``text`` to a temporary neighbour of ``path``, which gets its name when it is whole.
+
+    Raises PrunekitError where that fails, or where the name is taken, as :func:`check_output_file` says.
+    """
+    write_bytes(path, text.encode(), overwrite, what=what, inputs=inputs)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(
+    path: Path, data: bytes, overwrite: bool = False, *, what: str | None = None, inputs: Iterable[Path] = ()
+) -> None:
     """:func:`write_text` for bytes."""
-    check_output_file(path)
-    temporary = None
+    check_output_file(path, overwrite, what=what, inputs=inputs)
+    _write(path, data, replace=overwrite, durable=not is_inside_claim(path.absolute()))
+
+
+def rewrite_text(path: Path, text: str) -> None:
+    """:func:`rewrite_bytes` for text."""
+    rewrite_bytes(path, text.encode())
+
+
+def rewrite_bytes(path: Path, data: bytes) -> None:
+    """Write a file whose name is prunekit's own, such as in its cache: what is there is replaced.
+
+    Raises PrunekitError where that fails."""
+    if path.is_dir():
+        raise PrunekitError(f"{path} is a folder, where prunekit keeps a file; move it away.")
+    _sweep(path)
+    _write(path, data, replace=True, durable=False)
+
+
+def keep_bytes(path: Path, data: bytes) -> None:
+    """Keep a result in the cache, so that it needn't be computed again. Where that is impossible, one line on stderr
+    says so, and the run goes on."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = Path(handle.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rewrite_bytes(path, data)
+    except (OSError, PrunekitError) as error:
+        why = (error.strerror or error) if isinstance(error, OSError) else str(error).partition(". ")[0]
+        _tell_once(path.parent, f"prunekit: results are not kept in {path.parent} for the next time ({why})")
+
+
+_told: set[Path] = set()
+
+
+def _tell_once(about: Path, line: str) -> None:
+    if about not in _told:
+        _told.add(about)
+        print(line, file=sys.stderr)
+
+
+def _write(path: Path, data: bytes, *, replace: bool, durable: bool) -> None:
+    path = path.absolute()
+    claim = None
+    try:
+        claim = claim_file(path.parent, path.name)
+        with claim.path.open("wb") as handle:
             handle.write(data)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+            handle.flush()
+            if durable:
+                os.fsync(handle.fileno())
+        with undisturbed():
+            if replace:
+                os.replace(claim.path, path)
+            else:
+                _name_new(claim, path)
+            forget(claim)
+        if durable:
+            sync_entry(path.parent)
     except OSError as error:
         raise _explain(error, path) from None
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if claim is not None:
+            remove(claim)
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path,
+    overwrite: bool = False,
+    *,
+    kind: Kind | None = None,
+    inputs: Iterable[Path] = (),
+    owned: bool = False,
+) -> Iterator[Path]:
     """A temporary neighbour that becomes ``path`` when the block ends well, and vanishes when it doesn't.
 
-    Raises PrunekitError where ``path`` exists (unless ``overwrite``) or can't be written.
+    Raises PrunekitError where ``path`` exists or can't be written, as :func:`check_output_folder` says. What appears or
+    changes under the name meanwhile is not replaced: the result gets another name then, which the error tells.
+    ``owned`` is for names that are prunekit's own, such as in its cache: whatever is there is replaced.
     """
-    check_output_folder(path, overwrite)
+    if owned:
+        _sweep(path)
+        before = snapshot(path) if path.is_dir() else None
+    else:
+        before = check_output_folder(path, overwrite, kind=kind, inputs=inputs)
     path = path.absolute()
     # Parents that had to be made are taken away again if nothing came of it.
     made = [parent for parent in path.parents if not parent.exists()]
-    temporary = None
+    claim = None
     done = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / "replaced")
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old / "replaced", path)
-                old.rmdir()
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
-        done = True
+        claim = claim_folder(path.parent, path.name)
+        yield claim.path
+        if not is_inside_claim(path):
+            _open_up(claim.path)
+            sync(claim.path)
+        with undisturbed():
+            _publish(claim, path, before, owned)
+            done = True
     except OSError as error:
-        raise _explain(error, path) from None
+        raise _refused(error.strerror or str(error), path, owned) from None
+    except Exception as error:
+        why = None if claim is None else no_room(error, claim.path)
+        if why is None or (isinstance(error, PrunekitError) and "Free some space" in str(error)):
+            raise
+        raise _refused(why, path, owned) from None
     finally:
         if not done:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-            for parent in made:
-                try:
-                    parent.rmdir()
-                except OSError:
-                    break
+            with undisturbed():
+                if claim is not None:
+                    remove(claim)
+                for parent in made:
+                    try:
+                        parent.rmdir()
+                    except OSError:
+                        break
+
+
+def _open_up(folder: Path) -> None:
+    """Give all files below ``folder`` the rights of its own, whatever rights a library gave them: safetensors writes
+    for the owner alone, others for everyone. The folder has those of the user's umask."""
+    rights = folder.stat().st_mode & 0o777
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(where, name)
+            if path.is_symlink():
+                continue
+            mode = path.stat().st_mode & 0o777
+            wanted = rights if name in folders else (rights & 0o666) | (mode & rights & 0o111)
+            if mode != wanted:
+                path.chmod(wanted)
+
+
+def _publish(claim: Claim, path: Path, before: Snapshot | None, owned: bool) -> None:
+    """Give a finished folder its name. ``before`` is what had been there when it was last checked."""
+    if before is None or not os.path.lexists(path):
+        _name_new(claim, path)
+        old = None
+    else:
+        if not owned and (path.is_symlink() or not path.is_dir() or snapshot(path) != before):
+            raise _kept(claim, path, "changed")
+        old = swap(claim.path, path, free_name(path.parent, path.name, "old"))
+    forget(claim)
+    if not is_inside_claim(path):
+        sync_entry(path.parent)
+    if old is not None:
+        erase(old)
+
+
+def _name_new(claim: Claim, path: Path) -> None:
+    try:
+        rename_new(claim.path, path)
+    except FileExistsError:
+        raise _kept(claim, path, "appeared") from None
+
+
+def _kept(claim: Claim, path: Path, what: str) -> PrunekitError:
+    """Hours of work are not thrown away because a name was taken: the result gets another one."""
+    for number in range(1, 1000):
+        other = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            rename_new(claim.path, other)
+        except FileExistsError:
+            continue
+        forget(claim)
+        return PrunekitError(f"{path} {what} while this ran, so it was not replaced; the result is in {other}.")
+    raise OSError(errno.EEXIST, "it is taken, and so are 999 names like it")
 
 
 def cache_folder() -> Path:
     """Where converted models and measurements are kept: PRUNEKIT_CACHE, else prunekit in XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("PRUNEKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunekit"
+    try:
+        if own:
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunekit"
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        raise PrunekitError(
+            "No home folder is known to keep converted models and measurements in; name a folder in the environment "
+            "variable PRUNEKIT_CACHE."
+        ) from None
 
 
 def is_endless(path: Path) -> bool:
@@ -148,6 +312,12 @@ def read_json(path: Path, what: str) -> Any:
         ) from None
     except OSError as error:
         raise PrunekitError(f"The {what} {path} can't be read: {error.strerror or error}.") from None
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hex SHA-256 of every file below ``folder``, by its path in it: what manifests hold."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
 
 
 def sha256(path: Path) -> str:

@@ -54,7 +54,7 @@ def converted(file: Path) -> Path:
             if not _is_whole(folder):
                 # Ours by its name, and damaged.
                 clear(folder)
-                with new_folder(folder) as temporary:
+                with new_folder(folder, owned=True) as temporary:
                     _convert(file, temporary)
                     seal(temporary)
     except OSError as error:

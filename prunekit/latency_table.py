@@ -132,9 +132,10 @@ class LatencyTable:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
-    def save(self, path: str | Path) -> None:
-        """Write the table atomically."""
-        write_text(Path(path), self.to_json() + "\n")
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the table atomically. Raises PrunekitError where it can't be written: the name is taken, unless by a
+        latency table and with ``overwrite``."""
+        write_text(Path(path), self.to_json() + "\n", overwrite, what="latency-table")
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:

@@ -8,7 +8,6 @@ memory-mapped: of a large model only what is looked at comes into memory.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from prunekit.errors import PrunekitError
 from prunekit.merging import InPlace
 from prunekit.shape import Heads, LayerShape
 from prunekit.sublayers import KINDS, Kind
+from prunekit.utils.leftovers import temporary_folder
 from prunekit.utils.private_folder import clear
 
 VERSION = 3
@@ -71,16 +71,15 @@ def write_levels(
     held = {name: projections[name].to(dtype).contiguous().cpu() for name in sorted(projections)}
     said = json.dumps(_encode(curves))
     digest = tensors_digest(held.items(), folder.name, str(index), said)
-    # Another process may be making the same levels.
-    temporary = folder / f".layer-{index}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(held, temporary, metadata={"curves": said, "version": str(VERSION), "sha256": digest})
-        temporary.replace(_file(folder, index))
+        # Another process may be making the same levels.
+        with temporary_folder(_file(folder, index).name, folder) as beside:
+            whole = beside / "levels"
+            save_file(held, whole, metadata={"curves": said, "version": str(VERSION), "sha256": digest})
+            whole.replace(_file(folder, index))
     except (OSError, SafetensorError) as error:
         raise _unwritable(folder, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unwritable(folder: Path, error: Exception) -> PrunekitError:

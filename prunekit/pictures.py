@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file, write_bytes
 from prunekit.plan import Plan
+from prunekit.utils.replacing import PICTURE_MARK
 
 _DENSE, _FFN, _HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
+_METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": PICTURE_MARK},
+    "svg": {"Creator": PICTURE_MARK, "Date": None},
+    "pdf": {"Creator": PICTURE_MARK, "CreationDate": None},
+}
 
 
 def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
@@ -35,32 +41,39 @@ def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
     return figure, axes[:, 0]
 
 
-def check_picture(path: Path) -> str:
-    """The format that the ending of ``path`` names. Raises PrunekitError where it names none, or can't be written."""
+def check_picture(path: Path, overwrite: bool = False, inputs: Iterable[Path] = ()) -> str:
+    """The format that the ending of ``path`` names. Raises PrunekitError where it names none, or can't be written:
+    with ``overwrite``, a picture that prunekit drew may be replaced."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise PrunekitError(f"A picture can be written as .png, .svg or .pdf, not {path.name!r}.")
-    check_output_file(path)
+    check_output_file(path, overwrite, what="picture", inputs=inputs)
     return kind
 
 
-def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+def check_different(output: Path, picture: Path) -> None:
+    """Raises PrunekitError where both have the same name."""
+    if output.absolute() == picture.absolute():
+        raise PrunekitError(f"{output} can't hold both the result and its picture; give --picture another name.")
+
+
+def _save(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyped-def]
     from matplotlib import pyplot
 
-    kind = check_picture(path)
+    kind = check_picture(path, overwrite)
     buffer = io.BytesIO()
-    # No date inside: the same plan gives the same file.
+    # No date inside: the same plan gives the same file. The mark lets a later run know that it may be replaced.
     figure.savefig(
         buffer,
         format=kind,
         dpi=150,
-        metadata=None if kind == "png" else {"Date": None} if kind == "svg" else {"CreationDate": None},
+        metadata=_METADATA[kind],
     )
     pyplot.close(figure)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), overwrite, what="picture")
 
 
-def draw_widths(plan: Plan, path: Path) -> None:
+def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
     source = plan.source
     kept = {layer.index: layer.shape for layer in plan.layers}
@@ -78,13 +91,13 @@ def draw_widths(plan: Plan, path: Path) -> None:
     bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
     bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=_HEADS)
     bottom.set_ylabel("query heads")
-    _save(figure, path)
+    _save(figure, path, overwrite)
 
 
-def draw_importance(importance: Sequence[float], method: str, path: Path) -> None:
+def draw_importance(importance: Sequence[float], method: str, path: Path, overwrite: bool = False) -> None:
     """One bar a layer, taller matters more. Written atomically."""
     figure, (axis,) = _figure(1, len(importance))
     axis.bar(range(len(importance)), importance, color=_FFN)
     axis.set_ylabel(f"importance ({method})")
     axis.set_title("What each layer changes", loc="left")
-    _save(figure, path)
+    _save(figure, path, overwrite)

@@ -124,13 +124,14 @@ class Plan:
     ``provenance`` says how the plan was made: model fingerprint, calibration data, method and its settings, target,
     seed, versions. It holds no clock time, so that the same inputs give the same file. ``changes`` are the fields of
     ``source``, beside its layers, that are another in the pruned model: biases that it gains (FLAP), its hidden_size
-    and untied head (SliceGPT).
+    and untied head (SliceGPT). ``file`` is where it was read from: nothing that it makes may replace that.
     """
 
     source: ModelShape
     layers: tuple[LayerKeep, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -200,14 +201,15 @@ class Plan:
             indent=1,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan atomically."""
-        write_text(Path(path), self.to_json() + "\n")
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the plan atomically. Raises PrunekitError where it can't be written: the name is taken, unless by a
+        plan and with ``overwrite``."""
+        write_text(Path(path), self.to_json() + "\n", overwrite, what="plan")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read and check a plan. Raises PrunekitError where the file is missing, no plan, or inconsistent."""
-        return cls.from_dict(read_json(Path(path), "plan"), str(path))
+        return replace(cls.from_dict(read_json(Path(path), "plan"), str(path)), file=Path(path))
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "this") -> Plan:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cache import cache_place, clear_for, tensors_digest
 from prunekit.errors import PrunekitError
-from prunekit.files import write_bytes
+from prunekit.files import keep_bytes
 from prunekit.precision import has_fast_products
 from prunekit.progress import progress
 from prunekit.provenance import versions
@@ -78,7 +78,7 @@ def _keep(file: Path, ids: torch.Tensor) -> None:
 
     clear_for(file)
     digest = tensors_digest([("ids", ids)], file.parent.name, file.name)
-    write_bytes(file, save({"ids": ids}, metadata={"sha256": digest}))
+    keep_bytes(file, save({"ids": ids}, metadata={"sha256": digest}))
 
 
 def _chunks(sequences: int) -> list[int]:

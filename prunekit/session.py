@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from prunekit.plan import LayerKeep
 from prunekit.scores import LayerScores, Scores
 from prunekit.shape import LayerShape, ModelShape
 from prunekit.slicing import LayerSlicer
+from prunekit.utils.leftovers import TemporaryFolder
 
 if TYPE_CHECKING:
     from prunekit.fitness import Fitness
@@ -128,8 +128,8 @@ class Session:
 
         count = self.source.num_hidden_layers
         if self.store is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="prunekit-levels-")
-        folder = self.store or Path(self._temporary.name)
+            self._temporary = TemporaryFolder("levels")
+        folder = self.store or self._temporary.path
         if (kept := read_levels(folder, count)) is not None:
             advance(self.curve_steps())
             return kept

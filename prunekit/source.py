@@ -19,6 +19,7 @@ from prunekit.files import sha256
 from prunekit.hf import quiet, reason, register_pruned
 from prunekit.model_folder import check_layers, read_config, read_tensors, weight_files
 from prunekit.shape import ModelShape
+from prunekit.utils.replacing import local
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,11 @@ class Source:
     config: Any
     family: Family
     shape: ModelShape
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What of the user's files the model is read from: nothing may replace them."""
+        return (self.path, *local(self.name))
 
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files that hold the weights. Raises PrunekitError where one is missing."""

@@ -122,8 +122,8 @@ def score_tasks(
 
     ``identity`` is what a result depends on besides the task: the fingerprint of the weights, dtype, device. With it,
     each task's result is kept in the cache folder when it is done, and found there the next time; without it nothing is
-    kept. Raises PrunekitError where logits are not numbers, an answer is longer than the model's positions, or the
-    cache can't be written.
+    kept. A cache that can't be written costs time the next time, no more. Raises PrunekitError where logits are not
+    numbers, or an answer is longer than the model's positions.
     """
     kept: dict[str, Path] = {}
     if identity is not None:

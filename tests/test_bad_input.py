@@ -549,7 +549,8 @@ def test_code_of_the_model_never_runs(command: Command, shared: Shared, tmp_path
     assert not any("evil" in file.read_text() for file in (tmp_path / "new").glob("*.json"))
     assert not list((tmp_path / "new").glob("*evil*"))
     place.config(model_type="evil")
-    must_refuse(command, tmp_path, place.plan("--params", "0.8", model=place.model), ("'evil'", "What works"))
+    evil = place.plan("--params", "0.8", "--overwrite", model=place.model)
+    must_refuse(command, tmp_path, evil, ("'evil'", "What works"))
     assert not marker.exists()
 
 

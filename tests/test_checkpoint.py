@@ -31,6 +31,7 @@ from prunekit.plan import LayerKeep, Plan
 from prunekit.session import compose
 from prunekit.shape import ModelShape
 from prunekit.source import Source, load_model, resolve
+from prunekit.utils.replacing import snapshot
 
 ROOT = Path(__file__).parent.parent
 families = pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -469,10 +470,10 @@ def test_plans_of_another_model_are_refused(built: Built, tmp_path: Path) -> Non
 
 def test_existing_folders_are_safe(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, plan, out = built.sources["llama"], built.plans["llama"], tmp_path / "out"
-    out.mkdir()
-    (out / "mine").touch()
+    rebuild(source, plan, out)
     with pytest.raises(PrunekitError, match="already exists"):
         rebuild(source, plan, out)
+    before = snapshot(out)
 
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -481,6 +482,10 @@ def test_existing_folders_are_safe(built: Built, tmp_path: Path, monkeypatch: py
         patch.setattr(checkpoint, "_write_manifest", fail)
         with pytest.raises(PrunekitError, match="No space left"):
             rebuild(source, plan, out, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "mine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and snapshot(out) == before
     rebuild(source, plan, out, overwrite=True)
-    assert not (out / "mine").exists() and verify(out).damaged == ()
+    assert snapshot(out) != before and verify(out).damaged == ()
+    (out / "mine").touch()
+    with pytest.raises(PrunekitError, match="also holds mine"):
+        rebuild(source, plan, out, overwrite=True)
+    assert (out / "mine").exists()

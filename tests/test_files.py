@@ -6,21 +6,38 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from command import listing
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from written import written
 
 from prunekit.errors import PrunekitError
-from prunekit.files import check_output_folder, new_folder, read_json, sha256, write_bytes, write_text
+from prunekit.files import check_output_folder, new_folder, read_json, rewrite_bytes, rewrite_text, sha256, write_text
 
 
-def test_write_replaces_whole(tmp_path: Path) -> None:
+def test_rewrite_replaces_whole(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
-    write_text(file, "first ü")
-    write_bytes(file, b"second")
+    rewrite_text(file, "first ü")
+    rewrite_bytes(file, b"second")
     assert listing(tmp_path) == {"a.txt": 6} and file.read_bytes() == b"second"
-    # Temporary files are private; what they become is an ordinary file.
-    assert file.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("umask", "folder", "plain"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600), (0o002, 0o775, 0o664)]
+)
+def test_rights_are_those_of_any_new_file(umask: int, folder: int, plain: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+        with new_folder(tmp_path / "out") as made:
+            (made / "x").write_text("x")
+            save_file({"a": torch.zeros(1)}, made / "w.safetensors")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"a.txt": plain, "out": folder, "x": plain, "w.safetensors": plain}
 
 
 def test_folder_appears_at_the_end(tmp_path: Path) -> None:
@@ -29,7 +46,6 @@ def test_folder_appears_at_the_end(tmp_path: Path) -> None:
         (folder / "x").write_text("x")
         assert not out.exists() and folder.parent == out.parent and folder.name.startswith(".out.")
     assert listing(tmp_path) == {"a": None, "a/b": None, "a/b/out": None, "a/b/out/x": 1}
-    assert out.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
@@ -43,14 +59,13 @@ def test_folder_vanishes_with_an_error(error: type[BaseException], tmp_path: Pat
 
 
 def test_folder_is_replaced_only_where_asked_and_done(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
+    out = written(tmp_path / "out", old="old")
+    before = listing(tmp_path)
     with pytest.raises(PrunekitError, match="--overwrite"), new_folder(out):
         pass
     with pytest.raises(ZeroDivisionError), new_folder(out, overwrite=True):
         raise ZeroDivisionError
-    assert listing(tmp_path) == {"out": None, "out/old": 3}
+    assert listing(tmp_path) == before
     with new_folder(out, overwrite=True) as folder:
         (folder / "new").write_text("n")
         assert (out / "old").exists()

@@ -18,7 +18,8 @@ from spoiled import Place, Shared, make_shared, must_refuse
 
 from prunekit import checkpoint
 from prunekit.errors import PrunekitError
-from prunekit.files import write_bytes
+from prunekit.files import rewrite_bytes
+from prunekit.utils import exchange
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
@@ -62,15 +63,16 @@ def test_full_disk_keeps_what_was_to_be_replaced(
     place = Place(tmp_path, shared)
     pruned = place.pruned
     arguments = place.prune("--plan", shared.plan, "--overwrite", "-o", pruned)
-    real = os.replace
 
-    def refuse(old: Any, new: Any) -> None:
-        # The last step: the new folder takes the name of the old one, which has just been moved away.
-        if Path(new) == pruned and not str(old).endswith("replaced"):
+    real = exchange.rename_with
+
+    def refuse(new: Path, old: Path, flags: int) -> bool:
+        # The last step: the new folder and the old one change names.
+        if old == pruned:
             raise OSError(errno.EIO, "Input/output error")
-        real(old, new)
+        return real(new, old, flags)
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(exchange, "rename_with", refuse)
     must_refuse(command, tmp_path, arguments, ("Input/output error",))
     monkeypatch.undo()
     assert (pruned / "prunekit.json").read_bytes() == (shared.pruned / "prunekit.json").read_bytes()
@@ -85,7 +87,7 @@ def test_full_disk_keeps_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(PrunekitError, match="No space left"):
-        write_bytes(file, b"new")
+        rewrite_bytes(file, b"new")
     assert listing(tmp_path) == {"plan.json": 3} and file.read_text() == "old"
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, deliver, table
+from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, deliver, table
 from prunekit.cli.describe import bar
 from prunekit.files import check_output_file
 from prunekit.methods import METHODS
-from prunekit.pictures import check_picture, draw_importance
+from prunekit.pictures import check_different, check_picture, draw_importance
+from prunekit.utils.replacing import local
 
 if TYPE_CHECKING:
     from prunekit.analysis import Analysis
@@ -27,6 +28,7 @@ def analyze(
     picture: Annotated[
         Path | None, typer.Option(help="Where to draw it, .png or .svg; default: beside the JSON.")
     ] = None,
+    overwrite: Overwrite = False,
     importance: Annotated[str, typer.Option(help="Unit importance; as for prunekit plan.")] = "taylor",
     layer_importance: Annotated[str, typer.Option(help="cosine, euclidean, manhattan or loss.")] = "cosine",
     calib: o.Calib = None,
@@ -44,16 +46,18 @@ def analyze(
     """Show how much each layer matters, in plain words; nothing is changed."""
     preset = METHODS["adapt-pruner"]
     config = o.calibration(preset, None, calib, calib_field, calib_split, sequences, length, batch_size, seed)
-    check_output_file(output)
+    inputs = local(model, calib)
+    check_output_file(output, overwrite, what="report", inputs=inputs)
     picture = picture or output.with_suffix(".png")
-    check_picture(picture)
+    check_picture(picture, overwrite, inputs)
+    check_different(output, picture)
     from prunekit.analysis import analyze as run
     from prunekit.source import resolve
 
     source = resolve(model, revision=revision)
     result = run(source, config, importance=importance, layer_importance=layer_importance, dtype=dtype, device=device)
-    draw_importance([layer.importance for layer in result.layers], layer_importance, picture)
-    deliver(result.to_dict(), output, json, lambda: _print(result, output, picture))
+    draw_importance([layer.importance for layer in result.layers], layer_importance, picture, overwrite)
+    deliver(result.to_dict(), output, json, lambda: _print(result, output, picture), overwrite)
 
 
 def _print(result: Analysis, output: Path, picture: Path) -> None:

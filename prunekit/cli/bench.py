@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.cli.common import Device, Json, Model, Seed, app, console, deliver, table
+from prunekit.cli.common import Device, Json, Model, Overwrite, Seed, app, console, deliver, table
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file
 from prunekit.provenance import model_label
+from prunekit.utils.replacing import local
 
 if TYPE_CHECKING:
     from prunekit.bench import BenchConfig, BenchReport
@@ -57,6 +58,7 @@ def bench_command(
     ] = False,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report here as JSON.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Time prefill and decode of a pruned model and the one it came from, taking turns in one run."""
@@ -64,7 +66,7 @@ def bench_command(
 
     config = BenchConfig(tuple(batch or [1]), prompt, tokens, repeats, warmup, threads, seed)
     if output is not None:
-        check_output_file(output)
+        check_output_file(output, overwrite, what="report", inputs=local(model, baseline))
     if runtime in ("torch", "prunekit"):
         if keep_exports is not None:
             raise PrunekitError(f"--keep-exports is for other runtimes; {runtime} runs the checkpoint itself.")
@@ -73,7 +75,7 @@ def bench_command(
         if device not in ("auto", "cpu"):
             raise PrunekitError(f"{runtime} is timed on the CPU; leave --device {device} out.")
         report = _in_runtime(model, baseline, runtime, config, memory, dtype, keep_exports, trust_remote_code)
-    deliver(report.to_dict(), output, as_json, lambda: _print(report))
+    deliver(report.to_dict(), output, as_json, lambda: _print(report), overwrite)
 
 
 def _in_torch(

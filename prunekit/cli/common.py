@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +18,9 @@ from rich.table import Table
 
 from prunekit.errors import PrunekitError
 from prunekit.files import write_text
+from prunekit.utils import leftovers
 from prunekit.utils.child import safe_children
+from prunekit.utils.stopping import Stopped, stoppable, undisturbed
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
 _ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -27,6 +28,7 @@ _ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ 
 _REFUSALS = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -48,8 +50,6 @@ app = typer.Typer(
 
 # What shells answer for a process that Ctrl-C ended.
 _STOPPED = 130
-# The same for SIGTERM.
-_TERMINATED = 143
 
 MODEL_HELP = (
     "A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m "
@@ -67,10 +67,16 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, allow_nan=False))
 
 
-def deliver(data: Any, output: Path | None, as_json: bool, show: Callable[[], None]) -> None:
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
+
+
+def deliver(data: Any, output: Path | None, as_json: bool, show: Callable[[], None], overwrite: bool = False) -> None:
     """Write a report where asked to, and print it: as JSON for machines, else by ``show``."""
+    # The first words of the file tell a later run that it may be replaced.
+    data = {"format": "prunekit-report", **data}
     if output is not None:
-        write_text(output, json.dumps(data, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        write_text(output, text, overwrite, what="report")
     if as_json:
         print_json(data)
     else:
@@ -98,19 +104,33 @@ def fail(message: str, as_json: bool) -> int:
     return 2
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def main() -> None:
     """Entry point of the ``prunekit`` command."""
     as_json = "--json" in sys.argv
-    # Schedulers and `docker stop` end a process by SIGTERM: clean up as after Ctrl-C.
-    in_charge = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if in_charge else None
+    _open_streams()
+    try:
+        # Ctrl-C, and what terminals, schedulers and `docker stop` send: all clean up.
+        with stoppable(_say_stopped):
+            code = _run(as_json)
+    except Stopped as stop:  # between the last command and the end of the block
+        _say_stopped(stop.number)
+        code = stop.code
+    if code:
+        raise SystemExit(code)
+
+
+def _open_streams() -> None:
+    """Let output go nowhere where the caller closed it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the whole run)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Bars and dashes must not end a run in a traceback where the terminal's encoding lacks them.
         sys.stdout.reconfigure(errors="replace")
+
+
+def _run(as_json: bool) -> int:
+    """Run the command that the arguments name. Returns the exit code."""
     try:
         # Not standalone, or click would answer bad options by itself: in a box of many lines, and without JSON.
         with safe_children():
@@ -118,10 +138,16 @@ def main() -> None:
         code = returned if isinstance(returned, int) else 0
         if code == _STOPPED:
             raise KeyboardInterrupt
+        # Here, where it can still be told that nobody reads, or that the disk is full.
+        sys.stdout.flush()
     except PrunekitError as error:
         code = fail(str(error), as_json)
     except _ClickError as error:
         code = _usage(error, as_json)
+    except BrokenPipeError:
+        # Whoever read the output has gone; the rest of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
@@ -132,14 +158,22 @@ def main() -> None:
             raise
         what = "--batch-size, --length or --max-new-tokens, whichever the command has"
         code = fail(f"Not enough memory. Give a smaller {what}, or --dtype bfloat16.", as_json)
-    except (KeyboardInterrupt, _Terminated, typer.Abort) as stop:
-        print("prunekit: stopped; nothing half-written was left behind.", file=sys.stderr)
-        code = _TERMINATED if isinstance(stop, _Terminated) else _STOPPED
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-    if code:
-        raise SystemExit(code)
+    except (KeyboardInterrupt, Stopped, typer.Abort) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        with undisturbed():
+            _say_stopped(number)
+        code = 128 + number
+    return code
+
+
+def _say_stopped(number: int) -> None:
+    """Take away what is half-written, and say what is true of it."""
+    left = leftovers.remove_all()
+    if left:
+        words = f"{', '.join(map(str, left))} could not be removed; delete it, or the next run there will"
+    else:
+        words = "nothing half-written was left behind"
+    print(f"prunekit: stopped; {words}.", file=sys.stderr, flush=True)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -147,10 +181,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 def _usage(error: Any, as_json: bool) -> int:

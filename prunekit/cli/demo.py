@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.common import Json, app, console, print_json
-from prunekit.files import check_output_folder, check_replaceable
+from prunekit.files import check_output_folder
+from prunekit.utils.replacing import DEMO, local
 
 
 @app.command()
@@ -20,14 +21,11 @@ def demo(
     calib: Annotated[str, typer.Option(help="Calibration text; as for prunekit plan.")] = "builtin",
     text: Annotated[str, typer.Option(help="Text to measure quality on; as for prunekit eval.")] = "builtin",
     ffn_multiple: Annotated[int, typer.Option(help="FFN widths are multiples of this.")] = 64,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite/--no-overwrite", help="Replace the folder if it exists.")
-    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote.")] = False,
     json: Json = False,
 ) -> None:
     """Prune SmolLM2-135M-Instruct by Adapt-Pruner, load it in a new process, and compare it with the dense model."""
-    check_output_folder(output, overwrite)
-    check_replaceable(output, "report.json", "demo")
+    check_output_folder(output, overwrite, kind=DEMO, inputs=local(calib, text))
     from prunekit.demo import run
 
     report = run(output, str(blocks), calib, text, ffn_multiple, overwrite, quiet=json)

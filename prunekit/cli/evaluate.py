@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, app, deliver
+from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, app, deliver
 from prunekit.cli.evaluate_tables import show
 from prunekit.errors import PrunekitError
 from prunekit.files import check_output_file
 from prunekit.provenance import model_label
+from prunekit.utils.replacing import local
 
 if TYPE_CHECKING:
     from prunekit.evaluate import Evaluation
@@ -83,6 +84,7 @@ def evaluate_command(
     device: Device = "auto",
     dtype: Dtype = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report here as JSON.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, benchmarks and generation, and the distance from the model it was pruned from."""
@@ -95,7 +97,8 @@ def evaluate_command(
         if value is not None and tasks is None:
             raise PrunekitError(f"{name} is for benchmarks; name them with --tasks, or leave it out.")
     if output is not None:
-        check_output_file(output)
+        inputs = local(model, baseline, task_data, *(text or ()))
+        check_output_file(output, overwrite, what="report", inputs=inputs)
 
     from prunekit.calibration import check_length, check_tokens
     from prunekit.source import load_model, load_tokenizer, pick_device, pick_dtype, resolve
@@ -157,7 +160,7 @@ def evaluate_command(
         data["generation"] = [quality.to_dict() for quality in qualities]
     if scored is not None:
         data["tasks"] = scored.to_dict()
-    deliver(data, output, as_json, lambda: show(report, qualities, scored, names))
+    deliver(data, output, as_json, lambda: show(report, qualities, scored, names), overwrite)
 
 
 def _prepare(

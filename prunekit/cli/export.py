@@ -11,6 +11,7 @@ from rich.text import Text
 
 from prunekit.cli.common import Json, app, console, print_json, table
 from prunekit.errors import PrunekitError
+from prunekit.utils.replacing import EXPORT, PROFILE, local
 
 if TYPE_CHECKING:
     from prunekit.export.base import Options
@@ -83,7 +84,7 @@ def export_command(
     from prunekit.files import check_output_folder
     from prunekit.source import resolve
 
-    check_output_folder(output, overwrite)
+    check_output_folder(output, overwrite, kind=EXPORT, inputs=local(model))
     check_packages(target(to), verify)
     made = export(resolve(model), to, output, options, overwrite=overwrite, verify=verify)
     if as_json:
@@ -102,7 +103,7 @@ def _export_profile(
     profile = profile_named(name)
     if options.dtype != "auto" or options.pad_ffn is not None:
         raise PrunekitError("A profile chooses dtype and padding itself; leave --dtype and --pad-ffn out.")
-    check_output_folder(output, overwrite)
+    check_output_folder(output, overwrite, kind=PROFILE, inputs=local(model))
     bundle = export_profile(resolve(model), profile, output, options, overwrite=overwrite, verify=verify)
     if as_json:
         print_json(bundle.to_dict())

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json, table
+from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, print_json, table
 from prunekit.files import check_output_file
+from prunekit.utils.replacing import local
 
 if TYPE_CHECKING:
     from prunekit.latency_table import LatencyTable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def latency_table_command(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the table.")] = Path("latency.json"),
+    overwrite: Overwrite = False,
     phase: Annotated[
         str, typer.Option(help="prefill: time to the first token; decode: time of each further one.")
     ] = "prefill",
@@ -38,11 +40,11 @@ def latency_table_command(
     from prunekit.latency import LatencyConfig, measure_table
 
     config = LatencyConfig(batch, length, phase, widths, repeats, warmup, threads, seed)
-    check_output_file(output)
+    check_output_file(output, overwrite, what="latency-table", inputs=local(model))
     from prunekit.source import resolve
 
     made = measure_table(resolve(model, revision=revision), config, dtype=dtype, device=device)
-    made.save(output)
+    made.save(output, overwrite)
     dense = made.cost().of(made.shape.layers)
     if json:
         print_json({"latency_table": str(output), "dense_seconds": round(dense * 1e-9, 9), **made.to_dict()})

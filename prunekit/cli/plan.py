@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import Device, Dtype, Json, Model, Seed, app, console, print_json
+from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, print_json
 from prunekit.cli.describe import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
-from prunekit.files import check_output_file, check_output_folder, check_replaceable
-from prunekit.pictures import check_picture
+from prunekit.files import check_output_file, check_output_folder
+from prunekit.pictures import check_different, check_picture
+from prunekit.utils.replacing import CHECKPOINT, local
 
 if TYPE_CHECKING:
     from prunekit.checkpoint import Written
@@ -125,6 +126,7 @@ def plan(
     latency_table: o.LatencyTable = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
     picture: Picture = None,
+    overwrite: Overwrite = False,
     method: o.MethodName = "prunekit",
     importance: o.ImportanceName = None,
     layer_importance: o.LayerImportanceName = None,
@@ -160,19 +162,21 @@ def plan(
     json: Json = False,
 ) -> None:
     """Decide how wide every layer becomes, and show what that costs, before anything is cut."""
-    settings = _settings(**_without(locals(), "model", "output", "picture", "revision", "json"))
-    check_output_file(output)
+    settings = _settings(**_without(locals(), "model", "output", "picture", "overwrite", "revision", "json"))
+    inputs = local(model, calib, latency_table)
+    check_output_file(output, overwrite, what="plan", inputs=inputs)
     if picture:
-        check_picture(picture)
+        check_picture(picture, overwrite, inputs)
+        check_different(output, picture)
     from prunekit.source import resolve
 
     source = resolve(model, revision=revision)
     made = _make(source, settings)
-    made.save(output)
+    made.save(output, overwrite)
     if picture:
         from prunekit.pictures import draw_widths
 
-        draw_widths(made, picture)
+        draw_widths(made, picture, overwrite)
     if json:
         print_json({"plan": str(output), **plan_summary(made, source.dtype.itemsize)})
         return
@@ -248,8 +252,7 @@ def prune(
         settings = _settings(**_without(locals(), *_WITH_PLAN, "context", "settings"))
     if layout not in ("per-layer", "uniform"):
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
-    check_output_folder(output, overwrite)
-    check_replaceable(output, "config.json", "model")
+    check_output_folder(output, overwrite, kind=CHECKPOINT, inputs=local(model, plan, calib, latency_table))
     from prunekit.checkpoint import rebuild
     from prunekit.plan import Plan
     from prunekit.source import pick_dtype, resolve

@@ -70,7 +70,7 @@ def test_export_and_what_it_reports(uneven, command, tmp_path):
         (("MODEL", "--to", "hf", "--context-length", "9999", "-o", "OUT"), "beyond the 256 positions"),
         (("MODEL/nothing", "--to", "hf", "-o", "OUT"), "There is no model"),
         (("MODEL", "--to", "hf", "-o", "MODEL"), "already exists; choose another name"),
-        (("MODEL", "--to", "hf", "-o", "MODEL", "--overwrite"), "holds no export, so it is not replaced"),
+        (("MODEL", "--to", "hf", "-o", "MODEL", "--overwrite"), "is read by this very run, so it is not replaced"),
     ],
 )
 def test_bad_input_is_one_sentence(uneven, command, tmp_path, arguments, said):
