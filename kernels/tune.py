@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.files import check_output_file, write_text
+from prunekit.files import check_output_file, rewrite_text, write_text
 from prunekit.kernels import select
 from prunekit.kernels.measure import Call, Data, copies, in_turns, replayable
 from prunekit.kernels.select import OPS, choosing
@@ -34,6 +34,7 @@ from prunekit.kernels.tune_cases import DECODE_ROWS, PREFILL_ROWS, SHAPES, Shape
 from prunekit.provenance import installed
 
 # Faster by less than this is noise, or not worth leaving the default.
+_WHAT = "kernel-table"
 GAIN = 0.98
 
 
@@ -125,6 +126,7 @@ def tune(
             entries.append(entry)
             progress(f"{op} {' '.join(f'{name}={size}' for name, size in sizes.items())}: {entry['us']}")
     return {
+        "format": f"prunekit-{_WHAT}",
         "schema": select.SCHEMA,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "provenance": {
@@ -156,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ops", default=",".join(OPS), help="which ops, separated by commas (default: all)")
     parser.add_argument("--output", type=Path, help="write the table to this file instead of the user's cache folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier table of that name")
     parser.add_argument("--ship", action="store_true", help="write it into kernels/tables, to be shipped")
     parser.add_argument("--no-liger", action="store_true", help="leave Liger out: its GEMM tunes itself for every size")
     parser.add_argument("--rounds", type=int, default=20, help="runs of each candidate (default: 20)")
@@ -219,7 +222,8 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
     if path is not None:
         if options.output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        check_output_file(path)  # before minutes of work
+        if options.output is not None:  # before minutes of work
+            check_output_file(path, options.overwrite, what=_WHAT)
 
     def show(line: str) -> None:
         print(line, file=sys.stderr)
@@ -230,7 +234,11 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
     given += [f"--ops {options.ops}"] if len(ops) < len(OPS) else []
     table["provenance"]["command"] = " ".join(["python -m prunekit.kernels.tune", *given])
     if path is not None:
-        write_text(path, json.dumps(table, indent=1) + "\n")
+        text = json.dumps(table, indent=1) + "\n"
+        if options.output is None:
+            rewrite_text(path, text)
+        else:
+            write_text(path, text, options.overwrite, what=_WHAT)
         select.reload()
     return table, path
 

@@ -206,7 +206,7 @@ def test_by_the_commands(command: Command, source: Source, tmp_path: Path) -> No
     shown = command("latency-table", source.path, "-o", table, *settings)
     assert shown.code == 0 and shown.err == "", shown
     assert "8 query and 4 KV heads" in shown.out and "FFN, 96 channels" in shown.out and "--latency 0.7" in shown.out
-    measured = command("latency-table", source.path, "-o", table, *settings, "--json").json
+    measured = command("latency-table", source.path, "-o", table, *settings, "--overwrite", "--json").json
     assert measured["dense_seconds"] > 0 and measured["conditions"]["phase"] == "decode"
     # Sub-layers so small take as long whatever their width; larger ones would take times like these.
     for each in (*measured["attention"]["full_attention"], *measured["ffn"]):
