@@ -32,6 +32,7 @@ from prunekit.kernels.select import OPS, choosing
 from prunekit.kernels.support import using, why_not_triton
 from prunekit.kernels.tune_cases import DECODE_ROWS, PREFILL_ROWS, SHAPES, Shape, candidates, cases, workload
 from prunekit.provenance import installed
+from prunekit.utils.names import sentence
 
 # Faster by less than this is noise, or not worth leaving the default.
 _WHAT = "kernel-table"
@@ -170,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table, path = _measured(options)
     except PrunekitError as error:
         if options.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"prunekit: {error}", file=sys.stderr)
+            print(json.dumps({"error": sentence(str(error))}))
+        print(f"prunekit: {sentence(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prunekit: stopped; no table was written.", file=sys.stderr)

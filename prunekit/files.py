@@ -26,6 +26,7 @@ from prunekit.utils.leftovers import (
     remove,
     sweep_and_tell,
 )
+from prunekit.utils.names import printable
 from prunekit.utils.replacing import Kind, Snapshot, check_file, check_folder, check_place, snapshot
 from prunekit.utils.stopping import undisturbed
 from prunekit.utils.strict_json import parse, read_regular
@@ -146,7 +147,7 @@ _told: set[Path] = set()
 def _tell_once(about: Path, line: str) -> None:
     if about not in _told:
         _told.add(about)
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)  # noqa: T201
 
 
 def _write(path: Path, data: bytes, *, replace: bool, durable: bool) -> None:

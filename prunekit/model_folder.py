@@ -12,6 +12,7 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family, family_of, unit_count, unit_rows
 from prunekit.files import read_json
 from prunekit.hf import quiet, reason, register_pruned
+from prunekit.redirections import check_config
 from prunekit.shape import LIMITS, LayerShape, ModelShape
 from prunekit.utils.strict_json import parse
 
@@ -46,12 +47,15 @@ def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
     family = family_of(raw["model_type"])
     _refuse_quantized(path, raw)
     _check_numbers(path, raw)
+    check_config(path, raw)
     from transformers import AutoConfig
 
     register_pruned()
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if config.model_type != raw["model_type"]:
+            raise ValueError(f"transformers takes it for a model of type {config.model_type!r}")
         return config, family, family.shape(config)
     except Exception as error:  # whatever goes wrong here is the file's fault: transformers has dozens of types for it
         raise PrunekitError(
@@ -179,7 +183,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a model folder by name. Raises PrunekitError as :func:`weight_files` and :func:`read_header`."""
-    return {name: tensor for file in weight_files(folder) for name, tensor in read_header(file).items()}
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(folder):
+        for name, tensor in read_header(file).items():
+            if name in found:
+                raise PrunekitError(
+                    f"The weights in {folder} hold {name} twice, in {found[name].file.name} and {file.name}; download "
+                    "them again."
+                )
+            found[name] = tensor
+    return found
 
 
 def _rows(coupling: Coupling, layer: LayerShape, head_dim: int) -> int:

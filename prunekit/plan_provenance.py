@@ -6,10 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prunekit.utils.names import printable
+
 _Fits = Callable[[Any], bool]
 
 
 def _text(value: Any) -> bool:
+    """These go into tables, model cards and file names: one line, and no more than a sentence or two."""
+    return value is None or (isinstance(value, str) and len(value) <= 2000 and printable(value) == value)
+
+
+def _string(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
@@ -34,9 +41,9 @@ def _texts(value: Any) -> bool:
 
 
 _TEXT: dict[str, _Fits] = {
-    "source": _text,
-    "field": _text,
-    "split": _text,
+    "source": _string,
+    "field": _string,
+    "split": _string,
     "text_sha256": _text,
     "sequences": _count,
     "length": _count,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
+from prunekit.utils.names import printable
+from prunekit.utils.terminal import SafeConsole
+
+console = SafeConsole(stderr=True)
 
 
 @contextmanager
@@ -21,14 +23,14 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield lambda steps=1, note="": None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
+        task = bar.add_task(printable(title), total=total, note="")
+        yield lambda steps=1, note="": bar.update(task, advance=steps, note=printable(note))

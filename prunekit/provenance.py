@@ -7,12 +7,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prunekit.utils.names import printable
+
 
 def model_label(name: str) -> str:
     """A model as it is named in plans and reports: a local folder or file by its last part, so that none tells where
     it was made; anything else as it was typed."""
     path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
+    return printable(path.resolve().name if path.exists() else name)
 
 
 def installed(package: str) -> str | None:

@@ -18,6 +18,7 @@ from prunekit.families import Family
 from prunekit.files import sha256
 from prunekit.hf import quiet, reason, register_pruned
 from prunekit.model_folder import check_layers, read_config, read_tensors, weight_files
+from prunekit.redirections import check_tokenizer
 from prunekit.shape import ModelShape
 from prunekit.utils.replacing import local
 
@@ -261,6 +262,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
             f"{source.path} has no tokenizer ({_TOKENIZER_FILES[0]}); copy the original model's tokenizer files "
             "into it."
         )
+    check_tokenizer(source.path)
     register_pruned()
     try:
         with quiet():

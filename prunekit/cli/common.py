@@ -20,7 +20,9 @@ from prunekit.errors import PrunekitError
 from prunekit.files import write_text
 from prunekit.utils import leftovers
 from prunekit.utils.child import safe_children
+from prunekit.utils.names import printable, sentence
 from prunekit.utils.stopping import Stopped, stoppable, undisturbed
+from prunekit.utils.terminal import SafeConsole
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
 _ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -64,7 +66,7 @@ Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 
 def print_json(data: Any) -> None:
     """One JSON object on stdout; NaN and infinity are refused rather than written as invalid JSON."""
-    print(json.dumps(data, indent=1, allow_nan=False))
+    print(json.dumps(data, indent=1, allow_nan=False))  # noqa: T201  (which spells out what is not ASCII)
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
@@ -85,7 +87,7 @@ def deliver(data: Any, output: Path | None, as_json: bool, show: Callable[[], No
 
 def console() -> Console:
     """Where tables go: stdout. Names of files and models may hold [brackets] and :colons:, which are no markup."""
-    return Console(markup=False, emoji=False, highlight=False)
+    return SafeConsole(markup=False, emoji=False, highlight=False)
 
 
 def table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -98,9 +100,10 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
 
 def fail(message: str, as_json: bool) -> int:
     """Say what went wrong, in one sentence on stderr (and as JSON on stdout where asked). Returns the exit code."""
+    message = sentence(message)
     if as_json:
         print_json({"error": message})
-    print(f"prunekit: {message}", file=sys.stderr)
+    print(f"prunekit: {message}", file=sys.stderr)  # noqa: T201
     return 2
 
 
@@ -173,7 +176,7 @@ def _say_stopped(number: int) -> None:
         words = f"{', '.join(map(str, left))} could not be removed; delete it, or the next run there will"
     else:
         words = "nothing half-written was left behind"
-    print(f"prunekit: stopped; {words}.", file=sys.stderr, flush=True)
+    print(f"prunekit: stopped; {printable(words)}.", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _is_out_of_memory(error: Exception) -> bool:

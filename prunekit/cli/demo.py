@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli.common import Json, app, console, print_json
 from prunekit.files import check_output_folder
+from prunekit.utils.names import readable
 from prunekit.utils.replacing import DEMO, local
 
 
@@ -39,5 +40,5 @@ def demo(
             out.print(Markdown(report.markdown))
         else:
             # Wrapped table rows would no longer be Markdown.
-            print(report.markdown)
+            print(readable(report.markdown))  # noqa: T201
         out.print(f"All of it is in {output}: checkpoint/, plan.json, widths.png, report.md, report.json.")

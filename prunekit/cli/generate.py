@@ -10,6 +10,7 @@ import typer
 
 from prunekit.cli.common import Device, Dtype, Json, Model, app, console, print_json, table
 from prunekit.errors import PrunekitError
+from prunekit.utils.names import readable
 
 if TYPE_CHECKING:
     from prunekit.kernels import Generated, Report
@@ -106,7 +107,7 @@ def generate_command(
         streamer.end()
     else:
         for text, continuation in zip(texts, continuations, strict=True):
-            print(f"{text}{continuation}\n")
+            print(readable(f"{text}{continuation}\n"))  # noqa: T201
     _print(made, report(fast))
 
 
@@ -143,11 +144,11 @@ class _Streamer:
         self.tokens += [token for token in tokens if token is not None]
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
-            print(text[self.shown :], end="", flush=True)
+            print(readable(text[self.shown :]), end="", flush=True)  # noqa: T201
             self.shown = len(text)
 
     def end(self) -> None:
-        print(self.tokenizer.decode(self.tokens, skip_special_tokens=True)[self.shown :])
+        print(readable(self.tokenizer.decode(self.tokens, skip_special_tokens=True)[self.shown :]))  # noqa: T201
 
 
 def _print(made: Generated, report: Report) -> None:

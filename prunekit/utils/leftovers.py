@@ -278,4 +278,4 @@ def sweep_and_tell(folder: Path, *names: str) -> None:
         ("another machine may still work on these, so they were left; delete them if none does", swept.left),
     ):
         if those:
-            print(f"prunekit: in {folder}: {words}: {', '.join(map(printable, those))}", file=sys.stderr)
+            print(f"prunekit: in {folder}: {words}: {', '.join(map(printable, those))}", file=sys.stderr)  # noqa: T201
