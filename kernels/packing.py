@@ -62,7 +62,7 @@ class Settings(NamedTuple):
 def settings_of(layer: Any, config: Any, rope_by_type: bool) -> Settings:
     """What ``layer`` and ``config`` say now."""
     attention = layer.self_attn
-    norm: Any = next(module for module in layer.children() if type(module).__name__.endswith("RMSNorm"))
+    norm: Any = next(module for module in layer._modules.values() if type(module).__name__.endswith("RMSNorm"))
     # transformers names the window on the attention where layers may differ, else on the config.
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     return Settings(

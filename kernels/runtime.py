@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from prunekit.errors import PrunekitError
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.layout import padded
+from prunekit.kernels.seal import Seal, unwrapped
 
 MAX_BATCH = 64
 BUCKETS = (1, 2, 4, 8, 16, 32, MAX_BATCH)
@@ -56,8 +58,10 @@ class Runtime:
         arena: torch.Tensor | None = None,
     ):
         decoder = decoder_of(model)
-        self.model, self.seal = model, model.prunekit_seal
+        self.seal: Seal = model.prunekit_seal
         self.seal.check(model)
+        # The model holds its runtimes.
+        self._model = weakref.ref(unwrapped(model))
         if max_length < 2:
             raise PrunekitError(f"max_length must be at least 2 (a prompt token and a new one), got {max_length}.")
         self.decoder = decoder
@@ -98,7 +102,8 @@ class Runtime:
                 f"Prompts of shape {list(ids.shape)} don't fit a runtime of {self.batch} sequences and "
                 f"{self.capacity} tokens."
             )
-        self.seal.check(self.model)
+        if (model := self._model()) is not None:
+            self.seal.check(model)
         self.seal.refresh()
         ids = ids.to(self.device)
         if lengths is None:

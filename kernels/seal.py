@@ -8,6 +8,7 @@ matrices are the very memory of the model's own, and the small float32 copies ar
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +20,27 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.kernels.decoder import Decoder
 from prunekit.kernels.packed import hooked
-from prunekit.kernels.packing import settings_of
+
+_OF_MODULES = (
+    "scaling",  # attention's, and a rotary embedding's attention_scaling
+    "sliding_window",
+    "attn_logit_softcapping",
+    "use_rope",
+    "layer_type",
+    "variance_epsilon",
+    "eps",
+)
+_OF_CONFIG = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "rope_parameters")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One module as it was: its children, its tensors and where they lie, and a forward of its own instance."""
+    """One module as it was: its children, its tensors and where they lie, and a forward of its own instance.
+
+    ``module`` is None for the model itself, which holds the seal: a circle would keep its memory from being freed."""
 
     name: str
-    module: nn.Module
+    module: nn.Module | None
     kind: type
     children: tuple[nn.Module | None, ...]
     tensors: tuple[torch.Tensor, ...]
@@ -39,7 +52,7 @@ class _Part:
         tensors = _tensors(module)
         return cls(
             name,
-            module,
+            module if name else None,
             type(module),
             tuple(module._modules.values()),
             tensors,
@@ -47,9 +60,21 @@ class _Part:
             vars(module).get("forward"),
         )
 
-    def change(self) -> str | None:
+    def same(self, root: nn.Module) -> bool:
+        """As ``self.change(root) is None``, but quick: a model has hundreds of parts. ``root`` is the model itself."""
+        module = root if self.module is None else self.module
+        return not (
+            module.__class__ is not self.kind
+            or (self.children and tuple(module._modules.values()) != self.children)
+            or len(module._modules) != len(self.children)
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in module.__dict__
+        )
+
+    def change(self, root: nn.Module) -> str | None:
         """What is different now, as the end of a sentence; None where nothing is."""
-        module = self.module
+        module = root if self.module is None else self.module
         if type(module) is not self.kind:
             return "was parametrised or made another class"
         # Tuples of modules compare by identity.
@@ -68,12 +93,17 @@ class _Part:
 
 @dataclass(frozen=True)
 class Seal:
-    """The whole of an optimised model. ``settings`` are the numbers that decoding took from the config and the layers,
-    ``copies`` the tensors whose float32 copies decoding reads, by the offset that is added to them."""
+    """The whole of an optimised model. ``held`` are its tensors, each with who holds it and where it lies, ``counts``
+    how many each holds; ``numbers`` and ``settings`` what decoding took from modules and the config, ``copies`` the
+    tensors whose float32 copies it reads, by the offset that is added to them."""
 
+    root: weakref.ref[nn.Module] | None
     parts: tuple[_Part, ...]
+    held: tuple[tuple[dict[str, Any], str, torch.Tensor, int], ...]
+    counts: tuple[tuple[dict[str, Any], int], ...]
     decoder: Decoder
-    settings: Any
+    numbers: tuple[tuple[dict[str, Any], str, Any], ...]
+    settings: tuple[list[Any], list[Any]]
     copies: tuple[tuple[float, list[torch.Tensor], list[torch.Tensor]], ...]
     advice: str
 
@@ -92,13 +122,28 @@ class Seal:
             if weights == "keep"
             else "Load the model again, change it, and optimise it then"
         )
-        return cls(parts, decoder, _settings(model), tuple((key, *both) for key, both in copies.items()), advice)
+        holders = [held for module in model.modules() for held in _holders(module) if held]
+        return cls(
+            weakref.ref(model),
+            parts,
+            tuple(
+                (held, name, tensor, tensor.data_ptr())
+                for held in holders
+                for name, tensor in held.items()
+                if tensor is not None and _place(tensor)
+            ),
+            tuple((held, len(held)) for held in holders),
+            decoder,
+            tuple(_numbers(model)),
+            (_settings(model.config), _rope(model.model.rotary_emb)),
+            tuple((key, *both) for key, both in copies.items()),
+            advice,
+        )
 
     def check(self, model: Any) -> None:
         """Raises PrunekitError where ``model`` is no longer what was packed. Touches no weight and waits for no GPU."""
-        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper adds nothing
-        root = self.parts[0].module
-        if model is not root:
+        root = unwrapped(model)
+        if self.root is None or root is not self.root():
             raise PrunekitError(
                 f"This is a {type(model).__name__} around, or a copy of, the model that optimize() was called on, and "
                 f"decoding would not run what is different. {self.advice}."
@@ -111,11 +156,19 @@ class Seal:
                 f"The model was moved to {embedding.device} or cast to {embedding.dtype} after optimize(). "
                 f"{self.advice}."
             )
+        quick = all(
+            held.get(name) is tensor and tensor.data_ptr() == place for held, name, tensor, place in self.held
+        ) and all(len(held) == count for held, count in self.counts)
         for part in self.parts:
-            if what := part.change():
+            if not (quick and part.same(root)) and (what := part.change(root)):
                 raise PrunekitError(f"{part.name or 'The model'} {what} after optimize(). {self.advice}.")
-        if _settings(root) != self.settings:
+        same = all(held.get(name) == value for held, name, value in self.numbers)
+        if not same or (_settings(root.config), _rope(root.model.rotary_emb)) != self.settings:  # type: ignore[union-attr, arg-type]
             raise PrunekitError(f"The model's config or rotary embedding changed after optimize(). {self.advice}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is pickled is packed anew where it is read, or refused.
+        return {**vars(self), "root": None}
 
     def refresh(self) -> None:
         """Copy norms and biases anew: they may have been changed in place."""
@@ -125,14 +178,19 @@ class Seal:
                 torch._foreach_add_(targets, offset)
 
 
+def unwrapped(model: Any) -> Any:
+    """The model below torch.compile's wrapper, which adds nothing."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _holders(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    # Some rotary embeddings keep other frequencies after a long text: _settings tells what of them matters.
+    rotary = any(name.endswith("inv_freq") for name in module._buffers)
+    return (module._parameters,) if rotary else (module._parameters, module._buffers)
+
+
 def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
-    # Some rotary embeddings keep other frequencies after a long text: _rope tells what of them matters.
-    held = (*module._parameters.values(), *(() if _is_rotary(module) else module._buffers.values()))
-    return tuple(tensor for tensor in held if tensor is not None)
-
-
-def _is_rotary(module: nn.Module) -> bool:
-    return any(name.endswith("inv_freq") for name in module._buffers)
+    return tuple(tensor for held in _holders(module) for tensor in held.values() if tensor is not None)
 
 
 def _place(tensor: torch.Tensor) -> int:
@@ -140,20 +198,24 @@ def _place(tensor: torch.Tensor) -> int:
     return 0 if hasattr(tensor, "__tensor_flatten__") else tensor.data_ptr()
 
 
-def _settings(model: Any) -> Any:
-    config, rotary = model.config, model.model.rotary_emb
-    by_type = hasattr(rotary, "layer_types")
-    return (
-        [settings_of(layer, config, by_type) for layer in model.model.layers],
-        getattr(config, "final_logit_softcapping", None),
-        copy.deepcopy(getattr(config, "rope_parameters", None)),
-        [
-            (name, buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version)
-            for name, buffer in rotary._buffers.items()
-            if buffer is not None and name.endswith("original_inv_freq")
-        ],
-        {name: value for name, value in vars(rotary).items() if name.endswith("attention_scaling")},
-    )
+def _settings(config: Any) -> list[Any]:
+    return [copy.deepcopy(getattr(config, name, None)) for name in _OF_CONFIG]
+
+
+def _numbers(model: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(attributes of a module, name, value) of what decoding took from layers and rotary embeddings."""
+    for module in model.model.modules():
+        held = vars(module)
+        yield from ((held, name, held[name]) for name in held if name.endswith(_OF_MODULES))
+
+
+def _rope(rotary: nn.Module) -> list[tuple[str, int, int]]:
+    """Where the frequencies lie, and how often they were changed in place."""
+    return [
+        (name, buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version)
+        for name, buffer in rotary._buffers.items()
+        if buffer is not None and name.endswith("original_inv_freq")
+    ]
 
 
 def _copies(model: Any, family: Family, decoder: Decoder) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from close import assert_close
-from torch import nn
 
 from prunekit.kernels import reference
 from prunekit.kernels.layout import pack_ffn
@@ -29,8 +28,7 @@ def test_int8_rows_go_sixteen_at_a_time(rows: int, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("rows", (17, 40))
 def test_int8_ffn_rows_go_sixteen_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    children: dict[str, nn.Module] = {}
-    mlp = PackedMLP(pack_ffn(normal(37, 64), normal(37, 64), normal(64, 37)), "silu", children, int8=True)
+    mlp = PackedMLP(pack_ffn(normal(37, 64), normal(37, 64), normal(64, 37)), "silu", int8=True)
     x, norm = normal(rows, 64), 1 + 0.1 * normal(64)
     monkeypatch.setattr("prunekit.kernels.mlp.mlp_prefill", None)
     expected = reference.mlp(
