@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ INDEX = "prunekit-cache.json"
 _DIGEST = "sha256"
 
 
-def cache_place(*parts: str, make: bool = True) -> Path:
+def cache_place(*parts: str, make: bool = True, needed: bool = True) -> Path:
     """The folder ``parts`` of the cache, made where it is missing.
 
-    Raises PrunekitError where it can't be made, or where other users may write to it: what they put there would change
-    results without a word. The environment variable PRUNEKIT_TRUST_CACHE=1 allows that.
+    Raises PrunekitError where it can't be made (unless it is not ``needed``: nothing is kept then), or where other
+    users may write to it: what they put there would change results without a word. The environment variable
+    PRUNEKIT_TRUST_CACHE=1 allows that.
     """
     top = cache_folder()
     place = top
@@ -42,6 +44,8 @@ def cache_place(*parts: str, make: bool = True) -> Path:
         place = top.joinpath(*parts)
         why = None if os.environ.get(TRUST) == "1" else why_not_private(place, top)
     except OSError as error:
+        if not needed:
+            return top.joinpath(*parts)
         raise PrunekitError(
             f"The cache folder {place} can't be used: {error.strerror or error}. Set PRUNEKIT_CACHE to a folder with "
             "space that you may write to."
@@ -78,14 +82,10 @@ def write_kept(file: Path, data: dict[str, Any]) -> None:
 
 
 def clear_for(file: Path) -> None:
-    """Take away what lies at the place of a ``file`` of the cache and is none. Raises PrunekitError."""
-    try:
-        if file.is_symlink() or not file.is_file():
+    """Take away what lies at the place of a ``file`` of the cache and is none. Where that fails, so will keeping it."""
+    if file.is_symlink() or not file.is_file():
+        with suppress(OSError):
             clear(file)
-    except OSError as error:
-        raise PrunekitError(
-            f"{file} can't be written: {error.strerror or error}. Set PRUNEKIT_CACHE to another folder."
-        ) from None
 
 
 def read_kept(file: Path) -> dict[str, Any] | None:

@@ -101,7 +101,7 @@ def _folder(source: Source, length: int, seed: int, device: str) -> Path:
         "versions": versions(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_place(SELF, name)
+    return cache_place(SELF, name, needed=False)
 
 
 def _sampler(

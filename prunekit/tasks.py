@@ -254,7 +254,7 @@ def _kept_file(prepared: PreparedTasks, task: str, identity: Mapping[str, str], 
     }
     # Functions of lm-eval's by name: their address changes from run to run.
     text = json.dumps(content, sort_keys=True, default=lambda each: getattr(each, "__qualname__", type(each).__name__))
-    folder = cache_place("tasks")
+    folder = cache_place("tasks", needed=False)
     return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)[:80]}-{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 
