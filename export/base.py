@@ -129,6 +129,7 @@ class Target(ABC):
 
     ``writes_with`` is needed to export, ``runs_with`` to verify and to time. ``limits`` are whole sentences: what this
     target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
+    ``library`` is the hub's name of what loads the result, where it has one.
     ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
     may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
     processor can. ``program`` is set where the format is one: it says what a file of it can do to whoever runs it.
@@ -141,6 +142,7 @@ class Target(ABC):
     runs_with: ClassVar[tuple[Requirement, ...]] = ()
     limits: ClassVar[tuple[str, ...]] = ()
     unverified: ClassVar[str | None] = None
+    library: ClassVar[str | None] = None
     ffn_multiple: ClassVar[int] = 1
     takes_removed: ClassVar[bool] = False
     half_sums: ClassVar[bool] = False

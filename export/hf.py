@@ -18,6 +18,7 @@ _TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 class HuggingFace(Target):
     name = "hf"
+    library = "transformers"
     summary = "A Hugging Face checkpoint in safetensors."
     dtypes = ("fp32", "fp16", "bf16")
     runs_with = (Requirement("transformers"),)
@@ -56,10 +57,12 @@ class HuggingFace(Target):
     def usage(self, job: Job) -> str:
         uniform = job.options.layout == "uniform" or job.source.shape.is_uniform
         how = "" if uniform else ", trust_remote_code=True"
+        # Without an answer, transformers asks whether to run the model's code, which the tokenizer does not need.
+        data = "" if uniform else ", trust_remote_code=False"
         also = "" if uniform else "\n# or, without remote code: import prunekit first\n"
         return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("this-folder"{how}){also}
-tokenizer = AutoTokenizer.from_pretrained("this-folder")
+tokenizer = AutoTokenizer.from_pretrained("this-folder"{data})
 ```"""

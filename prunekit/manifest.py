@@ -10,6 +10,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json, sha256
 from prunekit.plan import Plan
+from prunekit.tokenizer_files import TEMPLATES
 
 MANIFEST = "prunekit.json"
 MANIFEST_VERSION = 1
@@ -56,7 +57,7 @@ def verify(folder: Path) -> Report:
     damaged = []
     for name, digest in files.items():
         # A manifest from a stranger must not make us read outside its folder.
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name in (".", ".."):
+        if not re.fullmatch(rf"({TEMPLATES}/)?[A-Za-z0-9_.-]+", name) or name.rsplit("/", 1)[-1] in (".", ".."):
             raise PrunekitError(f"{folder / MANIFEST} lists the file {name!r}, which is no plain file name.")
         path = folder / name
         if not path.is_file() or sha256(path) != digest:

@@ -18,8 +18,10 @@ from prunekit.families import Family
 from prunekit.files import sha256
 from prunekit.hf import quiet, reason, register_pruned
 from prunekit.model_folder import check_layers, read_config, read_tensors, weight_files
+from prunekit.origin import legal_patterns
 from prunekit.redirections import check_tokenizer
 from prunekit.shape import ModelShape
+from prunekit.tokenizer_files import TEMPLATES
 from prunekit.utils.replacing import local
 
 if TYPE_CHECKING:
@@ -27,9 +29,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-# Subfolders hold other formats of the same model; consolidated files are the same weights under other names.
-_HUB_IGNORED = ["*/*", "consolidated*"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", *legal_patterns()]
+# Subfolders hold other formats of the same model, but for the templates'; consolidated files are the same weights under
+# other names.
+_HUB_IGNORED = [
+    *(f"{TEMPLATES[:place]}[!{char}]*/*" for place, char in enumerate(TEMPLATES)),
+    f"{TEMPLATES}?*/*",
+    f"{TEMPLATES}/*/*",
+    "consolidated*",
+]
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json
 
+# Named templates, as `<name>.jinja`.
+TEMPLATES = "additional_chat_templates"
 # Data only; code is never copied.
 _COPIED = (
     "tokenizer.json",
@@ -20,6 +23,8 @@ _COPIED = (
     "merges.txt",
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
@@ -41,3 +46,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             (folder / name).write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         else:
             shutil.copyfile(file, folder / name)
+    for file in sorted((source / TEMPLATES).glob("*.jinja")):
+        if file.is_file() and re.fullmatch(r"[A-Za-z0-9_.-]+", file.name):
+            (folder / TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / TEMPLATES / file.name)
