@@ -225,7 +225,9 @@ def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family,
                     f"{expected}; the two don't belong together."
                 )
     table = tensors.get(f"{prefix}embed_tokens.weight")
-    if table is not None and list(table.shape) != [shape.vocab_size, shape.hidden_size]:
+    if table is None:
+        raise PrunekitError(f"The weights in {folder} lack {prefix}embed_tokens.weight; finish the download.")
+    if list(table.shape) != [shape.vocab_size, shape.hidden_size]:
         # Loading would make up a table of the config's size, however large that is.
         raise PrunekitError(
             f"{prefix}embed_tokens.weight in {folder} has the shape {list(table.shape)}, but config.json asks for "

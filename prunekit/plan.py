@@ -11,7 +11,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json, write_text
 from prunekit.plan_provenance import check_provenance
-from prunekit.shape import LayerShape, ModelShape
+from prunekit.shape import LIMITS, LayerShape, ModelShape
 
 PLAN_VERSION = 1
 # Units of all layers together, each of which takes 40 bytes: three times what the largest model has.
@@ -41,7 +41,7 @@ def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
             start, stop = int(first), int(last or first)
             if stop >= limit or start > stop or (indices and start <= indices[-1]):
                 raise PrunekitError(
-                    f"The plan keeps units {run!r}, but they must rise and stay below {limit}. Make the plan again."
+                    f"The plan keeps units {run[:60]!r}, but they must rise and stay below {limit}; make it again."
                 )
             indices.extend(range(start, stop + 1))
     except ValueError:
@@ -144,7 +144,9 @@ class Plan:
         unknown = sorted(set(self.changes) - set(_CHANGEABLE))
         if unknown:
             raise PrunekitError(f"The plan changes {unknown[0]!r}, which no plan can; make the plan again.")
-        self.shape  # noqa: B018  (refuses values that no model can have)
+        # Refuses values that no model can have.
+        if self.shape.hidden_size > LIMITS["hidden_size"]:
+            raise PrunekitError(f"The plan changes hidden_size to {self.shape.hidden_size}, which no model has.")
 
     @property
     def shape(self) -> ModelShape:

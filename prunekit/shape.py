@@ -100,7 +100,7 @@ class ModelShape:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise PrunekitError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        if type(self.norms_per_layer) is not int or self.norms_per_layer < 0:
+        if type(self.norms_per_layer) is not int or not 0 <= self.norms_per_layer <= 16:
             raise PrunekitError(f"norms_per_layer must be a whole number, got {self.norms_per_layer!r}.")
         for name in ("tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):

@@ -142,3 +142,43 @@ def test_impossible_sizes_are_refused_before_they_are_spelled_out() -> None:
     data["layers"][0]["keep"]["ffn"] = f"0-{10**12 - 1}"
     with pytest.raises(PrunekitError, match="no model has"):
         Plan.from_dict(data)
+
+
+WIDE = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1 << 20}
+KEPT = {"kv_heads": "0-3", "query_heads": "0-7", "ffn": "0-1048575"}
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda d: d["source"].update(layers=[WIDE] * 4096), "which no model has"),
+        (lambda d: d["source"].update(layers=[WIDE] * 5000), "5,000 layers"),
+        (lambda d: d["source"]["layers"][0].update(intermediate_size=1 << 25), "which no model has"),
+        (lambda d: d["source"].update(hidden_size=10**39), "which no model has"),
+        (lambda d: d.update(changes={"hidden_size": 10**39}), "which no model has"),
+        (lambda d: d["source"].update(norms_per_layer=10**39), "norms_per_layer"),
+        (lambda d: d.update(layers=[d["layers"][0]] * 50_000), "must rise"),
+        (lambda d: d["layers"][0].update(index=True), "names layer True"),
+        (lambda d: d["layers"][0]["keep"].update(merged=["0-3"] * 100_000), "merges KV heads"),
+        (lambda d: d["layers"][0]["keep"].update(ffn="0-" + "9" * 4000), "must rise and stay below"),
+        (lambda d: d["layers"][0]["keep"].update(ffn=7), "not a list of unit ranges"),
+        (lambda d: d.update(provenance={"method": "flap"}), "provenance.method is no JSON object"),
+        (lambda d: d.update(provenance={"method": {"name": ["flap"]}}), r"provenance.method.name"),
+        (lambda d: d.update(provenance={"method": {"name": "a\nb\x1b[31m"}}), r"provenance.method.name"),
+        (lambda d: d.update(provenance={"model": [1]}), "provenance.model is no JSON object"),
+        (lambda d: d.update(provenance={"target": 0.7}), "provenance.target is no JSON object"),
+        (lambda d: d.update(provenance={"calibration": "builtin"}), "provenance.calibration is no JSON object"),
+        (lambda d: d.update(provenance={"calibration": {"sequences": 10**12}}), "provenance.calibration.sequences"),
+        (lambda d: d.update(provenance={"calibration": {"mix": [3]}}), "provenance.calibration.mix"),
+        (lambda d: d.update(provenance={"compensation": {"projections": 3}}), "provenance.compensation.projections"),
+        (lambda d: d.update(provenance={"refit": {"towards": "a"}}), "provenance.refit.towards"),
+        (lambda d: d.update(provenance={"rescale": {"batch_size": 1 << 70}}), "provenance.rescale.batch_size"),
+        (lambda d: d.update(provenance={"seed": -1}), "provenance.seed"),
+    ],
+)
+def test_a_strangers_plan_is_refused_before_it_fills_the_memory(change: Any, part: str) -> None:
+    data = json.loads(random_plan(SHAPE).to_json())
+    change(data)
+    with pytest.raises(PrunekitError, match=part) as caught:
+        Plan.from_dict(data)
+    assert len(str(caught.value)) < 500
