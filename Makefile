@@ -7,6 +7,7 @@
 #                          first. ARGS="--part ops --models llama-3.2-1b" and the like are passed on (ARGS=--help)
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
 # make runtimes            the runtimes that exports are checked in; `make test` does it first
+# make kill-test           kills every command that writes at its every change of a file, and checks what is left
 # make test-vllm           pruned models in vLLM, in an environment of its own
 # make test-ortmodel       an ONNX export in optimum-onnx, in an environment of its own
 #
@@ -33,7 +34,7 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
 
-.PHONY: install runtimes demo test fuzz test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
+.PHONY: kill-test install runtimes demo test fuzz test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
@@ -121,6 +122,10 @@ FUZZ_MINUTES ?= 60
 
 fuzz: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/fuzz_run.py --minutes $(FUZZ_MINUTES) $(ARGS)
+
+# Half an hour; `make test` does it for what all commands write with.
+kill-test: runtimes
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:

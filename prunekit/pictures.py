@@ -58,17 +58,15 @@ def check_different(output: Path, picture: Path) -> None:
 
 
 def _save(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyped-def]
+    import matplotlib
     from matplotlib import pyplot
 
     kind = check_picture(path, overwrite)
     buffer = io.BytesIO()
-    # No date inside: the same plan gives the same file. The mark lets a later run know that it may be replaced.
-    figure.savefig(
-        buffer,
-        format=kind,
-        dpi=150,
-        metadata=_METADATA[kind],
-    )
+    # No date inside, and no random names of an SVG's parts: the same plan gives the same file. The mark lets a later
+    # run know that it may be replaced.
+    with matplotlib.rc_context({"svg.hashsalt": "prunekit"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
     pyplot.close(figure)
     write_bytes(path, buffer.getvalue(), overwrite, what="picture")
 

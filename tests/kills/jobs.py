@@ -1,0 +1,147 @@
+"""What is killed: every command that writes, on a tiny model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from command import QUICK, save_tiny, write_text
+
+
+@dataclass(frozen=True)
+class Made:
+    """The inputs, made once. ``bare`` is the model without its tokenizer, which GGUF has no kind for."""
+
+    model: Path
+    bare: Path
+    text: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """``run(output, flags)`` raises SystemExit as the command does; ``old(output)`` makes what is to be replaced."""
+
+    output: str
+    run: Callable[[Path, tuple[str, ...]], None]
+    old: Callable[[Path], None]
+
+
+def prepare(work: Path) -> Made:
+    model, text = work / "model", work / "text.txt"
+    if not model.exists():
+        save_tiny(model, layers=2)
+        write_text(text)
+        (work / "bare").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(model / name, work / "bare" / name)
+    return Made(model, work / "bare", text)
+
+
+def _command(*arguments: object) -> None:
+    from prunekit.cli import main
+
+    sys.argv = ["prunekit", *map(str, arguments)]
+    main()
+
+
+def _quietly(*arguments: object) -> None:
+    """A command run here, as a preparation: it also imports what later ones need."""
+    try:
+        _command(*arguments)
+    except SystemExit as stop:
+        assert not stop.code, arguments
+
+
+def rebuild_job(made: Made) -> Job:
+    """The write path alone, through Python."""
+    from prunekit.checkpoint import rebuild
+    from prunekit.errors import PrunekitError
+    from prunekit.plan import whole_plan
+    from prunekit.source import resolve
+
+    source = resolve(str(made.model))
+
+    def run(out: Path, flags: tuple[str, ...], dtype: str = "auto") -> None:
+        try:
+            rebuild(source, whole_plan(source.shape), out, dtype=dtype, overwrite=bool(flags))
+        except PrunekitError:
+            raise SystemExit(2) from None
+
+    return Job("out", run, lambda out: run(out, (), "float16"))
+
+
+def table_job(made: Made) -> Job:
+    """A latency table, measured once and written again and again: times differ from run to run."""
+    from prunekit.errors import PrunekitError
+    from prunekit.latency import LatencyConfig, measure_table
+    from prunekit.source import resolve
+
+    table = measure_table(resolve(str(made.model)), LatencyConfig(1, 8, "prefill", 2, 2, 1, None, 0), device="cpu")
+
+    def run(out: Path, flags: tuple[str, ...]) -> None:
+        try:
+            table.save(out, bool(flags))
+        except PrunekitError:
+            raise SystemExit(2) from None
+
+    def old(out: Path) -> None:
+        out.write_text('{\n "format": "prunekit-latency-table"\n}\n')
+
+    return Job("table.json", run, old)
+
+
+def plan_job(made: Made) -> Job:
+    arguments = ("--blocks", "0.7", "--calib", made.text, "--method", "magnitude", *QUICK)
+
+    def run(out: Path, flags: tuple[str, ...]) -> None:
+        _command("plan", made.model, "-o", out, *arguments, *flags)
+
+    return Job("plan.json", run, lambda out: _quietly("plan", made.model, "-o", out, *arguments, "--blocks", "0.9"))
+
+
+def prune_job(made: Made) -> Job:
+    arguments = ("--blocks", "0.7", "--calib", made.text, "--method", "magnitude", *QUICK)
+
+    def run(out: Path, flags: tuple[str, ...]) -> None:
+        _command("prune", made.model, "-o", out, *arguments, *flags)
+
+    return Job("out", run, lambda out: _quietly("prune", made.model, "-o", out, *arguments, "--blocks", "0.9"))
+
+
+def export_job(target: str, *more: str) -> Callable[[Made], Job]:
+    def job(made: Made) -> Job:
+        model = made.bare if target == "gguf" else made.model
+
+        def run(out: Path, flags: tuple[str, ...]) -> None:
+            _command("export", model, "--to", target, "-o", out, "--no-verify", *more, *flags)
+
+        return Job(
+            "out",
+            run,
+            lambda out: _quietly(
+                "export", made.model, "--to", target, "-o", out, "--no-verify", "--context-length", "32"
+            ),
+        )
+
+    return job
+
+
+JOBS: dict[str, Callable[[Made], Job]] = {
+    "rebuild": rebuild_job,
+    "table": table_job,
+    "plan": plan_job,
+    "prune": prune_job,
+    "hf": export_job("hf"),
+    "vllm": export_job("vllm"),
+    "gguf": export_job("gguf"),
+    "torchscript": export_job("torchscript"),
+    "torch-export": export_job("torch-export"),
+    "onnx": export_job("onnx"),
+    "onnx-genai": export_job("onnx-genai"),
+    "openvino": export_job("openvino"),
+    "tensorrt": export_job("tensorrt"),
+    "executorch": export_job("executorch"),
+}
