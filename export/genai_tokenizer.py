@@ -25,7 +25,7 @@ def note(job: Job, folder: Path) -> str | None:
     the checkpoint has no tokenizer to compare with."""
     import onnxruntime_genai as og
 
-    from prunekit.text import builtin_documents
+    from prunekit.prose import builtin_documents
 
     try:
         theirs = job.tokenizer

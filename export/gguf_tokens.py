@@ -15,7 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
 from prunekit.export.gguf_runner import load, token_ids
 from prunekit.export.gguf_vocab import BLANK, Vocabulary
-from prunekit.text import builtin_documents
+from prunekit.prose import builtin_documents
 
 _REAL_LINES = 1000
 _SPECIAL_TOKENS = 500

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from prunekit.chat_template import Chats
 from prunekit.errors import PrunekitError
-from prunekit.text import BUILTIN, SELF, documents, has_fields, is_dataset, source_name, whole_text
+from prunekit.hf import reason
+from prunekit.text import BUILTIN, SELF, Piece, has_fields, is_dataset, pieces, source_name, text_pieces
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +22,21 @@ if TYPE_CHECKING:
 _TRAINING_SEPARATOR = "<|endoftext|>"
 # A dataset that is streamed is read until it holds this many times the tokens that are asked for.
 _STREAM_FACTOR = 8
-_DOCUMENTS_AT_ONCE = 256
+# A file is read until it holds that, and has given so many characters: more than most texts have.
+_CHARACTERS = 1 << 24
+_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
+# A longer text has to be cut short by name: its ids would take gigabytes, and its evaluation days.
+_MOST_TOKENS = 1 << 25
+_log = logging.getLogger("prunekit")
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
     """What text to calibrate on: ``sequences`` blocks of ``length`` tokens, drawn from all of ``source`` by ``seed``.
 
-    ``source`` is a text or .jsonl file (gzipped or not), a Hugging Face dataset (``id`` or ``id:config``), ``wikitext``
-    or ``builtin``. ``field`` names the JSONL field or dataset column that holds the text, ``split`` the dataset's.
+    ``source`` is a file of text or rows (:func:`prunekit.text.pieces`), a Hugging Face dataset (``id`` or
+    ``id:config``), ``wikitext`` or ``builtin``. ``field`` names the field or column of the rows that holds the text or
+    chat, ``split`` the dataset's.
     """
 
     source: str = BUILTIN
@@ -55,14 +65,15 @@ class CalibrationConfig:
 class Calibration:
     """Blocks drawn for calibration.
 
-    ``blocks`` [n, length] holds every block of the text, ``text_sha256`` the digest of that text. ``draw`` counts the
-    fresh draws: 0 is the first.
+    ``blocks`` [n, length] holds every block of the text, ``text_sha256`` the digest of that text, ``read`` what else
+    plans are told of how it was read. ``draw`` counts the fresh draws: 0 is the first.
     """
 
     config: CalibrationConfig
     blocks: torch.Tensor = field(repr=False)
     text_sha256: str
     draw: int = 0
+    read: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def input_ids(self) -> torch.Tensor:
@@ -114,6 +125,7 @@ class Calibration:
             "source": source_name(self.config.source),
             **({"field": self.config.field} if has_fields(self.config.source) else {}),
             **({"split": self.config.split} if is_dataset(self.config.source) else {}),
+            **self.read,
             "text_sha256": self.text_sha256,
             "sequences": self.config.sequences,
             "length": self.config.length,
@@ -130,21 +142,35 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
 
     Documents are joined as the model saw them in training: with the special tokens that the tokenizer itself adds
     (a BOS before each), else with one end-of-text token after each. Where the tokenizer starts every text with BOS, so
-    does every block. Raises PrunekitError where the text can't be read or is too short.
+    does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi characters, only
+    so much is read, or 8 times the tokens asked for where that is more; provenance then holds ``characters_read``.
+    Documents of more than 2 Mi characters are tokenised in pieces, split at white space.
+    Raises PrunekitError where the text can't be read or is too short.
     """
-    import torch
-
     needed = config.sequences * config.length
-    limit = _STREAM_FACTOR * needed if is_dataset(config.source) else None
+    least = 0 if is_dataset(config.source) else _CHARACTERS
     digest = hashlib.sha256()
-    ids: list[int] = []
+    chats = Chats(tokenizer)
     before, after = separators(tokenizer)
-    for texts in _grouped(documents(config.source, field=config.field, split=config.split)):
-        for text in texts:
-            digest.update(text.encode() + b"\0")
-        for tokens in _encode(tokenizer, texts):
-            ids += before + tokens + after
-        if limit is not None and len(ids) >= limit:
+    ids = array("i")
+    characters = 0
+    begun = False
+    parts = pieces(config.source, field=config.field, split=config.split, render=chats)
+    cut_short = False
+    for group in _grouped(parts):
+        for piece, tokens in zip(group, encode(tokenizer, [piece.text for piece in group]), strict=True):
+            characters += len(piece.text)
+            digest.update(piece.text.encode())
+            # A chat template may have set it itself.
+            if not begun and tokens[: len(before)] != before:
+                ids.extend(before)
+            ids.extend(tokens)
+            begun = not piece.ends
+            if piece.ends:
+                digest.update(b"\0")
+                ids.extend(after)
+        if characters >= least and len(ids) >= _STREAM_FACTOR * needed:
+            cut_short = next(parts, None) is not None and not is_dataset(config.source)
             break
     if len(ids) < needed:
         fits = len(ids) // config.length
@@ -153,31 +179,62 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
             f"The calibration text {source_name(config.source)} holds {len(ids):,} tokens, and {config.sequences} "
             f"sequences of {config.length} need {needed:,}; {fewer}choose a shorter length, or give more text."
         )
-    blocks = _cut(torch.tensor(ids), config.length)
-    return Calibration(config, _start(blocks, bos(tokenizer)), digest.hexdigest())
+    read = {**chats.describe(), **({"characters_read": characters} if cut_short else {})}
+    if cut_short:
+        _log.warning(
+            "The text %s is long: its first %s characters are used.", source_name(config.source), f"{characters:,}"
+        )
+    blocks = _cut(_tensor(ids), config.length)
+    return Calibration(config, _start(blocks, bos(tokenizer)), digest.hexdigest(), read=read)
 
 
-def _grouped(texts: Iterator[str]) -> Iterator[list[str]]:
-    group = []
-    for text in texts:
-        if text.strip():
-            group.append(text)
-        if len(group) == _DOCUMENTS_AT_ONCE:
+def _grouped(parts: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that are tokenised at once; documents of white space alone are left out."""
+    group: list[Piece] = []
+    length = 0
+    begun = False
+    for piece in parts:
+        if not piece.text.strip() and not begun:
+            continue
+        begun = not piece.ends
+        length += len(piece.text)
+        if group and (len(group) == _DOCUMENTS_AT_ONCE or length > _CHARACTERS_AT_ONCE):
             yield group
-            group = []
+            group, length = [], len(piece.text)
+        group.append(piece)
     if group:
         yield group
 
 
-def _encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
+def _tensor(ids: array[int]) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(ids, dtype=torch.int32).to(torch.int64) if ids else torch.zeros(0, dtype=torch.int64)
+
+
+def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer adds to a text where ``special``.
+
+    Raises PrunekitError where the tokenizer fails on one.
+    """
     options = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False}
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
+    try:
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of tokenizers is no Exception; a pattern may fail on some texts only
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise PrunekitError(
+            f"The tokenizer fails on this text ({reason(error)}); copy the original model's tokenizer files over it, "
+            "or give another text."
+        ) from None
     return encoded
 
 
 def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
-    bare, full = (_encode(tokenizer, ["text"], special)[0] for special in (False, True))
+    bare, full = (encode(tokenizer, ["text"], special)[0] for special in (False, True))
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]
@@ -216,18 +273,36 @@ def text_tokens(
 ) -> torch.Tensor:
     """All of ``source`` as one run of token ids, int64 [n], with the special tokens the tokenizer adds to a text.
 
-    ``wikitext`` is the raw WikiText-2 test split joined by empty lines, as perplexities are usually reported on it.
-    Raises PrunekitError where it can't be read.
+    ``wikitext`` is the raw WikiText-2 test split joined by empty lines, as perplexities are usually reported on it. A
+    text of more than 2 Mi characters is tokenised in pieces, split at white space, and read no further than
+    ``max_tokens`` need. Raises PrunekitError where it can't be read, or holds more than 32 Mi tokens and
+    ``max_tokens`` is not given.
     """
-    import torch
-
-    text = whole_text(source, field=field, split=split)
+    parts = text_pieces(source, field=field, split=split, render=Chats(tokenizer))
+    text = next(parts)
     # A token rarely spans 16 characters: a prefix saves time, the whole text is the fallback.
     prefix = text if max_tokens is None else text[: 16 * max_tokens]
-    ids = _encode(tokenizer, [prefix], special=True)[0]
+    ids = array("i", encode(tokenizer, [prefix], special=True)[0])
     if max_tokens is not None and len(ids) <= max_tokens and len(prefix) < len(text):
-        ids = _encode(tokenizer, [text], special=True)[0]
-    return torch.tensor(ids[:max_tokens], dtype=torch.int64)
+        ids = array("i", encode(tokenizer, [text], special=True)[0])
+    before, after = _added(tokenizer)
+    # A chat template may have set it itself.
+    if before and ids[len(before) : 2 * len(before)].tolist() == before:
+        ids = ids[len(before) :]
+    while max_tokens is None or len(ids) <= max_tokens:
+        piece = next(parts, None)
+        if piece is None:
+            break
+        if max_tokens is None and len(ids) > _MOST_TOKENS:
+            raise PrunekitError(
+                f"The text {source_name(source)} holds more than {_MOST_TOKENS:,} tokens; say how many of them to use "
+                "with --max-tokens."
+            )
+        if after:
+            del ids[-len(after) :]
+        ids.extend(encode(tokenizer, [piece])[0])
+        ids.extend(after)
+    return _tensor(ids[:max_tokens])
 
 
 def text_blocks(

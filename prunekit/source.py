@@ -21,6 +21,7 @@ from prunekit.model_folder import check_layers, read_config, read_tensors, weigh
 from prunekit.origin import legal_patterns
 from prunekit.redirections import check_tokenizer
 from prunekit.shape import ModelShape
+from prunekit.tokenizer_check import try_tokenizer
 from prunekit.tokenizer_files import TEMPLATES
 from prunekit.utils.replacing import local
 
@@ -271,6 +272,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
             "into it."
         )
     check_tokenizer(source.path)
+    try_tokenizer(source.path)
     register_pruned()
     try:
         with quiet():

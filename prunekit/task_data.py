@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.text import read_file
 from prunekit.utils.strict_json import parse
+from prunekit.utils.text_stream import read_lines
 
 Row = dict[str, Any]
 
@@ -87,7 +87,7 @@ class TaskData:
         path = next((file for file in files if file.is_file()), None)
         if path is None:
             raise MissingData(f"the folder has no {stem}.jsonl")
-        for number, line in enumerate(read_file(path).split("\n"), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             if not line.strip():
                 continue
             where = f"Line {number} of {path}"

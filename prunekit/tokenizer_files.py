@@ -13,7 +13,7 @@ from prunekit.files import read_json
 # Named templates, as `<name>.jinja`.
 TEMPLATES = "additional_chat_templates"
 # Data only; code is never copied.
-_COPIED = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -33,7 +33,7 @@ _COPIED = (
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files and the generation defaults of ``source`` that are data; code is left behind."""
-    for name in _COPIED:
+    for name in TOKENIZER_FILES:
         file = source / name
         if not file.is_file():
             continue

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunekit.kernels import Generated, Report
 
 _SAMPLING = "Sampling"
+_LONGEST_PROMPT = 1 << 22
 
 
 class Rounding(str, Enum):
@@ -71,7 +72,7 @@ def generate_command(
 
     source = resolve(model)
     tokenizer = load_tokenizer(source)
-    ids = [_encode(tokenizer, text, chat) for text in texts]
+    ids = _encode(tokenizer, texts, chat)
     fast = optimize(load_model(source, dtype=dtype, device=device), weights=weights.value)
     streamer = _Streamer(tokenizer) if len(texts) == 1 and not as_json else None
     made = generate(
@@ -115,20 +116,31 @@ def _standard_input() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise PrunekitError("There is no prompt; give one with --prompt, or pipe text into the command.")
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        data = sys.stdin.buffer.read(_LONGEST_PROMPT + 1)
+        if len(data) > _LONGEST_PROMPT:
+            raise PrunekitError(
+                f"Standard input holds more than {_LONGEST_PROMPT:,} bytes, and no model takes so long a prompt; "
+                "shorten it."
+            )
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PrunekitError(f"Standard input is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from None
     return text.removesuffix("\n").removesuffix("\r")  # the end of a line, not of the text to continue
 
 
-def _encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    if not chat:
-        return list(tokenizer(text)["input_ids"])
-    if not getattr(tokenizer, "chat_template", None):
+def _encode(tokenizer: Any, texts: list[str], chat: bool) -> list[list[int]]:
+    from prunekit.calibration import encode
+    from prunekit.chat_template import chat_template, render_chats
+
+    if chat and chat_template(tokenizer) is None:
         raise PrunekitError("This model's tokenizer has no chat template; leave --chat out.")
-    message = [{"role": "user", "content": text}]
-    encoded = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
+    if chat:
+        rendered = render_chats(tokenizer, [[{"role": "user", "content": text}] for text in texts], generation=True)
+        for each in rendered:
+            if isinstance(each, PrunekitError):
+                raise PrunekitError(f"{str(each).rstrip('.')}; leave --chat out, or mend the template.")
+        texts = [str(each) for each in rendered]
+    return encode(tokenizer, texts, special=not chat)
 
 
 class _Streamer:
