@@ -20,6 +20,8 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
 )
 _DRAWN = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--device", "cpu")
+_TEXT = ("--calib", "{text}", "--device", "cpu")
+_MIXED = ("--calib", "{text}:0.5,self:0.5", "--device", "cpu")
 _ONCE = ("--repeats", "2", "--warmup", "0", "--no-memory")
 _KEPT = ("--sequences", "2", "--length", "8", "--ffn-multiple", "1", "--device", "cpu")
 
@@ -29,6 +31,9 @@ GENERATE = ("generate", "{m}", "--prompt", "The quick", "--max-new-tokens", "2",
 EXPORT = ("export", "{m}", "--to", "hf", "-o", "{out}")
 DRAW = ("plan", "{m}", "-o", "{out}", "--blocks", "0.7", "--calib", "{text}", "--method", "minitron", *_DRAWN)
 PLAN = ("prune", "{m}", "-o", "{out}", "--plan", "{plan}")
+FLAP = ("plan", "{m}", "-o", "{flap}", "--blocks", "0.7", "--calib", "{text}", "--method", "flap", *_DRAWN)
+REFIT = ("plan", "{m}", "-o", "{refit}", "--blocks", "0.7", "--calib", "{text}:0.5,self:0.5", "--prune", "ffn", *_DRAWN)
+FAMILIES = ("gemma3_text", "qwen2", "phi3", "smollm3", "olmo2", "mistral")
 BENCH = ("bench", "{export}", "--baseline", "{export}", "--runtime", "hf", "--prompt", "4", "--tokens", "2", *_ONCE)
 OPTIMAL = ("plan", "{m}", "-o", "{out}", "--blocks", "0.7", "--calib", "self", "--no-refit", "--prune", "ffn", *_KEPT)
 LATENCY = ("--latency", "0.8", "--latency-table", "{table}", "--calib", "{text}", "--no-refit", *_KEPT)
@@ -51,6 +56,10 @@ def _with(old: str, new: str, *commands: Sequence[str]) -> tuple[tuple[str, ...]
 
 KINDS = (
     Kind("config", ("m/config.json",), ("m", "text.txt"), (PRUNE, EVAL, GENERATE, EXPORT)),
+    *(
+        Kind(f"config {family}", (f"{family}/config.json",), (family,), _with("{m}", f"{{{family}}}", PRUNE, EXPORT))
+        for family in FAMILIES
+    ),
     Kind("generation config", ("m/generation_config.json",), ("m",), (PRUNE, GENERATE, EXPORT)),
     Kind("tokenizer", ("m/tokenizer.json", "m/tokenizer_config.json"), ("m", "text.txt"), (EVAL, GENERATE, PRUNE)),
     Kind("chat template", ("m/chat_template.jinja",), ("m",), ((*GENERATE, "--chat"),)),
@@ -58,6 +67,9 @@ KINDS = (
     Kind("index", ("s/model.safetensors.index.json",), ("s", "text.txt"), _with("{m}", "{s}", PRUNE, EVAL)),
     Kind("gguf", ("t.gguf",), ("t.gguf",), (CONVERT,)),
     Kind("plan", ("plan.json",), ("m", "plan.json"), (PLAN,)),
+    Kind("flap plan", ("flap.json",), ("m", "flap.json", "text.txt"), _with("{plan}", "{flap}", (*PLAN, *_TEXT))),
+    Kind("refit plan", ("refit.json",), ("m", "refit.json", "text.txt"), _with("{plan}", "{refit}", (*PLAN, *_MIXED))),
+    Kind("any file", ("m/*",), ("m", "text.txt"), (PRUNE, EVAL, EXPORT, GENERATE)),
     Kind(
         "manifest",
         ("pruned/prunekit.json", "pruned/plan.json", "pruned/config.json"),
@@ -84,12 +96,18 @@ def places(here: Path) -> dict[str, str]:
     """What the words in braces stand for in the folder ``here``."""
     names = {"m": "m", "s": "s", "gguf": "t.gguf", "plan": "plan.json", "pruned": "pruned", "export": "export"}
     names |= {"text": "text.txt", "rows": "rows.jsonl", "table": "table.json", "out": "out"}
+    names |= {"flap": "flap.json", "refit": "refit.json", **{family: family for family in FAMILIES}}
     return {word: str(here / name) for word, name in names.items()}
 
 
 def filled(command: Sequence[str], here: Path) -> list[str]:
-    there = places(here)
-    return [there.get(word[1:-1], word) if word.startswith("{") else word for word in command]
+    """``command`` with files of ``here`` in place of the words in braces."""
+    made = []
+    for word in command:
+        for name, file in places(here).items():
+            word = word.replace(f"{{{name}}}", file)
+        made.append(word)
+    return made
 
 
 def make_corpus(here: Path) -> None:
@@ -104,10 +122,13 @@ def make_corpus(here: Path) -> None:
     (here / "rows.jsonl").write_text("\n".join(rows))
     write_tiny_gguf(here / "t.gguf")
     _write_table(here)
-    made = {**places(here), "out": str(here / "pruned")}
-    _run([made.get(word[1:-1], word) if word.startswith("{") else word for word in PRUNE])
+    for family in FAMILIES:
+        save_tiny(here / family, family, layers=2)
+    _run([word.replace(str(here / "out"), str(here / "pruned")) for word in filled(PRUNE, here)])
     (here / "plan.json").write_bytes((here / "pruned" / "plan.json").read_bytes())
     _run(["export", str(here / "m"), "--to", "hf", "-o", str(here / "export")])
+    _run(filled(FLAP, here))
+    _run(filled(REFIT, here))
     # What the cache keeps, and every command once: what they import is then there for all inputs.
     for number, command in enumerate(dict.fromkeys(command for kind in KINDS for command in kind.commands)):
         _run([word if word != str(here / "out") else str(here / f"spare-{number}") for word in filled(command, here)])
