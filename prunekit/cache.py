@@ -107,12 +107,27 @@ def seal(folder: Path) -> None:
 
 
 def is_as_sealed(folder: Path) -> bool:
-    """Whether ``folder`` holds the files that were there at :func:`seal`, byte for byte, and nothing else."""
+    """Whether ``folder`` holds the files that were there at :func:`seal`, byte for byte, and nothing else. A process
+    reads them once, and again where they changed since."""
     try:
+        names = sorted(file.name for file in folder.iterdir())
+        state = tuple((name, *_state(folder / name)) for name in names)
+        if _sealed.get(folder) == state:
+            return True
         files = parse(read_regular(folder / INDEX))["files"]
-        there = {file.name for file in folder.iterdir()} - {INDEX}
-        return there == set(files) and all(
+        if sorted([*files, INDEX]) != names or not all(
             (folder / name).is_file() and sha256(folder / name) == digest for name, digest in files.items()
-        )
+        ):
+            return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    _sealed[folder] = state
+    return True
+
+
+_sealed: dict[Path, tuple[Any, ...]] = {}
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

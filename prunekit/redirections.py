@@ -39,6 +39,21 @@ _NUMBERS = {
 _PATH_KEY = re.compile(r"(_file|_files|_path|_dir|_folder)$")
 # Files that transformers loads beside a tokenizer, and that are read in small pieces nowhere else.
 _TOKENIZER_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# What transformers computes with, or asks for, without a look at its type.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "model_max_length": (int, float),
+    "padding_side": (str,),
+    "truncation_side": (str,),
+    "clean_up_tokenization_spaces": (bool,),
+    "split_special_tokens": (bool,),
+    "tokenizer_class": (str,),
+    "add_bos_token": (bool,),
+    "add_eos_token": (bool,),
+    "add_prefix_space": (bool,),
+    "legacy": (bool,),
+    "model_input_names": (list,),
+    "chat_template": (str, list, dict),
+}
 
 
 def check_config(path: Path, raw: dict[str, Any]) -> None:
@@ -110,6 +125,12 @@ def check_tokenizer(folder: Path) -> None:
             raise PrunekitError(
                 f"{path} has the field 'fast_tokenizer_files', which names other tokenizers; remove it."
             )
+        for field, kinds in _SETTINGS.items():
+            if said.get(field) is not None and type(said[field]) not in kinds:
+                raise PrunekitError(
+                    f"{path} has {str(said[field])[:60]!r} for {field}, which is no such setting; copy the original "
+                    "model's tokenizer files over it."
+                )
         if said.get("init_inputs"):
             raise PrunekitError(f"{path} has the field 'init_inputs', which may name any file; remove it.")
         for key, value in _paths(said):

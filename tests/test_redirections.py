@@ -90,6 +90,8 @@ def test_a_tensor_in_two_files(model: Path, tmp_path: Path) -> None:
         ({"fast_tokenizer_files": ["../tokenizer.1.0.json"]}, "fast_tokenizer_files"),
         ({"init_inputs": ["/etc/hosts"]}, "init_inputs"),
         ({"word_shape_file": "../elsewhere.json"}, "word_shape_file"),
+        ({"model_max_length": [2]}, "model_max_length"),
+        ({"padding_side": 3}, "padding_side"),
         ({"mecab_kwargs": {"mecab_option": "-d ../elsewhere.json"}}, "mecab_option"),
     ],
 )

@@ -72,6 +72,9 @@ def fuzz(
                     folder = _keep(keep, f"{seed}-{number}", work, outcome, said, seed, number, kinds)
                     counts.failures.setdefault(f"{kind.name}: {', '.join(outcome.wrong)}", []).append(str(folder))
                 shutil.rmtree(work)
+                if number % 200 == 199:
+                    wrong = sum(map(len, counts.failures.values()))
+                    print(f"{number + 1} inputs, {wrong} of them wrong", file=sys.stderr, flush=True)
         finally:
             if before is None:
                 os.environ.pop("PRUNEKIT_CACHE", None)
