@@ -129,7 +129,7 @@ class ExecuTorch(Target):
         shape, slots = job.source.shape, job.context_length
         chunk = min(CHUNK, slots)
         write_model_json(folder, shape, dtype, context_length=slots, chunk=chunk)
-        copy_tokenizer(job.source.path, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         cache = slots * shape.kv_bytes_per_token(_bytes(dtype))
         notes = [
             f"The KV cache for {slots:,} tokens takes {cache / 1e6:.3g} MB of memory from the start; a smaller "

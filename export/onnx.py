@@ -39,8 +39,8 @@ class Onnx(Target):
         from prunekit.checkpoint import copy_tokenizer
 
         export_onnx(job, folder)
-        copy_tokenizer(job.source.path, folder)
         optimum = write_config(job, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         notes = []
         if (folder / DATA).exists():
             notes.append(f"The weights are in {DATA}, which {MODEL} needs beside it.")

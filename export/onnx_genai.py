@@ -49,7 +49,7 @@ class OnnxGenai(Target):
         decode_bytes = build(job, folder)
         text = json.dumps(genai_config(job), indent=1, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        copy_tokenizer(job.source.path, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         notes = [_WIDENED] if job.dtype == "fp16" else []
         told = note(job, folder)
         return Written((*notes, *([told] if told else [])), decode_bytes)

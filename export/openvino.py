@@ -51,7 +51,7 @@ class OpenVino(Target):
                     _store_halves(model)
                 openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
                 del model
-        copy_tokenizer(job.source.path, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         return Written(
             # On the CPU weights are widened when they are loaded, whatever they are stored in.
             decode_bytes=job.source.shape.decode_bytes(4),

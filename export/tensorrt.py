@@ -99,7 +99,7 @@ class TensorRT(Target):
         script = folder / SCRIPT
         script.write_text(build_script(job.source.shape, job.dtype, job.context_length), encoding="utf-8")
         script.chmod(0o755)
-        copy_tokenizer(job.source.path, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         element = 4 if job.dtype == "fp32" else 2
         return Written(tuple(notes), job.source.shape.decode_bytes(element), facts)
 

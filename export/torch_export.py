@@ -144,7 +144,7 @@ class TorchExport(Target):
             with _quietly(), refused, patient_file(folder / PROGRAM) as file:
                 torch.export.save(program, file)  # type: ignore[arg-type]
         write_model_json(folder, job.source.shape, dtype)
-        copy_tokenizer(job.source.path, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         return Written(notes, decode_bytes(job.source.shape, dtype), facts)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:

@@ -65,7 +65,7 @@ class TorchScript(Target):
         with _no_tracer_warnings(), refused, (folder / MODEL_FILE).open("wb") as file:
             torch.jit.save(traced, file)
         write_model_json(folder, job.source.shape, dtype)
-        copy_tokenizer(job.source.path, folder)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         return Written(
             notes=("PyTorch has deprecated TorchScript; torch-export is its successor.",),
             decode_bytes=decode_bytes(job.source.shape, dtype),

@@ -105,6 +105,8 @@ def write_checkpoint(
     """
     inputs = (*source.inputs, *local(plan.file))
     with new_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs) as folder:
+        # First, for it may be refused, and the weights take long.
+        copy_tokenizer(source, folder, config=config)
         try:
             total = _write_shards(folder, tensors, max_shard_bytes)
         except SafetensorError as error:
@@ -112,7 +114,6 @@ def write_checkpoint(
                 f"The weights could not be written to {out} ({error}). Free some space or choose another place; "
                 "nothing was left behind."
             ) from None
-        copy_tokenizer(source.path, folder)
         origin = read_origin(source.name, source.path)
         copy_legal_files(source.path, origin, folder)
         plan.save(folder / "plan.json")

@@ -9,11 +9,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import PrunekitError
-from prunekit.families import Coupling, Family, family_of, unit_count, unit_rows
+from prunekit.families import Family, family_of
 from prunekit.files import read_json
 from prunekit.hf import quiet, reason, register_pruned
 from prunekit.redirections import check_config
-from prunekit.shape import LIMITS, LayerShape, ModelShape
+from prunekit.shape import LIMITS, ModelShape
 from prunekit.utils.strict_json import parse
 
 SINGLE = "model.safetensors"
@@ -193,48 +193,3 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
                 )
             found[name] = tensor
     return found
-
-
-def _rows(coupling: Coupling, layer: LayerShape, head_dim: int) -> int:
-    return sum(unit_count(layer, part) * unit_rows(part, head_dim) for part in coupling.parts)
-
-
-def check_layers(folder: Path, tensors: dict[str, StoredTensor], family: Family, shape: ModelShape) -> None:
-    """Raises PrunekitError where the weights hold other layers, or layers of other widths, than config.json says."""
-    prefix = "model." if any(name.startswith("model.layers.") for name in tensors) else ""
-    for index, layer in enumerate(shape.layers):
-        for coupling in family.couplings:
-            name = f"{prefix}layers.{index}.{coupling.module}.weight"
-            if coupling.kind in layer.removed:
-                if name in tensors:
-                    raise PrunekitError(
-                        f"The weights in {folder} hold {name}, which config.json says layer {index} skips; the two "
-                        "don't belong together."
-                    )
-                continue
-            if name not in tensors:
-                raise PrunekitError(
-                    f"The weights in {folder} lack {name}, which config.json asks for with {len(shape.layers)} layers; "
-                    "finish the download, or correct num_hidden_layers."
-                )
-            expected = [shape.hidden_size, shape.hidden_size]
-            expected[coupling.axis] = _rows(coupling, layer, shape.head_dim)
-            if list(tensors[name].shape) != expected:
-                raise PrunekitError(
-                    f"{name} in {folder} has the shape {list(tensors[name].shape)}, but config.json asks for "
-                    f"{expected}; the two don't belong together."
-                )
-    table = tensors.get(f"{prefix}embed_tokens.weight")
-    if table is None:
-        raise PrunekitError(f"The weights in {folder} lack {prefix}embed_tokens.weight; finish the download.")
-    if list(table.shape) != [shape.vocab_size, shape.hidden_size]:
-        # Loading would make up a table of the config's size, however large that is.
-        raise PrunekitError(
-            f"{prefix}embed_tokens.weight in {folder} has the shape {list(table.shape)}, but config.json asks for "
-            f"{[shape.vocab_size, shape.hidden_size]}; the two don't belong together."
-        )
-    if any(name.startswith(f"{prefix}layers.{len(shape.layers)}.") for name in tensors):
-        raise PrunekitError(
-            f"The weights in {folder} hold more than the {len(shape.layers)} layers that config.json names; "
-            "the two don't belong together."
-        )

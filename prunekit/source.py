@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,10 +17,11 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.files import sha256
 from prunekit.hf import quiet, reason, register_pruned
-from prunekit.model_folder import check_layers, read_config, read_tensors, weight_files
+from prunekit.model_folder import read_config, read_tensors, weight_files
 from prunekit.origin import legal_patterns
 from prunekit.redirections import check_tokenizer
 from prunekit.shape import ModelShape
+from prunekit.stored_weights import check_tensors, has_own_head
 from prunekit.tokenizer_check import try_tokenizer
 from prunekit.tokenizer_files import TEMPLATES
 from prunekit.utils.replacing import local
@@ -98,7 +99,11 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
     path = _locate(name, revision)
     config, family, shape = read_config(path)
     tensors = read_tensors(path)
-    check_layers(path, tensors, family, shape)
+    check_tensors(path, tensors, family, shape)
+    if shape.tie_word_embeddings and has_own_head(tensors):
+        # What the files hold counts: transformers keeps such a head too, and so must all that is made of this config.
+        config.tie_word_embeddings = False
+        shape = replace(shape, tie_word_embeddings=False)
     source = Source(name, path, config, family, shape)
     source.dtype  # noqa: B018  (refuses packed weights that no config field announces)
     return source
@@ -209,6 +214,8 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                # Not always what config.json says.
+                tie_word_embeddings=source.shape.tie_word_embeddings,
                 # So that the first misfit can be named: _check_loaded refuses it.
                 ignore_mismatched_sizes=True,
                 **options,
@@ -257,6 +264,11 @@ def _check_loaded(source: Source, info: dict[str, Any]) -> None:
         raise PrunekitError(f"The weights in {source.path} don't fit its config.json: {what}.")
 
 
+def has_tokenizer(source: Source) -> bool:
+    """Whether the folder has a vocabulary; transformers answers one without with an empty tokenizer."""
+    return any((source.path / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with its end token for padding where it names none.
 
@@ -265,8 +277,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
     """
     from transformers import AutoTokenizer
 
-    # transformers answers a folder without a vocabulary with an empty tokenizer.
-    if not any((source.path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(source):
         raise PrunekitError(
             f"{source.path} has no tokenizer ({_TOKENIZER_FILES[0]}); copy the original model's tokenizer files "
             "into it."

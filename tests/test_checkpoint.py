@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_session import draw_keep
 from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
+from tiny_text import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from prunekit import checkpoint
@@ -63,8 +64,9 @@ def save_source(
     """A tiny dense model on disk in several shards, with tokenizer and generation files beside it."""
     model = tiny_model(model_type, **fields).to(dtype)
     model.save_pretrained(folder, max_shard_size="120KB")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 256, "auto_map": {"x": "code.X"}}))
-    (folder / "tokenizer.json").write_text("{}")
+    tiny_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": {"x": "code.X"}}))
     (folder / "modeling_evil.py").write_text("raise SystemExit")
     return resolve(str(folder))
 
