@@ -13,6 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
 from prunekit.runner import Array, Runner
 from prunekit.utils.leftovers import temporary_folder
+from prunekit.utils.telemetry import openvino_silent
 
 MODEL = "openvino_model.xml"
 # Of how many last positions logits are computed; 0 is all.
@@ -36,9 +37,10 @@ class OpenVino(Target):
     )
 
     def write(self, job: Job, folder: Path) -> Written:
-        import openvino
-
         from prunekit.export.onnx import export_onnx
+
+        with openvino_silent():
+            import openvino
 
         # Inside, so that it is on the same disk; what it holds is mapped into memory until the IR is saved.
         with temporary_folder("onnx", folder) as beside:
@@ -200,7 +202,8 @@ class OpenVinoRunner(Runner):
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         with runtime_errors(f"OpenVINO can't load {path}"):
-            import openvino
+            with openvino_silent():
+                import openvino
 
             core = openvino.Core()
             model = core.read_model(path)

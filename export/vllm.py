@@ -24,6 +24,7 @@ from prunekit.runner import Array, Decoded, Runner
 from prunekit.shape import LayerShape
 from prunekit.source import resolve
 from prunekit.timing import Clock
+from prunekit.utils.telemetry import OFF
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -188,6 +189,7 @@ class VllmRunner(Runner):
         _set_threads(threads)
         # Read when vLLM is imported; its errors alone are worth a reader's time.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.update(OFF)
         with runtime_errors(f"vLLM can't load {folder}"):
             import vllm
 

@@ -31,6 +31,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from prunekit.utils.telemetry import OFF
+
 # Seconds that a child has to clean up after SIGTERM.
 _GRACE = 5.0
 _PIECE = 1 << 16
@@ -205,7 +207,7 @@ def environment() -> dict[str, str]:
     """The environment for a child: as this process's, but nothing in it leads to the working folder.
 
     Entries of PATH and PYTHONPATH that are empty or relative are left out, and Python 3.11 and later are told not to
-    put the working folder on the path of ``-m`` and ``-c``, whoever starts them.
+    put the working folder on the path of ``-m`` and ``-c``, whoever starts them. Libraries report to nobody.
     """
     made = dict(os.environ)
     made.update(_SAFE)
@@ -218,12 +220,13 @@ def environment() -> dict[str, str]:
 
 
 # The second is for Windows, where programs of the working folder come first.
-_SAFE = {"PYTHONSAFEPATH": "1", "NoDefaultCurrentDirectoryInExePath": "1"}
+_SAFE = {"PYTHONSAFEPATH": "1", "NoDefaultCurrentDirectoryInExePath": "1", **OFF}
 
 
 @contextmanager
 def safe_children() -> Iterator[None]:
-    """While the block runs, whatever libraries start (compilers, workers) has :func:`environment` too."""
+    """While the block runs, this process has :func:`environment`, and with it whatever libraries start (compilers,
+    workers)."""
     before = {name: os.environ.get(name) for name in (*_SAFE, "PATH", "PYTHONPATH")}
     made = environment()
     flags = getattr(subprocess, "_args_from_interpreter_flags", None)

@@ -290,7 +290,7 @@ def test_a_token_that_ends_a_text_does_not_end_the_measurement(uneven, tmp_path)
     # Two in a row, the first one, and the last.
     settings["model"]["eos_token_id"] = [int(wanted[0, place]) for place in (0, 7, 8, 19)]
     config.write_text(json.dumps(settings))
-    with read_export(tmp_path / "out").open(1) as runner:
+    with read_export(tmp_path / "out", own=True).open(1) as runner:
         assert runner.greedy(prompt, 20).tokens.tolist() == wanted.tolist()
 
 
