@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunekit.chat_template import render_chats
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
 from prunekit.export.gguf_runner import load, token_ids
@@ -64,8 +65,8 @@ def _with_special_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
     between = [f"before{token}behind {token} behind" for token in alone]
     if getattr(tokenizer, "chat_template", None):
         # A template may ask for more than a message has.
-        with suppress(Exception):
-            between.append(tokenizer.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True))
+        with suppress(PrunekitError):
+            between += [each for each in render_chats(tokenizer, [_CHAT], generation=True) if isinstance(each, str)]
     return alone, between
 
 

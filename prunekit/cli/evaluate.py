@@ -28,7 +28,8 @@ def evaluate_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help="A text or .jsonl file, a dataset id, wikitext, or builtin (default, unless --tasks is all that is "
+            help="A file of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too), a "
+            "dataset id, wikitext, or builtin (default, unless --tasks is all that is "
             "asked for; a part of it that no calibration sees). Repeatable."
         ),
     ] = None,
@@ -43,7 +44,12 @@ def evaluate_command(
         int | None, typer.Option(help="Use at most so many tokens of each text.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows, questions or prompts computed at a time.")] = 4,
-    field: Annotated[str, typer.Option(help="The JSONL field or dataset column that holds the text.")] = "text",
+    field: Annotated[
+        str,
+        typer.Option(
+            "--field", "--calib-field", help="The field or column of the rows that holds the text or the chat."
+        ),
+    ] = "text",
     split: Annotated[str, typer.Option(help="The split of a dataset.")] = "test",
     tasks: Annotated[
         str | None,

@@ -58,12 +58,22 @@ LatencyTable = Annotated[
 Calib = Annotated[
     str | None,
     typer.Option(
-        help="Text or .jsonl file (.gz too), Hugging Face dataset id (id:config), wikitext, builtin, self (what the "
+        help="File of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too), Hugging "
+        "Face dataset id (id:config), wikitext, builtin, self (what the "
         "model writes itself), or a mix such as notes.txt:0.5,self:0.5 (default: the method's).",
         rich_help_panel=_TEXT,
     ),
 ]
-CalibField = Annotated[str, typer.Option(help="JSONL field or dataset column.", rich_help_panel=_TEXT)]
+CalibField = Annotated[
+    str,
+    typer.Option(
+        "--calib-field",
+        "--field",
+        help="The field or column of the rows that holds the text or the chat; chats are also found under their usual "
+        "names (messages, prompt with completion, ...).",
+        rich_help_panel=_TEXT,
+    ),
+]
 CalibSplit = Annotated[str, typer.Option(help="Dataset split.", rich_help_panel=_TEXT)]
 Sequences = Annotated[
     int | None, typer.Option(help="Sequences a scoring pass (default: the method's).", rich_help_panel=_TEXT)

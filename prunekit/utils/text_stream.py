@@ -193,8 +193,7 @@ def _zstd(path: Path, packed: IO[bytes]) -> IO[bytes]:
             "file with `zstd -d`."
         ) from None
     # A file may ask for a window of gigabytes.
-    reader: IO[bytes] = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
-    return reader
+    return io.BufferedReader(zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed))
 
 
 def _unreadable(path: Path, error: Exception) -> PrunekitError:
