@@ -139,7 +139,7 @@ def _read(file: Path, size: int) -> Header:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     # Slices of a memory map itself cost ten times as much.
-    reader = _Reader(memoryview(np.memmap(file, np.uint8, "r")))
+    reader = _Reader(np.memmap(file, np.uint8, "r").data)
     reader.at = 8
     tensors, keys = reader.scalar("Q"), reader.scalar("Q")
     for what, count, limit in (("tensors", tensors, _MAX_TENSORS), ("keys", keys, _MAX_KEYS)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rich.table import Table
 from prunekit.cli import common
 from prunekit.provenance import model_label
 from prunekit.utils.names import printable, readable, sentence
-from prunekit.utils.terminal import SafeConsole
+from prunekit.utils.terminal import SafeConsole, show_notes
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07b\r\nc\u202ed\x9be\u2028f\ud800g"
 SHOWN = r"a\x1b[2J\x1b]0;owned\x07b\r\nc\u202ed\x9be\u2028f\ud800g"
@@ -47,6 +48,13 @@ def test_errors_of_the_command(command: Command, tmp_path: Path) -> None:
     plan.write_text(json.dumps({"format": "prunekit-plan", "version": "\x1b]0;x\x07" + "y" * 9000}))
     ended = command("prune", tmp_path, "-o", tmp_path / "out", "--plan", plan)
     assert ended.code == 2 and "\x1b" not in ended.err and len(ended.err) < 3000
+
+
+def test_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    show_notes()
+    show_notes()
+    logging.getLogger("prunekit").warning("skipped in %s", EVIL)
+    assert capsys.readouterr().err == f"skipped in {SHOWN}\n"
 
 
 def test_labels_that_travel_hold_no_escapes(tmp_path: Path) -> None:

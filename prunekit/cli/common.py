@@ -22,7 +22,7 @@ from prunekit.utils import leftovers
 from prunekit.utils.child import safe_children
 from prunekit.utils.names import printable, sentence
 from prunekit.utils.stopping import Stopped, stoppable, undisturbed
-from prunekit.utils.terminal import SafeConsole
+from prunekit.utils.terminal import SafeConsole, show_notes
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
 _ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -123,13 +123,14 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Let output go nowhere where the caller closed it."""
+    """Let output go nowhere where the caller closed it, and notes to stderr."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the whole run)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Bars and dashes must not end a run in a traceback where the terminal's encoding lacks them.
         sys.stdout.reconfigure(errors="replace")
+    show_notes()
 
 
 def _run(as_json: bool) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
 
-from prunekit.utils.names import TEXT_CONTROL, printable, readable
+from prunekit.utils.names import TEXT_CONTROL, printable, readable, sentence
 
 
 class SafeConsole(Console):
@@ -24,3 +26,17 @@ class SafeConsole(Console):
                 yield segment
             else:
                 yield Segment(readable(segment.text), segment.style)
+
+
+class Notes(logging.Handler):
+    """Shows what is logged as a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(sentence(record.getMessage()), file=sys.stderr)  # noqa: T201
+
+
+def show_notes() -> None:
+    """Show warnings of prunekit's log on stderr. Repeating it changes nothing."""
+    log = logging.getLogger("prunekit")
+    if not any(isinstance(handler, Notes) for handler in log.handlers):
+        log.addHandler(Notes())
