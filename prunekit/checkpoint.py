@@ -24,6 +24,7 @@ from prunekit.overrides import LAYER, Overrides
 from prunekit.plan import Plan
 from prunekit.progress import progress
 from prunekit.provenance import model_label, versions
+from prunekit.record import FIELD, pruning_record
 from prunekit.shape import LayerShape
 from prunekit.slicing import LayerSlicer
 from prunekit.tokenizer_files import copy_tokenizer
@@ -120,6 +121,8 @@ def write_checkpoint(
         config.dtype = str(tensors.dtype or source.dtype).removeprefix("torch.")
         written = Written(out, layout, config.architectures[0], tensors.parameters, total)
         (folder / "README.md").write_text(model_card(model_label(source.name), plan, written, origin), encoding="utf-8")
+        if record := pruning_record(source, plan, layout, folder):
+            setattr(config, FIELD, record)
         # What makes a folder look like a model comes last. The config of a per-layer model brings its code along.
         config.save_pretrained(folder)
         _write_manifest(folder, source, plan, written)
@@ -145,6 +148,7 @@ def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> tor
 
 
 def _check_match(source: Source, plan: Plan) -> None:
+    source.check_language_model()
     if plan.shape.hidden_size != source.shape.hidden_size:
         raise PrunekitError(
             "The plan tells of a model whose hidden states were rotated, which no plan can do again; prune with "
@@ -158,7 +162,7 @@ def _check_match(source: Source, plan: Plan) -> None:
         )
     made_of = plan.provenance.get("model", {})
     stated = made_of.get("fingerprint") if isinstance(made_of, dict) else None
-    if stated and stated != source.fingerprint:
+    if stated and not source.is_named_by(stated):
         raise PrunekitError(
             f"The plan was made of {made_of.get('name')!r}, whose weights differ from those of {source.name}. Give "
             "that model, or make a new plan."

@@ -24,12 +24,14 @@ _MAX_HEADER = 100 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a safetensors header describes it; ``dtype`` is the format's own name, e.g. BF16."""
+    """One tensor as a safetensors header describes it; ``dtype`` is the format's own name, e.g. BF16. Its bytes begin
+    at ``start`` of ``file``."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int
 
 
 def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
@@ -161,7 +163,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             shape = entry["shape"]
             if not isinstance(entry["dtype"], str) or any(type(n) is not int or n < 0 for n in (start, end, *shape)):
                 raise broken
-            tensors[name] = StoredTensor(file, entry["dtype"], tuple(shape), end - start)
+            tensors[name] = StoredTensor(file, entry["dtype"], tuple(shape), end - start, 8 + length + start)
             promised = max(promised, end)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise broken from None

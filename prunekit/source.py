@@ -16,6 +16,7 @@ from prunekit import gguf_import
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.files import sha256
+from prunekit.fingerprint import weights_digest
 from prunekit.hf import quiet, reason, register_pruned
 from prunekit.model_folder import read_config, read_tensors, weight_files
 from prunekit.origin import legal_patterns
@@ -40,6 +41,8 @@ _HUB_IGNORED = [
     f"{TEMPLATES}/*/*",
     "consolidated*",
 ]
+# How the heads of transformers' other tasks are named.
+_OTHER_HEADS = {"score", "classifier", "qa_outputs", "reward_head", "v_head"}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -64,13 +67,39 @@ class Source:
         return weight_files(self.path)
 
     @cached_property
+    def weights_digest(self) -> str:
+        """The digest of its tensors, however they are saved (:func:`~prunekit.fingerprint.weights_digest`)."""
+        return weights_digest(read_tensors(self.path))
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the geometry and the bytes of every weight file: equal for equal models, wherever they lie.
+        """SHA-256 over the geometry and every tensor: equal for equal models, wherever and in whatever shards they lie.
 
         Reads all weights once (about a second for 500 MB).
         """
-        files = [[file.name, file.stat().st_size, sha256(file)] for file in self.weight_files()]
-        content = {"family": self.family.model_type, "shape": self.shape.to_dict(), "files": files}
+        return self._hashed(tensors=self.weights_digest)
+
+    def is_named_by(self, fingerprint: str) -> bool:
+        """Whether ``fingerprint`` is this model's. Plans of before told models by their files, and still do."""
+        if fingerprint == self.fingerprint:
+            return True
+        return fingerprint == self._hashed(
+            files=[[file.name, file.stat().st_size, sha256(file)] for file in self.weight_files()]
+        )
+
+    def check_language_model(self) -> None:
+        """Raises PrunekitError where the weights are of a classifier, a reward model or the like."""
+        other = next((name for name in read_tensors(self.path) if name.split(".")[0] in _OTHER_HEADS), None)
+        if other is not None:
+            kind = next(iter(self.config.architectures or ()), "a classifier")
+            raise PrunekitError(
+                f"{self.name} is no language model: it has the head {other} ({kind}). Prune the language model that it "
+                "was trained from, then train the head on the result, which AutoModelForSequenceClassification and its "
+                "like open."
+            )
+
+    def _hashed(self, **weights: Any) -> str:
+        content = {"family": self.family.model_type, "shape": self.shape.to_dict(), **weights}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -199,6 +228,7 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
     import torch
     from transformers import AutoModelForCausalLM
 
+    source.check_language_model()
     register_pruned()
     place = pick_device(device)
     options: dict[str, Any] = {} if place.type == "cpu" else {"device_map": {"": place}}

@@ -309,6 +309,9 @@ def test_pruning_again_equals_pruning_once(model_type: str, built: Built, tmp_pa
         # OLMo-2's norms are rescaled at every step, rounding each time.
         torch.testing.assert_close(got[name], tensor, rtol=1e-6 if model_type == "olmo2" else 0, atol=0)
     configs = [json.loads((written.path / "config.json").read_text()) for written in (twice, once)]
+    # What differs is what each says it was made from.
+    records = [config.pop("prunekit") for config in configs]
+    assert [record["source"] for record in records] == [source.path.name, built.sources[model_type].path.name]
     assert configs[0] == configs[1]
     dense = load_model(built.sources[model_type], device="cpu")
     want_logits = logits(zeroed_model(dense, Plan(first.source, layers)))

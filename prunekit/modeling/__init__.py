@@ -64,6 +64,7 @@ def _base_fields(family: Family, source_config: Any, kept: Sequence[int]) -> dic
         "auto_map",
         "model_type",
         "per_layer_config",
+        "prunekit",
         "quantization_config",
         "transformers_version",
     ):
