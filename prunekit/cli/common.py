@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,12 +150,12 @@ def _run(as_json: bool) -> int:
     except _ClickError as error:
         code = _usage(error, as_json)
     except BrokenPipeError:
-        # Whoever read the output has gone; the rest of it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        _drop_output()
+        code = 1  # whoever read the output has gone, and is told nothing
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
+        _drop_output()
         where = f" ({error.filename})" if error.filename else ""
         code = fail(f"The system refused{where}: {error.strerror}. Free some space or choose another place.", as_json)
     except (MemoryError, RuntimeError) as error:
@@ -168,6 +169,15 @@ def _run(as_json: bool) -> int:
             _say_stopped(number)
         code = 128 + number
     return code
+
+
+def _drop_output() -> None:
+    """Let what could not be printed go nowhere, or Python would try again when it ends, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_stopped(number: int) -> None:

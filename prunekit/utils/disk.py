@@ -15,7 +15,8 @@ from typing import Any
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SIGNS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|os error (?:28|122|27)\b|"
-    r"PytorchStreamWriter failed writing|failed writing file|unexpected pos \d+ vs \d+",
+    r"PytorchStreamWriter failed writing|failed writing file|unexpected pos \d+ vs \d+|"
+    r"basic_ios::clear: iostream error",
     re.IGNORECASE,
 )
 _ALMOST = 1 << 16
