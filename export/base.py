@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prunekit.errors import PrunekitError
+from prunekit.export.generation import Generation, generation_of
 from prunekit.provenance import installed
 from prunekit.source import Source, load_model, load_tokenizer
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 _SAME = (("fp32", "f32", "float32"), ("fp16", "f16", "float16"), ("bf16", "bfloat16"))
 
 DEFAULT_CONTEXT = 2048
+
+PADDED_LEFT = (
+    "Prompts of different lengths go in together filled up on the left, with 0 in `attention_mask` there and "
+    "`position_ids` that count from the first token."
+)
+# For snippets, which work in the folder, and beside it once it is named.
+FOLDER = 'folder = "this-folder" if Path("this-folder").is_dir() else "."  # run it in this folder, or name it'
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,15 @@ class Job:
         """Raises PrunekitError where the checkpoint has none that works without running its code."""
         return load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
 
+    @cached_property
+    def generation(self) -> Generation:
+        """The model's end tokens, chat templates and sampling. Raises PrunekitError where a file is damaged."""
+        try:
+            tokenizer = self.tokenizer
+        except PrunekitError:
+            tokenizer = None
+        return generation_of(self.original or self.source, tokenizer)
+
     @property
     def context_length(self) -> int:
         """Prompt and answer together, in tokens. Raises PrunekitError where more is asked than the model can."""
@@ -117,11 +134,13 @@ class Requirement:
 class Written:
     """What a target wrote. ``notes`` are sentences for the user (tensors that fell back to a larger type, a deprecated
     format); ``decode_bytes`` are the weight bytes that one decode step reads (an embedding table of which it reads one
-    row is left out); ``facts`` go into the manifest as they are (JSON values)."""
+    row is left out); ``facts`` go into the manifest as they are (JSON values). ``placed`` are the keys of
+    :meth:`~prunekit.export.generation.Generation.items` that the format holds: a note tells of the others."""
 
     notes: tuple[str, ...] = ()
     decode_bytes: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    placed: frozenset[str] = frozenset()
 
 
 class Target(ABC):
@@ -133,6 +152,7 @@ class Target(ABC):
     ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
     may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
     processor can. ``program`` is set where the format is one: it says what a file of it can do to whoever runs it.
+    ``batches`` tells readers how prompts of different lengths are read together.
     """
 
     name: ClassVar[str]
@@ -147,6 +167,7 @@ class Target(ABC):
     takes_removed: ClassVar[bool] = False
     half_sums: ClassVar[bool] = False
     program: ClassVar[str | None] = None
+    batches: ClassVar[str] = PADDED_LEFT
 
     def check(self, job: Job) -> None:
         """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""

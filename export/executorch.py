@@ -46,14 +46,9 @@ def _partitioner() -> Any:
     return XnnpackPartitioner(configs=[each for each in ALL_PARTITIONER_CONFIGS if each.__name__ != "BMMConfig"])
 
 
-def _end_tokens(config: Any) -> list[int]:
-    end = getattr(config, "eos_token_id", None)
-    return [] if end is None else list(end) if isinstance(end, list | tuple) else [end]
-
-
 def _facts(job: Job, slots: int, chunk: int) -> dict[str, Any]:
     """Constant methods of the program, by the names under which ExecuTorch's own LLM runner asks for them."""
-    config = job.source.config
+    generation = job.generation
     facts: dict[str, Any] = {
         "get_max_seq_len": chunk,
         "get_max_context_len": slots,
@@ -61,10 +56,10 @@ def _facts(job: Job, slots: int, chunk: int) -> dict[str, Any]:
         "use_kv_cache": True,
         "enable_dynamic_shape": True,
     }
-    if (begin := getattr(config, "bos_token_id", None)) is not None:
-        facts["get_bos_id"] = begin
-    if ends := _end_tokens(config):
-        facts["get_eos_ids"] = ends
+    if generation.begin is not None:
+        facts["get_bos_id"] = generation.begin
+    if generation.ends:
+        facts["get_eos_ids"] = list(generation.ends)
     return facts
 
 
@@ -111,6 +106,7 @@ class ExecuTorch(Target):
     )
     # XNNPACK's f16-gemm for neonfp16arith and avx512fp16; elsewhere its f16-f32acc-gemm.
     half_sums = True
+    batches = "It takes one text at a time: the program has a batch of one and refuses others."
 
     def check(self, job: Job) -> None:
         check_rope(job, job.context_length)
@@ -128,7 +124,7 @@ class ExecuTorch(Target):
             program.write_to_file(file)
         shape, slots = job.source.shape, job.context_length
         chunk = min(CHUNK, slots)
-        write_model_json(folder, shape, dtype, context_length=slots, chunk=chunk)
+        placed = write_model_json(job, folder, dtype, context_length=slots, chunk=chunk)
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         cache = slots * shape.kv_bytes_per_token(_bytes(dtype))
         notes = [
@@ -141,7 +137,8 @@ class ExecuTorch(Target):
             notes.append(
                 f"The tied embedding table is stored twice ({table / 1e6:.3g} MB more): to look up, and packed as head."
             )
-        return Written(tuple(notes), decode_bytes(shape, dtype), {"context_length": slots, "chunk": chunk})
+        facts = {"context_length": slots, "chunk": chunk}
+        return Written(tuple(notes), decode_bytes(shape, dtype), facts, placed)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         facts = read_model_json(folder)
@@ -176,6 +173,7 @@ from executorch.runtime import Runtime
 
 program = Runtime.get().load_program("{MODEL_FILE}")
 forward = program.load_method("forward")
+ends = {list(job.generation.ends)}  # get_eos_ids of the program
 answer, seen = [], 0
 for _ in range(20):
     # At most {min(CHUNK, job.context_length)} tokens a call, {job.context_length} in all; seen = 0 begins a new text.
@@ -183,6 +181,8 @@ for _ in range(20):
     (logits,) = forward.execute((torch.tensor([ids]), positions))
     seen += len(ids)
     ids = [int(logits[0, -1].argmax())]
+    if ids[0] in ends:
+        break
     answer += ids
 {show}
 ```
@@ -190,6 +190,7 @@ for _ in range(20):
 Inputs: `input_ids` int64 [1, length] and `cache_position` int64 [length]. Output: logits [1, length, vocabulary]. The
 program names its limits in constant methods (`get_max_context_len`, `get_max_seq_len`, …), as ExecuTorch's own LLM
 runner expects them: `executorch.extension.llm.runner.TextLLMRunner("{MODEL_FILE}", "tokenizer.json")` generates too.
+`model.json` holds the chat templates, and how the checkpoint asks to draw tokens.
 """
 
 

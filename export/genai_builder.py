@@ -69,29 +69,46 @@ def build(job: Job, folder: Path) -> int:
 
 
 def _keep_last(model: Any, quantised: bool) -> None:
-    """Have the head see the last position only: generating needs no other, and for a prompt the head is a good part
-    of the work. onnxruntime-genai has to know the number of logits beforehand, hence a graph of its own."""
+    """Have the head see one position of each prompt only, the last that is no padding: generating needs no other, and
+    for a prompt the head is a good part of the work. onnxruntime-genai has to know the number of logits beforehand,
+    hence a graph of its own. It pads shorter prompts on the right, and its mask has 0 there."""
     import onnx_ir
 
     (head,) = (
         node for node in model.graph if node.name == ("/lm_head/MatMulNBits" if quantised else "/lm_head/MatMul")
     )
-    hidden = head.inputs[0]
-    constants = []
-    for name, value in (("last", -1), ("end", 2**63 - 1), ("axis", 1)):
-        constant = onnx_ir.Value(
+    hidden, ids = head.inputs[0], model.graph.inputs[0]
+    (lengths,) = (
+        node.outputs[0]
+        for node in model.graph
+        if node.op_type == "ReduceSum" and node.inputs[0].name == "attention_mask"
+    )
+    kinds = onnx_ir.DataType
+
+    def constant(name: str, values: list[int]) -> Any:
+        value = onnx_ir.Value(
             name=f"/lm_head/{name}",
-            type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
-            shape=onnx_ir.Shape([1]),
-            const_value=onnx_ir.tensor([value], dtype=onnx_ir.DataType.INT64, name=f"/lm_head/{name}"),
+            type=onnx_ir.TensorType(kinds.INT64),
+            shape=onnx_ir.Shape([len(values)]),
+            const_value=onnx_ir.tensor(values, dtype=kinds.INT64, name=f"/lm_head/{name}"),
         )
-        model.graph.register_initializer(constant)
-        constants.append(constant)
-    cut = onnx_ir.node("Slice", [hidden, *constants], name="/lm_head/Slice")
-    kept = cut.outputs[0]
-    kept.name, kept.type = "/lm_head/Slice/output_0", hidden.type
-    kept.shape = onnx_ir.Shape([hidden.shape[0], 1, hidden.shape[2]])
-    model.graph.insert_before(head, cut)
+        model.graph.register_initializer(value)
+        return value
+
+    def add(op: str, inputs: list[Any], name: str, shape: list[Any], kind: Any, **attributes: Any) -> Any:
+        node = onnx_ir.node(op, inputs, attributes, name=f"/lm_head/{name}")
+        made = node.outputs[0]
+        made.name, made.type, made.shape = f"/lm_head/{name}/output_0", kind, onnx_ir.Shape(shape)
+        model.graph.insert_before(head, node)
+        return made
+
+    batch, number = hidden.shape[0], onnx_ir.TensorType(kinds.INT64)
+    given = add("Shape", [ids], "Length", [1], number, start=1, end=2)
+    # The mask counts the tokens in the cache too; a prompt has no more than were given.
+    real = add("Min", [lengths, given], "Real", [batch], number)
+    last = add("Sub", [real, constant("one", [1])], "Last", [batch], number)
+    places = add("Reshape", [last, constant("row", [-1, 1, 1])], "Places", [batch, 1, 1], number)
+    kept = add("GatherND", [hidden, places], "GatherND", [batch, 1, hidden.shape[2]], hidden.type, batch_dims=1)
     head.replace_input_with(0, kept)
     (logits,) = (value for value in model.graph.outputs if value.name == "logits")
     logits.shape = onnx_ir.Shape([logits.shape[0], 1, logits.shape[2]])

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
-from prunekit.files import read_json
+from prunekit.export.generation import template_key
 
 CONFIG = "genai_config.json"
+# Of generation_config.json, what onnxruntime-genai's search has under the same name.
+_SEARCH = (
+    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "length_penalty"),
+    *("no_repeat_ngram_size", "early_stopping", "diversity_penalty", "min_length"),
+)
+# The byte 255, which UTF-8 never has, as SentencePiece and as byte-level BPE write it.
+_NO_TEXT = ("<0xFF>", "\u00ff")
 
 
 def genai_config(job: Job) -> dict[str, Any]:
     """The file's content. Head counts are onnxruntime-genai's defaults only: it takes each layer's from the graph.
 
-    Special tokens come from the checkpoint's generation_config.json, then its config; a tokenizer's end-of-turn token
-    ends a text too, for many configs name <|endoftext|> only.
+    All tokens that end a text are listed, and the checkpoint's own way of drawing tokens is the default.
     """
     from prunekit.export.genai_builder import MODEL
 
     shape = job.source.shape
-    begin, ends, pad = _special_tokens(job)
+    generation = job.generation
+    ends = list(generation.ends)
+    begin = generation.begin if generation.begin is not None else (ends or [0])[0]
     return {
         "model": {
             "bos_token_id": begin,
@@ -46,7 +54,7 @@ def genai_config(job: Job) -> dict[str, Any]:
                 "num_key_value_heads": shape.layers[0].num_key_value_heads,
             },
             "eos_token_id": ends,
-            "pad_token_id": pad,
+            "pad_token_id": padding_token(job),
             "type": job.source.family.model_type,
             "vocab_size": shape.vocab_size,
         },
@@ -59,36 +67,38 @@ def genai_config(job: Job) -> dict[str, Any]:
             "temperature": 1.0,
             "top_k": 50,
             "top_p": 1.0,
+            **{name: generation.sampling[name] for name in _SEARCH if name in generation.sampling},
         },
     }
 
 
-def _special_tokens(job: Job) -> tuple[int, list[int], int]:
-    """The first token of a text, those that end it, and the padding. Ids that are no tokens are left out, for
-    onnxruntime-genai refuses them."""
-    file = job.source.path / "generation_config.json"
-    generation = read_json(file, "generation config") if file.is_file() else {}
-    if not isinstance(generation, dict):
-        raise PrunekitError(f"{file} is no JSON object; copy the original model's over it.")
+def placed(job: Job) -> frozenset[str]:
+    """What of the checkpoint's generation settings the folder holds where onnxruntime-genai looks for it."""
+    return job.generation.all_ends | {*_SEARCH, template_key()}
+
+
+def padding_token(job: Job) -> int:
+    """The token that fills up shorter prompts of a batch. onnxruntime-genai masks it wherever it stands, so it must be
+    none that begins, ends or structures texts: the checkpoint's own where that is no such token, else a row of
+    the table behind the tokenizer's last token, a special token that no template names, or a byte that no UTF-8 text
+    has."""
+    generation = job.generation
+    used = {generation.begin, *generation.ends}
+    if generation.pad is not None and generation.pad not in used:
+        return generation.pad
     try:
         tokenizer = job.tokenizer
     except PrunekitError:
-        tokenizer = None
-
-    def ids(name: str) -> list[int]:
-        for value in (generation.get(name), getattr(job.source.config, name, None), getattr(tokenizer, name, None)):
-            found = [each for each in (value if isinstance(value, list) else [value]) if _is_token(each, job)]
-            if found:
-                return found
-        return []
-
-    ends = ids("eos_token_id")
-    turn = getattr(tokenizer, "eos_token_id", None)
-    if _is_token(turn, job) and turn not in ends:
-        ends.insert(0, turn)
-    begin, pad = ids("bos_token_id"), ids("pad_token_id")
-    return (begin or ends or [0])[0], ends, (pad or ends or [0])[0]
-
-
-def _is_token(value: Any, job: Job) -> TypeGuard[int]:
-    return isinstance(value, int) and 0 <= value < job.source.shape.vocab_size
+        return next((each for each in (generation.pad, *generation.ends) if each is not None), 0)
+    tokens = tokenizer.get_vocab()
+    templates = "".join(generation.templates.values())
+    behind = max(tokens.values()) + 1
+    if behind < job.source.shape.vocab_size:
+        return behind
+    for token in tokenizer.all_special_tokens:
+        if tokens[token] not in used and token not in templates and token != tokenizer.unk_token:
+            return int(tokens[token])
+    for token in _NO_TEXT:
+        if token in tokens and tokens[token] not in used and tokenizer.decode([tokens[token]]) == "\ufffd":
+            return int(tokens[token])
+    return next((each for each in (generation.pad, *generation.ends) if each is not None), 0)

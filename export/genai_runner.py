@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from prunekit.files import read_json
 from prunekit.runner import Array, Decoded, Runner
 from prunekit.timing import Clock
 
+# The likeliest token at every step, whatever the folder says of drawing tokens.
+_LIKELIEST = {
+    "do_sample": False,
+    "num_beams": 1,
+    "min_length": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+
 
 class GenaiRunner(Runner):
     """The folder's model on the CPU in ``threads`` threads, generating without sampling. The KV cache is
@@ -26,12 +36,16 @@ class GenaiRunner(Runner):
     """
 
     max_batch = 1
+    mixes_lengths = True
 
     def __init__(self, folder: Path, threads: int | None = None, kv_element_bytes: float = 4):
         settings = read_json(folder / CONFIG, "onnxruntime-genai config")
         self.vocab_size = int(settings["model"]["vocab_size"])
         self.context = int(settings["model"]["context_length"])
         self.kv_element_bytes = kv_element_bytes
+        self._pad = int(settings["model"]["pad_token_id"])
+        ends = settings["model"]["eos_token_id"]
+        self._ends = ends if isinstance(ends, list) else [ends]
         self._folder, self._threads = folder, threads
         self._loaded = ""
         self._model: Any = None
@@ -66,7 +80,7 @@ class GenaiRunner(Runner):
 
         self._generator = None
         params = og.GeneratorParams(self._model)
-        params.set_search_options(do_sample=False, batch_size=batch, max_length=length + room, num_beams=1)
+        params.set_search_options(batch_size=batch, max_length=length + room, **_LIKELIEST)
         self._generator = og.Generator(self._model, params)
         self._generator.append_tokens(np.ascontiguousarray(ids, dtype=np.int32))
         return self._generator
@@ -115,6 +129,25 @@ class GenaiRunner(Runner):
                 made.append(generator.get_next_tokens())
             end = clock()
         return Decoded(np.stack(made, axis=1).astype(np.int64), first - begin, (end - first) / max(1, tokens - 1))
+
+    def together(self, prompts: Sequence[Array], tokens: int) -> Array:
+        """As in :class:`Runner`: shorter prompts are filled up on the right with the config's padding token."""
+        longest = max(map(len, prompts))
+        ids = np.full((len(prompts), longest), self._pad, dtype=np.int32)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt
+        self._load(MODEL)
+        made = np.full((len(prompts), tokens), -1, dtype=np.int64)
+        with runtime_errors("onnxruntime-genai could not run the model"):
+            generator = self._begin(ids, tokens)
+            for place in range(tokens):
+                generator.generate_next_token()
+                made[:, place] = generator.get_next_tokens()
+                if generator.is_done():
+                    break
+        ended = np.isin(made, self._ends).cumsum(1)
+        made[:, 1:][ended[:, :-1] > 0] = -1
+        return made
 
     def close(self) -> None:
         self._generator = self._model = None

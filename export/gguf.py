@@ -15,7 +15,7 @@ from prunekit.export.gguf_quantize import DIRECT, QUANTISED, fallback_notes, fal
 from prunekit.export.gguf_rotation import rotation_of
 from prunekit.export.gguf_runner import LlamaCppRunner, gguf_file
 from prunekit.export.gguf_tokens import check_tokens
-from prunekit.export.gguf_vocab import Vocabulary, vocabulary
+from prunekit.export.gguf_vocab import Vocabulary, end_tokens, placed, vocabulary
 from prunekit.export.gguf_write import Stored, write_file
 from prunekit.provenance import model_label
 from prunekit.runner import Runner
@@ -42,6 +42,11 @@ class Gguf(Target):
         "Qwen3) are padded with zeros to the widest layer, so nothing is gained: take onnx or vllm for these.",
         "Types below 8 bits are made by llama.cpp's own quantiser, which needs llama-cpp-python.",
         "Sliding windows work for Gemma only; other models are taken up to the length of their window.",
+    )
+
+    batches = (
+        "llama.cpp's server reads prompts of different lengths together, each in a slot of its own: "
+        "`llama-server -np 4` has four."
     )
 
     def check(self, job: Job) -> None:
@@ -72,11 +77,13 @@ class Gguf(Target):
                 write_file(job, made, plain, words, _lossless(job.source), announced=job.dtype)
                 wishes = quantise(plain, file, job.dtype)
         notes = [*_notes(job, made, words)]
+        ends = end_tokens(words)
         facts: dict[str, Any] = {"architecture": made.name, "uniform_twin": made.twin, "file": file.name}
         if words.model != "none":
             facts |= {"tokenizer": words.model, "pre_tokenizer": words.pre}
             if _LLAMA_CPP.version is not None:
                 checked = check_tokens(job, file, words)
+                ends = checked.ends
                 facts["texts_tokenised_alike"] = checked.texts
                 if not checked.special_alike:
                     notes.append(
@@ -89,7 +96,8 @@ class Gguf(Target):
         # Of an embedding table that is no head as well, a step reads one row.
         lookup = tensors["token_embd.weight"].nbytes if "output.weight" in tensors else 0
         read = sum(tensor.nbytes for tensor in tensors.values()) - lookup
-        return Written((*notes, *fallback_notes(tensors, found, job.dtype)), read, facts)
+        notes += fallback_notes(tensors, found, job.dtype)
+        return Written(tuple(notes), read, facts, placed(words, ends))
 
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
         gguf_file(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from prunekit.runner import Array, Runner
 CONTEXT_KEY = "prunekit.context_length"
 _DEFAULT_CONTEXT = 2048
 _LOG_ERROR = 4
+# Texts that one context holds at a time.
+_SEQUENCES = 8
 
 
 class _Log:
@@ -102,7 +104,12 @@ class LlamaCppRunner(Runner):
 
     ``exact`` keeps the KV cache in float32 and leaves flash attention out, so that nothing is rounded but what the file
     rounds. Otherwise llama.cpp's own defaults hold: what users get.
+
+    Several prompts are read as llama.cpp's server reads those of its slots: tokens of all in one batch, each of its own
+    sequence.
     """
+
+    mixes_lengths = True
 
     def __init__(self, folder: Path, threads: int | None = None, *, exact: bool = False):
         import llama_cpp
@@ -115,6 +122,8 @@ class LlamaCppRunner(Runner):
         self.kv_element_bytes = 4 if exact else 2
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self._room()
+        # All share one cache, so that a single one still has it whole.
+        params.n_seq_max, params.kv_unified = _SEQUENCES, True
         params.n_threads = params.n_threads_batch = threads or cores()
         params.no_perf = True
         if exact:
@@ -175,6 +184,42 @@ class LlamaCppRunner(Runner):
                 if every and not last:
                     made[-1] = made[-1].copy()
         return made[0] if len(made) == 1 else np.concatenate(made)
+
+    def together(self, prompts: Sequence[Array], tokens: int) -> Array:
+        if len(prompts) > _SEQUENCES:
+            raise PrunekitError(f"At most {_SEQUENCES} texts are read together here, and these are {len(prompts)}.")
+        if sum(map(len, prompts)) > self._n_batch or sum(map(len, prompts)) + tokens * len(prompts) > self._n_context:
+            raise PrunekitError(
+                "These texts are longer than the room this export was made for; give fewer at a time, or export it "
+                "with a larger --context-length."
+            )
+        self._forget()
+        fed = [list(map(int, prompt)) for prompt in prompts]
+        seen = [0] * len(prompts)
+        made = np.empty((len(prompts), tokens), dtype=np.int64)
+        for place in range(tokens):
+            made[:, place] = self._decode_rows(fed, seen).argmax(-1)
+            seen = [before + len(row) for before, row in zip(seen, fed, strict=True)]
+            fed = [[int(token)] for token in made[:, place]]
+        return made
+
+    def _decode_rows(self, fed: Sequence[Sequence[int]], seen: Sequence[int]) -> Array:
+        """Append tokens to each sequence, behind ``seen`` of its own, in one batch. Returns each one's last logits."""
+        api, batch = self._api, self._batch
+        at, last = 0, []
+        for sequence, (row, before) in enumerate(zip(fed, seen, strict=True)):
+            for place, token in enumerate(row):
+                batch.token[at], batch.pos[at] = token, before + place
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+                batch.logits[at] = place == len(row) - 1
+                at += 1
+            last.append(at - 1)
+        batch.n_tokens = at
+        code = api.llama_decode(self._context, batch)
+        if code:
+            raise PrunekitError(f"llama.cpp failed to compute (code {code}): {LOG.last_error or 'no reason given'}.")
+        rows = [api.llama_get_logits_ith(self._context, each) for each in last]
+        return np.stack([np.ctypeslib.as_array(each, shape=(self.vocab_size,)).copy() for each in rows])
 
     def _forget(self) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)

@@ -72,10 +72,12 @@ def _with_special_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Checked:
-    """``texts`` were cut alike; ``special_alike``: so were texts with special tokens inside."""
+    """``texts`` were cut alike; ``special_alike``: so were texts with special tokens inside. llama.cpp stops at
+    ``ends``, of the tokens that end texts."""
 
     texts: int
     special_alike: bool
+    ends: tuple[int, ...]
 
 
 def check_tokens(job: Job, file: Path, vocabulary: Vocabulary) -> Checked:
@@ -100,7 +102,9 @@ def check_tokens(job: Job, file: Path, vocabulary: Vocabulary) -> Checked:
     try:
         for found in (*differing([*texts, *alone]), *differing(texts[:3], special=True)):
             raise _cut_differently(job, vocabulary, *found)
-        return Checked(len(texts), not any(differing(between)))
+        vocab = llama_cpp.llama_model_get_vocab(model)
+        ends = tuple(each for each in job.generation.ends if llama_cpp.llama_vocab_is_eog(vocab, each))
+        return Checked(len(texts), not any(differing(between)), ends)
     finally:
         llama_cpp.llama_model_free(model)
 

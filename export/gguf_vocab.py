@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
+from prunekit.export.generation import DEFAULT, Generation, end_key, template_key
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -60,7 +62,7 @@ class Vocabulary:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool | None = None
-    chat_template: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
     composed: bool = False
     second_blank: bool = False
 
@@ -192,7 +194,7 @@ def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) 
             found = getattr(job.source.config, f"{name}_token_id", None)
         if isinstance(found, int) and 0 <= found < size:
             special.append((name, found))
-    template = getattr(tokenizer, "chat_template", None)
+    special += _other_ends(job, dict(special).get("eos"))
     return Vocabulary(
         kind,
         pre,
@@ -203,9 +205,18 @@ def _assemble(job: Job, data: dict[str, Any], kind: str, pre: str, **more: Any) 
         tuple(special),
         bos,
         eos,
-        chat_template=template if isinstance(template, str) else None,
+        templates=job.generation.templates,
         **more,
     )
+
+
+def _other_ends(job: Job, first: int | None) -> list[tuple[str, int]]:
+    """The other tokens that end a text, under the two names that the format has for such: end of turn and of message.
+    llama.cpp stops at each of the three, and at some more by their texts."""
+    ends = [each for each in job.generation.ends if each != first]
+    if first is None and ends:
+        return [("eos", ends[0]), *zip(("eot", "eom"), ends[1:], strict=False)]
+    return list(zip(("eot", "eom"), ends, strict=False))
 
 
 def _added(tokenizer: Any) -> tuple[bool, bool]:
@@ -235,5 +246,49 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.add_space_prefix is not None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    if vocabulary.chat_template:
-        writer.add_chat_template(vocabulary.chat_template)
+    _write_templates(writer, vocabulary.templates)
+
+
+def _write_templates(writer: Any, templates: Mapping[str, str]) -> None:
+    if DEFAULT in templates:
+        writer.add_chat_template(templates[DEFAULT])
+    named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != DEFAULT}
+    # gguf's own function writes the names in an order of chance.
+    for name, text in named.items():
+        writer.add_string(f"tokenizer.chat_template.{name}", text)
+    if named:
+        writer.add_array("tokenizer.chat_templates", sorted(named))
+
+
+# Settings of generation_config.json by llama.cpp's names.
+_SAMPLING = {
+    "temperature": ("temp", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "repetition_penalty": ("penalty_repeat", float),
+}
+
+
+def write_sampling(writer: Any, generation: Generation) -> None:
+    """Set the keys general.sampling.*, which llama.cpp's programs take for their defaults."""
+    made = {name: value for name, value in generation.sampling.items() if name in _SAMPLING}
+    if generation.sampling.get("do_sample"):
+        # llama.cpp's own defaults are others than those that the checkpoint's makers left as they are.
+        made = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, **made}
+    for name, value in made.items():
+        key, kind = _SAMPLING[name]
+        add = writer.add_int32 if kind is int else writer.add_float32
+        add(f"general.sampling.{key}", kind(value))
+
+
+def placed(words: Vocabulary, ends: Collection[int]) -> frozenset[str]:
+    """What of the checkpoint's generation settings the file holds; ``ends`` are the tokens that llama.cpp stops at."""
+    if words.model == "none":
+        return frozenset(_SAMPLING) | {"do_sample"}
+    return frozenset({*_SAMPLING, "do_sample", *map(end_key, ends), *map(template_key, words.templates)})
+
+
+def end_tokens(words: Vocabulary) -> tuple[int, ...]:
+    """The tokens that the file itself names as ends."""
+    return tuple(token for name, token in words.special if name in ("eos", "eot", "eom"))

@@ -25,7 +25,7 @@ from prunekit.export.gguf_header import read_header
 from prunekit.export.gguf_quantize import FILE_TYPES
 from prunekit.export.gguf_rotation import Rotation, rotation_of
 from prunekit.export.gguf_runner import CONTEXT_KEY
-from prunekit.export.gguf_vocab import Vocabulary, write_vocabulary
+from prunekit.export.gguf_vocab import Vocabulary, write_sampling, write_vocabulary
 from prunekit.files import read_json
 from prunekit.manifest import MANIFEST
 from prunekit.model_folder import read_tensors
@@ -62,6 +62,7 @@ def write_file(
         writer = GGUFWriter(file, made.name)
         stack.callback(writer.close)
         _write_keys(writer, job, made, rotation, FILE_TYPES[announced or dtype])
+        write_sampling(writer, job.generation)
         write_vocabulary(writer, words)
         extra = _rotation_tensors(made, rotation)
         for name, values in extra.items():

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from prunekit.checkpoint import rebuild
-from prunekit.export.base import Job, Requirement, Target, Written
+from prunekit.export.base import FOLDER, Job, Requirement, Target, Written
 from prunekit.manifest import MANIFEST
 from prunekit.plan import whole_plan
 from prunekit.runner import Runner, TorchRunner
@@ -28,6 +28,11 @@ class HuggingFace(Target):
         "pads every layer with zeros to the widest, so nothing is gained.",
     )
 
+    batches = (
+        "Prompts of different lengths go in together filled up on the left: "
+        '`tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")`, and `generate` does the rest.'
+    )
+
     def write(self, job: Job, folder: Path) -> Written:
         plan = whole_plan(job.source.shape)
         inner = folder / "checkpoint"
@@ -45,7 +50,11 @@ class HuggingFace(Target):
         shape = job.source.shape
         lookup = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
         element = 4 if job.dtype == "fp32" else 2
-        return Written(decode_bytes=weights - element * lookup, facts={"layout": job.options.layout})
+        return Written(
+            decode_bytes=weights - element * lookup,
+            facts={"layout": job.options.layout},
+            placed=job.generation.everything,
+        )
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         import torch
@@ -61,8 +70,11 @@ class HuggingFace(Target):
         data = "" if uniform else ", trust_remote_code=False"
         also = "" if uniform else "\n# or, without remote code: import prunekit first\n"
         return f"""```python
+from pathlib import Path
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("this-folder"{how}){also}
-tokenizer = AutoTokenizer.from_pretrained("this-folder"{data})
+{FOLDER}
+model = AutoModelForCausalLM.from_pretrained(folder{how}){also}
+tokenizer = AutoTokenizer.from_pretrained(folder{data})
 ```"""

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from prunekit.export.base import Job, Requirement, Target, Written
+from prunekit.export.generation import pad_left, put_templates, write_generation_config
 from prunekit.export.onnx_optimum import stock_fields, write_config
 from prunekit.export.onnx_write import DATA, MODEL, check_rotation, export_onnx
 from prunekit.runner import Runner
@@ -27,8 +28,8 @@ class Onnx(Target):
         "ONNX Runtime 1.23 or newer is needed, for the Attention operator of opset 23.",
         "On a CPU float16 weights are widened when the model is loaded: fp16 halves the file, but neither memory nor "
         "time; --to onnx-genai with int4 does.",
-        "optimum-onnx's ORTModelForCausalLM has one number of KV heads for all layers, so it loads the export only "
-        "where pruning left all layers the same number.",
+        "optimum-onnx's ORTModelForCausalLM has one number of KV heads for all layers, so it runs the export only "
+        "where pruning left all layers the same number; transformers.js 4 runs all.",
         "Rotary embeddings of type dynamic depend on earlier texts, which a graph can't; take --to hf or vllm.",
     )
 
@@ -39,8 +40,12 @@ class Onnx(Target):
         from prunekit.checkpoint import copy_tokenizer
 
         export_onnx(job, folder)
-        optimum = write_config(job, folder)
+        generation = job.generation
+        optimum = write_config(job, folder, DATA if (folder / DATA).exists() else None)
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
+        put_templates(generation.templates, folder)
+        pad_left(folder)
+        write_generation_config(generation, job.source.path, folder)
         notes = []
         if (folder / DATA).exists():
             notes.append(f"The weights are in {DATA}, which {MODEL} needs beside it.")
@@ -56,6 +61,7 @@ class Onnx(Target):
                 "kv_heads": [layer.num_key_value_heads for layer in job.source.shape.layers],
                 "loads_in_optimum": optimum,
             },
+            placed=generation.everything,
         )
 
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
@@ -102,10 +108,28 @@ print(tokenizer.decode(text))
 ```
 
 Inputs and outputs are named as optimum's. Bind the cache to OrtValues (`session.io_binding()`) to keep it from being
-copied between steps. {_OPTIMUM[stock_fields(job) is not None]}"""
+copied between steps. {_OPTIMUM[stock_fields(job) is not None]}
+
+In JavaScript, transformers.js 4 or newer runs this folder, in Node.js and in browsers:
+
+```sh
+npm install @huggingface/transformers
+```
+
+```js
+import {{ env, pipeline }} from "@huggingface/transformers";
+
+env.localModelPath = "./"; // where this folder lies; in a browser, where it is served
+env.allowRemoteModels = false;
+// {MODEL} lies in no subfolder, and has no suffix for its type.
+const generator = await pipeline("text-generation", ".", {{ subfolder: "", dtype: "fp32" }});
+const [made] = await generator("Once upon a time", {{ max_new_tokens: 40, do_sample: false }});
+console.log(made.generated_text);
+```"""
 
 
 _OPTIMUM = {
     True: "All layers have the same number of KV heads: `optimum.onnxruntime.ORTModelForCausalLM` loads this folder.",
-    False: "`optimum.onnxruntime.ORTModelForCausalLM` has one KV shape for all layers and can't run this model.",
+    False: "`optimum.onnxruntime.ORTModelForCausalLM` has one KV shape for all layers: it refuses this model at the "
+    "first token.",
 }

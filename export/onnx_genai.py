@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.checkpoint import copy_tokenizer
-from prunekit.export.base import Job, Requirement, Target, Written
+from prunekit.export.base import FOLDER, Job, Requirement, Target, Written
+from prunekit.export.generation import put_templates
 from prunekit.runner import Runner
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class OnnxGenai(Target):
         "int4 and int8 multiply by activations of 8 bits, as ONNX Runtime's fastest CPU kernels do.",
     )
 
+    batches = (
+        "Prompts of different lengths go in together: `tokenizer.encode_batch(texts)` fills them up on the right with "
+        "the padding token of genai_config.json; say how many they are as `batch_size` in `set_search_options`."
+    )
+
     def check(self, job: Job) -> None:
         from prunekit.export.genai_check import check
 
@@ -43,16 +49,17 @@ class OnnxGenai(Target):
 
     def write(self, job: Job, folder: Path) -> Written:
         from prunekit.export.genai_builder import build
-        from prunekit.export.genai_config import CONFIG, genai_config
+        from prunekit.export.genai_config import CONFIG, genai_config, placed
         from prunekit.export.genai_tokenizer import note
 
         decode_bytes = build(job, folder)
         text = json.dumps(genai_config(job), indent=1, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
+        put_templates(job.generation.templates, folder, named=False)
         notes = [_WIDENED] if job.dtype == "fp16" else []
         told = note(job, folder)
-        return Written((*notes, *([told] if told else [])), decode_bytes)
+        return Written((*notes, *([told] if told else [])), decode_bytes, placed=placed(job))
 
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
         from prunekit.export.foreign_genai import check_genai
@@ -76,10 +83,13 @@ class OnnxGenai(Target):
         return joined(stored_weights(onnx_ir.load(folder / SCORER), job.source.shape), job, job.source.shape)
 
     def usage(self, job: Job) -> str:
-        return """```python
+        return f"""```python
+from pathlib import Path
+
 import onnxruntime_genai as og
 
-model = og.Model("this-folder")
+{FOLDER}
+model = og.Model(folder)
 tokenizer = og.Tokenizer(model)
 params = og.GeneratorParams(model)
 params.set_search_options(max_length=100, do_sample=False)
@@ -90,7 +100,7 @@ while not generator.is_done():
 print(tokenizer.decode(generator.get_sequence(0)))
 ```
 
-`pip install onnxruntime-genai` is all it needs. `model.onnx` gives the logits of the last position, which is what
-generating takes; `all_logits.onnx` is the same graph with those of all positions, for scoring texts (name it as
+`pip install onnxruntime-genai` is all it needs. `model.onnx` gives the logits of each prompt's last token, which is
+what generating takes; `all_logits.onnx` is the same graph with those of all positions, for scoring texts (name it as
 `filename` in genai_config.json). Both read their weights from `model.onnx.data`.
 """

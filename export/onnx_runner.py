@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 
 from prunekit.export.base import runtime_errors
-from prunekit.runner import Array, Runner
+from prunekit.runner import Array, MaskedRunner
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _KEEP = "num_logits_to_keep"
 
 
-class OnnxRunner(Runner):
+class OnnxRunner(MaskedRunner):
     """``model`` on the CPU in ``threads`` threads. The cache never leaves ONNX Runtime: a step's present tensors are
     bound as the next step's past. Raises PrunekitError where ONNX Runtime refuses the file."""
-
-    max_batch = None
 
     def __init__(self, model: Path, threads: int | None = None):
         import onnxruntime
@@ -46,14 +44,18 @@ class OnnxRunner(Runner):
     def _empty_cache(self, batch: int) -> list[Any]:
         return [self._value(np.zeros((batch, shape[1], 0, shape[3]), dtype)) for _, shape, dtype in self._past]
 
-    def _run(self, ids: Array, keep: int) -> Array:
-        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind the cache, which grows by them."""
+    def _run(self, ids: Array, keep: int, mask: Array = None, positions: Array = None) -> Array:
+        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind the cache, which grows by them.
+        Without ``mask`` and ``positions`` nothing is padding."""
         batch, length = ids.shape
         first, last = self._length, self._length + length
+        if mask is None:
+            mask = np.ones((batch, last), dtype=np.int64)
+            positions = np.broadcast_to(np.arange(first, last), (batch, length))
         feeds = {
             "input_ids": np.ascontiguousarray(ids, dtype=np.int64),
-            "attention_mask": np.ones((batch, last), dtype=np.int64),
-            "position_ids": np.ascontiguousarray(np.broadcast_to(np.arange(first, last), (batch, length))),
+            "attention_mask": mask,
+            "position_ids": np.ascontiguousarray(positions),
         }
         if self._can_keep:
             feeds[_KEEP] = np.array(keep, dtype=np.int64)
@@ -71,20 +73,23 @@ class OnnxRunner(Runner):
         self._length = last
         return logits.numpy().astype(np.float32, copy=False)
 
-    def _forget(self, batch: int) -> None:
+    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
+        return self._run(ids, 1, mask, positions)[:, -1]
+
+    def _restart(self, batch: int) -> None:
         self._binding = self._session.io_binding()
         self._cache = self._empty_cache(batch)
         self._length = 0
 
     def logits(self, ids: Array) -> Array:
-        self._forget(1)
+        self._restart(1)
         made = self._run(np.asarray(ids)[None], 0)[0]
-        self._forget(1)
+        self._restart(1)
         return made
 
     def start(self, ids: Array) -> Array:
         ids = np.asarray(ids)
-        self._forget(len(ids))
+        self._restart(len(ids))
         return self._run(ids, 1)[:, -1]
 
     def step(self, tokens: Array) -> Array:

@@ -10,14 +10,20 @@ import numpy as np
 
 from prunekit.checkpoint import copy_tokenizer
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
-from prunekit.runner import Array, Runner
+from prunekit.export.base import FOLDER, PADDED_LEFT, Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.generation import pad_left, put_templates, template_key, write_generation_config
+from prunekit.runner import Array, MaskedRunner, Runner
 from prunekit.utils.leftovers import temporary_folder
 from prunekit.utils.telemetry import openvino_silent
 
 MODEL = "openvino_model.xml"
 # Of how many last positions logits are computed; 0 is all.
 KEEP = "num_logits_to_keep"
+# What OpenVINO GenAI reads of generation_config.json beside the tokens that end texts.
+_SAMPLING = (
+    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "length_penalty"),
+    *("no_repeat_ngram_size", "diversity_penalty", "stop_strings"),
+)
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
@@ -36,6 +42,8 @@ class OpenVino(Target):
         "fp16 stores weights in 16 bits and computes in whatever the device prefers; int8 and int4 are not made.",
     )
 
+    batches = f"{PADDED_LEFT} OpenVINO GenAI does that by itself for a list of prompts."
+
     def write(self, job: Job, folder: Path) -> Written:
         from prunekit.export.onnx import export_onnx
 
@@ -53,11 +61,16 @@ class OpenVino(Target):
                     _store_halves(model)
                 openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
                 del model
+        generation = job.generation
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
+        put_templates(generation.templates, folder)
+        pad_left(folder)
+        write_generation_config(generation, job.source.path, folder)
         return Written(
             # On the CPU weights are widened when they are loaded, whatever they are stored in.
             decode_bytes=job.source.shape.decode_bytes(4),
             facts={"kv_heads": [layer.num_key_value_heads for layer in job.source.shape.layers]},
+            placed=generation.all_ends | {*_SAMPLING, template_key()},
         )
 
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
@@ -69,39 +82,42 @@ class OpenVino(Target):
         return OpenVinoRunner(folder / MODEL, threads)
 
     def usage(self, job: Job) -> str:
-        return """The cache lies inside the model: an infer request appends to it until `reset_state()` is called.
+        return f"""The cache lies inside the model: an infer request appends to it until `reset_state()` is called.
 
 ```python
+from pathlib import Path
+
 import numpy as np
 import openvino as ov
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("this-folder")
-request = ov.Core().compile_model("this-folder/openvino_model.xml", "CPU").create_infer_request()
+{FOLDER}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+request = ov.Core().compile_model(f"{{folder}}/{MODEL}", "CPU").create_infer_request()
 ids = tokenizer("Once upon a time", return_tensors="np").input_ids
 request.reset_state()
 seen = 0
 for _ in range(32):
     seen += ids.shape[1]
-    logits = request.infer({
+    logits = request.infer({{
         "input_ids": ids,
         "attention_mask": np.ones((1, seen), np.int64),
         "position_ids": np.arange(seen - ids.shape[1], seen)[None],
         "beam_idx": np.zeros(1, np.int32),
-    })["logits"]
+    }})["logits"]
     ids = logits[:, -1:].argmax(-1)
     print(tokenizer.decode(ids[0]), end="", flush=True)
 ```
 
 `beam_idx` says of which sequence of the batch each one continues; without beam search it counts from 0. The device may
-be `"GPU"` too; `{"INFERENCE_PRECISION_HINT": "f32"}` as the third argument computes in full precision.
+be `"GPU"` too; `{{"INFERENCE_PRECISION_HINT": "f32"}}` as the third argument computes in full precision.
 
 OpenVINO GenAI runs this folder as well, once its tokenizer is converted:
 
 ```sh
-pip install openvino-genai
-convert_tokenizer this-folder --with-detokenizer -o this-folder
-python -c 'import openvino_genai as g; print(g.LLMPipeline("this-folder", "CPU").generate("Hello", max_new_tokens=32))'
+pip install openvino-genai 'openvino-tokenizers[transformers]'
+convert_tokenizer . --with-detokenizer -o .
+python -c 'import openvino_genai as g; print(g.LLMPipeline(".", "CPU").generate("Hello", max_new_tokens=32))'
 ```"""
 
 
@@ -186,10 +202,8 @@ def _choose_logits(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-class OpenVinoRunner(Runner):
+class OpenVinoRunner(MaskedRunner):
     """IR on the CPU, in float32 whatever its weights are stored in. ``path`` is the .xml."""
-
-    max_batch = None
 
     def __init__(self, path: Path, threads: int | None = None):
         settings: dict[str, Any] = {
@@ -210,18 +224,21 @@ class OpenVinoRunner(Runner):
             _choose_logits(model)
             self._request = core.compile_model(model, "CPU", settings).create_infer_request()
         self.vocab_size = int(model.output("logits").partial_shape[2].get_length())
-        self._mask: Array = np.zeros((0, 0), dtype=np.int64)
         self._seen = 0
 
-    def _run(self, ids: Array, keep: int) -> Array:
-        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind what was seen."""
+    def _run(self, ids: Array, keep: int, mask: Array = None, positions: Array = None) -> Array:
+        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind what was seen. Without ``mask`` and
+        ``positions`` nothing is padding."""
         ids = np.ascontiguousarray(ids, dtype=np.int64)
         batch, length = ids.shape
         end = self._seen + length
+        if mask is None:
+            mask = np.ones((batch, end), dtype=np.int64)
+            positions = np.broadcast_to(np.arange(self._seen, end), (batch, length))
         given = {
             "input_ids": ids,
-            "attention_mask": np.ones((batch, end), dtype=np.int64),
-            "position_ids": np.broadcast_to(np.arange(self._seen, end), (batch, length)).copy(),
+            "attention_mask": mask,
+            "position_ids": np.ascontiguousarray(positions),
             "beam_idx": np.arange(batch, dtype=np.int32),
             KEEP: np.array(keep, dtype=np.int64),
         }
@@ -234,6 +251,12 @@ class OpenVinoRunner(Runner):
     def _forget(self) -> None:
         self._request.reset_state()
         self._seen = 0
+
+    def _restart(self, batch: int) -> None:
+        self._forget()
+
+    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
+        return self._run(ids, 1, mask, positions)[:, -1]
 
     def logits(self, ids: Array) -> Array:
         self._forget()

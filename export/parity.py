@@ -22,6 +22,8 @@ WINDOW = 128
 # Prompts of these lengths are continued greedily, each by so many tokens.
 PROMPTS = (5, 24, 61)
 CONTINUED = 24
+# So many tokens are made of the same prompts in one batch, where the runtime takes prompts of different lengths.
+TOGETHER = 8
 # Of one window, so many tokens go in as a prompt and as many as follow one by one through the KV cache.
 CACHED_PROMPT = 40
 CACHED_STEPS = 12
@@ -105,7 +107,8 @@ class Parity:
     then compared with PyTorch on the stored weights, and ``perplexity_stored`` is PyTorch's on these).
     ``perplexity_reference`` is of the original model in PyTorch, ``perplexity_runtime`` of the export in its runtime;
     ``agreement`` is the share of positions at which both rank the same token first and ``kl`` the mean KL in nats,
-    both against the original model.
+    both against the original model. ``together`` compares the tokens of prompts of different lengths in one batch with
+    those that the runtime makes of each alone; None where it takes one at a time.
     """
 
     dtype: str
@@ -114,6 +117,7 @@ class Parity:
     logits: Difference
     cached: Difference
     greedy: Greedy
+    together: Greedy | None
     perplexity_reference: float
     perplexity_runtime: float
     perplexity_stored: float | None
@@ -223,14 +227,19 @@ def compare(
             spread = _spread(reference)
             cached, expected = _cached(runner, given.windows[-1], reference[-1])
             advance()
-            greedy = Greedy(0, 0, 0, 0)
+            near = tolerance.largest * spread
+            greedy, alone = Greedy(0, 0, 0, 0), []
             for prompt in given.prompts:
-                greedy = _add(greedy, _greedy(dense, runner, prompt, tolerance.largest * spread))
+                alone.append(runner.greedy(prompt, CONTINUED).tokens[0])
+                greedy = _add(
+                    greedy, _greedy(dense, prompt, dense.greedy(prompt, CONTINUED).tokens[0], alone[-1], near)
+                )
                 advance()
+            together = _together(dense, runner, _fitting(given.prompts, job.context_length), alone, near)
     logits = _difference(made, reference, spread)
     through_cache = _difference([cached], [expected], spread)
     perplexities = [_perplexity(each, given.windows) for each in (originals, made, reference)]
-    failures = _failures(tolerance, logits, through_cache, greedy, perplexities, weights)
+    failures = _failures(tolerance, logits, through_cache, greedy, together, perplexities, weights)
     return Parity(
         dtype=job.dtype,
         text=given.text,
@@ -238,6 +247,7 @@ def compare(
         logits=logits,
         cached=through_cache,
         greedy=greedy,
+        together=together,
         perplexity_reference=perplexities[0],
         perplexity_runtime=perplexities[1],
         perplexity_stored=None if stored is None else perplexities[2],
@@ -303,9 +313,8 @@ def _cached(runner: Runner, window: Array, reference: Array) -> tuple[Array, Arr
     return np.stack(made), reference[prompt - 1 : prompt + steps]
 
 
-def _greedy(dense: TorchRunner, runner: Runner, prompt: Array, near: float) -> Greedy:
-    wanted = dense.greedy(prompt, CONTINUED).tokens[0]
-    made = runner.greedy(prompt, CONTINUED).tokens[0]
+def _greedy(dense: TorchRunner, prompt: Array, wanted: Array, made: Array, near: float) -> Greedy:
+    """Tokens ``made`` after ``prompt`` [1, n] against those that were ``wanted``. ``dense`` says what is a tie."""
     both = min(len(wanted), len(made))
     differ = np.flatnonzero(wanted[:both] != made[:both])
     if not len(differ):
@@ -315,6 +324,27 @@ def _greedy(dense: TorchRunner, runner: Runner, prompt: Array, near: float) -> G
     row = dense.logits(np.concatenate([prompt[0], wanted[:at]]))[-1]
     tie = bool(row[wanted[at]] - row[made[at]] <= near)
     return Greedy(at + 1, at, int(tie), int(not tie))
+
+
+def _fitting(prompts: Sequence[Array], room: int) -> list[Array]:
+    """The first prompts whose texts fit into ``room`` tokens in all: some runtimes share one cache among them."""
+    lengths = np.cumsum([prompt.shape[1] + TOGETHER for prompt in prompts])
+    return list(prompts[: int((lengths <= room).sum())])
+
+
+def _together(
+    dense: TorchRunner, runner: Runner, prompts: Sequence[Array], alone: Sequence[Array], near: float
+) -> Greedy | None:
+    """The tokens after ``prompts`` in one batch against those of each ``alone``. None where nothing can be compared."""
+    if not runner.mixes_lengths or len(prompts) < 2:
+        return None
+    found = Greedy(0, 0, 0, 0)
+    made = runner.together([prompt[0] for prompt in prompts], TOGETHER)
+    for prompt, wanted, row in zip(prompts, alone, made, strict=False):
+        # Behind an end of its text a runtime may say nothing more.
+        until = int((row >= 0).sum())
+        found = _add(found, _greedy(dense, prompt, wanted[:until], row[:until], near))
+    return found
 
 
 def _add(first: Greedy, second: Greedy) -> Greedy:
@@ -364,6 +394,7 @@ def _failures(
     logits: Difference,
     cached: Difference,
     greedy: Greedy,
+    together: Greedy | None,
     perplexities: Sequence[float],
     weights: tuple[float, str] | None,
 ) -> tuple[str, ...]:
@@ -380,6 +411,10 @@ def _failures(
             )
     if greedy.wrong:
         failures.append(f"greedy decoding takes other tokens in {greedy.wrong} of {len(PROMPTS)} texts")
+    if together is not None and together.wrong:
+        failures.append(
+            f"{together.wrong} of {len(PROMPTS)} prompts of different lengths get other tokens in one batch than alone"
+        )
     _, runtime, reference = perplexities
     if not abs(math.log(runtime / reference) if runtime > 0 and math.isfinite(runtime) else math.nan) <= (
         tolerance.perplexity

@@ -86,6 +86,9 @@ def export(
             rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
         written = target.write(job, folder)
+        left_out = job.generation.left_out(written.placed)
+        if left_out:
+            written = replace(written, notes=(*written.notes, left_out))
         if job.original is not None and options.pad_ffn is None:
             written = replace(written, notes=(*written.notes, _padded_note(job, target, multiple)))
         origin = read_origin(source.name, source.path)
@@ -174,6 +177,7 @@ def _write_manifest(
         "verified": parity is not None,
         "unverified": unverified,
         "context_length": job.context_length,
+        "batches": target.batches,
         "decode_bytes": written.decode_bytes,
         "notes": list(written.notes),
         "facts": dict(written.facts),
@@ -200,6 +204,8 @@ whose widths may differ. `{PARITY}` holds the comparison with PyTorch, `{MANIFES
 files' hashes.
 
 {target.usage(job).strip()}
+
+{target.batches}
 {chr(10) + notes if notes else ""}
 {licence_text(name, origin, f"prunekit converted it to {target.name}, in {job.dtype}.")}"""
 

@@ -143,9 +143,9 @@ class TorchExport(Target):
             refused = runtime_errors("torch.export could not write the program")
             with _quietly(), refused, patient_file(folder / PROGRAM) as file:
                 torch.export.save(program, file)  # type: ignore[arg-type]
-        write_model_json(folder, job.source.shape, dtype)
+        placed = write_model_json(job, folder, dtype)
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
-        return Written(notes, decode_bytes(job.source.shape, dtype), facts)
+        return Written(notes, decode_bytes(job.source.shape, dtype), facts, placed)
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         import torch

@@ -12,7 +12,7 @@ import numpy as np
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
 from prunekit.files import read_json
-from prunekit.runner import Array, Runner
+from prunekit.runner import Array, MaskedRunner
 from prunekit.shape import ModelShape
 from prunekit.source import load_model
 
@@ -20,16 +20,24 @@ MODEL_JSON = "model.json"
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def write_model_json(folder: Path, shape: ModelShape, dtype: str, **more: Any) -> None:
-    """What a program must know to make the first, empty cache. ``dtype`` is a name in torch."""
+def write_model_json(job: Job, folder: Path, dtype: str, **more: Any) -> frozenset[str]:
+    """What a program must know to make the first, empty cache, to end a text, and to draw tokens as the checkpoint
+    asks. ``dtype`` is a name in torch. Returns what is told of the checkpoint's generation settings."""
+    shape, generation = job.source.shape, job.generation
     facts = {
         "dtype": dtype,
         "vocab_size": shape.vocab_size,
         "head_dim": shape.head_dim,
         "key_value_heads": [layer.num_key_value_heads for layer in shape.layers],
+        "bos_token_id": generation.begin,
+        "eos_token_ids": list(generation.ends),
+        "pad_token_id": generation.pad,
+        "sampling": dict(generation.sampling),
+        "chat_templates": dict(generation.templates),
         **more,
     }
     (folder / MODEL_JSON).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return generation.everything
 
 
 def read_model_json(folder: Path) -> dict[str, Any]:
@@ -72,11 +80,9 @@ def check_rope(job: Job, longest: int | None = None) -> None:
             )
 
 
-class GraphRunner(Runner):
+class GraphRunner(MaskedRunner):
     """``graph`` takes and returns what :class:`~prunekit.export.torch_forward.TorchForward` does; ``facts`` are those
     of model.json. The cache stays a list of tensors from one step to the next."""
-
-    max_batch: int | None = None
 
     def __init__(self, graph: Callable[..., Any], facts: dict[str, Any]):
         import torch
@@ -98,8 +104,11 @@ class GraphRunner(Runner):
             torch.zeros(batch, heads, 0, self._head_dim, dtype=self._dtype) for heads in self._heads for _ in range(2)
         ]
 
-    def _run(self, ids: Any, cache: list[Any], all_logits: bool) -> tuple[Any, list[Any]]:
-        """Logits of every position or of the last one, and the longer cache."""
+    def _run(
+        self, ids: Any, cache: list[Any], all_logits: bool, mask: Any = None, positions: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Logits of every position or of the last one, and the longer cache. Without ``mask`` and ``positions`` nothing
+        is padding."""
         import torch
 
         if self._graph is None:
@@ -107,15 +116,29 @@ class GraphRunner(Runner):
         batch, length = ids.shape
         past = cache[0].shape[2]
         total = past + length
-        if self._ones.shape[0] != batch or self._ones.shape[1] < total:
-            self._ones = torch.ones(batch, 2 * total, dtype=torch.int64)
-            self._places = torch.arange(2 * total).expand(batch, -1).contiguous()
+        if mask is None:
+            if self._ones.shape[0] != batch or self._ones.shape[1] < total:
+                self._ones = torch.ones(batch, 2 * total, dtype=torch.int64)
+                self._places = torch.arange(2 * total).expand(batch, -1).contiguous()
+            mask, positions = self._ones[:, :total], self._places[:, past:total]
         wanted = torch.arange(0 if all_logits else length - 1, length)
         with torch.inference_mode():
             # Compiled code reads its inputs as if they were contiguous.
-            mask, positions = self._ones[:, :total].contiguous(), self._places[:, past:total].contiguous()
+            mask, positions = mask.contiguous(), positions.contiguous()
             logits, *cache = self._graph(ids, mask, positions, wanted, *cache)
         return logits, cache
+
+    def _restart(self, batch: int) -> None:
+        # Dropped before the call, so that the old cache and the new one are never there together.
+        self._cache = []
+        self._cache = self._empty(batch)
+
+    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
+        import torch
+
+        given, mask, positions = (torch.as_tensor(each, dtype=torch.int64) for each in (ids, mask, positions))
+        logits, self._cache = self._run(given, self._cache, False, mask, positions)
+        return logits[:, -1].float().numpy()
 
     def logits(self, ids: Array) -> Array:
         import torch
@@ -127,9 +150,8 @@ class GraphRunner(Runner):
         import torch
 
         given = torch.as_tensor(np.asarray(ids, dtype=np.int64))
-        # Dropped before the call, so that the old cache and the new one are never there together.
-        self._cache = []
-        logits, self._cache = self._run(given, self._empty(len(ids)), False)
+        self._restart(len(ids))
+        logits, self._cache = self._run(given, self._cache, False)
         return logits[:, -1].float().numpy()
 
     def step(self, tokens: Array) -> Array:
@@ -181,6 +203,8 @@ with torch.inference_mode():
         last = torch.tensor([length - 1])
         logits, *past = model(ids, mask, positions, last, *past)
         ids = logits[:, -1].argmax(-1, keepdim=True)
+        if ids.item() in about["eos_token_ids"]:
+            break
         answer.append(ids.item())
 {show}
 ```
@@ -189,5 +213,5 @@ Inputs, in order: `input_ids` [batch, length], `attention_mask` [batch, past + l
 `position_ids` [batch, length], `logits_at` [n] (those of the `length` positions whose logits are wanted), all int64;
 then a key and a value of every layer, [batch, KV heads of that layer, past, head size]. Outputs: logits [batch, n,
 vocabulary], then the keys and values to give to the next call. Every length may change from call to call, and past may
-be 0.
+be 0. `{MODEL_JSON}` holds the tokens that end a text, the chat templates, and how the checkpoint asks to draw tokens.
 """

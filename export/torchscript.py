@@ -64,12 +64,13 @@ class TorchScript(Target):
         # By way of memory: given a name, LibTorch ends the process where the disk is full.
         with _no_tracer_warnings(), refused, (folder / MODEL_FILE).open("wb") as file:
             torch.jit.save(traced, file)
-        write_model_json(folder, job.source.shape, dtype)
+        placed = write_model_json(job, folder, dtype)
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         return Written(
             notes=("PyTorch has deprecated TorchScript; torch-export is its successor.",),
             decode_bytes=decode_bytes(job.source.shape, dtype),
             facts={"example": {"batch": 2, "length": 7, "past": 5}},
+            placed=placed,
         )
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.base import FOLDER, Job, Requirement, Target, Written, runtime_errors
 from prunekit.export.hf import HuggingFace
 from prunekit.export.parity import compare, sample
 from prunekit.files import read_json
@@ -46,6 +46,8 @@ class Vllm(Target):
         "With --tp N every layer's heads and FFN channels must divide by N: prune with --round-for tp=N.",
         "Phi-3 whose layers differ runs on one device only.",
     )
+
+    batches = "vLLM reads prompts of different lengths together by itself."
 
     @property
     def unverified(self) -> str | None:  # type: ignore[override]
@@ -86,7 +88,8 @@ class Vllm(Target):
         facts: dict[str, Any] = {"tensor_parallel": job.options.tensor_parallel, "serve": _command(job, "DIR")}
         if self.unverified is not None:
             facts["transformers"] = self._checked_with_transformers(job, folder)
-        return Written(decode_bytes=job.source.shape.decode_bytes(_BYTES[job.dtype]), facts=facts)
+        decode_bytes = job.source.shape.decode_bytes(_BYTES[job.dtype])
+        return Written(decode_bytes=decode_bytes, facts=facts, placed=job.generation.everything)
 
     def _checked_with_transformers(self, job: Job, folder: Path) -> dict[str, Any]:
         """What can be told of the copy without vLLM. Raises PrunekitError where it isn't the same model."""
@@ -119,7 +122,7 @@ class Vllm(Target):
         )
         return f"""```sh
 pip install vllm{needs}
-{_command(job, "this-folder")}
+{_command(job, ".")}
 ```
 {why}
 `{SERVE}` holds that command. Then, with any OpenAI client:
@@ -132,9 +135,12 @@ curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' \\
 One process generates without a server:
 
 ```python
+from pathlib import Path
+
 from vllm import LLM, SamplingParams
 
-llm = LLM("this-folder", dtype="{_VLLM_DTYPES[job.dtype]}", tensor_parallel_size={job.options.tensor_parallel})
+{FOLDER}
+llm = LLM(folder, dtype="{_VLLM_DTYPES[job.dtype]}", tensor_parallel_size={job.options.tensor_parallel})
 print(llm.generate("Once upon a time", SamplingParams(temperature=0, max_tokens=32))[0].outputs[0].text)
 ```"""
 
@@ -180,6 +186,7 @@ class VllmRunner(Runner):
     """
 
     max_batch = None
+    mixes_lengths = True
 
     def __init__(self, folder: Path, threads: int | None = None, tensor_parallel: int = 1):
         config = read_json(folder / "config.json", "config")
@@ -210,10 +217,10 @@ class VllmRunner(Runner):
             )
         self._ids: Array = np.zeros((0, 0), dtype=np.int64)
 
-    def _run(self, ids: Array, **params: Any) -> list[Any]:
-        """One request a row of ids, all in one batch."""
+    def _run(self, ids: Sequence[Array], **params: Any) -> list[Any]:
+        """One request a row of ids (rows may differ in length), all in one batch."""
         settings = self._params(temperature=0, ignore_eos=True, detokenize=False, flat_logprobs=True, **params)
-        prompts = [{"prompt_token_ids": row.tolist()} for row in np.asarray(ids, dtype=np.int64)]
+        prompts = [{"prompt_token_ids": row.tolist()} for row in ids]
         with runtime_errors("vLLM could not run the model"):
             return list(self._llm.generate(prompts, settings, use_tqdm=False))
 
@@ -254,6 +261,10 @@ class VllmRunner(Runner):
         ttft = first - begin
         table = np.asarray([each.outputs[0].token_ids for each in made], dtype=np.int64)
         return Decoded(table, ttft, max(0.0, end - middle - ttft) / max(1, tokens - 1))
+
+    def together(self, prompts: Sequence[Array], tokens: int) -> Array:
+        made = self._run([np.asarray(prompt) for prompt in prompts], max_tokens=tokens)
+        return np.asarray([each.outputs[0].token_ids for each in made], dtype=np.int64)
 
     def close(self) -> None:
         engine = getattr(self._llm, "llm_engine", None)

@@ -172,6 +172,10 @@ def _print(made: Exported) -> None:
     shown.add_row("through the KV cache, rms", f"{parity.cached.rms_relative:.2g}", f"{parity.tolerance.rms:g}")
     ties = f" ({greedy.near_ties} near ties)" if greedy.near_ties else ""
     shown.add_row("greedy tokens equal", f"{greedy.equal} of {greedy.compared}{ties}", "all")
+    if parity.together is not None:
+        both = parity.together
+        ties = f" ({both.near_ties} near ties)" if both.near_ties else ""
+        shown.add_row("tokens of unequal prompts in one batch", f"{both.equal} of {both.compared}{ties}", "all")
     shown.add_row(
         "perplexity, PyTorch and here", f"{parity.perplexity_reference:.3f}, {parity.perplexity_runtime:.3f}", ""
     )

@@ -186,6 +186,8 @@ def test_halves_in_a_file_of_their_own(source, tmp_path, monkeypatch):
     given = source("mistral")
     made = export(given, "onnx", tmp_path / "out", Options(dtype="float16"))
     assert made.dtype == "fp16" and made.parity.ok and made.parity.logits.rms_relative < 1e-2
+    browser = json.loads((made.path / "config.json").read_text())["transformers.js_config"]
+    assert browser["use_external_data_format"] == {"model.onnx": 1}
     data = (made.path / "model.onnx_data").stat().st_size
     assert abs(data - 2 * given.shape.parameters) < 3e5
     assert (made.path / "model.onnx").stat().st_size < 5e5
@@ -282,7 +284,11 @@ def test_config_for_optimum(exported, tmp_path):
     from prunekit.export.onnx_optimum import stock_fields
 
     source, made = exported("qwen3")
-    assert not (made.path / "config.json").exists() and made.written.facts["loads_in_optimum"] is False
+    assert made.written.facts["loads_in_optimum"] is False
+    # transformers.js takes the architecture and the number of layers from it, and the cache's shapes from the graph.
+    config = json.loads((made.path / "config.json").read_text())
+    assert config["transformers.js_config"] == {"dtype": "fp32"} and config["model_type"] == "qwen3"
+    assert config["num_hidden_layers"] == 4 and config["num_key_value_heads"] == max(KV_HEADS)
     assert stock_fields(Job(source, Options(), "fp32")) is None
     # hidden 64, head_dim 16: optimum divides one by num_attention_heads to get the other.
     uniform = resolve(str(save_tiny(tmp_path / "model", "qwen3", layers=2)))
