@@ -6,14 +6,15 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
-from prunekit.export.generation import template_key
+from prunekit.export.generation import Generation, template_key
 
 CONFIG = "genai_config.json"
-# Of generation_config.json, what onnxruntime-genai's search has under the same name.
-_SEARCH = (
-    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "length_penalty"),
-    *("no_repeat_ngram_size", "early_stopping", "diversity_penalty", "min_length"),
-)
+# Of generation_config.json, what onnxruntime-genai's search has under the same name, and as what it reads it.
+_SEARCH: dict[str, type] = {
+    **dict.fromkeys(("do_sample", "early_stopping"), bool),
+    **dict.fromkeys(("top_k", "num_beams", "no_repeat_ngram_size", "min_length"), int),
+    **dict.fromkeys(("temperature", "top_p", "repetition_penalty", "length_penalty", "diversity_penalty"), float),
+}
 # The byte 255, which UTF-8 never has, as SentencePiece and as byte-level BPE write it.
 _NO_TEXT = ("<0xFF>", "\u00ff")
 
@@ -67,14 +68,25 @@ def genai_config(job: Job) -> dict[str, Any]:
             "temperature": 1.0,
             "top_k": 50,
             "top_p": 1.0,
-            **{name: generation.sampling[name] for name in _SEARCH if name in generation.sampling},
+            **_search(generation),
         },
     }
 
 
 def placed(job: Job) -> frozenset[str]:
     """What of the checkpoint's generation settings the folder holds where onnxruntime-genai looks for it."""
-    return job.generation.all_ends | {*_SEARCH, template_key()}
+    return job.generation.all_ends | set(_search(job.generation)) | {template_key()}
+
+
+def _search(generation: Generation) -> dict[str, Any]:
+    """The settings that have a place there, as numbers of its kind."""
+    found = {}
+    for name, value in generation.sampling.items():
+        kind = _SEARCH.get(name)
+        # transformers' early_stopping may be a word too, and a whole number be written with a point.
+        if kind is not None and isinstance(value, bool) == (kind is bool) and kind(value) == value:
+            found[name] = kind(value)
+    return found
 
 
 def padding_token(job: Job) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,49 @@ def save_uneven(folder: Path, model_type: str, *, tokenizer: Any = None, seed: i
     rebuilt_model(dense, uneven_plan(FAMILIES[model_type].shape(dense.config))).save_pretrained(folder)
     (tokenizer or byte_tokenizer()).save_pretrained(folder)
     return folder
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {"default": TEMPLATE, "tool_use": "TOOLS " + TEMPLATE}
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.05,
+    "repetition_penalty": 1.1,
+}
+
+
+def save_chatty(folder: Path) -> Path:
+    """A pruned Llama of two layers with all that chat models have: two tokens that end texts (0 and 2), a list of named
+    chat templates, sampling settings."""
+    core = Tokenizer(BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(builtin_documents("calibration")[:40], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=special[0], eos_token=special[0], additional_special_tokens=special[1:]
+    )
+    tokenizer.save_pretrained(folder)
+    dense = tiny_model("llama", config=dense_config("llama", num_hidden_layers=2))
+    shape = FAMILIES["llama"].shape(dense.config)
+    kept = [
+        LayerKeep(0, (0, 1, 2, 3), tuple(range(8)), tuple(range(101))),
+        LayerKeep(1, (1, 3), (2, 3, 6, 7), tuple(range(77))),
+    ]
+    rebuilt_model(dense, Plan(shape, tuple(kept))).save_pretrained(folder)
+    rewrite(folder / "tokenizer_config.json", chat_template=[{"name": n, "template": t} for n, t in TEMPLATES.items()])
+    rewrite(folder / "generation_config.json", eos_token_id=[0, 2], **SAMPLING)
+    return folder
+
+
+def rewrite(file: Path, **fields: Any) -> None:
+    """Set fields of a JSON object in a file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}), encoding="utf-8")
