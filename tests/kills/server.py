@@ -2,11 +2,10 @@
 
     LD_PRELOAD=killer.so python server.py WORK JOB,JOB SECONDS
 
-With more points than can be tried in SECONDS, every second, third or further one is.
-
-A job is run in forked processes, so that nothing is imported twice. Each kill begins with the same files; after it the
-output's name bears nothing, the old or the new result, complete; and the next run gives the new one, bit for bit, and
-leaves nothing else. Prints one JSON object.
+A job is run in forked processes, so that nothing is imported twice. First what lies there is copied before its every
+change: at each the output's name bears nothing, the old or the new result, complete. Then it is killed at each, or at
+as many as SECONDS allow, and the next run gives the new result, bit for bit, and leaves nothing else. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -41,7 +40,9 @@ def tree(path: Path) -> Tree | None:
     }
 
 
-def forked(work: Callable[[], None], kill_at: int | None, log: Path) -> tuple[int, int]:
+def forked(
+    work: Callable[[], None], kill_at: int | None, log: Path, watch: tuple[Path, Path] | None = None
+) -> tuple[int, int]:
     """Run ``work`` in a fork. Returns its exit status (as os.waitpid's, negative for a signal) and what it counted."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -52,6 +53,8 @@ def forked(work: Callable[[], None], kill_at: int | None, log: Path) -> tuple[in
             handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+            if watch is not None:
+                KILLER.kill_watch(*(os.fsencode(each) for each in watch))
             if kill_at is not None:
                 KILLER.kill_arm(ctypes.c_long(kill_at))
             try:
@@ -96,7 +99,10 @@ class Bench:
     def all(self, seconds: float) -> dict[str, object]:
         self.fresh()
         before = tree(self.out)
-        code, points = self.once(0)
+        copies = self.place.parent / "copies"
+        shutil.rmtree(copies, ignore_errors=True)
+        copies.mkdir()
+        code, points = forked(lambda: self.run(self.out), 0, self.log, (self.place, copies))
         assert code == 0, self.said()
         new = tree(self.out)
         assert new is not None and sorted(os.listdir(self.place)) == [self.out.name], os.listdir(self.place)
@@ -106,6 +112,11 @@ class Bench:
         # A kill takes as long as two runs.
         every = max(1, round(2 * points * (time.monotonic() - begun) / seconds))
         wrong: list[str] = []
+        assert len(os.listdir(copies)) == points
+        for point in range(1, points + 1):
+            if tree(copies / str(point) / self.out.name) not in (before, new):
+                wrong.append(f"before {point}: the name bears neither the old nor the new")
+        shutil.rmtree(copies)
         kills = swept = 0
         for point in range(1, points + 1, every):
             self.fresh()

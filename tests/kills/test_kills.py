@@ -71,11 +71,11 @@ def survives(killer: Path, work: Path, jobs: str, seconds: int) -> None:
     assert len(results) == 2 * len(jobs.split(","))
     for name, result in results.items():
         print(f"{name}: {result['kills']} kills at {result['points']} points in {result['seconds']} s")
-        assert result["wrong"] == [] and result["kills"] > 0 and result["swept"] > 0, (name, result)
+        assert result["wrong"] == [] and result["kills"] > 0, (name, result)
 
 
 def test_the_write_path_survives_kills(killer: Path, work: Path) -> None:
-    survives(killer, work, "rebuild,table", 10)
+    survives(killer, work, "rebuild,table", 6)
 
 
 @pytest.mark.skipif(not ALL, reason="make kill-test kills every command")
