@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from safetensors.torch import save_file
 from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model
+from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from prunekit.errors import PrunekitError
@@ -146,3 +152,145 @@ def test_peft_adapts_a_pruned_model_as_the_stock_one(monkeypatch: pytest.MonkeyP
 def test_continuous_batching_says_what_it_can_t_do() -> None:
     with pytest.raises(PrunekitError, match=r"layers of this model differ.*--layout uniform"):
         rebuilt().generate_batch([[3, 4, 5]], generation_config=GenerationConfig(max_new_tokens=2, eos_token_id=-1))
+
+
+_RELOAD = """
+import json, os, sys, torch, transformers
+from safetensors.torch import load_file
+root, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+asked = []
+import builtins
+builtins.input = lambda text="": asked.append(text) or "n"
+done = {}
+for name in sorted(os.listdir(root)):
+    folder = os.path.join(root, name)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    if name == "config":
+        done[name] = type(config).__name__
+        continue
+    architecture = config.architectures[0]
+    auto = next(auto for auto, target in config.auto_map.items() if target.split(".")[1] == architecture)
+    for round in ("loaded", "saved and loaded"):
+        load = getattr(transformers, auto).from_pretrained
+        model, info = load(folder, trust_remote_code=True, output_loading_info=True, dtype="auto")
+        assert not info["missing_keys"] and not info["mismatched_keys"], (name, info)
+        with torch.no_grad():
+            got = model.eval()(ids)[0].float()
+        want = load_file(os.path.join(root, name, "want.st"))["out"]
+        assert torch.equal(got, want), (name, round, (got - want).abs().max())
+        folder = os.path.join(root, name, "again")
+        if round == "loaded":
+            model.save_pretrained(folder)
+            assert os.path.exists(os.path.join(folder, "per_layer.py")), name
+    done[name] = architecture
+transformers.AutoTokenizer.from_pretrained(os.path.join(root, "with_tokenizer"), trust_remote_code=False)
+assert not asked and not [name for name in sys.modules if name.startswith("prunekit")]
+model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(root, "plain"), trust_remote_code=True)
+try:
+    model.generate_batch([[3, 4, 5]], generation_config=transformers.GenerationConfig(eos_token_id=-1))
+except Exception as error:
+    assert type(error).__name__ == "PrunekitError" and "--layout uniform" in str(error), repr(error)
+else:
+    sys.exit("continuous batching said nothing")
+print(json.dumps(done))
+"""
+
+
+class _Recorder(dict[str, str]):
+    """Folders of a pruned model, saved in every way, each with what the model computes."""
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root = root
+
+    def add(self, name: str, model: Any, save: Any) -> None:
+        folder = self.root / name
+        model.eval()
+        save(folder)
+        with torch.no_grad():
+            save_file({"out": model(INPUT_IDS)[0].float().contiguous()}, folder / "want.st")
+        self[name] = type(model).__name__
+
+
+def _train(model: Any, out: Path) -> Any:
+    """One step of transformers' Trainer, with a checkpoint."""
+    rows = [{"input_ids": row, "labels": row} for row in INPUT_IDS]
+    options = transformers.TrainingArguments(
+        str(out),
+        max_steps=1,
+        save_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        per_device_train_batch_size=2,
+    )
+    trainer = transformers.Trainer(model=model, args=options, train_dataset=rows)
+    trainer.train()
+    return trainer
+
+
+def _save_every_way(pruned: Path, root: Path, scratch: Path) -> _Recorder:
+    made = _Recorder(root)
+
+    def fresh(auto: str = "AutoModelForCausalLM", **options: Any) -> Any:
+        return getattr(transformers, auto).from_pretrained(pruned, **options)
+
+    model = fresh()
+    made.add("plain", model, model.save_pretrained)
+    made.add("shards", model, lambda folder: model.save_pretrained(folder, max_shard_size="40KB"))
+    made.add("state_dict", model, lambda folder: model.save_pretrained(folder, state_dict=model.state_dict()))
+    half = fresh(dtype=torch.bfloat16)
+    made.add("bfloat16", half, half.save_pretrained)
+    decoder = fresh("AutoModel")
+    made.add("decoder", decoder, decoder.save_pretrained)
+    for suffix, auto in HEADS.items():
+        options = {} if suffix == "ForQuestionAnswering" else {"num_labels": 3}
+        head = fresh(auto, **options)
+        made.add(suffix, head, head.save_pretrained)
+    for model_type in MODEL_TYPES:
+        lm = rebuilt(model_type)
+        head = pruned_class(FAMILIES[model_type], "ForSequenceClassification")(lm.config)
+        made.add(f"classifier_{model_type}", head, head.save_pretrained)
+    trainer = _train(fresh(), scratch / "trainer")
+    made.add("trainer", trainer.model, lambda folder: trainer.save_model(str(folder)))
+    made.add("checkpoint", trainer.model, lambda folder: shutil.copytree(scratch / "trainer" / "checkpoint-1", folder))
+
+    def with_accelerate(folder: Path) -> None:
+        Accelerator(cpu=True).save_model(model, folder)
+        model.config.save_pretrained(folder)
+
+    made.add("accelerate", model, with_accelerate)
+    fresh("AutoConfig").save_pretrained(root / "config")
+
+    def with_tokenizer(folder: Path) -> None:
+        model.save_pretrained(folder)
+        Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a")).save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+    made.add("with_tokenizer", model, with_tokenizer)
+    if importlib.util.find_spec("peft") is not None:
+        from peft import LoraConfig, get_peft_model
+
+        adapted = get_peft_model(fresh(), LoraConfig(init_lora_weights=False, r=2))
+        adapted.save_pretrained(scratch / "adapter")
+        assert (scratch / "adapter" / "adapter_config.json").is_file()
+        merged = adapted.merge_and_unload()
+        made.add("peft_merged", merged, merged.save_pretrained)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_way_of_saving_reloads_without_prunekit(pruned: Path, tmp_path: Path) -> None:
+    """And saved there again, it reloads again: the same logits to the last bit, no question asked."""
+    made = _save_every_way(pruned, tmp_path / "ways", tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", _RELOAD, str(tmp_path / "ways"), json.dumps(INPUT_IDS.tolist())],
+        cwd=tmp_path,
+        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {**made, "config": "PrunedLlamaConfig"}
