@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from prunekit.errors import PrunekitError
+from prunekit.finite import watched_layers
 from prunekit.kernels.pool import RuntimePool
-from prunekit.kernels.runtime import Runtime
+from prunekit.kernels.runtime import Runtime, highest_logits
 from prunekit.kernels.sampling import Sampling
 
 Prompts = torch.Tensor | Sequence[Sequence[int]]
@@ -139,20 +141,25 @@ def _run(
     turn = pool.turn
     runtime.reset(batch)
     logits = runtime.prefill(ids, lengths)
+    said: list[list[int]] = [[] for _ in range(batch)]
     # On a GPU the next step starts before this one's tokens are read, so that it needn't wait for the host. One step is
     # wasted where it turns out that all have ended.
     ahead = runtime.device.type == "cuda"
     done = [False] * batch
     for step in range(max_new_tokens):
         with torch.inference_mode():
-            chosen = sampling.draw(logits, generator) if sampling and generator else runtime.tokens[:batch]
-            arriving = _Arriving(chosen)
+            if sampling and generator:
+                runtime.tokens[:batch] = sampling.draw(logits, generator)
+            arriving = _Arriving(runtime.state)
         more = step + 1 < max_new_tokens
         if ahead and more:
-            logits = runtime.step(chosen if sampling else None)
+            logits = runtime.step()
         tokens: Tokens = []
-        for row, token in enumerate(arriving.read()):
+        for row, (token, logit) in enumerate(arriving.read(batch)):
+            if not done[row] and not math.isfinite(logit):
+                _refuse(runtime, [*ids[row, : int(lengths[row])].tolist(), *said[row]])
             tokens.append(None if done[row] else token)
+            said[row].append(token)
             done[row] = done[row] or token in ends
         yield tokens
         if all(done):
@@ -160,26 +167,38 @@ def _run(
         if pool.turn != turn:
             raise PrunekitError("Another generation has begun on this model; finish one before the next.")
         if more and not ahead:
-            logits = runtime.step(chosen if sampling else None)
+            logits = runtime.step()
 
 
 class _Arriving:
-    """Tokens on their way from the device to the host."""
+    """Tokens, and the highest logit where each was chosen, on their way from the device to the host."""
 
-    def __init__(self, tokens: torch.Tensor):
+    def __init__(self, state: torch.Tensor):
         self.event = None
-        if tokens.device.type == "cuda":
-            self.host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self.host.copy_(tokens, non_blocking=True)
+        if state.device.type == "cuda":
+            self.host = torch.empty(state.shape, dtype=state.dtype, pin_memory=True)
+            self.host.copy_(state, non_blocking=True)
             self.event = torch.cuda.Event()
-            self.event.record(torch.cuda.current_stream(tokens.device))
+            self.event.record(torch.cuda.current_stream(state.device))
         else:
-            self.host = tokens.clone()
+            self.host = state.clone()
 
-    def read(self) -> list[int]:
+    def read(self, count: int) -> Iterator[tuple[int, float]]:
         if self.event is not None:
             self.event.synchronize()
-        return self.host.tolist()
+        return zip(self.host[0, :count].tolist(), highest_logits(self.host)[:count].tolist(), strict=True)
+
+
+def _refuse(runtime: Runtime, ids: list[int]) -> NoReturn:
+    """Raises PrunekitError for logits behind ``ids`` that are not finite: where they come from, and what helps."""
+    model = runtime.model
+    if model is not None:
+        with torch.inference_mode(), watched_layers(model.model.layers):
+            model(torch.tensor([ids], device=runtime.device), use_cache=False, logits_to_keep=1)
+    raise PrunekitError(
+        f"The model gives logits that are not finite numbers in {str(runtime.decoder.dtype).removeprefix('torch.')}. "
+        "Run it in float32 (--dtype float32); if that does not help, its weights are damaged."
+    )
 
 
 def _check_positions(model: Any, length: int) -> None:

@@ -39,6 +39,12 @@ def decoder_of(model: Any) -> Decoder:
     return decoder
 
 
+def highest_logits(state: torch.Tensor) -> torch.Tensor:
+    """The highest logit of every sequence, float32 [slots], as ``state`` [2, slots] of a :class:`Runtime` holds it; NaN
+    where any is."""
+    return state[1].view(torch.float32)[::2]
+
+
 class Runtime:
     """Prefill and decode of up to ``batch`` sequences of up to ``max_length`` tokens, prompt included.
 
@@ -73,12 +79,19 @@ class Runtime:
         with torch.no_grad():
             self.cache = decoder.cache(self.slots, self.capacity, arena)
             self.ropes = decoder.ropes(self.capacity)
-            self.tokens = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
+            # Tokens and their logits in one memory, so that one copy brings both to the host.
+            self.state = torch.zeros(2, self.slots, dtype=torch.int64, device=self.device)
+            self.tokens = self.state[0]
             self.positions = torch.zeros(self.slots, dtype=torch.int32, device=self.device)
         self.batch = batch
         self._used = self.capacity
         self._graph: Any = None
         self._logits: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model it was made for, None where that is gone."""
+        return self._model()
 
     def reset(self, batch: int) -> None:
         """Forget all sequences; the next prefill brings ``batch`` of them."""
@@ -102,7 +115,7 @@ class Runtime:
                 f"Prompts of shape {list(ids.shape)} don't fit a runtime of {self.batch} sequences and "
                 f"{self.capacity} tokens."
             )
-        if (model := self._model()) is not None:
+        if (model := self.model) is not None:
             self.seal.check(model)
         self.seal.refresh()
         ids = ids.to(self.device)
@@ -114,7 +127,7 @@ class Runtime:
         self.tokens.zero_()
         self.positions[: self.batch] = lengths
         logits = self.decoder.prefill(ids, lengths, self.cache, self.ropes)
-        self.tokens[: self.batch] = logits.argmax(-1)
+        self._choose(logits)
         self._used = ids.shape[1]
         return logits
 
@@ -141,9 +154,15 @@ class Runtime:
 
     def _body(self) -> torch.Tensor:
         logits = self.decoder.step(self.tokens, self.positions, self.cache, self.ropes)
-        self.tokens.copy_(logits.argmax(-1))
+        self._choose(logits)
         self.positions.add_(1)
         return logits
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        best = logits.max(-1)
+        count = len(logits)
+        self.tokens[:count].copy_(best.indices)
+        highest_logits(self.state)[:count].copy_(best.values)
 
     @torch.inference_mode()
     def record(self) -> None:

@@ -147,6 +147,8 @@ def bench(
             )
         device, dtype = next(models[0].parameters()).device, dtypes[0]
     with cpu_threads(config.threads):
+        for each in both:
+            _check_logits(each, config.seed)
         machine = describe_machine(device)
         results = tuple(_batch(both, size, config, clock) for size in config.batch)
         facts = [each.facts for each in both]
@@ -158,6 +160,18 @@ def bench(
                 "torch.cuda.max_memory_allocated over one run at the largest batch, less the other model's weights"
             )
     return BenchReport(facts[0], facts[1], results, config, machine, runtime, dtype, peak_how)
+
+
+def _check_logits(contender: Contender, seed: int) -> None:
+    """Times of a model that computes nothing mean nothing."""
+    import numpy as np
+
+    ids = prompt_ids(1, 8, contender.shape.vocab_size, seed).numpy()
+    if not np.isfinite(contender.runner.start(ids)).all():
+        raise PrunekitError(
+            f"{contender.facts.name} gives logits that are not finite numbers; its weights are damaged, or its dtype "
+            "is too small for them. Take --dtype float32, and if that does not help make it again."
+        )
 
 
 def check_contenders(dense: Contender, pruned: Contender, config: BenchConfig) -> None:
