@@ -27,6 +27,7 @@ from prunekit.export.gguf_rotation import Rotation, rotation_of
 from prunekit.export.gguf_runner import CONTEXT_KEY
 from prunekit.export.gguf_vocab import Vocabulary, write_sampling, write_vocabulary
 from prunekit.files import read_json
+from prunekit.finite import check_weight
 from prunekit.manifest import MANIFEST
 from prunekit.model_folder import read_tensors
 from prunekit.plan import LayerKeep
@@ -222,7 +223,9 @@ class _Tensors:
             name, stored = self._stored[part]
             if stored.file not in self._open:
                 self._open = {stored.file: safe_open(stored.file, "pt")}
-            made.append(self._padded(part, self._open[stored.file].get_tensor(name)))
+            tensor = self._open[stored.file].get_tensor(name)
+            check_weight(part, tensor)
+            made.append(self._padded(part, tensor))
         return made
 
     def _padded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -263,6 +266,11 @@ def _encode(name: str, tensor: torch.Tensor, kind: Any) -> Any:
         if kind.name == "F16" and float(np.abs(values).max(initial=0)) > 65504:
             raise PrunekitError(f"{name} holds numbers too large for float16; take bf16 or f32 instead.")
         made.append(quants.quantize(values, kind))
+        if kind.name not in ("F32", "F16") and len(values):
+            # Where a block's scale (or its bfloat16) overflows at all, it does where the largest number is.
+            row = int(np.abs(values).reshape(len(values), -1).max(-1).argmax())
+            if not np.isfinite(quants.dequantize(made[-1][row : row + 1], kind)).all():
+                raise PrunekitError(f"{name} holds numbers too large for {kind.name.lower()}; take f32 instead.")
     return np.ascontiguousarray(made[0] if len(made) == 1 else np.concatenate(made))
 
 

@@ -12,6 +12,7 @@ from prunekit.checkpoint import copy_tokenizer
 from prunekit.errors import PrunekitError
 from prunekit.export.base import FOLDER, PADDED_LEFT, Job, Requirement, Target, Written, runtime_errors
 from prunekit.export.generation import pad_left, put_templates, template_key, write_generation_config
+from prunekit.finite import check_fits
 from prunekit.runner import Array, MaskedRunner, Runner
 from prunekit.utils.leftovers import temporary_folder
 from prunekit.utils.telemetry import openvino_silent
@@ -49,6 +50,8 @@ class OpenVino(Target):
 
         with openvino_silent():
             import openvino
+        if job.dtype == "fp16":
+            check_fits(job.model.named_parameters(), "float16")
 
         # Inside, so that it is on the same disk; what it holds is mapped into memory until the IR is saved.
         with temporary_folder("onnx", folder) as beside:

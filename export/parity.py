@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
+from prunekit.finite import blame_layer
 from prunekit.progress import progress
 from prunekit.runner import Array, Runner, TorchRunner
 
@@ -206,6 +208,7 @@ def compare(
         for window in given.windows:
             originals.append(original.logits(window))
             if not np.isfinite(originals[-1]).all():
+                blame_layer(job.reference, partial(original.logits, window))
                 raise PrunekitError(
                     f"{job.source.name} gives logits that are not finite numbers in PyTorch already; its weights are "
                     "broken, so make the checkpoint again."

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.finite import watched_layers
+from prunekit.finite import blame_layer
 from prunekit.kernels.pool import RuntimePool
 from prunekit.kernels.runtime import Runtime, highest_logits
 from prunekit.kernels.sampling import Sampling
@@ -193,8 +193,7 @@ def _refuse(runtime: Runtime, ids: list[int]) -> NoReturn:
     """Raises PrunekitError for logits behind ``ids`` that are not finite: where they come from, and what helps."""
     model = runtime.model
     if model is not None:
-        with torch.inference_mode(), watched_layers(model.model.layers):
-            model(torch.tensor([ids], device=runtime.device), use_cache=False, logits_to_keep=1)
+        blame_layer(model, lambda: model(torch.tensor([ids], device=runtime.device), use_cache=False, logits_to_keep=1))
     raise PrunekitError(
         f"The model gives logits that are not finite numbers in {str(runtime.decoder.dtype).removeprefix('torch.')}. "
         "Run it in float32 (--dtype float32); if that does not help, its weights are damaged."

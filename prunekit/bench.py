@@ -166,8 +166,13 @@ def _check_logits(contender: Contender, seed: int) -> None:
     """Times of a model that computes nothing mean nothing."""
     import numpy as np
 
+    from prunekit.finite import blame_layer
+
     ids = prompt_ids(1, 8, contender.shape.vocab_size, seed).numpy()
-    if not np.isfinite(contender.runner.start(ids)).all():
+    runner = contender.runner
+    if not np.isfinite(runner.start(ids)).all():
+        if isinstance(runner, TorchRunner):
+            blame_layer(runner.model, lambda: runner.start(ids), contender.facts.name)
         raise PrunekitError(
             f"{contender.facts.name} gives logits that are not finite numbers; its weights are damaged, or its dtype "
             "is too small for them. Take --dtype float32, and if that does not help make it again."

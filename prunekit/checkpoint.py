@@ -141,9 +141,12 @@ def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> tor
     if dtype is None or not tensor.is_floating_point():
         return tensor
     new = tensor.to(dtype)
-    # Only float16 has a smaller range than what models are stored in.
-    if dtype == torch.float16 and not is_finite(new):
-        raise PrunekitError(f"{name} holds numbers too large for float16; store bfloat16 or float32 instead.")
+    # All 16-bit types end before what models are stored in does: the largest numbers of float32 round up to infinity.
+    if dtype != tensor.dtype and is_finite(tensor) and not is_finite(new):
+        others = " or ".join(each for each in ("bfloat16", "float32") if each != str(dtype).removeprefix("torch."))
+        raise PrunekitError(
+            f"{name} holds numbers too large for {str(dtype).removeprefix('torch.')}; store {others} instead."
+        )
     return new
 
 

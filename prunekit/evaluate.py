@@ -277,13 +277,21 @@ def _score(
     """Adds one batch of windows [B, L] to ``sums``, scoring the tokens from position ``first`` on."""
     import torch
 
+    from prunekit.finite import blame_layer, is_finite
     from prunekit.head import Head, hidden_states
 
     targets = block[:, first:]
     count = targets.numel()
+
     # Logits at position t predict token t + 1.
-    hidden = hidden_states(model, block)[:, first - 1 : -1].flatten(0, 1)
-    dense_hidden = None if baseline is None else hidden_states(baseline, block)[:, first - 1 : -1].flatten(0, 1)
+    def run(model: Any, name: str) -> torch.Tensor:
+        made = hidden_states(model, block)
+        if not is_finite(made):
+            blame_layer(model, lambda: hidden_states(model, block), name)
+        return made[:, first - 1 : -1].flatten(0, 1)
+
+    hidden = run(model, name)
+    dense_hidden = None if baseline is None else run(baseline, baseline_name)
     targets = targets.flatten().to(hidden.device)
     kept: dict[str, list[torch.Tensor]] = {"nll": [], "baseline_nll": [], "kl": [], "agree": []}
     head, dense_head = Head(model), None if baseline is None else Head(baseline)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from prunekit.errors import PrunekitError
 
@@ -67,6 +69,32 @@ def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
         return None
     good = torch.stack([each.to(found[0].device) for each in found]).tolist()
     return next((name for name, fine in zip(names, good, strict=True) if not fine), None)
+
+
+def check_fits(named: Iterable[tuple[str, torch.Tensor]], dtype: str) -> None:
+    """Raises PrunekitError where a weight is too large for ``dtype``, such as float16."""
+    most = torch.finfo(getattr(torch, dtype)).max
+    for name, tensor in named:
+        if float(torch.stack(tensor.detach().aminmax()).abs().max()) > most:
+            raise PrunekitError(f"{place_of(name)} holds numbers too large for {dtype}; take fp32 instead.")
+
+
+def blame_layer(model: Any, run: Callable[[], Any], name: str | None = None) -> None:
+    """Repeat ``run``, in which ``model`` gave something that is not finite, to find out where. Raises PrunekitError
+    where a layer's output is at fault; ``name`` is the model's, where there are several."""
+    try:
+        with torch.inference_mode(), watched_layers(model.get_submodule("model.layers")):
+            run()
+    except PrunekitError as error:
+        raise PrunekitError(f"{name}: {error}" if name else str(error)) from None
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Raises PrunekitError where a tensor of these safetensors files is not finite."""
+    for file in files:
+        with safe_open(file, "pt") as handle:
+            for name in sorted(handle.keys()):
+                check_weight(name, handle.get_tensor(name))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from prunekit.cache import tensors_digest
 from prunekit.curves import NONE, FfnCurve, HeadChoice, LayerCurves
 from prunekit.errors import PrunekitError
+from prunekit.finite import check_computed
 from prunekit.merging import InPlace
 from prunekit.shape import Heads, LayerShape
 from prunekit.sublayers import KINDS, Kind
@@ -67,8 +68,10 @@ def write_levels(
     folder: Path, index: int, curves: LayerCurves, projections: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
     """One layer's projections and curves, each file renamed into place once it is whole. Raises PrunekitError where
-    the disk refuses."""
+    one is not finite, or the disk refuses."""
     held = {name: projections[name].to(dtype).contiguous().cpu() for name in sorted(projections)}
+    for name, tensor in held.items():
+        check_computed(tensor, index, f"the weights that were solved for {name}")
     said = json.dumps(_encode(curves))
     digest = tensors_digest(held.items(), folder.name, str(index), said)
     try:

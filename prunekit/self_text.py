@@ -109,6 +109,7 @@ def _sampler(
 ) -> Callable[[int, int], torch.Tensor]:
     import torch
 
+    from prunekit.finite import blame_layer
     from prunekit.source import load_model
 
     model: Any = load_model(source, device=device).eval()
@@ -124,6 +125,7 @@ def _sampler(
         try:
             return _continue(model, starts, length, generator)
         except _NotFinite:
+            blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
                 f"{source.name} gives probabilities that are not finite in {model.dtype}, so it can't write text; "
                 "its weights are broken, or give a text file with --calib."

@@ -100,6 +100,10 @@ def _in_torch(
     peaks: list[int | None] = [None, None]
     apart = memory and pick_device(device).type == "cpu"
     if apart:
+        from prunekit.finite import check_files
+
+        for source in sources:
+            check_files(source.weight_files())
         # Before anything is loaded here, so that both don't have to fit at once with a third copy.
         peaks = [measure_peak(each, config, dtype, runtime=runtime) for each in (baseline, model)]
     dense, pruned = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -178,13 +179,21 @@ def test_another_vocabulary_is_one_sentence(job):
         compare(job, Other(job.model), sample(job))
 
 
-def test_a_broken_model_is_not_exported(uneven, tmp_path):
-    source = uneven("llama", seed=3)
+@pytest.mark.parametrize(
+    "seed, name, value, says",
+    [
+        (3, "model.layers.0.mlp.up_proj.weight", math.nan, r"Layer 0: mlp\.up_proj\.weight holds NaN"),
+        (4, "model.layers.1.mlp.up_proj.weight", 3e38, "Layer 1: its outputs are not finite"),
+        (5, "model.norm.weight", 3e38, "not finite numbers in PyTorch already"),
+    ],
+)
+def test_a_broken_model_is_not_exported(seed, name, value, says, uneven, tmp_path):
+    source = uneven("llama", seed=seed)
     weights = source.path / "model.safetensors"
     state = load_file(weights)
-    state["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    state[name][...] = value
     save_file(state, weights, metadata={"format": "pt"})
-    with pytest.raises(PrunekitError, match="not finite numbers in PyTorch already"):
+    with pytest.raises(PrunekitError, match=says):
         export(source, "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
