@@ -29,6 +29,8 @@ from typing import Any
 
 from report_file import begun, save
 
+from prunekit.utils.child import environment, python_command
+
 # Each a label and what `prunekit prune` is told beside model, target, text and seed.
 METHODS: dict[str, str] = {
     "random": "--method random",
@@ -161,9 +163,9 @@ def _mix(calib: str, written: float) -> str:
 
 def _prunekit(arguments: Sequence[str]) -> tuple[Any, int]:
     """What a prunekit command prints as JSON, and the bytes of memory it took at most."""
-    command = [sys.executable, "-m", "prunekit", *arguments, "--json"]
+    command = python_command(module="prunekit", arguments=[*map(str, arguments), "--json"])
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=out, stderr=said)
+        process = subprocess.Popen(command, stdout=out, stderr=said, env=environment())
         _, status, usage = os.wait4(process.pid, 0)
         out.seek(0)
         said.seek(0)

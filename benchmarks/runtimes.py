@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prunekit.utils.child import environment, python_command
+
 ARMS = (
     ("torch", "float32"),
     ("onnx", "fp32"),
@@ -54,10 +56,10 @@ def main() -> None:
 
 
 def _bench(arguments: list[str]) -> Any:
-    command = [sys.executable, "-m", "prunekit", "bench", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    command = python_command(module="prunekit", arguments=["bench", *arguments, "--json"])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(), check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} failed")
+        sys.exit(f"prunekit bench {' '.join(arguments)} failed")
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 

@@ -18,6 +18,7 @@ from prunekit.export.torch_runner import TORCH_DTYPES, check_rope, decode_bytes,
 from prunekit.hf import quiet
 from prunekit.runner import Array, Runner
 from prunekit.source import load_model
+from prunekit.utils.child import safe_children
 
 MODEL_FILE = "model.pte"
 # Tokens that go in at once. Memory for the logits of so many is planned: 25 MB for a vocabulary of 49,152.
@@ -117,7 +118,7 @@ class ExecuTorch(Target):
 
     def write(self, job: Job, folder: Path) -> Written:
         dtype = TORCH_DTYPES[job.dtype]
-        with _quietly(), runtime_errors("ExecuTorch could not lower the model"):
+        with _quietly(), runtime_errors("ExecuTorch could not lower the model"), safe_children():
             program = lowered(job, dtype)
         path = folder / MODEL_FILE
         with path.open("wb") as file:

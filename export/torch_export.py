@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from prunekit.export.torch_runner import (
 from prunekit.hf import quiet
 from prunekit.machine import cpu_name
 from prunekit.runner import Runner
+from prunekit.utils.child import find_program, safe_children
 from prunekit.utils.disk import patient_file
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     # Headers are compiled beforehand to be used again, which these would never be.
     settings = {"cpp.dynamic_threads": True, "cpp_cache_precompile_headers": False}
     refused = runtime_errors("AOTInductor could not compile the model")
-    with _quietly(), refused, fresh_cache(), patient_file(path) as file:
+    with _quietly(), refused, fresh_cache(), safe_children(), patient_file(path) as file:
         torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)  # type: ignore[arg-type]
 
 
@@ -99,7 +99,7 @@ def compiled_for() -> dict[str, str]:
 def compiler() -> str | None:
     """The C++ compiler that AOTInductor will call, None where there is none."""
     wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    return shutil.which(wanted.split()[0])
+    return find_program(wanted.split()[0])
 
 
 class TorchExport(Target):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -32,6 +31,7 @@ from prunekit.kernels.select import OPS, choosing
 from prunekit.kernels.support import using, why_not_triton
 from prunekit.kernels.tune_cases import DECODE_ROWS, PREFILL_ROWS, SHAPES, Shape, candidates, cases, workload
 from prunekit.provenance import installed
+from prunekit.utils.child import environment, find_program, safe_children
 from prunekit.utils.names import sentence
 
 # Faster by less than this is noise, or not worth leaving the default.
@@ -144,10 +144,11 @@ def tune(
 
 
 def _driver() -> str | None:
-    if shutil.which("nvidia-smi") is None:
+    tool = find_program("nvidia-smi")
+    if tool is None:
         return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, env=environment(), check=False).stdout.split()
     return lines[0] if lines else None
 
 
@@ -168,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; its numbers mean nothing")
     options = parser.parse_args(arguments)
     try:
-        table, path = _measured(options)
+        with safe_children():
+            table, path = _measured(options)
     except PrunekitError as error:
         if options.json:
             print(json.dumps({"error": sentence(str(error))}))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
@@ -17,6 +18,16 @@ _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Creator": PICTURE_MARK, "Date": None},
     "pdf": {"Creator": PICTURE_MARK, "CreationDate": None},
 }
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """matplotlib's settings as they come with it: a matplotlibrc of the working folder may have text set by TeX."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
@@ -71,6 +82,7 @@ def _save(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyp
     write_bytes(path, buffer.getvalue(), overwrite, what="picture")
 
 
+@_own_style()
 def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
     source = plan.source
@@ -92,6 +104,7 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     _save(figure, path, overwrite)
 
 
+@_own_style()
 def draw_importance(importance: Sequence[float], method: str, path: Path, overwrite: bool = False) -> None:
     """One bar a layer, taller matters more. Written atomically."""
     figure, (axis,) = _figure(1, len(importance))

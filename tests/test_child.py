@@ -14,7 +14,7 @@ import psutil
 import pytest
 from command import ROOT
 
-from prunekit.utils.child import Limits, environment, run_python, safe_children
+from prunekit.utils.child import Limits, environment, find_program, run_python, safe_children
 
 NAMES = ("psutil", "json", "torch", "sitecustomize", "usercustomize", "ctypes", "resource", "importlib")
 
@@ -147,3 +147,28 @@ def test_children_end_with_their_parent(tmp_path, number):
             time.sleep(0.02)
     if number == "SIGKILL":
         os.kill(grandchild, signal.SIGKILL)
+
+
+def test_programs_are_never_taken_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\ntouch ran\n")
+    program.chmod(0o755)
+    (tmp_path / "sub").mkdir()
+    for path in (".", "", "sub/.."):
+        monkeypatch.setenv("PATH", path)
+        assert find_program("nvidia-smi") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_program("nvidia-smi") == str(program)
+
+
+def test_pictures_take_no_settings_of_the_working_folder(tmp_path, monkeypatch):
+    import matplotlib
+
+    from prunekit.pictures import draw_importance
+
+    draw_importance([1.0, 2.0], "magnitude", tmp_path / "plain.svg")
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30}):
+        draw_importance([1.0, 2.0], "magnitude", tmp_path / "styled.svg")
+        assert matplotlib.rcParams["text.usetex"]
+    assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "styled.svg").read_bytes()

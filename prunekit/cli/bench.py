@@ -27,7 +27,7 @@ def bench_command(
         typer.Option(
             help="What runs both: torch (transformers), prunekit (the decode runtime of `prunekit generate`), or a "
             "target of `prunekit export`, such as onnx, onnx-genai, gguf. Checkpoints are exported first; folders "
-            "that are exports are taken as they are."
+            "that are exports are checked against their manifest, and taken as they are."
         ),
     ] = "torch",
     batch: Annotated[list[int] | None, typer.Option(help="Batch size (default 1). Repeatable.")] = None,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,11 @@ def environment() -> dict[str, str]:
             if not made[name]:
                 del made[name]
     return made
+
+
+def find_program(name: str) -> str | None:
+    """The full path of a program in PATH, but never one in the working folder; None where there is none."""
+    return shutil.which(name, path=environment().get("PATH", ""))
 
 
 # The second is for Windows, where programs of the working folder come first.
