@@ -6,7 +6,6 @@ know on to ONNX Runtime, which has more of them. So what is allowed is listed, n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.foreign_onnx import check_onnx
 from prunekit.export.genai_builder import MODEL, SCORER
 from prunekit.export.genai_config import CONFIG
+from prunekit.utils.strict_json import parse, read_regular
 
 _MOST_BYTES = 2**20
 
@@ -93,16 +93,9 @@ def check_genai(folder: Path, files: Collection[str]) -> None:
     path = folder / CONFIG
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
         raise PrunekitError(f"{path} is missing or far too long; export the model again.")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Readers differ in which of two they take.
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name occurs twice")
-        return dict(pairs)
-
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
+        settings = parse(read_regular(path, _MOST_BYTES))
+    except (OSError, ValueError) as error:
         raise PrunekitError(f"{path} is not valid JSON ({error}); export the model again.") from None
     _check(path, "", settings, _ALLOWED)
     for name in (MODEL, SCORER):

@@ -19,7 +19,7 @@ from prunekit.utils.strict_json import parse
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_MAX_HEADER = 100 << 20
+_MAX_HEADER = 16 << 20
 
 
 @dataclass(frozen=True)

@@ -135,3 +135,9 @@ def test_no_prompt_at_a_terminal(command: Command, pruned: Path, monkeypatch: py
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     ended = generate(command, pruned)
     assert ended.code == 2 and "give one with --prompt" in ended.err
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(command: Command, pruned: Path) -> None:
+    """A template that adds a million characters would keep the command busy for hours."""
+    ended = generate(command, pruned, "--prompt", "The " * 100)
+    assert ended.code == 2 and "400 tokens as it is, and the model was made for at most 256; shorten it." in ended.err

@@ -9,6 +9,7 @@ import pytest
 
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json
+from prunekit.utils import strict_json
 from prunekit.utils.strict_json import parse, read_regular
 
 
@@ -28,7 +29,7 @@ def test_ordinary_json() -> None:
         ("1" * 400, "400 digits"),
         ("-" + "1" * 9000, "9001 digits"),
         ("0." + "1" * 400, "402 characters"),
-        ('{"a": 1, "a": 2}', "'a' twice"),
+        ('{"a": 1, "a": 2}', "a name occurs twice in one object: 'a'"),
         ("[" * 65 + "]" * 65, "levels deep"),
         ("[" * 100_000, "levels deep"),
         ('{"a":' * 70 + "1" + "}" * 70, "levels deep"),
@@ -55,3 +56,15 @@ def test_only_regular_files_of_bounded_size(tmp_path: Path) -> None:
         read_json(Path("/dev/zero"), "plan")
     with pytest.raises(PrunekitError, match="folder"):
         read_json(tmp_path, "plan")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" + "[]," * 100 + "1]", '{"a": [' + '{"a": 1},' * 101 + "1]}", "[" + "1," * 200 + "1]"]
+)
+def test_many_values(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a hundred bytes of memory and more."""
+    assert parse(text)
+    for name in ("_MAX_CONTAINERS", "_MAX_KEYS", "_MAX_VALUES"):
+        monkeypatch.setattr(strict_json, name, 100)
+    with pytest.raises(ValueError, match="more values"):
+        parse(text)

@@ -73,6 +73,7 @@ def generate_command(
     source = resolve(model)
     tokenizer = load_tokenizer(source)
     ids = _encode(tokenizer, texts, chat)
+    _check_lengths(ids, getattr(source.config, "max_position_embeddings", None), chat)
     fast = optimize(load_model(source, dtype=dtype, device=device), weights=weights.value)
     streamer = _Streamer(tokenizer) if len(texts) == 1 and not as_json else None
     made = generate(
@@ -141,6 +142,16 @@ def _encode(tokenizer: Any, texts: list[str], chat: bool) -> list[list[int]]:
                 raise PrunekitError(f"{str(each).rstrip('.')}; leave --chat out, or mend the template.")
         texts = [str(each) for each in rendered]
     return encode(tokenizer, texts, special=not chat)
+
+
+def _check_lengths(ids: list[list[int]], most: int | None, chat: bool) -> None:
+    """A prompt that no answer can follow would only take long: its cost grows with the square of its length."""
+    longest = max(map(len, ids))
+    if most is not None and longest > most:
+        made = "with what the chat template adds to it" if chat else "as it is"
+        raise PrunekitError(
+            f"A prompt has {longest:,} tokens {made}, and the model was made for at most {most:,}; shorten it."
+        )
 
 
 class _Streamer:

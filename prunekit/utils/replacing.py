@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.utils.names import printable
+from prunekit.utils.strict_json import parse, read_regular
 
 # What file managers and Python leave in folders by themselves.
 _DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__"}
@@ -138,10 +138,8 @@ def _check_files(path: Path, kind: Kind, found: Snapshot) -> None:
 def _listed(manifest: Path, kind: Kind) -> dict[str, Any] | None:
     """The files of a manifest with their digests; None where it is damaged or of an earlier version without."""
     try:
-        if manifest.stat().st_size > _MOST:
-            return None
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = parse(read_regular(manifest, _MOST))
+    except (OSError, ValueError):
         return None
     if not isinstance(data, dict) or data.get("format") != kind.format:
         return None

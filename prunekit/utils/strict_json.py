@@ -9,8 +9,11 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-# A tokenizer.json of a vocabulary of 256,000 takes 35 MB.
-MAX_BYTES = 256 << 20
+# A plan of 6 million units takes 40 MB; each of so many values takes up to 200 bytes.
+MAX_BYTES = 64 << 20
+_MAX_CONTAINERS = 1 << 20
+_MAX_KEYS = 1 << 20
+_MAX_VALUES = 1 << 23
 MAX_DEPTH = 64
 # Configs hold 10^30 for "no limit", in 31 digits. 40 of them are still a float's matter.
 MAX_DIGITS = 40
@@ -22,6 +25,10 @@ def parse(text: str | bytes) -> Any:
     that is not finite or of more than 40 digits, a key twice in one object, or more than 64 levels of nesting."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    counts = ((b"[{", _MAX_CONTAINERS), (b":", _MAX_KEYS), (b",", _MAX_VALUES))
+    if any(sum(data.count(sign) for sign in signs) > most for signs, most in counts):
+        raise ValueError("it holds more values than any such file")
     try:
         made = json.loads(
             text,
@@ -88,7 +95,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it holds the key {twice[:60]!r} twice in one object")
+        raise ValueError(f"a name occurs twice in one object: {twice[:60]!r}")
     return made
 
 
