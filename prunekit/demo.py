@@ -23,7 +23,7 @@ _PLAIN_LOAD = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 chat = [{"role": "user", "content": prompt}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
