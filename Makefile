@@ -34,7 +34,7 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
 
-.PHONY: kill-test install runtimes demo test fuzz test-triton-3.6 test-vllm test-ortmodel lint bench gpu-check clean
+.PHONY: kill-test install runtimes demo test fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
@@ -142,6 +142,13 @@ test-ortmodel: runtimes
 	rm -rf .compat/ortmodel/exports && mkdir -p .compat/ortmodel/exports
 	$(VENV)/bin/python tests/export/ortmodel_check.py write .compat/ortmodel/exports
 	.compat/ortmodel/bin/python tests/export/ortmodel_check.py run .compat/ortmodel/exports
+
+# ONNX exports in transformers.js, whose package brings ONNX Runtime for the CPU.
+test-transformersjs: runtimes
+	test -e .compat/transformersjs/.installed || { rm -rf .compat/transformersjs && mkdir -p .compat/transformersjs && \
+	  npm install --silent --ignore-scripts --prefix .compat/transformersjs "@huggingface/transformers@^4.3" && \
+	  touch .compat/transformersjs/.installed; }
+	$(VENV)/bin/python tests/export/transformersjs_check.py .compat/transformersjs
 
 # The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.
 test-triton-3.6: install $(TRITON_36)/.installed
