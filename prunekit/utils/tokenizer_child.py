@@ -25,10 +25,14 @@ _PROSE = (
 )
 
 
-def main() -> None:
-    path = sys.argv[1]
+def examine(path: str) -> str | None:
+    """A clause that says what is wrong with the tokenizer.json at ``path``; None for nothing."""
     with open(path, encoding="utf-8") as file:
-        error = _grows(json.load(file)) or _fails(path)
+        return _grows(json.load(file)) or _fails(path)
+
+
+def main() -> None:
+    error = examine(sys.argv[1])
     sys.stdout.write(json.dumps({"error": error} if error else {}))
 
 
