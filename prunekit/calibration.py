@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _TRAINING_SEPARATOR = "<|endoftext|>"
 # A dataset that is streamed is read until it holds this many times the tokens that are asked for.
 _STREAM_FACTOR = 8
-# A file is read until it holds that, and has given so many characters: more than most texts have.
-_CHARACTERS = 1 << 24
+# A file is read until it holds that, and has given so many characters or tokens: more than most texts have.
+_CHARACTERS, _TOKENS = 1 << 24, 1 << 22
 _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
 # A longer text has to be cut short by name: its ids would take gigabytes, and its evaluation days.
-_MOST_TOKENS = 1 << 25
+_MOST_TOKENS = 1 << 24
 _log = logging.getLogger("prunekit")
 
 
@@ -142,13 +142,14 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
 
     Documents are joined as the model saw them in training: with the special tokens that the tokenizer itself adds
     (a BOS before each), else with one end-of-text token after each. Where the tokenizer starts every text with BOS, so
-    does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi characters, only
-    so much is read, or 8 times the tokens asked for where that is more; provenance then holds ``characters_read``.
+    does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi characters or 4 Mi
+    tokens, only so much is read, or 8 times the tokens asked for where that is more; provenance then holds
+    ``characters_read``.
     Documents of more than 2 Mi characters are tokenised in pieces, split at white space.
     Raises PrunekitError where the text can't be read or is too short.
     """
     needed = config.sequences * config.length
-    least = 0 if is_dataset(config.source) else _CHARACTERS
+    most, streamed = _STREAM_FACTOR * needed, is_dataset(config.source)
     digest = hashlib.sha256()
     chats = Chats(tokenizer)
     before, after = separators(tokenizer)
@@ -169,8 +170,8 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
             if piece.ends:
                 digest.update(b"\0")
                 ids.extend(after)
-        if characters >= least and len(ids) >= _STREAM_FACTOR * needed:
-            cut_short = next(parts, None) is not None and not is_dataset(config.source)
+        if len(ids) >= most and (streamed or characters >= _CHARACTERS or len(ids) >= _TOKENS):
+            cut_short = not streamed and next(parts, None) is not None
             break
     if len(ids) < needed:
         fits = len(ids) // config.length
@@ -275,7 +276,7 @@ def text_tokens(
 
     ``wikitext`` is the raw WikiText-2 test split joined by empty lines, as perplexities are usually reported on it. A
     text of more than 2 Mi characters is tokenised in pieces, split at white space, and read no further than
-    ``max_tokens`` need. Raises PrunekitError where it can't be read, or holds more than 32 Mi tokens and
+    ``max_tokens`` need. Raises PrunekitError where it can't be read, or holds more than 16 Mi tokens and
     ``max_tokens`` is not given.
     """
     parts = text_pieces(source, field=field, split=split, render=Chats(tokenizer))
