@@ -165,6 +165,11 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
             # A chat template may have set it itself.
             if not begun and tokens[: len(before)] != before:
                 ids.extend(before)
+            if tokens and not 0 <= max(tokens) < 1 << 31:
+                raise PrunekitError(
+                    f"The tokenizer gives token {max(tokens):,}, which no vocabulary has; copy the original model's "
+                    "tokenizer files into the model's folder."
+                )
             ids.extend(tokens)
             begun = not piece.ends
             if piece.ends:

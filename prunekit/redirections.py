@@ -85,6 +85,8 @@ def check_config(path: Path, raw: dict[str, Any]) -> None:
             raise PrunekitError(
                 f"{name} in {path} must be a whole number from {least} to {most}, got {str(value)[:60]!r}."
             )
+    for name in ("rope_parameters", "rope_scaling"):
+        _check_rope(path, name, raw.get(name))
     adapter = path.with_name("adapter_config.json")
     if adapter.exists():
         raise PrunekitError(
@@ -97,6 +99,17 @@ def check_config(path: Path, raw: dict[str, Any]) -> None:
         if not isinstance(said, dict):
             raise PrunekitError(f"{generation} is no JSON object; copy the original model's over it.")
         _refuse_keys(generation, said, "transformers.generation.configuration_utils", "GenerationConfig")
+
+
+def _check_rope(path: Path, name: str, value: Any) -> None:
+    """Kinds of rotary embeddings are looked up by their names; layers of different kinds have an object each."""
+    if value is not None and not isinstance(value, dict):
+        raise PrunekitError(f"{name} in {path} is no JSON object; copy the original model's config over it.")
+    for key, inner in (value or {}).items():
+        if key in ("rope_type", "type") and inner is not None and not isinstance(inner, str):
+            raise PrunekitError(f"{name}.{key} in {path} is no text; copy the original model's config over it.")
+        if isinstance(inner, dict):
+            _check_rope(path, f"{name}.{key}", inner)
 
 
 def _refuse_keys(path: Path, raw: dict[str, Any], module: str, name: str) -> None:

@@ -56,6 +56,8 @@ def _other_weights(folder: Path) -> None:
         (_config(max_position_embeddings=10**18), "max_position_embeddings"),
         (_config(max_position_embeddings=True), "max_position_embeddings"),
         (_config(sliding_window=-4), "sliding_window"),
+        (_config(rope_parameters={"rope_type": {"0": "default"}}), "rope_parameters.rope_type"),
+        (_config(rope_scaling=[8.0]), "rope_scaling"),
         (_generation(validate="x"), "validate"),
         (lambda folder: (folder / "generation_config.json").write_text("[1]"), "generation_config.json"),
         (lambda folder: (folder / "generation_config.json").write_text('{"top_k": NaN}'), "NaN"),

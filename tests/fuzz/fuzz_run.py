@@ -60,7 +60,8 @@ def fuzz(
         make_corpus(corpus)
         try:
             for number in range(inputs) if only is None else (only,):
-                if time.monotonic() > end:
+                # One of every kind at least, however slow the machine.
+                if time.monotonic() > end and number >= len(chosen):
                     break
                 kind = chosen[number % len(chosen)]
                 work = Path(place, "work")
