@@ -118,6 +118,11 @@ def test_what_is_blank_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(text_stream, "_MOST_BLANK", 4000)
     with pytest.raises(PrunekitError, match=r"are blank"):
         list(pieces(str(path)))
+    monkeypatch.setattr(text_stream, "_MOST_BLANK_LINES", 50)
+    for name in ("rows.jsonl", "rows.csv"):
+        (tmp_path / name).write_text('{"text": "a"}\n' + "\n" * 60 + '{"text": "b"}\n')
+        with pytest.raises(PrunekitError, match=r"51 blank lines before line 5"):
+            list(read_rows(tmp_path / name))
 
 
 def test_a_row_of_any_length_is_not_taken_into_memory(tmp_path, monkeypatch):

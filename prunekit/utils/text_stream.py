@@ -27,7 +27,7 @@ _MOST_FROM_A_PIPE = 1 << 30
 # Text is packed to a third or a tenth of its size.
 _MOST_GROWTH = 100
 _GROWTH_BEYOND = 1 << 26
-_MOST_BLANK = 1 << 26
+_MOST_BLANK, _MOST_BLANK_LINES = 1 << 26, 1_000_000
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # The longer mark first: UTF-32's begins with that of UTF-16.
 _MARKS = (
@@ -201,13 +201,17 @@ def _unreadable(path: Path, error: Exception) -> PrunekitError:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of :func:`read_pieces`, without their ends. Raises PrunekitError where one is too long for a row."""
+    """The lines of :func:`read_pieces`, without their ends. Raises PrunekitError where one is too long for a row, or
+    a million in a row are blank."""
     held: list[str] = []
-    length, number = 0, 1
+    length, number, blank = 0, 1, 0
     for piece in read_pieces(path):
         first, *others = piece.split("\n")
         for count, part in enumerate((first, *others)):
             if count:
+                blank = 0 if length else blank + 1
+                if blank > _MOST_BLANK_LINES:
+                    raise PrunekitError(f"{path} has {blank:,} blank lines before line {number:,}; remove them.")
                 yield "".join(held)
                 held, length, number = [], 0, number + 1
             held.append(part)
