@@ -265,12 +265,15 @@ def _encode(name: str, tensor: torch.Tensor, kind: Any) -> Any:
         values = chunk.float().contiguous().numpy()
         if kind.name == "F16" and float(np.abs(values).max(initial=0)) > 65504:
             raise PrunekitError(f"{name} holds numbers too large for float16; take bf16 or f32 instead.")
-        made.append(quants.quantize(values, kind))
-        if kind.name not in ("F32", "F16") and len(values):
-            # Where a block's scale (or its bfloat16) overflows at all, it does where the largest number is.
-            row = int(np.abs(values).reshape(len(values), -1).max(-1).argmax())
-            if not np.isfinite(quants.dequantize(made[-1][row : row + 1], kind)).all():
-                raise PrunekitError(f"{name} holds numbers too large for {kind.name.lower()}; take f32 instead.")
+        with np.errstate(over="ignore", invalid="ignore"):
+            made.append(quants.quantize(values, kind))
+            fits = True
+            if kind.name not in ("F32", "F16") and len(values):
+                # Where a block's scale (or its bfloat16) overflows at all, it does where the largest number is.
+                row = int(np.abs(values).reshape(len(values), -1).max(-1).argmax())
+                fits = bool(np.isfinite(quants.dequantize(made[-1][row : row + 1], kind)).all())
+        if not fits:
+            raise PrunekitError(f"{name} holds numbers too large for {kind.name.lower()}; take f32 instead.")
     return np.ascontiguousarray(made[0] if len(made) == 1 else np.concatenate(made))
 
 

@@ -28,7 +28,7 @@ def read_block(layer: Any, family: Family, config: Any, weights: str, rope_by_ty
     head_dim = attention.head_dim
     projections = _projections(attention)
     query, key = (len(projections[name].weight) // head_dim for name in ("q_proj", "k_proj"))
-    norms = {
+    norms: dict[str, Any] = {
         place: None if name is None else _norm(getattr(layer, name), family)
         for place, name in vars(family.block_norms).items()
     }

@@ -142,7 +142,7 @@ class Seal:
 
     def check(self, model: Any) -> None:
         """Raises PrunekitError where ``model`` is no longer what was packed. Touches no weight and waits for no GPU."""
-        root = unwrapped(model)
+        root: Any = unwrapped(model)
         if self.root is None or root is not self.root():
             raise PrunekitError(
                 f"This is a {type(model).__name__} around, or a copy of, the model that optimize() was called on, and "
@@ -163,7 +163,7 @@ class Seal:
             if not (quick and part.same(root)) and (what := part.change(root)):
                 raise PrunekitError(f"{part.name or 'The model'} {what} after optimize(). {self.advice}.")
         same = all(held.get(name) == value for held, name, value in self.numbers)
-        if not same or (_settings(root.config), _rope(root.model.rotary_emb)) != self.settings:  # type: ignore[union-attr, arg-type]
+        if not same or (_settings(root.config), _rope(root.model.rotary_emb)) != self.settings:
             raise PrunekitError(f"The model's config or rotary embedding changed after optimize(). {self.advice}.")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -237,9 +237,9 @@ def _copies(model: Any, family: Family, decoder: Decoder) -> Iterator[tuple[floa
         for linear in _linears(attention, ("o_proj",)):
             if linear.bias is not None:
                 yield 0.0, block.o.bias, linear.bias
-        for place, linear in enumerate(_linears(layer.mlp, ("gate_proj", "up_proj"))):
+        for row, linear in enumerate(_linears(layer.mlp, ("gate_proj", "up_proj"))):
             if linear.bias is not None:
-                yield 0.0, ffn.gate_up_bias[place, : ffn.width], linear.bias
+                yield 0.0, ffn.gate_up_bias[row, : ffn.width], linear.bias
         for linear in _linears(layer.mlp, ("down_proj",)):
             if linear.bias is not None:
                 yield 0.0, ffn.down_bias, linear.bias

@@ -433,13 +433,23 @@ def test_only_the_quantiser_makes_k_quants(uneven, tmp_path, monkeypatch):
     assert "texts_tokenised_alike" not in made.written.facts
 
 
-def test_weights_too_large_for_float16_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "value, dtype, says",
+    [
+        (1e5, "f16", r"blk\.1\.ffn_up\.weight holds numbers too large for float16"),
+        (1e7, "q8_0", r"blk\.1\.ffn_up\.weight holds numbers too large for q8_0"),
+        (float(np.finfo(np.float32).max), "bf16", r"blk\.1\.ffn_up\.weight holds numbers too large for bf16"),
+        (float("nan"), "q8_0", r"Layer 1: mlp\.up_proj\.weight holds NaN"),
+    ],
+)
+def test_weights_that_a_type_can_not_hold_are_refused(value, dtype, says, tmp_path):
     dense = tiny_model("llama", config=dense_config("llama"))
-    dense.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e5
+    dense.model.layers[1].mlp.up_proj.weight.data[0, 0] = value
     dense.save_pretrained(tmp_path / "in")
     byte_tokenizer().save_pretrained(tmp_path / "in")
-    with pytest.raises(PrunekitError, match=r"blk\.1\.ffn_up\.weight holds numbers too large for float16"):
-        export(resolve(str(tmp_path / "in")), "gguf", tmp_path / "out")
+    with pytest.raises(PrunekitError, match=says):
+        export(resolve(str(tmp_path / "in")), "gguf", tmp_path / "out", Options(dtype=dtype), verify=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_runner(uneven, tmp_path):
