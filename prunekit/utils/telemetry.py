@@ -22,7 +22,8 @@ def openvino_silent() -> Iterator[None]:
     without that package OpenVINO does the same and tells nobody. Nothing changes where openvino is imported already."""
     name = "openvino_telemetry"
     before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  (how the import system is told that there is no such module)
+    # How the import system is told that there is no such module.
+    sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
