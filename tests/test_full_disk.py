@@ -3,7 +3,9 @@ the disk, so that no rights are needed."""
 
 from __future__ import annotations
 
+import pwd
 import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +21,7 @@ from prunekit.export.base import runtime_errors
 from prunekit.export.run import export
 from prunekit.files import new_folder
 from prunekit.source import resolve
+from prunekit.utils.leftovers import temporary_folder
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 # Below every weight file of the model, above all that is written beside it.
@@ -142,3 +145,25 @@ def test_llama_cpp_says_it_in_cpp(model: Path, tmp_path: Path) -> None:
     with refusal, new_folder(tmp_path / "out") as folder, room(ROOM):
         quantise(plain, folder / "model.gguf", "q8_0")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOME is not set, and the system does not know the user: as in a container with a user number of its own."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "PRUNEKIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(PrunekitError, match=r"No home folder is known.* PRUNEKIT_CACHE"):
+        cache.cache_place("tasks")
+
+
+def test_without_a_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(PrunekitError, match=r"No temporary folder can be made.* TMPDIR"), temporary_folder("bench"):
+        pass

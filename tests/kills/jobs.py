@@ -121,9 +121,7 @@ def export_job(target: str, *more: str) -> Callable[[Made], Job]:
         return Job(
             "out",
             run,
-            lambda out: _quietly(
-                "export", made.model, "--to", target, "-o", out, "--no-verify", "--context-length", "32"
-            ),
+            lambda out: _quietly("export", model, "--to", target, "-o", out, "--no-verify", "--context-length", "32"),
         )
 
     return job

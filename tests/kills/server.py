@@ -90,8 +90,9 @@ class Bench:
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.kept, self.place)
 
-    def once(self, kill_at: int | None) -> tuple[int, int]:
-        return forked(lambda: self.run(self.out), kill_at, self.log)
+    def once(self, kill_at: int | None, copies: Path | None = None) -> tuple[int, int]:
+        # All runs by this line: a traced program holds the lines that called for it.
+        return forked(lambda: self.run(self.out), kill_at, self.log, copies and (self.place, copies))
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")[-600:]
@@ -102,13 +103,16 @@ class Bench:
         copies = self.place.parent / "copies"
         shutil.rmtree(copies, ignore_errors=True)
         copies.mkdir()
-        code, points = forked(lambda: self.run(self.out), 0, self.log, (self.place, copies))
+        code, points = self.once(0, copies)
         assert code == 0, self.said()
         new = tree(self.out)
         assert new is not None and sorted(os.listdir(self.place)) == [self.out.name], os.listdir(self.place)
         self.fresh()
         begun = time.monotonic()
-        assert self.once(None)[0] == 0 and tree(self.out) == new, "two runs differ"
+        code, _ = self.once(None)
+        assert code == 0, self.said()
+        again = tree(self.out) or {}
+        assert again == new, f"two runs differ in {[name for name in new if again.get(name) != new[name]]}"
         # A kill takes as long as two runs.
         every = max(1, round(2 * points * (time.monotonic() - begun) / seconds))
         wrong: list[str] = []
