@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -57,11 +58,20 @@ def forked(
                 KILLER.kill_watch(*(os.fsencode(each) for each in watch))
             if kill_at is not None:
                 KILLER.kill_arm(ctypes.c_long(kill_at))
-            try:
-                work()
-                code = 0
-            except SystemExit as stop:
-                code = int(stop.code or 0)
+            ended: list[int] = []
+
+            def alone() -> None:
+                try:
+                    work()
+                    ended.append(0)
+                except SystemExit as stop:
+                    ended.append(int(stop.code or 0))
+
+            # A thread's calls begin with itself: a traced program holds the lines that called for it.
+            thread = threading.Thread(target=alone)
+            thread.start()
+            thread.join()
+            code = ended[0] if ended else 1
             counted = KILLER.kill_count()
             KILLER.kill_arm(ctypes.c_long(-1))
             os.write(writing, str(counted).encode())
@@ -91,7 +101,6 @@ class Bench:
         shutil.copytree(self.kept, self.place)
 
     def once(self, kill_at: int | None, copies: Path | None = None) -> tuple[int, int]:
-        # All runs by this line: a traced program holds the lines that called for it.
         return forked(lambda: self.run(self.out), kill_at, self.log, copies and (self.place, copies))
 
     def said(self) -> str:
