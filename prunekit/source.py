@@ -89,7 +89,7 @@ class Source:
 
     def check_language_model(self) -> None:
         """Raises PrunekitError where the weights are of a classifier, a reward model or the like."""
-        other = next((name for name in read_tensors(self.path) if name.split(".")[0] in _OTHER_HEADS), None)
+        other = next((name for name in read_tensors(self.path) if _is_other_head(name)), None)
         if other is not None:
             kind = next(iter(self.config.architectures or ()), "a classifier")
             raise PrunekitError(
@@ -118,6 +118,10 @@ class Source:
         return cast("torch.dtype", getattr(torch, _DTYPES[name]))
 
 
+def _is_other_head(name: str) -> bool:
+    return name.split(".")[0] in _OTHER_HEADS
+
+
 def resolve(name: str, *, revision: str | None = None) -> Source:
     """Find the model that ``name`` means: the built-in name, an existing .gguf file or folder, else a hub id.
 
@@ -128,7 +132,7 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
     path = _locate(name, revision)
     config, family, shape = read_config(path)
     tensors = read_tensors(path)
-    check_tensors(path, tensors, family, shape)
+    check_tensors(path, {name: each for name, each in tensors.items() if not _is_other_head(name)}, family, shape)
     if shape.tie_word_embeddings and has_own_head(tensors):
         # What the files hold counts: transformers keeps such a head too, and so must all that is made of this config.
         config.tie_word_embeddings = False
