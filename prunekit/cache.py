@@ -65,7 +65,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]], *said: str) -> s
     digest = hashlib.sha256(json.dumps(said).encode())
     for name, tensor in tensors:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

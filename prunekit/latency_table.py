@@ -219,7 +219,8 @@ def _summary(data: dict[str, Any]) -> Summary:
         raise ValueError("a time is not a positive number of seconds")
     if type(count) is not int or not 0 <= count < 1 << 31:
         raise ValueError("a time was measured another number of times than can be")
-    return Summary(*map(float, times), count)
+    middle, low, high = map(float, times)
+    return Summary(middle, low, high, count)
 
 
 def _heads(data: dict[str, Any]) -> tuple[Heads, Summary]:

@@ -225,7 +225,7 @@ class Plan:
         try:
             source = ModelShape.from_dict(data["source"])
             _check_size(source, where)
-            layers = []
+            layers: list[LayerKeep] = []
             for entry in data["layers"]:
                 index = entry["index"]
                 if type(index) is not int or not 0 <= index < source.num_hidden_layers:

@@ -170,6 +170,6 @@ def _lies_elsewhere(folder: Path, name: str) -> bool:
         return False
     try:
         found = os.path.exists(name) or os.path.exists(folder / name)
-        return found and os.path.realpath(folder) not in Path(os.path.realpath(folder / name)).parents
+        return found and Path(os.path.realpath(folder)) not in Path(os.path.realpath(folder / name)).parents
     except (OSError, ValueError):
         return False
