@@ -28,7 +28,7 @@ _DTYPES = (None, "auto", "float64", "float32", "float16", "bfloat16")
 _NUMBERS = {
     "max_position_embeddings": (1, 1 << 31),
     "original_max_position_embeddings": (1, 1 << 31),
-    "sliding_window": (0, 1 << 31),
+    "sliding_window": (1, 1 << 31),
     "sliding_window_pattern": (1, 1 << 20),
     "_sliding_window_pattern": (1, 1 << 20),
     "max_window_layers": (0, 1 << 20),

@@ -18,6 +18,7 @@ _MOST_GROWTH = 64
 _MOST_ADDED = 64
 _LONGEST_REPLACEMENT = 4096
 _MOST_STEPS = 1000
+_TOKEN_FIELDS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 _LONGEST_TOKEN = 4096
 _PROSE = (
     "The quick brown fox jumps over the lazy dog, 12345 times. Don't stop!\n\n\tif (x == 0) { return y[1] + 2.5e-3; }\n"
@@ -44,6 +45,9 @@ def _grows(made: Any) -> str | None:
     for token in added if isinstance(added, list) else ():
         if isinstance(token, dict) and len(str(token.get("content"))) > _LONGEST_TOKEN:
             return f"it has an added token of more than {_LONGEST_TOKEN:,} characters"
+        # The library prints the names of others as they are.
+        if isinstance(token, dict) and (unknown := sorted(set(token) - _TOKEN_FIELDS)):
+            return f"an added token has the field {ascii(unknown[0])[:60]}, which no such token has"
     growth = 1.0
     for count, step in enumerate(_steps(made.get("normalizer"))):
         pattern = step.get("pattern")
