@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -16,13 +17,14 @@ def main() -> None:
 
     for messages in asked["conversations"]:
         try:
-            made, _ = render_jinja_template(
+            # Its annotation says str.
+            made: Any = render_jinja_template(
                 conversations=[messages],
                 chat_template=asked["template"],
                 add_generation_prompt=asked["generation"],
                 **asked["variables"],
             )
-            said = {"text": made[0]}
+            said = {"text": made[0][0]}
         except Exception as error:  # a template may raise whatever it likes
             said = {"error": str(error).strip() or type(error).__name__}
         sys.stdout.write(json.dumps(said) + "\n")
