@@ -115,11 +115,25 @@ def evaluate_command(
     source = resolve(model)
     dense_source = resolve(baseline) if baseline else None
     tokenizer = load_tokenizer(source)
-    if dense_source is not None and load_tokenizer(dense_source).get_vocab() != tokenizer.get_vocab():
+    dense_tokenizer = None if dense_source is None else load_tokenizer(dense_source)
+    if (
+        dense_source is not None
+        and dense_tokenizer is not None
+        and dense_tokenizer.get_vocab() != tokenizer.get_vocab()
+    ):
         raise PrunekitError(
             f"The tokenizers of {source.name} and {dense_source.name} differ, so their tokens can't be compared; "
             "give the model it was pruned from as --baseline."
         )
+    if dense_source is not None and dense_tokenizer is not None:
+        from prunekit.same_tokens import first_difference, shown
+
+        if (different := first_difference(dense_tokenizer, tokenizer)) is not None:
+            raise PrunekitError(
+                f"The tokenizers of {source.name} and {dense_source.name} give other tokens, for {shown(different)} "
+                "among others, so they can't be compared; give the model it was pruned from as --baseline, or prune it "
+                "again with this release."
+            )
     texts = text or (["builtin"] if generate or prepared is None else [])
     tokens = read_texts(texts, tokenizer, config)
     for each in filter(None, (source, dense_source)):
