@@ -170,7 +170,8 @@ def _geometry(header: Header) -> dict[str, Any]:
 
 def _attention(header: Header, family: Family, fields: dict[str, Any]) -> dict[str, Any]:
     """Soft caps, the scale of queries and the sliding window."""
-    name, made = header.architecture, {}
+    name = header.architecture
+    made: dict[str, Any] = {}
     caps = [
         float(_number(header, f"{kind}_logit_softcapping", default))
         for kind, default in zip(("attn", "final"), _SOFTCAPS.get(name, (0.0, 0.0)), strict=True)
