@@ -61,7 +61,9 @@ class TextResult:
     ``nll`` is the mean negative log-likelihood in nats over ``tokens_predicted`` tokens and ``perplexity`` its
     exponential; ``nll_standard_error`` comes from how windows differ (None with one window). Against the baseline:
     ``nll_increase`` with the standard error of the paired difference, ``kl`` the mean KL(baseline || model) in nats
-    per token, ``agreement`` the share of tokens for which both models rank the same token first.
+    per token, ``agreement`` the share of tokens for which both models rank the same token first. Where the baseline's
+    tokenizer gives other tokens these four are None, and ``bits_per_byte``, the loss in bits a byte of UTF-8, compares
+    the two.
     """
 
     text: str
@@ -80,6 +82,8 @@ class TextResult:
     nll_increase_standard_error: float | None = None
     kl: float | None = None
     agreement: float | None = None
+    bits_per_byte: float | None = None
+    baseline_bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)

@@ -318,7 +318,7 @@ TEXTS: dict[str, Case] = {
         lambda p: p.plan("--params", "0.8", "--length", "257"),
         ("257", "256 positions", "at most 256"),
     ),
-    "eval, other tokenizer": (
+    "eval --generate, other tokenizer": (
         lambda p: [
             "eval",
             p.shared.pruned,
@@ -328,6 +328,7 @@ TEXTS: dict[str, Case] = {
             p.shared.text,
             "--length",
             "16",
+            "--generate",
         ],
         ("tokenizers", "differ", "--baseline"),
     ),

@@ -7,11 +7,13 @@ import pytest
 import torch
 from tiny import MODEL_TYPES, VOCAB, tiny_model
 from tiny_text import BOS, tiny_tokenizer
+from tokenizers.decoders import Fuse
 from typer.testing import CliRunner
 
 from prunekit import head
 from prunekit.errors import PrunekitError
-from prunekit.evaluate import EvalConfig, evaluate, windows
+from prunekit.evaluate import EvalConfig, evaluate, read_texts, windows
+from prunekit.evaluate_apart import Read, evaluate_apart
 from prunekit.head import Head
 
 
@@ -193,6 +195,40 @@ def test_command(folders, tmp_path):
     assert report["results"][0]["kl"] > 0
     done = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--json"], catch_exceptions=False)
     assert json.loads(done.stdout) == report
+
+
+def test_each_model_reads_with_its_own_tokenizer(pair, tmp_path):
+    text = "The quick brown fox jumps over the lazy dog. " * 8
+    (tmp_path / "t.txt").write_text(text)
+    plain, merged = tiny_tokenizer(), tiny_tokenizer(merges=[("t", "h"), ("th", "e")])
+    for each in (plain, merged):
+        each.backend_tokenizer.decoder = Fuse()
+    config, files = EvalConfig(length=16), [str(tmp_path / "t.txt")]
+    read = Read(pair[0], plain, read_texts(files, plain, config))
+    other = Read(pair[1], merged, read_texts(files, merged, config))
+    result = evaluate_apart(read, other, config).results[0]
+    ids = torch.tensor(merged.encode(text))
+    assert len(ids) < len(text) and int(ids.max()) > 99
+    losses = naive_nll(pair[1], ids[: len(ids) // 16 * 16], 16, 16)
+    assert result.baseline_nll == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert result.nll == pytest.approx(evaluate(pair[0], None, {"t": read.tokens[files[0]]}, config).results[0].nll)
+    # A token is a byte here, and 1 to 3 of them there.
+    assert result.bits_per_byte == pytest.approx(result.nll / math.log(2))
+    assert result.baseline_bits_per_byte < result.baseline_nll / math.log(2)
+    assert (result.kl, result.agreement, result.nll_increase) == (None, None, None)
+
+
+def test_command_with_another_tokenizer(command, folders, tmp_path):
+    other = tmp_path / "other"
+    tiny_model("llama", layers=2, seed=3).save_pretrained(other)
+    tiny_tokenizer(merges=[("t", "h"), ("th", "e")]).save_pretrained(other)
+    arguments = ["eval", folders[0], "--baseline", other, "--length", "32", "--max-tokens", "320", "--device", "cpu"]
+    ended = command(*arguments)
+    assert ended.code == 0 and "each model read the text with its own" in " ".join(ended.out.split())
+    report = command(*arguments, "--json").json["results"][0]
+    alone = command(*["eval", other, *arguments[4:], "--json"]).json["results"][0]
+    assert report["baseline_nll"] == alone["nll"] and report["kl"] is None
+    assert command(*arguments, "--generate").code == 2
 
 
 def test_training_mode_is_put_back():

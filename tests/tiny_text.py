@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,10 +16,12 @@ EOS = 2
 BOS = 1
 
 
-def tiny_tokenizer(*, bos: bool = False, extra: tuple[str, ...] = ()) -> Any:
-    """Every printable ASCII character is a token (fewer than 128 in all); with ``bos`` each text starts with <s>."""
+def tiny_tokenizer(*, bos: bool = False, extra: tuple[str, ...] = (), merges: Sequence[tuple[str, str]] = ()) -> Any:
+    """Every printable ASCII character is a token, and every merge (fewer than 128 in all); with ``bos`` each text
+    starts with <s>."""
     characters = [*SPECIAL, *extra, *(char for char in string.printable if char not in "\r\x0b\x0c")]
-    core = Tokenizer(BPE({token: index for index, token in enumerate(characters)}, [], unk_token="<unk>"))
+    tokens = [*characters, *(left + right for left, right in merges)]
+    core = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, list(merges), unk_token="<unk>"))
     if bos:
         core.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(

@@ -107,6 +107,8 @@ def evaluate_command(
         check_output_file(output, overwrite, what="report", inputs=inputs)
 
     from prunekit.calibration import check_length, check_tokens
+    from prunekit.evaluate_apart import Read, evaluate_apart
+    from prunekit.same_tokens import first_difference
     from prunekit.source import load_model, load_tokenizer, pick_device, pick_dtype, resolve
     from prunekit.text import source_name
 
@@ -116,32 +118,24 @@ def evaluate_command(
     dense_source = resolve(baseline) if baseline else None
     tokenizer = load_tokenizer(source)
     dense_tokenizer = None if dense_source is None else load_tokenizer(dense_source)
-    if (
-        dense_source is not None
-        and dense_tokenizer is not None
-        and dense_tokenizer.get_vocab() != tokenizer.get_vocab()
-    ):
+    # Each model reads text with its own tokenizer; token by token they are compared where that makes no difference.
+    apart = dense_tokenizer is not None and first_difference(dense_tokenizer, tokenizer) is not None
+    if apart and generate and dense_source is not None:
         raise PrunekitError(
-            f"The tokenizers of {source.name} and {dense_source.name} differ, so their tokens can't be compared; "
-            "give the model it was pruned from as --baseline."
+            f"--generate compares texts token by token, and the tokenizers of {source.name} and {dense_source.name} "
+            "differ; leave it out, or give the model it was pruned from as --baseline."
         )
-    if dense_source is not None and dense_tokenizer is not None:
-        from prunekit.same_tokens import first_difference, shown
-
-        if (different := first_difference(dense_tokenizer, tokenizer)) is not None:
-            raise PrunekitError(
-                f"The tokenizers of {source.name} and {dense_source.name} give other tokens, for {shown(different)} "
-                "among others, so they can't be compared; give the model it was pruned from as --baseline, or prune it "
-                "again with this release."
-            )
     texts = text or (["builtin"] if generate or prepared is None else [])
     tokens = read_texts(texts, tokenizer, config)
-    for each in filter(None, (source, dense_source)):
+    dense_tokens = read_texts(texts, dense_tokenizer, config) if apart else tokens
+    for each, read in ((source, tokens), (dense_source, dense_tokens)):
+        if each is None:
+            continue
         if texts:
             check_length(config, each.config)
         if generate:
             check_room(each.config, model_label(each.name), continuations)
-        for ids in tokens.values():
+        for ids in read.values():
             check_tokens(ids, each.config)
     for name, ids in tokens.items() if generate else ():
         pick_prompts(ids, continuations, None, source_name(name))
@@ -156,7 +150,12 @@ def evaluate_command(
     if texts:
         loaded = {each.name: load_model(each, dtype=dtype, device=device) for each in (source, dense_source) if each}
         pruned, dense = loaded[source.name], loaded[dense_source.name] if dense_source else None
-        report = evaluate(pruned, tokenizer, tokens, config, dense, **names)
+        if apart:
+            report = evaluate_apart(
+                Read(pruned, tokenizer, tokens), Read(dense, dense_tokenizer, dense_tokens), config, **names
+            )
+        else:
+            report = evaluate(pruned, tokenizer, tokens, config, dense, **names)
         if generate:
             qualities = [
                 generation_quality(pruned, tokenizer, ids, continuations, dense, text=result.text, **names)
@@ -164,7 +163,8 @@ def evaluate_command(
             ]
     scored: TaskReport | None = None
     if prepared is not None:
-        scored = _score(prepared, source, dense_source, loaded, tokenizer, dtype, device, names)
+        readers = {"name": tokenizer, "baseline_name": dense_tokenizer}
+        scored = _score(prepared, source, dense_source, loaded, readers, dtype, device, names)
     data: dict[str, Any] = (
         report.to_dict()
         if report is not None
@@ -197,7 +197,7 @@ def _score(
     source: Source,
     dense_source: Source | None,
     loaded: dict[str, Any],
-    tokenizer: Any,
+    tokenizers: dict[str, Any],
     dtype: str,
     device: str,
     names: dict[str, str],
@@ -205,12 +205,12 @@ def _score(
     from prunekit.source import load_model, pick_device, pick_dtype
     from prunekit.tasks import make_report, score_tasks
 
-    def results(each: Source, name: str) -> Any:
+    def results(each: Source, which: str) -> Any:
         return score_tasks(
             prepared,
             lambda: loaded.get(each.name) or load_model(each, dtype=dtype, device=device),
-            tokenizer,
-            name=name,
+            tokenizers[which],
+            name=names[which],
             identity={
                 "weights": each.fingerprint,
                 "dtype": str(pick_dtype(dtype) or each.dtype),
@@ -218,6 +218,6 @@ def _score(
             },
         )
 
-    own = results(source, names["name"])
-    dense = None if dense_source is None else results(dense_source, names["baseline_name"])
+    own = results(source, "name")
+    dense = None if dense_source is None else results(dense_source, "baseline_name")
     return make_report(prepared, own, dense, **names)

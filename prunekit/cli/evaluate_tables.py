@@ -29,10 +29,17 @@ def show(
 
 def _print_texts(report: Evaluation) -> None:
     first = report.results[0]
-    compared = report.baseline is not None
+    apart = first.bits_per_byte is not None
+    compared = report.baseline is not None and not apart
     how = f"windows of {first.length} every {first.stride} tokens, {report.dtype} on {report.device}"
     caption = "Perplexity: e to the mean loss a token, lower is better; ± is one standard error."
     columns = ["text", "tokens", "perplexity"]
+    if apart:
+        caption += (
+            " The two tokenizers give other tokens, so each model read the text with its own, and perplexities don't "
+            "compare. Bits a byte do: lower is better."
+        )
+        columns += ["baseline", "bits a byte", "baseline"]
     if compared:
         caption += (
             " Loss added: in nats a token. KL: how far the predictions moved, 0 is unmoved. "
@@ -46,6 +53,12 @@ def _print_texts(report: Evaluation) -> None:
             f"{result.tokens_predicted:,}",
             f"{result.perplexity:,.2f}{_error(result.perplexity, result.nll_standard_error)}",
         ]
+        if apart:
+            row += [
+                f"{result.baseline_perplexity:,.2f}",
+                f"{result.bits_per_byte:.3f}",
+                f"{result.baseline_bits_per_byte:.3f}",
+            ]
         if compared:
             row += [
                 f"{result.baseline_perplexity:,.2f}",
