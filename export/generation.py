@@ -113,7 +113,7 @@ def generation_of(source: Any, tokenizer: Any) -> Generation:
         return ids(told.get(name), getattr(source.config, name, None), getattr(tokenizer, name, None))
 
     ends = named("eos_token_id")
-    own = getattr(tokenizer, "eos_token_id", None)
+    own: Any = getattr(tokenizer, "eos_token_id", None)
     if _is_token(own, size) and own not in ends:
         ends.insert(0, own)
     for name in ("eot_token", "eom_token"):

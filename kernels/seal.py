@@ -140,10 +140,13 @@ class Seal:
             advice,
         )
 
+    def _is_of(self, root: object) -> bool:
+        return self.root is not None and self.root() is root
+
     def check(self, model: Any) -> None:
         """Raises PrunekitError where ``model`` is no longer what was packed. Touches no weight and waits for no GPU."""
         root: Any = unwrapped(model)
-        if self.root is None or root is not self.root():
+        if not self._is_of(root):
             raise PrunekitError(
                 f"This is a {type(model).__name__} around, or a copy of, the model that optimize() was called on, and "
                 f"decoding would not run what is different. {self.advice}."

@@ -24,6 +24,7 @@ def card_head(origin: Origin, *, library: str | None, tags: Sequence[str], relat
         # A link into the folder of the source leads nowhere from here.
         link = f"https://huggingface.co/{origin.hub_id}/blob/main/{link}"
     bases = list(origin.bases)
+    related: dict[str, Any] = {"base_model_relation": relation} if bases else {}
     data = ModelCardData(
         language=list(origin.language) or None,
         # Left out where nobody has said it.
@@ -34,7 +35,7 @@ def card_head(origin: Origin, *, library: str | None, tags: Sequence[str], relat
         pipeline_tag="text-generation",
         base_model=bases[0] if len(bases) == 1 else bases or None,
         tags=list(dict.fromkeys([*origin.tags, *tags])),
-        **({"base_model_relation": relation} if bases else {}),
+        **related,
     )
     return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
 

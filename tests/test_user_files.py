@@ -42,6 +42,8 @@ def test_what_prunekit_wrote_is_replaced(kind, tmp_path: Path) -> None:
     with pytest.raises(PrunekitError, match="so it is not replaced"):
         replace(out, kind=EXPORT if kind is not EXPORT else PROFILE)
     (out / ".DS_Store").touch()
+    (out / "__pycache__").mkdir()
+    (out / "__pycache__" / "modeling.cpython-311.pyc").touch()
     replace(out, kind=kind)
     assert listing(tmp_path) == {"out": None, "out/new": 3}
     empty = tmp_path / "empty"
@@ -68,6 +70,26 @@ def _linked(out: Path) -> None:
     (out / "a").symlink_to(out / "prunekit.json")
 
 
+def _empty(out: Path) -> None:
+    (out / "results").mkdir()
+
+
+def _compiled(out: Path) -> None:
+    (out / "__pycache__").mkdir()
+    (out / "__pycache__" / "a.pyc").touch()
+    (out / "__pycache__" / "notes.txt").write_text("mine")
+
+
+def _hidden(out: Path) -> None:
+    (out / ".DS_Store").mkdir()
+    (out / ".DS_Store" / "notes.txt").write_text("mine")
+
+
+def _manifest(out: Path) -> None:
+    (out / "prunekit.json").rename(out.parent / "mine.json")
+    (out / "prunekit.json").symlink_to(out.parent / "mine.json")
+
+
 def _unlisted(out: Path) -> None:
     (out / "prunekit.json").write_text('{"format": "prunekit-checkpoint"}')
 
@@ -79,6 +101,10 @@ def _unlisted(out: Path) -> None:
         (_below, "also holds checkpoint-1/optimizer.pt"),
         (_changed, "a in .* has been changed since prunekit wrote it"),
         (_linked, "also holds a, which prunekit did not write"),
+        (_empty, "also holds results"),
+        (_compiled, "also holds __pycache__/notes.txt"),
+        (_hidden, "also holds .DS_Store"),
+        (_manifest, "also holds prunekit.json"),
         (_unlisted, "does not list the files"),
     ],
 )

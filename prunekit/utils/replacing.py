@@ -13,8 +13,9 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.names import printable
 from prunekit.utils.strict_json import parse, read_regular
 
-# What file managers and Python leave in folders by themselves.
-_DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__"}
+# What file managers leave in folders by themselves; Python leaves .pyc files in folders of their own.
+_DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_COMPILED = "__pycache__"
 _MOST = 64 * 2**20
 PICTURE_MARK = "Made by prunekit"
 
@@ -118,21 +119,31 @@ def _check_files(path: Path, kind: Kind, found: Snapshot) -> None:
             f"{path / kind.manifest} does not list the files that were written with it, so {path} is not replaced; "
             "delete it yourself, or choose another name."
         )
+    # Folders are not listed. One that holds something is judged by that.
+    folders = {parent.as_posix() for name in (*listed, *found) for parent in Path(name).parents}
     for name in sorted(found):
         file = path / name
-        parts = Path(name).parts
-        if name == kind.manifest or _DROPPINGS & set(parts) or (file.is_dir() and not file.is_symlink()):
+        posix, is_link = Path(name).as_posix(), file.is_symlink()
+        if not is_link and _is_expected(file, posix, posix == kind.manifest or posix in folders):
             continue
-        if Path(name).as_posix() not in listed or file.is_symlink():
+        if posix not in listed or is_link:
             raise PrunekitError(
                 f"{path} also holds {printable(name)}, which prunekit did not write, so it is not replaced; move that "
-                "file away, or choose another name."
+                "away, or choose another name."
             )
-        if not file.is_file() or sha256(file) != listed[Path(name).as_posix()]:
+        if not file.is_file() or sha256(file) != listed[posix]:
             raise PrunekitError(
                 f"{printable(name)} in {path} has been changed since prunekit wrote it, so the folder is not "
                 "replaced; delete it yourself, or choose another name."
             )
+
+
+def _is_expected(file: Path, name: str, ours: bool) -> bool:
+    """True for the manifest and for folders that hold something (``ours``), and for what programs leave unasked."""
+    if file.is_dir():
+        return ours or file.name == _COMPILED
+    parent = Path(name).parent.name
+    return ours or (file.is_file() and (file.name in _DROPPINGS or (parent == _COMPILED and file.suffix == ".pyc")))
 
 
 def _listed(manifest: Path, kind: Kind) -> dict[str, Any] | None:
