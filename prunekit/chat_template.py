@@ -15,8 +15,9 @@ from prunekit.text import join_messages
 from prunekit.utils.child import Limits, run_python
 
 # Far beyond what any template needs: the largest take milliseconds and a few MB. The CPU's time is what counts, since a
-# busy machine may let the child wait.
-_SECONDS = 10
+# busy machine may let the child wait; half a second of it is what the child needs to begin.
+_SECONDS = 4
+_CHATS_A_SECOND = 250
 _WAIT = 120.0
 _MEMORY = 2 << 30
 _OUTPUT = 128 << 20
@@ -79,8 +80,8 @@ def render_chats(
     """Each conversation as text, exactly as ``tokenizer.apply_chat_template(..., tokenize=False)`` makes it, with the
     words that begin an answer where ``generation``; or the error that the template raised for it, as one sentence.
 
-    The template runs in a child that may take 10 seconds of a CPU, 2 GiB and 128 MiB of output. Raises PrunekitError
-    where it takes more, or there is no template.
+    The template runs in a child that may take 4 seconds of a CPU and 4 ms more for each conversation, 2 GiB and 128 MiB
+    of output. Raises PrunekitError where it takes more, or there is no template.
     """
     template = chat_template(tokenizer)
     if template is None:
@@ -91,12 +92,13 @@ def render_chats(
         "generation": generation,
         "conversations": [list(map(dict, messages)) for messages in conversations],
     }
+    seconds = _SECONDS + len(conversations) // _CHATS_A_SECOND
     try:
         ended = run_python(
             module="prunekit.utils.chat_child",
             input=json.dumps(asked),
             timeout=_WAIT,
-            limits=Limits(memory_bytes=_MEMORY, cpu_seconds=_SECONDS, output_bytes=_OUTPUT, file_bytes=0),
+            limits=Limits(memory_bytes=_MEMORY, cpu_seconds=seconds, output_bytes=_OUTPUT, file_bytes=0),
             variables=_ONE_THREAD,
         )
     except OSError as error:

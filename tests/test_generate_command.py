@@ -141,3 +141,13 @@ def test_a_prompt_beyond_the_models_positions_is_refused(command: Command, prune
     """A template that adds a million characters would keep the command busy for hours."""
     ended = generate(command, pruned, "--prompt", "The " * 100)
     assert ended.code == 2 and "400 tokens as it is, and the model was made for at most 256; shorten it." in ended.err
+
+
+def test_a_template_that_makes_far_too_much_is_not_tokenised(
+    command: Command, pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens take a hundred bytes each, and the template may write 128 MiB."""
+    monkeypatch.setattr("prunekit.chat_template.chat_template", lambda _: "a template")
+    monkeypatch.setattr("prunekit.chat_template.render_chats", lambda *_, **__: ["x" * ((1 << 22) + 1)])
+    ended = generate(command, pruned, "--prompt", "The", "--chat")
+    assert ended.code == 2 and "template makes 4,194,305 characters of a prompt" in ended.err

@@ -141,6 +141,12 @@ def _encode(tokenizer: Any, texts: list[str], chat: bool) -> list[list[int]]:
             if isinstance(each, PrunekitError):
                 raise PrunekitError(f"{str(each).rstrip('.')}; leave --chat out, or mend the template.")
         texts = [str(each) for each in rendered]
+        longest = max(map(len, texts))
+        if longest > _LONGEST_PROMPT:
+            raise PrunekitError(
+                f"This model's chat template makes {longest:,} characters of a prompt, and no model takes so long a "
+                "prompt; leave --chat out, or mend the template."
+            )
     return encode(tokenizer, texts, special=not chat)
 
 
