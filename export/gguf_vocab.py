@@ -11,30 +11,18 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.export.base import Job
 from prunekit.export.generation import DEFAULT, Generation, end_key, template_key
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%(end)s"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%(end)s"
-)
-_CASED_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from prunekit.gguf_pre import BYTE_LEVEL, DIGITS, GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN
 
 # How text is cut before merging: the steps of tokenizer.json's pre_tokenizer, and llama.cpp's name for the same. A
 # second name is for tokenizers that look merges up even where a whole word is in the vocabulary (ignore_merges false).
-_BYTE_LEVEL = "bytes"
-_GPT2 = "gpt2-regex"
 _PRE: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     # (with ignore_merges, without)
-    (_GPT2,): (None, "gpt-2"),
-    ("digits", _GPT2): (None, "smollm"),
-    (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}", _BYTE_LEVEL): (
-        "llama-bpe",
-        "smaug-bpe",
-    ),
-    (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}", _BYTE_LEVEL): (None, "qwen2"),
-    (rf"{_CASED % {'end': ''}}|\p{{N}}|{_CASED_TAIL}", _BYTE_LEVEL): ("tekken", None),
-    (rf"{_CASED % {'end': _CONTRACTIONS + '?'}}|\p{{N}}{{1,3}}|{_CASED_TAIL}", _BYTE_LEVEL): (None, "gpt-4o"),
+    (GPT2,): (None, "gpt-2"),
+    (DIGITS, GPT2): (None, "smollm"),
+    (LLAMA3, BYTE_LEVEL): ("llama-bpe", "smaug-bpe"),
+    (QWEN2, BYTE_LEVEL): (None, "qwen2"),
+    (TEKKEN, BYTE_LEVEL): ("tekken", None),
+    (GPT4O, BYTE_LEVEL): (None, "gpt-4o"),
 }
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 BLANK = "\u2581"
@@ -84,7 +72,7 @@ def vocabulary(job: Job) -> Vocabulary:
         raise _unknown(job, f"its model is {model.get('type')}, not BPE")
     steps = _steps(data["pre_tokenizer"])
     composed = (data["normalizer"] or {}).get("type") == "NFC"
-    if _BYTE_LEVEL in steps or _GPT2 in steps:
+    if BYTE_LEVEL in steps or GPT2 in steps:
         if data["normalizer"] is not None and not composed:
             raise _unknown(job, f"it normalises text by {data['normalizer'].get('type')}")
         names = _PRE.get(steps)
@@ -118,9 +106,9 @@ def _steps(pre: dict[str, Any] | None) -> tuple[str, ...]:
     if pre["type"] == "ByteLevel":
         if pre.get("add_prefix_space"):
             return ("prefixed bytes",)
-        return (_GPT2 if pre.get("use_regex", True) else _BYTE_LEVEL,)
+        return (GPT2 if pre.get("use_regex", True) else BYTE_LEVEL,)
     if pre["type"] == "Digits" and pre.get("individual_digits"):
-        return ("digits",)
+        return (DIGITS,)
     # Cutting out what matches, or dropping what doesn't, is the same for a regular expression that matches everything.
     if pre["type"] == "Split" and (pre["behavior"], pre["invert"]) in (("Isolated", False), ("Removed", True)):
         return (pre["pattern"].get("Regex", "another pattern"),)

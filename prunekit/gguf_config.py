@@ -12,6 +12,7 @@ import numpy as np
 from prunekit.errors import PrunekitError
 from prunekit.families import BIASES, FAMILIES, Family
 from prunekit.gguf_rope import FACTORS, rope_parameters
+from prunekit.gguf_tokenizer import special_ids
 
 if TYPE_CHECKING:
     from prunekit.export.gguf_header import Header
@@ -62,7 +63,6 @@ _LAYERS_27B = {"gemma2": 46, "gemma3": 62}
 # What llama.cpp and the families' first models have where a file does not say.
 _SOFTCAPS = {"gemma2": (50.0, 30.0), "gemma3": (0.0, 0.0)}
 _WINDOWS = {"gemma2": (4096, 2), "gemma3": (1024, 6)}
-_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def refusal(header: Header, what: str) -> PrunekitError:
@@ -91,8 +91,8 @@ def config_of(header: Header) -> tuple[Family, Any]:
         prefix = "ffn" if switch == "mlp_bias" else "attn"
         if isinstance(flag, str) and any(f"blk.0.{prefix}_{each}.bias" in header.tensors for each in part):
             fields[flag] = True
-    for mine, theirs in _SPECIAL.items():
-        fields[f"{mine}_token_id"] = header.fields.get(f"tokenizer.ggml.{theirs}_token_id")
+    special = special_ids(header)
+    fields |= {f"{name}_token_id": special[name] for name in ("bos", "eos", "pad")}
     config_class = family.stock(family.config_class)
     try:
         config = config_class(**fields, architectures=[family.causal_lm_class])

