@@ -281,9 +281,7 @@ def _check_finite(source: Source, model: Any, dtype: torch.dtype) -> None:
             for stored in {name, name.removeprefix("model.")} & {*handle.keys()}:
                 if is_finite(handle.get_tensor(stored)):
                     kind = str(dtype).removeprefix("torch.")
-                    raise PrunekitError(
-                        f"{place_of(name)} holds numbers too large for {kind}; take --dtype float32 or bfloat16."
-                    )
+                    raise PrunekitError(f"{place_of(name)} holds numbers too large for {kind}; take --dtype float32.")
     check_weight(name, model.get_parameter(name))
 
 

@@ -112,6 +112,7 @@ def _as_data(tokenizer: Any, settings: dict[str, Any]) -> dict[str, Any]:
         value = getattr(tokenizer, name)
         stated = settings.get(name)
         content = stated.get("content") if isinstance(stated, dict) else stated
-        if value is not None and content != value:
+        # A stated null, too: classes of stock model types have tokens of their own where none is stated.
+        if content != value or name not in settings:
             made[name] = value
     return made
