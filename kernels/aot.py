@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from prunekit.kernels.launch import Launch
+from prunekit.utils.leftovers import temporary_folder
 
 # Shared memory in bytes that a block may opt in to (CUDA C++ Programming Guide, technical specifications).
 MAX_SHARED = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448}
@@ -145,8 +145,8 @@ def _tool() -> str:
 
 
 def _read(arch: int, cubin: bytes, shared: int) -> MachineCode:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
+    with temporary_folder("kernel") as folder:
+        file = folder / "kernel.cubin"
         file.write_bytes(cubin)
 
         def dump(flag: str) -> str:

@@ -30,8 +30,12 @@ def _is_command() -> bool:
     return "-m" in asked and asked[asked.index("-m") + 1 :][:1] == ["prunekit"]
 
 
+if _is_command():
+    from prunekit.utils.stopping import stop_quietly
+
+    stop_quietly()
 # The kernels need torch and Triton only: on a bare GPU machine they can be checked without transformers.
-if not _is_command() and find_spec("transformers") is not None:
+elif find_spec("transformers") is not None:
     # So that AutoModelForCausalLM.from_pretrained opens pruned checkpoints after a mere `import prunekit`.
     from prunekit.modeling import register
 

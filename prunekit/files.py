@@ -23,6 +23,7 @@ from prunekit.utils.leftovers import (
     forget,
     free_name,
     is_inside_claim,
+    missing_parents,
     remove,
     sweep_and_tell,
 )
@@ -196,37 +197,28 @@ def new_folder(
     else:
         before = check_output_folder(path, overwrite, kind=kind, inputs=inputs)
     path = path.absolute()
-    # Parents that had to be made are taken away again if nothing came of it.
-    made = [parent for parent in path.parents if not parent.exists()]
     claim = None
-    done = False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        claim = claim_folder(path.parent, path.name)
-        yield claim.path
-        if not is_inside_claim(path):
-            _open_up(claim.path)
-            sync(claim.path)
-        with undisturbed():
-            _publish(claim, path, before, owned)
-            done = True
-    except OSError as error:
-        raise _refused(error.strerror or str(error), path, owned) from None
-    except Exception as error:
-        why = None if claim is None else no_room(error, claim.path)
-        if why is None or (isinstance(error, PrunekitError) and "Free some space" in str(error)):
-            raise
-        raise _refused(why, path, owned) from None
-    finally:
-        if not done:
+    with missing_parents(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            claim = claim_folder(path.parent, path.name)
+            yield claim.path
+            if not is_inside_claim(path):
+                _open_up(claim.path)
+                sync(claim.path)
             with undisturbed():
-                if claim is not None:
-                    remove(claim)
-                for parent in made:
-                    try:
-                        parent.rmdir()
-                    except OSError:
-                        break
+                _publish(claim, path, before, owned)
+        except OSError as error:
+            raise _refused(error.strerror or str(error), path, owned) from None
+        except Exception as error:
+            why = None if claim is None else no_room(error, claim.path)
+            if why is None or (isinstance(error, PrunekitError) and "Free some space" in str(error)):
+                raise
+            raise _refused(why, path, owned) from None
+        finally:
+            # Nothing is left of it where it got its name.
+            if claim is not None:
+                remove(claim)
 
 
 def _open_up(folder: Path) -> None:

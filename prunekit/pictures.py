@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ def check_picture(path: Path, overwrite: bool = False, inputs: Iterable[Path] = 
 
 def check_different(output: Path, picture: Path) -> None:
     """Raises PrunekitError where both have the same name."""
-    if output.absolute() == picture.absolute():
+    if os.path.realpath(output) == os.path.realpath(picture):
         raise PrunekitError(f"{output} can't hold both the result and its picture; give --picture another name.")
 
 

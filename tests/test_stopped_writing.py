@@ -153,10 +153,11 @@ def test_signals_while_writing(number: int, shared: Shared, tmp_path: Path) -> N
     assert not (tmp_path / "new").exists()
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
-        # The weights come first: without config.json and manifest, no tool takes the remains for a model.
-        assert not [
-            name for name in listing(tmp_path) if name.endswith("config.json") or name.endswith("prunekit.json")
-        ]
+        # The tokenizer and the weights come first: without config.json, manifest and weights under their own name, no
+        # tool takes the remains for a model.
+        names = {Path(name).name for name in listing(tmp_path)}
+        assert not names & {"config.json", "prunekit.json", "plan.json", "model.safetensors"}
+        assert not [name for name in names if name.endswith(".index.json")]
     else:
         assert process.returncode == 128 + number
         assert len(err.splitlines()) == 1 and "nothing half-written" in err

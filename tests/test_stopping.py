@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
+import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,49 @@ def test_where_python_drops_exceptions(where: Callable[[int], None], number: int
 
     assert run_command(command) == (128 + number, "", "prunekit: stopped; nothing half-written was left behind.\n")
     assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_a_module_is_imported(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends at once: an exception would abort libraries in C++ that are just being initialised."""
+    (tmp_path / "slow_to_import.py").write_text(
+        f"import os\ntry:\n    os.kill(os.getpid(), {number:d})\nexcept BaseException:\n    os.abort()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def command() -> None:
+        with new_folder(tmp_path / "deep" / "er" / "out") as folder:
+            (folder / "half").touch()
+            importlib.import_module("slow_to_import")
+
+    assert run_command(command) == (128 + number, "", "prunekit: stopped; nothing half-written was left behind.\n")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_before_the_command_is_imported() -> None:
+    code = "import os, sys, signal; sys.argv[0] = 'prunekit'; import prunekit; os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "prunekit: stopped; nothing half-written was left behind.\n")
+
+
+def test_a_second_signal_after_the_first_was_told(tmp_path: Path) -> None:
+    """While Python ends, which takes its time after torch was used."""
+
+    def command() -> None:
+        real = common.stoppable
+
+        @contextmanager
+        def then_another(at_once: Callable[[int], None]) -> Iterator[None]:
+            with real(at_once):
+                yield
+            send(signal.SIGTERM)
+
+        common.stoppable = then_another  # type: ignore[assignment]
+        common.app = lambda *args, **options: send(signal.SIGINT)  # type: ignore[assignment]
+        common.main()
+
+    code, _, err = run_command(command)
+    assert code == 130 and err == "prunekit: stopped; nothing half-written was left behind.\n"
 
 
 def test_a_library_that_drops_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,8 @@ class Claim:
 
 
 _claims: dict[Path, Claim] = {}
+# Folders that hold an output which is not there yet, and were made for it, with the process that did.
+_parents: dict[Path, int] = {}
 
 
 def label(name: str) -> str:
@@ -157,6 +159,26 @@ def erase(path: Path) -> None:
         pass
 
 
+@contextmanager
+def missing_parents(path: Path) -> Iterator[None]:
+    """Folders above ``path`` that are missing when the block begins, and hold nothing when it ends, are taken away."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    _parents.update(dict.fromkeys(made, os.getpid()))
+    try:
+        yield
+    finally:
+        with undisturbed():
+            _remove_empty(made)
+            for each in made:
+                _parents.pop(each, None)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in sorted(folders, reverse=True):  # the inner ones first
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def is_inside_claim(path: Path) -> bool:
     """True for what lies in a temporary folder of this process: it is not yet under its name."""
     return any(parent in _claims for parent in path.parents)
@@ -165,7 +187,9 @@ def is_inside_claim(path: Path) -> bool:
 def remove_all() -> list[Path]:
     """Take away every temporary of this process. Returns those that can't be."""
     mine = [claim for claim in _claims.values() if claim.pid == os.getpid()]
-    return [claim.path for claim in mine if not remove(claim)]
+    left = [claim.path for claim in mine if not remove(claim)]
+    _remove_empty([path for path, pid in _parents.items() if pid == os.getpid()])
+    return left
 
 
 atexit.register(remove_all)

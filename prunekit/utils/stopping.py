@@ -1,7 +1,8 @@
 """Signals that end a run: Ctrl-C, SIGTERM, SIGHUP. Clean-up is never cut short, and a signal is never lost.
 
 The first signal raises :class:`Stopped`, so that ``with`` and ``finally`` clean up. Python drops exceptions that are
-raised in a destructor, a weakref's callback or a C callback; that is noticed, and the process ends there and then.
+raised in a destructor, a weakref's callback or a C callback; that is noticed, and the process ends there and then. It
+also does while a module is imported: libraries in C++ abort where their initialisation is interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 # A run that was told to stop and still works after so many seconds, outside any clean-up, is told again; and ended
@@ -20,6 +21,7 @@ from typing import Any
 _PATIENCE, _TRIES = 5.0, 4
 # So many signals during clean-up end it.
 _INSISTENCE = 3
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Stopped(BaseException):
@@ -38,6 +40,10 @@ class Interrupted(Stopped, KeyboardInterrupt):
     """Ctrl-C."""
 
 
+def _say_nothing_left(number: int) -> None:
+    print("prunekit: stopped; nothing half-written was left behind.", file=sys.stderr, flush=True)  # noqa: T201
+
+
 class _State:
     """Of this process; only the main thread changes it, but for ``told``."""
 
@@ -49,7 +55,8 @@ class _State:
         self.count = 0
         self.again = False
         self.done = threading.Event()
-        self.at_once: Callable[[int], None] = lambda number: None
+        self.at_once: Callable[[int], None] = _say_nothing_left
+        self.base: CodeType | None = None
 
 
 _state = _State()
@@ -67,7 +74,18 @@ def _handle(number: int, frame: FrameType | None) -> None:
         if state.count > _INSISTENCE:
             _end(state.raised or number)
         return
+    if _is_importing(frame, state.base):
+        _end(state.raised or number)
     _raise(state.raised or number)
+
+
+def _is_importing(frame: FrameType | None, base: CodeType | None) -> bool:
+    """Whether a module is being imported in ``frame``, or in what called it up to the code ``base``."""
+    while frame is not None and frame.f_code is not base:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _raise(number: int) -> None:
@@ -105,6 +123,23 @@ def _end(number: int) -> None:
         os._exit(128 + number)
 
 
+def stop_quietly() -> None:
+    """For a command that is not yet imported: Ctrl-C ends the process with a sentence rather than a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        _replace(signal.SIGINT, lambda number, frame: _end(number))
+
+
+def _replace(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+    """Install ``handler`` where nobody else has told what the signal does."""
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """It was told already, and all is cleaned up."""
+    os._exit(128 + (_state.raised or number))
+
+
 @contextmanager
 def stoppable(at_once: Callable[[int], None]) -> Iterator[None]:
     """Signals that end a run raise :class:`Stopped` in the block. Signals that were ignored stay so (``nohup``).
@@ -118,8 +153,9 @@ def stoppable(at_once: Callable[[int], None]) -> Iterator[None]:
         return
     _state = _State()
     _state.at_once, _state.active = at_once, True
+    _state.base = sys._getframe(2).f_code  # the block's: contextlib lies between
     before: dict[int, Any] = {}
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in _SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, _handle)
@@ -139,6 +175,8 @@ def stoppable(at_once: Callable[[int], None]) -> Iterator[None]:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+            if _state.raised is not None:
+                _replace(number, _leave)
         _state.active = False
 
 
