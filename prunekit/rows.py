@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.text_stream import LONGEST_ROW, read_lines, read_pieces
+from prunekit.utils.text_stream import LONGEST_ROW, check_growth, read_lines, read_pieces
 
 _PACKED = (".gz", ".zst")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_ROWS_AT_ONCE = 64
+_MOST_COLUMNS = 1 << 14
+# Of a Parquet row, which may hold more than its text.
+_MOST_ROW_BYTES = 4 * LONGEST_ROW
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -92,14 +94,18 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _csv(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))
-    lines = (line + "\n" for line in read_lines(path))
+    lines = _Lines(path)
     header = next((line for line in lines if line.strip()), "")
     # Spreadsheets write semicolons where the comma is the decimal mark.
     delimiter = "\t" if kind == ".tsv" else max(",;\t", key=header.count)
     try:
         names = next(csv.reader([header], delimiter=delimiter))
+        if len(names) > _MOST_COLUMNS:
+            raise PrunekitError(f"{path} has {len(names):,} columns, and at most {_MOST_COLUMNS:,} are read.")
+        lines.begin_row()
         reader = csv.reader(lines, delimiter=delimiter)
         for cells in reader:
+            lines.begin_row()
             # As pandas and datasets read it, an empty cell is no value.
             row = {name: cell or None for name, cell in zip(names, cells, strict=False)}
             if cells:
@@ -111,6 +117,28 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
         ) from None
 
 
+class _Lines:
+    """The lines of a CSV file. A row may have many, between quotation marks, but not without end."""
+
+    def __init__(self, path: Path):
+        self._path, self._lines, self._held = path, read_lines(path), 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._held += len(line) + 1
+        if self._held > 2 * LONGEST_ROW:
+            raise PrunekitError(
+                f"A row of {self._path} is longer than {LONGEST_ROW:,} characters; a quotation mark may be left open."
+            )
+        return line + "\n"
+
+    def begin_row(self) -> None:
+        self._held = 0
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         missing = f"The file {path} does not exist; check the path."
@@ -120,9 +148,19 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+            about = file.metadata
+            for group in map(about.row_group, range(about.num_row_groups)):
+                for column in range(group.num_columns):
+                    check_growth(path, path.stat().st_size, group.column(column).total_uncompressed_size)
+            # A text that is stored once may be the value of every row.
+            for batch in file.iter_batches(batch_size=1):
+                number += 1
+                if batch.nbytes > _MOST_ROW_BYTES:
+                    raise PrunekitError(
+                        f"Row {number} of {path} has {batch.nbytes:,} bytes; split its text, or give a plain text file "
+                        "(.txt)."
+                    )
                 for row in batch.to_pylist():
-                    number += 1
                     yield f"Row {number} of {path}", row
     except (PrunekitError, MemoryError):
         raise

@@ -7,6 +7,7 @@ label, answer), each of them gzipped (``.jsonl.gz``) or not.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +100,11 @@ class TaskData:
                 if not isinstance(row, dict):
                     raise _Unfit("it is no JSON object")
                 converted = convert(row)
+                json.dumps(converted, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise PrunekitError(
+                    f"{where} holds half a character (a lone surrogate), which no tokenizer takes; mend or remove it."
+                ) from None
             except _Unfit as error:
                 raise PrunekitError(f"{where} is no question of this benchmark: {error}; mend or remove it.") from None
             if converted is not None:
@@ -159,7 +165,12 @@ def _targets(row: Row, name: str) -> dict[str, list[Any]]:
     labels: dict[str, int] = _field(
         row,
         name,
-        lambda value: isinstance(value, dict) and all(value) and {0, 1} == set(value.values()),
+        lambda value: (
+            isinstance(value, dict)
+            and all(value)
+            and all(isinstance(each, int) for each in value.values())
+            and {0, 1} == set(value.values())
+        ),
         "an object of answers, each 1 (true) or 0 (false), with some of both",
     )
     # lm-eval takes the first choice of mc1 as the right one.
@@ -173,6 +184,8 @@ def _agieval(row: Row, exam: str) -> Row | None:
     if row.get("options") is None:
         return {"query": _CLOZE[language].format(**parts), "answer": _text(row, "answer")}
     options = _texts(row, "options")
+    if len(options) > len(_LETTERS):
+        raise _Unfit(f"options must be at most {len(_LETTERS)}")
     query = _CHOICES[language].format(**parts, options=" ".join(options), last=_LETTERS[len(options) - 1])
     gold = _gold(row, len(options))
     return None if gold is None else {"query": query, "choices": options, "gold": gold}

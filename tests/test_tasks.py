@@ -416,6 +416,19 @@ BROKEN = {
         "agieval_lsat_ar",
         ("Line 1", "letters from A to B"),
     ),
+    "eight options": Broken(
+        "agieval/lsat-ar",
+        json.dumps({"passage": None, "question": "What?", "options": list("abcdefgh"), "label": "A"}),
+        "agieval_lsat_ar",
+        ("Line 1", "options must be at most 7"),
+    ),
+    "truth in a list": Broken(
+        "truthfulqa_mc",
+        json.dumps({"question": "What?", "mc1_targets": {"a": [1], "b": [0]}, "mc2_targets": {"a": 1, "b": 0}}),
+        "truthfulqa",
+        ("Line 1", "mc1_targets"),
+    ),
+    "half a character": Broken("mmlu_test", json.dumps({**GOOD, "question": "\ud800"}), "mmlu", ("half a character",)),
     "empty": Broken("mmlu_test", "", "mmlu", ("is empty",)),
 }
 

@@ -18,6 +18,7 @@ import torch
 from tiny_text import BOS, tiny_tokenizer
 
 from prunekit import calibration, text
+from prunekit import rows as row_files
 from prunekit.calibration import CalibrationConfig, load_calibration, text_tokens
 from prunekit.errors import PrunekitError
 from prunekit.rows import read_rows
@@ -131,6 +132,39 @@ def test_a_row_of_any_length_is_not_taken_into_memory(tmp_path, monkeypatch):
     path.write_text('{"text": "short"}\n' + json.dumps({"text": "x" * 2000}))
     with pytest.raises(PrunekitError, match=r"Line 2 of .* longer than 1,000 characters; write one document a line"):
         list(read_rows(path))
+
+
+def test_a_csv_row_of_many_lines_or_columns_is_not_taken_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_files, "LONGEST_ROW", 1000)
+    path = tmp_path / "a.csv"
+    path.write_text("text,b\nshort,1\n" + '"aaa\n",' * 1000)
+    with pytest.raises(PrunekitError, match=r"A row of .* is longer than 1,000 characters; a quotation mark may be"):
+        list(read_rows(path))
+    path.write_text("text,b\n" + "short,1\n" * 1000)
+    assert len(list(read_rows(path))) == 1000
+    monkeypatch.setattr(row_files, "LONGEST_ROW", 1 << 24)
+    path.write_text("," * 20000 + "\nshort\n")
+    with pytest.raises(PrunekitError, match=r"20,001 columns, and at most 16,384 are read"):
+        list(read_rows(path))
+
+
+def test_a_parquet_file_that_says_one_text_in_every_row_is_read_row_by_row(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "bomb.parquet"
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 400, pyarrow.int32()), ["x y" * 2_000_000])
+    parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd", dictionary_pagesize_limit=1 << 25)
+    before = pyarrow.default_memory_pool().max_memory()
+    assert len(next(read_rows(path))[1]["text"]) == 6_000_000
+    assert pyarrow.default_memory_pool().max_memory() - before < 100 << 20
+    monkeypatch.setattr(text_stream, "_GROWTH_BEYOND", 4 << 20)
+    with pytest.raises(PrunekitError, match=r"grows to more than 100 times its size"):
+        next(read_rows(path))
+    monkeypatch.setattr(text_stream, "_GROWTH_BEYOND", 1 << 26)
+    monkeypatch.setattr(row_files, "_MOST_ROW_BYTES", 1 << 20)
+    with pytest.raises(PrunekitError, match=r"Row 1 of .* has 6,000,00\d bytes; split its text"):
+        next(read_rows(path))
 
 
 def test_a_pipe_that_nobody_writes_to_ends_in_a_sentence(tmp_path, monkeypatch):

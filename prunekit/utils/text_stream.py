@@ -99,14 +99,20 @@ def _blocks(path: Path, raw: _Raw, data: IO[bytes]) -> Iterator[bytes]:
         except Exception as error:  # the error types of the zstd packages
             raise PrunekitError(f"{path} is not a whole zstd file ({error}); make or download it again.") from None
         size += len(block)
-        if data is not raw.buffered and size > max(_GROWTH_BEYOND, _MOST_GROWTH * raw.taken):
-            raise PrunekitError(
-                f"{path} grows to more than {_MOST_GROWTH} times its size when it is unpacked, as no ordinary text "
-                "does; unpack it yourself and give the unpacked file, if you trust it."
-            )
+        if data is not raw.buffered:
+            check_growth(path, raw.taken, size)
         yield block
         if not block:
             return
+
+
+def check_growth(path: Path, packed: int, unpacked: int) -> None:
+    """Raises PrunekitError where ``packed`` bytes of a file have become more than text ever does."""
+    if unpacked > max(_GROWTH_BEYOND, _MOST_GROWTH * packed):
+        raise PrunekitError(
+            f"{path} grows to more than {_MOST_GROWTH} times its size when it is unpacked, as no ordinary text "
+            "does; unpack it yourself and give the unpacked file, if you trust it."
+        )
 
 
 class _Raw(io.RawIOBase):
