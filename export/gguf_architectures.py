@@ -154,6 +154,11 @@ def _check(source: Source, name: str, rotation: Rotation) -> None:
             raise refusal(source, "llama.cpp's smollm3 leaves rotation out in every fourth layer, and this model not")
     if name == "olmo2" and shape.tie_word_embeddings:
         raise refusal(source, "llama.cpp's olmo2 has no tied output head")
+    caps = [getattr(config, f"{kind}_logit_softcapping", None) for kind in ("attn", "final")]
+    if name == "gemma2" and not all(caps):
+        raise refusal(source, "llama.cpp's gemma2 always caps logits, and this model not")
+    if name == "gemma3" and caps[0]:
+        raise refusal(source, "llama.cpp's gemma3 has no cap of attention logits")
     if name == "gemma2" and not shape.tie_word_embeddings:
         raise refusal(source, "llama.cpp's gemma2 has no output head of its own")
 

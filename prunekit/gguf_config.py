@@ -149,13 +149,16 @@ def _geometry(header: Header) -> dict[str, Any]:
     head_dim = _whole(header, "attention.key_length", hidden // heads)
     if _whole(header, "attention.value_length", head_dim) != head_dim:
         raise refusal(header, "its keys and values have different widths (attention.key_length, value_length)")
+    layers = _whole(header, "block_count")
+    if layers > len(header.tensors):
+        raise PrunekitError(f"{header.file} lacks the weights of its {layers:,} layers; download it again.")
     table = header.tensors.get("token_embd.weight")
     if table is None:
         raise PrunekitError(f"{header.file} lacks the weight token_embd.weight; download it again.")
     # GGUF keeps it in float32: 9.999999747378752e-06 is the same number to the model, but 1e-05 is what was meant.
     epsilon = float(str(np.float32(_number(header, "attention.layer_norm_rms_epsilon"))))
     return {
-        "num_hidden_layers": _whole(header, "block_count"),
+        "num_hidden_layers": layers,
         "max_position_embeddings": _whole(header, "context_length"),
         "hidden_size": hidden,
         "intermediate_size": _whole(header, "feed_forward_length"),
@@ -187,6 +190,8 @@ def _attention(header: Header, family: Family, fields: dict[str, Any]) -> dict[s
     elif any(caps):
         raise refusal(header, f"it caps logits ({name}.attn_logit_softcapping or final_logit_softcapping)")
     scale = float(_number(header, "attention.scale", 0.0))
+    if scale and not 1e-6 < scale < 1e6:
+        raise refusal(header, f"it scales queries by {scale:g} ({name}.attention.scale)")
     if scale and name in _SOFTCAPS:
         made["query_pre_attn_scalar"] = round(scale**-2, 4)
     elif scale and not math.isclose(scale, fields["head_dim"] ** -0.5, rel_tol=1e-5):
@@ -196,7 +201,7 @@ def _attention(header: Header, family: Family, fields: dict[str, Any]) -> dict[s
 
 def _window(header: Header, family: Family, fields: dict[str, Any]) -> dict[str, Any]:
     name, layers = header.architecture, fields["num_hidden_layers"]
-    stated = header.field("attention.sliding_window")
+    stated = header.field("attention.sliding_window") and _whole(header, "attention.sliding_window")
     pattern = header.field("attention.sliding_window_pattern")
     if name not in _WINDOWS:
         if pattern is not None and any(pattern if isinstance(pattern, list) else [pattern]):
@@ -205,7 +210,7 @@ def _window(header: Header, family: Family, fields: dict[str, Any]) -> dict[str,
             return {"sliding_window": None} if name != "llama" else {}
         if name != "phi3":
             raise refusal(header, f"it attends to a sliding window ({name}.attention.sliding_window)")
-        return {"sliding_window": int(stated)}
+        return {"sliding_window": stated}
     window, every = _WINDOWS[name]
     if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
         every, pattern = pattern, None

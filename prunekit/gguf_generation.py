@@ -29,9 +29,8 @@ def set_generation(header: Header, generation: Any) -> None:
 
 
 def _number(header: Header, key: str) -> float | int | None:
-    value = header.fields.get(f"general.sampling.{key}")
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    if not good:
+    value: Any = header.fields.get(f"general.sampling.{key}")
+    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
         return None
     # GGUF keeps it in float32.
     return int(value) if key == "top_k" else float(f"{value:.6g}")

@@ -43,6 +43,7 @@ def rope_parameters(header: Header, fields: dict[str, Any], refuse: Refuse) -> d
     """
     name, head_dim = header.architecture, fields["head_dim"]
     _check_keys(header, refuse)
+    _check_numbers(header, refuse)
     base = _plain(header, "freq_base", 10000.0)
     dimensions = int(_plain(header, "dimension_count", head_dim))
     made: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
@@ -73,11 +74,18 @@ def _check_keys(header: Header, refuse: Refuse) -> None:
             raise refuse(f"its key {key[:80]!r} is not known")
 
 
+def _check_numbers(header: Header, refuse: Refuse) -> None:
+    for name in _KEYS - {"scaling.type", "scaling.finetuned"}:
+        value = header.field(f"rope.{name}", 0)
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise refuse(f"its key '{header.architecture}.rope.{name}' is no number of 0 or more")
+
+
 def _plain(header: Header, name: str, default: float) -> float:
-    value = header.field(f"rope.{name}", default)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    """A number, where 0 stands for what is not said."""
+    value = header.field(f"rope.{name}") or default
     # GGUF keeps it in float32.
-    return float(str(np.float32(value))) if good else default
+    return float(str(np.float32(value)))
 
 
 def _scaling(header: Header, fields: dict[str, Any], dimensions: int, refuse: Refuse) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,11 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _ENDS = ("eos", "eot", "eom")
 # What llama.cpp takes where a SentencePiece vocabulary does not say.
 _SENTENCEPIECE = {"bos": 1, "eos": 2, "unk": 0}
-_USED = frozenset(
+_IDS = frozenset(f"{name}_token_id" for name in (*_SPECIAL.values(), *_ENDS))
+_USED = _IDS | frozenset(
     {
         *("model", "pre", "tokens", "token_type", "scores", "merges", "chat_template"),
         *("add_bos_token", "add_eos_token", "add_space_prefix"),
-        *(f"{name}_token_id" for name in (*_SPECIAL.values(), *_ENDS)),
     }
 )
 # Names of tokens that no text is cut by, and other forms of what the file says already.
@@ -45,6 +46,8 @@ _NEUTRAL: dict[str, Any] = {
     "normalizer.lowercase": False,
     "normalizer.strip_accents": False,
 }
+_MAX_CUTTING = 1 << 30
+_UNSET = (-1, 0xFFFFFFFF)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # In files of this name the blanks behind a special token are the token's, but for those behind some.
 _SWALLOWING = ("phi-3", "phi3")
@@ -54,21 +57,22 @@ _NOT_SWALLOWING = ("<unk>", "<s>", "<|endoftext|>")
 def special_ids(header: Header) -> dict[str, int | None]:
     """The ids of "bos", "eos", "unk" and "pad", each None where the model has no such token."""
     defaults = _SENTENCEPIECE if header.fields.get(f"{_PREFIX}model") == "llama" else {}
-    size = len(header.fields.get(f"{_PREFIX}tokens") or ())
-    found: dict[str, int | None] = {}
-    for mine, theirs in _SPECIAL.items():
-        value = header.fields.get(f"{_PREFIX}{theirs}_token_id", defaults.get(mine))
-        whole = isinstance(value, int) and not isinstance(value, bool) and (0 <= value < size or not size)
-        found[mine] = value if whole else None
-    return found
+    return {mine: _id(header, theirs, defaults.get(mine)) for mine, theirs in _SPECIAL.items()}
 
 
 def ends(header: Header) -> list[int]:
     """Every token that the file names as an end, that of a text first."""
-    size = len(header.fields.get(f"{_PREFIX}tokens") or ())
-    named = [special_ids(header)["eos"], *(header.fields.get(f"{_PREFIX}{name}_token_id") for name in _ENDS[1:])]
-    whole = [each for each in named if isinstance(each, int) and not isinstance(each, bool) and 0 <= each < size]
-    return list(dict.fromkeys(whole))
+    named = [special_ids(header)["eos"], *(_id(header, name) for name in _ENDS[1:])]
+    return [each for each in dict.fromkeys(named) if each is not None]
+
+
+def _id(header: Header, name: str, default: int | None = None) -> int | None:
+    value = header.fields.get(f"{_PREFIX}{name}_token_id", default)
+    return value if type(value) is int and value not in _UNSET else None
+
+
+def _is_id(value: Any, size: int) -> bool:
+    return type(value) is int and (value in _UNSET or 0 <= value < size)
 
 
 def tokenizer_of(header: Header, size: int, refuse: Refuse) -> Any:
@@ -108,6 +112,8 @@ def _check_keys(header: Header, refuse: Refuse) -> None:
         if not key.startswith("tokenizer.") or key == "tokenizer.huggingface.json" or key.startswith(_TEMPLATE):
             continue
         name = key.removeprefix(_PREFIX)
+        if name in _IDS and not _is_id(value, len(header.fields.get(f"{_PREFIX}tokens") or ())):
+            raise refuse(f"its key {key!r} names no token of its vocabulary")
         if name == key or not (name in _USED or name in _HARMLESS or (name in _NEUTRAL and value == _NEUTRAL[name])):
             raise refuse(f"its key {key[:80]!r} is not known, or not with this value")
 
@@ -120,8 +126,11 @@ def _tokens(header: Header, size: int, refuse: Refuse) -> list[str]:
         raise refuse(f"its vocabulary has {len(tokens):,} tokens, but the model only {size:,}")
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     if len(set(tokens)) < len(tokens):
-        twice = next(token for index, token in enumerate(tokens) if token in tokens[:index])
+        twice = Counter(tokens).most_common(1)[0][0]
         raise refuse(f"its vocabulary has the token {twice[:40]!r} twice")
+    # All places where a token can be cut in two are tried.
+    if sum(len(token) ** 2 for token in tokens) > _MAX_CUTTING:
+        raise refuse("the tokens of its vocabulary are longer than those of any model")
     return tokens
 
 
@@ -181,7 +190,7 @@ def _byte_level(header: Header, tokens: list[str], refuse: Refuse) -> tuple[Any,
 def _cutting(rule: PreTokenizer) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
-    made = []
+    made: list[Any] = []
     for step in rule.steps:
         if step == DIGITS:
             made.append(pre_tokenizers.Digits(individual_digits=True))
