@@ -101,8 +101,8 @@ def read_kept(file: Path) -> dict[str, Any] | None:
 
 
 def seal(folder: Path) -> None:
-    """Keep the digests of all files in ``folder`` (no subfolders) beside them."""
-    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    """Keep the digests of all files in ``folder``, at any depth, beside them."""
+    files = {name: sha256(folder / name) for name in _names(folder)}
     (folder / INDEX).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
@@ -110,7 +110,7 @@ def is_as_sealed(folder: Path) -> bool:
     """Whether ``folder`` holds the files that were there at :func:`seal`, byte for byte, and nothing else. A process
     reads them once, and again where they changed since."""
     try:
-        names = sorted(file.name for file in folder.iterdir())
+        names = _names(folder)
         state = tuple((name, *_state(folder / name)) for name in names)
         if _sealed.get(folder) == state:
             return True
@@ -123,6 +123,12 @@ def is_as_sealed(folder: Path) -> bool:
         return False
     _sealed[folder] = state
     return True
+
+
+def _names(folder: Path) -> list[str]:
+    """Everything in ``folder`` but its subfolders, whose contents count."""
+    found = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
+    return sorted(each.relative_to(folder).as_posix() for each in found)
 
 
 _sealed: dict[Path, tuple[Any, ...]] = {}

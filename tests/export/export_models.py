@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny import rebuilt_model, tiny_config, tiny_model
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +38,36 @@ def byte_tokenizer(vocab: int = VOCAB) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>", clean_up_tokenization_spaces=False
     )
+
+
+def special_tokenizer(core: Any, **names: str) -> Any:
+    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
+
+
+def sentencepiece_tokenizer(prefix: bool | str) -> Any:
+    """Byte tokens, then characters, then pieces by falling score, and every pair that makes a piece, as converted
+    SentencePiece models have them."""
+    core = Tokenizer(BPE())
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.train_from_iterator(
+        builtin_documents("calibration")[:20], BpeTrainer(vocab_size=VOCAB - 259, show_progress=False)
+    )
+    learnt = sorted(core.get_vocab().items(), key=lambda item: item[1])
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(piece for piece, _ in learnt)]
+    vocab = {piece: index for index, piece in enumerate(pieces[:VOCAB])}
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in pieces[259:VOCAB]
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    core = Tokenizer(BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    blanks = normalizers.Replace(" ", "▁")
+    if prefix == "metaspace":
+        core.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    else:
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks]) if prefix else blanks
+    return special_tokenizer(core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def uneven_plan(shape: Any) -> Plan:

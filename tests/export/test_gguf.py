@@ -7,13 +7,19 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-from export_models import VOCAB, byte_tokenizer, dense_config, save_uneven
+from export_models import (
+    VOCAB,
+    byte_tokenizer,
+    dense_config,
+    save_uneven,
+    sentencepiece_tokenizer,
+    special_tokenizer,
+)
 from safetensors.torch import load_file, save_file
 from tiny import one_thread, rebuilt_model, tiny_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
 
 import prunekit.export.gguf as gguf_target
 from prunekit.errors import PrunekitError
@@ -282,10 +288,6 @@ def test_equal_but_narrow_qwen2_layers_go_to_deci(tmp_path):
     assert exported(source, tmp_path / "out", dtype="f32").written.facts["architecture"] == "deci"
 
 
-def special_tokenizer(core, **names):
-    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
-
-
 def regex_tokenizer(regex, ignore_merges, normalizer=None, behavior="isolated", invert=False):
     core = Tokenizer(BPE(ignore_merges=ignore_merges))
     if normalizer:
@@ -305,32 +307,6 @@ def regex_tokenizer(regex, ignore_merges, normalizer=None, behavior="isolated", 
     )
     core.train_from_iterator([*builtin_documents("calibration")[:20], "0123456789 " * 50], trainer)
     return special_tokenizer(core, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-
-
-def sentencepiece_tokenizer(prefix):
-    """Byte tokens, then characters, then pieces by falling score, and every pair that makes a piece, as converted
-    SentencePiece models have them."""
-    core = Tokenizer(BPE())
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
-    core.train_from_iterator(
-        builtin_documents("calibration")[:20], BpeTrainer(vocab_size=VOCAB - 259, show_progress=False)
-    )
-    learnt = sorted(core.get_vocab().items(), key=lambda item: item[1])
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(piece for piece, _ in learnt)]
-    vocab = {piece: index for index, piece in enumerate(pieces[:VOCAB])}
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in pieces[259:VOCAB]
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocab and piece[cut:] in vocab
-    ]
-    core = Tokenizer(BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    blanks = normalizers.Replace(" ", "▁")
-    if prefix == "metaspace":
-        core.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    else:
-        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks]) if prefix else blanks
-    return special_tokenizer(core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +389,8 @@ def test_wrong_files_are_caught(calm, tmp_path, monkeypatch, what):
         ("qwen3", {"bias": True}, "biases.*onnx"),
         ("llama", {"hidden_act": "gelu"}, "activation gelu.*onnx"),
         ("gemma2", {"tie_word_embeddings": False}, "no output head of its own.*onnx"),
+        ("gemma2", {"tie_word_embeddings": True, "attn_logit_softcapping": None}, "always caps logits.*onnx"),
+        ("gemma3_text", {"attn_logit_softcapping": 30.0}, "no cap of attention logits.*onnx"),
         ("smollm3", {"no_rope_layer_interval": 2}, "every fourth layer.*onnx"),
         ("olmo2", {"tie_word_embeddings": True}, "no tied output head.*onnx"),
     ],
