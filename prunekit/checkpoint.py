@@ -28,6 +28,7 @@ from prunekit.record import FIELD, pruning_record
 from prunekit.shape import LayerShape
 from prunekit.slicing import LayerSlicer
 from prunekit.tokenizer_files import copy_tokenizer
+from prunekit.utils.leftovers import output_of
 from prunekit.utils.replacing import CHECKPOINT, local
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def write_checkpoint(
             total = _write_shards(folder, tensors, max_shard_bytes)
         except SafetensorError as error:
             raise PrunekitError(
-                f"The weights could not be written to {out} ({error}). Free some space or choose another place; "
-                "nothing was left behind."
+                f"The weights could not be written to {output_of(out)} ({error}). Free some space or choose another "
+                "place; nothing was left behind."
             ) from None
         origin = read_origin(source.name, source.path)
         copy_legal_files(source.path, origin, folder)

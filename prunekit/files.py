@@ -24,6 +24,7 @@ from prunekit.utils.leftovers import (
     free_name,
     is_inside_claim,
     missing_parents,
+    output_of,
     remove,
     sweep_and_tell,
 )
@@ -39,7 +40,9 @@ def _explain(error: OSError, path: Path) -> PrunekitError:
 
 def _refused(why: str, path: Path, owned: bool = False) -> PrunekitError:
     what = "name another folder in PRUNEKIT_CACHE" if owned else "choose another place"
-    return PrunekitError(f"Could not write {path}: {why}. Free some space or {what}; nothing was left behind.")
+    return PrunekitError(
+        f"Could not write {output_of(path)}: {why}. Free some space or {what}; nothing was left behind."
+    )
 
 
 def check_output_file(

@@ -129,7 +129,8 @@ class Session:
         count = self.source.num_hidden_layers
         if self.store is None:
             self._temporary = TemporaryFolder("levels")
-        folder = self.store or self._temporary.path
+        # Below it, so that the lock beside the database goes too.
+        folder = self.store or self._temporary.path / "levels"
         if (kept := read_levels(folder, count)) is not None:
             advance(self.curve_steps())
             return kept

@@ -48,6 +48,7 @@ def refused(ended: Ended, here: Path) -> None:
     assert ended.code == 2, ended
     (line,) = [line for line in ended.err.splitlines() if not line.startswith("Writing model shards")]
     assert line.startswith("prunekit: ") and "Free some space" in line and "Traceback" not in ended.err
+    assert ".prunekit-new-" not in line
     assert listing(here) == {}
 
 

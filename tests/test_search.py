@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import tempfile
 
 import pytest
 import torch
@@ -154,6 +156,16 @@ def test_a_damaged_level_database_is_made_anew(tmp_path):
     with pytest.raises(PrunekitError, match="damaged"):
         levels.projection(2, "ffn", 48)
     assert session.levels(nothing).curves == levels.curves
+
+
+def test_levels_that_are_not_kept_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    session = tiny_session(tiny_model("llama", layers=1), _ids())
+    levels = session.levels(nothing)
+    assert levels.folder.is_dir()
+    del session
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_no_half_written_levels(tmp_path, monkeypatch):

@@ -184,6 +184,14 @@ def is_inside_claim(path: Path) -> bool:
     return any(parent in _claims for parent in path.parents)
 
 
+def output_of(path: Path) -> Path:
+    """The output that a temporary of this process is for, where ``path`` lies in one; else ``path``."""
+    for place in (*reversed(path.parents), path):
+        if place in _claims and (match := _NAME.fullmatch(place.name)):
+            return place.with_name(match["label"])
+    return path
+
+
 def remove_all() -> list[Path]:
     """Take away every temporary of this process. Returns those that can't be."""
     mine = [claim for claim in _claims.values() if claim.pid == os.getpid()]

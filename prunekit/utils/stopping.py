@@ -126,12 +126,16 @@ def _end(number: int) -> None:
 def stop_quietly() -> None:
     """For a command that is not yet imported: Ctrl-C ends the process with a sentence rather than a traceback."""
     if threading.current_thread() is threading.main_thread():
-        _replace(signal.SIGINT, lambda number, frame: _end(number))
+        _replace(signal.SIGINT, _leave_early)
+
+
+def _leave_early(number: int, frame: FrameType | None) -> None:
+    _end(number)
 
 
 def _replace(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
     """Install ``handler`` where nobody else has told what the signal does."""
-    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, _leave_early):
         signal.signal(number, handler)
 
 
