@@ -12,7 +12,9 @@ from prunekit.utils.listed_folder import is_plain
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 # Compiled code of a device, and calls into Python.
-_OPERATORS = ("EPContext", "PythonOp", "PythonOpGrad", "PyOp")
+_CODE = ("EPContext", "PythonOp", "PythonOpGrad", "PyOp")
+# As often as the graph says. No export of a decoder repeats anything inside its graph.
+_LOOPS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
 # protobuf can't hold more.
 _MOST_BYTES = 2**31 - 1
 
@@ -28,7 +30,11 @@ def check_onnx(path: Path, folder: Path, files: Collection[str]) -> None:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     own = {function.domain for function in model.functions}
     for node in _nodes(model):
-        if node.domain not in (*_DOMAINS, *own) or node.op_type in _OPERATORS:
+        if node.op_type in _LOOPS:
+            raise PrunekitError(
+                f"{path} has the operator {node.op_type}, which may repeat its work without end; export the model again."
+            )
+        if node.domain not in (*_DOMAINS, *own) or node.op_type in _CODE:
             raise PrunekitError(
                 f"{path} has the operator {f'{node.domain}::{node.op_type}'!r}, which needs a library or is code; "
                 "export the model again."

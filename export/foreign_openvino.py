@@ -8,10 +8,13 @@ from xml.parsers import expat
 
 from prunekit.errors import PrunekitError
 
+# No export of a decoder repeats anything inside its graph.
+_LOOPS = ("Loop", "TensorIterator")
+
 
 def check_openvino(path: Path) -> None:
     """Raises PrunekitError where ``path``, an .xml, is no IR, declares entities, has operators that an extension would
-    have to bring, or takes weights from beyond the end of the .bin beside it."""
+    have to bring or that repeat their work, or takes weights from beyond the end of the .bin beside it."""
     weights = path.with_suffix(".bin")
     most = weights.stat().st_size if weights.is_file() else 0
     elements: list[str] = []
@@ -24,6 +27,11 @@ def check_openvino(path: Path) -> None:
             raise PrunekitError(
                 f"{path} has the operator {attributes.get('type', '')!r} of {attributes.get('version', '')!r}, which "
                 "needs an extension library; export the model again."
+            )
+        if name == "layer" and attributes.get("type") in _LOOPS:
+            raise PrunekitError(
+                f"{path} has the operator {attributes['type']}, which may repeat its work without end; export the "
+                "model again."
             )
         if name == "data" and {"offset", "size"} <= set(attributes):
             place = [attributes["offset"], attributes["size"]]

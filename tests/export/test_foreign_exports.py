@@ -276,6 +276,8 @@ def test_operators_of_an_onnx_graph_are_those_of_the_runtime(tmp_path):
     for node in (("Run", "my.domain"), ("EPContext", "com.microsoft")):
         with pytest.raises(PrunekitError, match=f"{node[1]}::{node[0]}"):
             check_onnx(graph(tmp_path, helper.make_node(node[0], [], [], domain=node[1])), tmp_path, [])
+    with pytest.raises(PrunekitError, match="operator Loop, which may repeat its work without end"):
+        check_onnx(graph(tmp_path, helper.make_node("Loop", [], [])), tmp_path, [])
     path.write_bytes(b"no graph")
     with pytest.raises(PrunekitError, match="is no ONNX graph"):
         check_onnx(path, tmp_path, [])
@@ -285,6 +287,7 @@ def test_operators_of_an_onnx_graph_are_those_of_the_runtime(tmp_path):
     ("old", "new", "said"),
     [
         ('version="opset1"', 'version="extension"', "needs an extension library"),
+        ('type="Const"', 'type="Loop"', "operator Loop, which may repeat its work without end"),
         ("<net", '<!DOCTYPE net [<!ENTITY a "b">]><net', "declares a document type"),
         ('offset="0"', 'offset="99999999"', "beyond the end of openvino_model.bin"),
         ("<net", "<xml", "is no OpenVINO IR"),
