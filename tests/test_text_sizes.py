@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -111,6 +112,22 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
     assert len(text_tokens(str(path), tiny_tokenizer(), 64)) == 64
     (tmp_path / "unpacked.txt").write_bytes(gzip.decompress(path.read_bytes()))
     assert len(whole_text(str(tmp_path / "unpacked.txt"))) == 8 << 20
+
+
+def test_a_gzip_file_of_members_and_long_names_is_read_fast(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    members = b"".join(gzip.compress(each.encode()) for each in ("Größe ", "", "and more"))
+    path.write_bytes(members + bytes(2 << 20))
+    assert whole_text(str(path)) == "Größe and more"
+    for spoiled in (members[:-9], members + b"more"):
+        path.write_bytes(spoiled)
+        with pytest.raises(PrunekitError, match=r"is not a whole gzip file"):
+            whole_text(str(path))
+    path.write_bytes(b"\x1f\x8b\x08\x08" + bytes(6) + b"A" * (64 << 20))
+    begin = time.process_time()
+    with pytest.raises(PrunekitError, match=r"is not a whole gzip file \(it ends before its end marker\)"):
+        whole_text(str(path))
+    assert time.process_time() - begin < 5
 
 
 def test_what_is_blank_without_end_is_refused(tmp_path, monkeypatch):

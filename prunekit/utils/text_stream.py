@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import os
 import select
@@ -92,7 +91,7 @@ def _blocks(path: Path, raw: _Raw, data: IO[bytes]) -> Iterator[bytes]:
             block = data.read(_PIECE)
         except (PrunekitError, MemoryError):
             raise
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error) as error:
             raise PrunekitError(f"{path} is not a whole gzip file ({error}); make or download it again.") from None
         except OSError as error:
             raise _unreadable(path, error) from None
@@ -162,6 +161,42 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
+class _Unzipped(io.RawIOBase):
+    """What a gzip file of one or more members holds. Python's gzip reads names in their headers byte by byte."""
+
+    def __init__(self, packed: io.BufferedReader):
+        self._packed = packed
+        self._held = b""
+        self._member: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            # What is behind a member is copied, and members may be tiny.
+            self._held = self._held or self._packed.read1(_PIECE >> 5)
+            if self._member is None:
+                # Tapes fill up with zeros.
+                self._held = self._held.lstrip(b"\0")
+                if self._held:
+                    self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                elif not self._packed.peek(1):
+                    return 0
+                continue
+            at_end = not self._held
+            data = self._member.decompress(self._held, len(buffer))
+            if self._member.eof:
+                self._held, self._member = self._member.unused_data, None
+            else:
+                self._held = self._member.unconsumed_tail
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            if at_end and self._member is not None:
+                raise EOFError("it ends before its end marker")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[_Raw, IO[bytes]]]:
     if path.is_dir():
@@ -184,7 +219,7 @@ def _opened(path: Path) -> Iterator[tuple[_Raw, IO[bytes]]]:
             raise _unreadable(path, error) from None
         data: Any = raw.buffered
         if begin.startswith(_GZIP) or path.suffix == ".gz":
-            data = gzip.GzipFile(fileobj=raw.buffered)
+            data = io.BufferedReader(_Unzipped(raw.buffered), _PIECE)
         elif begin == _ZSTD:
             data = _zstd(path, raw.buffered)
         yield raw, data
