@@ -32,7 +32,8 @@ def check_onnx(path: Path, folder: Path, files: Collection[str]) -> None:
     for node in _nodes(model):
         if node.op_type in _LOOPS:
             raise PrunekitError(
-                f"{path} has the operator {node.op_type}, which may repeat its work without end; export the model again."
+                f"{path} has the operator {node.op_type}, which may repeat its work without end; export the model "
+                "again."
             )
         if node.domain not in (*_DOMAINS, *own) or node.op_type in _CODE:
             raise PrunekitError(
