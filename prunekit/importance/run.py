@@ -216,7 +216,10 @@ def _not_finite(watched: Watched, index: int | None) -> PrunekitError:
     _check_weights(watched)
     what = "The loss" if index is None else f"Layer {index}: its output"
     dtype = next(watched.model.parameters()).dtype
-    return PrunekitError(f"{what} is not finite in {dtype}. Score in float32 (--dtype float32).")
+    return PrunekitError(
+        f"{what} is not finite in {dtype}. Score in float32 (--dtype float32); if that is not "
+        "finite either, the checkpoint is damaged."
+    )
 
 
 def _check_weights(watched: Watched) -> None:
