@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without warnings and progress bars while the block runs; its verbosity comes back afterwards."""
+    """transformers without messages and progress bars while the block runs; its verbosity comes back afterwards. What it
+    can't do it raises too, and its messages hold a stranger's words as they are."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

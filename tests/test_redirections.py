@@ -51,6 +51,7 @@ def _other_weights(folder: Path) -> None:
         (_config(dtype="load"), "dtype"),
         (_config(to_dict="x"), "to_dict"),
         (_config(save_pretrained=1), "save_pretrained"),
+        (_config(sub_configs={"\x1b[2J": 1}), "sub_configs"),
         (_config(__class__="x"), "__class__"),
         (_config(num_labels=10**18), "num_labels"),
         (_config(max_position_embeddings=10**18), "max_position_embeddings"),
