@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without messages and progress bars while the block runs; its verbosity comes back afterwards. What it
-    can't do it raises too, and its messages hold a stranger's words as they are."""
+    """transformers without messages and progress bars while the block runs; its verbosity comes back afterwards. Its
+    messages hold a stranger's words as they are, and what goes wrong it raises too."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
