@@ -157,6 +157,10 @@ def _geometry(header: Header) -> dict[str, Any]:
         raise PrunekitError(f"{header.file} lacks the weight token_embd.weight; download it again.")
     # GGUF keeps it in float32: 9.999999747378752e-06 is the same number to the model, but 1e-05 is what was meant.
     epsilon = float(str(np.float32(_number(header, "attention.layer_norm_rms_epsilon"))))
+    if not 0 <= epsilon <= 1:
+        raise refusal(
+            header, f"it adds {epsilon:g} in its norms ({header.architecture}.attention.layer_norm_rms_epsilon)"
+        )
     return {
         "num_hidden_layers": layers,
         "max_position_embeddings": _whole(header, "context_length"),
@@ -216,7 +220,7 @@ def _window(header: Header, family: Family, fields: dict[str, Any]) -> dict[str,
         every, pattern = pattern, None
     if pattern is None:
         pattern = [(index + 1) % every != 0 for index in range(layers)]
-    if not isinstance(pattern, list) or len(pattern) != layers:
+    if not isinstance(pattern, list) or len(pattern) != layers or not {*map(type, pattern)} <= {bool, int}:
         raise refusal(header, f"its key '{name}.attention.sliding_window_pattern' does not fit its {layers} layers")
     types = ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
     return {"sliding_window": _whole(header, "attention.sliding_window", window), "layer_types": types}

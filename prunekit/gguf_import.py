@@ -87,8 +87,8 @@ def _convert(file: Path, folder: Path) -> None:
     from prunekit.gguf_tokenizer import tokenizer_of
 
     header = read_header(file, "download it again")
-    family, config = config_of(header)
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        family, config = config_of(header)
         try:
             tokenizer = tokenizer_of(header, config.vocab_size, lambda what: refusal(header, what))
             model = _filled(family, config, weights(header, family, config))

@@ -49,7 +49,7 @@ def rope_parameters(header: Header, fields: dict[str, Any], refuse: Refuse) -> d
     made: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
     partial = {}
     if dimensions != head_dim:
-        if name != "phi3" or not 0 < dimensions < head_dim:
+        if name != "phi3" or not 0 < dimensions < head_dim or dimensions % 2:
             raise refuse(f"it rotates {dimensions} of {head_dim} channels ({name}.rope.dimension_count)")
         partial = {"partial_rotary_factor": dimensions / head_dim}
     made = as_llama3(made | _scaling(header, fields, dimensions, refuse), dimensions)

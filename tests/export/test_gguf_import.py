@@ -219,6 +219,11 @@ def rewritten(file: Path, place: Path, *, key: tuple[str, Any] | None = None, te
         ({"key": ("llama.rope.freq_base", float("nan"))}, "llama.rope.freq_base"),
         ({"key": ("llama.attention.sliding_window", "wide")}, "llama.attention.sliding_window"),
         ({"key": ("llama.block_count", 2**31 - 1)}, "2,147,483,647 layers"),
+        ({"key": ("llama.attention.layer_norm_rms_epsilon", -1.0)}, "llama.attention.layer_norm_rms_epsilon"),
+        (
+            {"key": ("gemma3.attention.sliding_window_pattern", [0.5] * 7), "of": "gemma3_text"},
+            "sliding_window_pattern",
+        ),
         ({"key": ("tokenizer.ggml.model", "t5")}, "tokenizer.ggml.model"),
         ({"key": ("tokenizer.ggml.pre", "somebodys")}, "tokenizer.ggml.pre says 'somebodys'"),
         ({"key": ("tokenizer.ggml.pre", None)}, "tokenizer.ggml.pre says nothing"),
