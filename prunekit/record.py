@@ -50,6 +50,9 @@ def pruning_record(source: Source, plan: Plan, layout: Layout, folder: Path) -> 
     weights = weights_digest(read_tensors(folder))
     if plan.shape == plan.source and not plan.provenance:
         earlier = read_record(source.config)
+        if earlier and earlier.weights != source.weights_digest:
+            # Trained since: of a copy this stays true, in whatever layout or dtype.
+            weights = earlier.weights
         return asdict(replace(earlier, layout=layout, weights=weights)) if earlier else None
     method, target = (plan.provenance.get(key) for key in ("method", "target"))
     return asdict(

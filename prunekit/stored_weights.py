@@ -17,9 +17,12 @@ _HARMLESS = ("rotary_emb.inv_freq",)
 _ROWS = 4096
 
 
-def check_tensors(folder: Path, tensors: dict[str, StoredTensor], family: Family, shape: ModelShape) -> None:
+def check_tensors(
+    folder: Path, tensors: dict[str, StoredTensor], family: Family, shape: ModelShape, *, head: bool = True
+) -> None:
     """Raises PrunekitError, with the tensor's name, where the weights lack one that config.json asks for, hold one of
-    another shape, or hold one that the model has no place for. transformers makes up the first and drops the last."""
+    another shape, or hold one that the model has no place for. transformers makes up the first and drops the last.
+    ``head``: the model must be able to predict tokens."""
     prefix = "model." if any(name.startswith("model.") for name in tensors) else ""
     if any(name.startswith(f"{prefix}layers.{len(shape.layers)}.") for name in tensors):
         raise PrunekitError(
@@ -37,7 +40,7 @@ def check_tensors(folder: Path, tensors: dict[str, StoredTensor], family: Family
         _check_shape(folder, name, tensors[name], expected)
     if HEAD in tensors:
         _check_shape(folder, HEAD, tensors[HEAD], (shape.vocab_size, shape.hidden_size))
-    elif not shape.tie_word_embeddings:
+    elif head and not shape.tie_word_embeddings:
         raise PrunekitError(
             f"The weights in {folder} lack {HEAD}, and config.json says that the model's head is no copy of its "
             "embedding table; finish the download, or set tie_word_embeddings to true if it is one."

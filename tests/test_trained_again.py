@@ -117,6 +117,9 @@ def test_a_copy_keeps_the_record_and_a_second_pruning_makes_its_own(pruned: Path
     assert read_record(copied.config) == replace(first, weights=copied.weights_digest)
     assert first.plan == sha256(made.path / "plan.json")
     folder = trained(pruned, tmp_path / "trained")
+    changed = export(resolve(str(folder)), "hf", tmp_path / "changed", Options(dtype="fp16"), verify=False).path
+    said = read_record(resolve(str(changed)).config)
+    assert said is not None and said.weights == first.weights != resolve(str(changed)).weights_digest
     rebuild(resolve(str(folder)), whole(folder), tmp_path / "again")
     second = read_record(resolve(str(tmp_path / "again")).config)
     assert second is not None and second.source == "trained" and second.fingerprint != first.fingerprint
@@ -176,6 +179,10 @@ def test_a_decoder_without_a_head_and_a_classifier_are_told(pruned: Path, tmp_pa
     load_model(resolve(str(tmp_path / "decoder")), device="cpu")
     folder = trained(pruned, tmp_path / "classifier", AutoModelForSequenceClassification)
     assert shown(command, folder)["architecture"] == "PrunedLlamaForSequenceClassification"
+    # Nothing is lacking where the config says that the head of the language model is no copy of the table.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    assert shown(command, folder)["weights_changed"] is True
     with pytest.raises(PrunekitError, match=r"no language model.*PrunedLlamaForSequenceClassification"):
         load_model(resolve(str(folder)), device="cpu")
     with pytest.raises(PrunekitError, match="no language model"):
