@@ -18,7 +18,10 @@ _WORDS = (
     "copying",
     "copyright",
     "notice",
-    "third-party-notice",
+    "third-party",
+    "unlicense",
+    "eula",
+    "disclaimer",
     "use-policy",
     "acceptable-use",
     "responsible-use",
@@ -27,7 +30,12 @@ _WORDS = (
     "patents",
     "terms",
 )
-_LEGAL = re.compile(f"({'|'.join(word.replace('-', '[-_]?') for word in _WORDS)})s?([-_.][a-z0-9_.-]*)?", re.IGNORECASE)
+# Also behind the name of what they are about, as in MODEL_LICENSE.
+_BEHIND = ("license", "licence", "notice", "use-policy")
+_START, _MIDDLE = (f"({'|'.join(each).replace('-', '[-_]?')})" for each in (_WORDS, _BEHIND))
+_LEGAL = re.compile(
+    rf"({_START}|[a-z0-9_.-]{{1,64}}[-_.]{_MIDDLE})s?([-_.][a-z0-9_.-]*|notices?(\.[a-z]*)?)?", re.IGNORECASE
+)
 # A licence that is a program or a table of weights is none.
 _LEGAL_ENDINGS = ("", ".md", ".txt", ".rst", ".html", ".pdf")
 _MAX_LEGAL_BYTES = 4 << 20
@@ -60,10 +68,13 @@ class Origin:
 
 def legal_patterns() -> list[str]:
     """Patterns of ``fnmatch``, in which case counts, for the licence files of a hub repository."""
-    words = [form for word in _WORDS for form in {word.replace("-", mark) for mark in ("-", "_", "")}]
-    return [
-        "".join(f"[{char.upper()}{char}]" if char.isalpha() else char for char in word) + "*" for word in sorted(words)
-    ]
+    words = [("", word) for word in _WORDS] + [("*[-_.]", word) for word in _BEHIND]
+    forms = sorted((start, word.replace("-", mark)) for start, word in words for mark in ("-", "_", ""))
+    made = (
+        start + "".join(f"[{char.upper()}{char}]" if char.isalpha() else char for char in word) + "*"
+        for start, word in forms
+    )
+    return list(dict.fromkeys(made))
 
 
 def read_origin(name: str, folder: Path) -> Origin:

@@ -19,7 +19,17 @@ from prunekit.origin import Origin, read_origin
 from prunekit.plan import Plan
 from prunekit.source import _HUB_FILES, _HUB_IGNORED, Source, resolve
 
-LEGAL = {"LICENSE", "LICENSE-APACHE-2.0", "NOTICE.txt", "USE_POLICY.md", "COPYING", "licence.md"}
+LEGAL = {
+    "LICENSE",
+    "LICENSE-APACHE-2.0",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+    "COPYING",
+    "licence.md",
+    "MODEL_LICENSE",
+    "THIRD_PARTY_LICENSES.txt",
+    "ThirdPartyNotices.md",
+}
 HEAD = """---
 license: other
 license_name: tiny-1
@@ -136,6 +146,9 @@ def test_a_hub_model_is_the_base(tmp_path: Path) -> None:
         ("USE_POLICY.md", True),
         ("Notice.txt", True),
         ("README.md", True),
+        ("MODEL_LICENSE", True),
+        ("THIRD-PARTY.txt", True),
+        ("a_model_license.json.py/x", False),
         ("additional_chat_templates/rag.jinja", True),
         ("tokenizer.model", True),
         ("onnx/config.json", False),
