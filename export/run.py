@@ -282,17 +282,30 @@ def read_export(folder: Path, *, own: bool = False) -> OpenedExport:
     try:
         if data["format"] != "prunekit-export" or data["version"] != MANIFEST_VERSION:
             raise ValueError("another format or version")
+        for name, value in (("context_length", data["context_length"]), ("decode_bytes", data["decode_bytes"] or 1)):
+            if type(value) is not int or not 0 < value < 1 << 62:
+                raise ValueError(f"{name} is no ordinary number")
+        target = target_named(data["target"])
+        if data["dtype"] not in target.dtypes or not isinstance(data["source"]["name"], str):
+            raise ValueError("it names no dtype or source")
         return OpenedExport(
             folder,
-            target_named(data["target"]),
-            str(data["dtype"]),
-            str(data["source"]["name"]),
-            ModelShape.from_dict(data["shape"]),
-            int(data["context_length"]),
-            None if data["decode_bytes"] is None else int(data["decode_bytes"]),
+            target,
+            data["dtype"],
+            data["source"]["name"],
+            _shape_of(data["shape"]),
+            data["context_length"],
+            data["decode_bytes"],
             bool(data["verified"]),
             dict(data["files"]),
             own,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PrunekitError(f"{folder / MANIFEST} is damaged ({error}); export the model again.") from None
+
+
+def _shape_of(data: Any) -> ModelShape:
+    try:
+        return ModelShape.from_dict(data)
+    except PrunekitError as error:  # its advice is about plans
+        raise ValueError(str(error).partition(". ")[0]) from None

@@ -307,6 +307,18 @@ def test_openvino_ir_has_public_operators_and_weights_of_its_own(described, old,
         read_export(folder).open()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"context_length": 10**30}, {"context_length": -5}, {"decode_bytes": -1}, {"dtype": "\x1b[2J"}, {"shape": []}],
+)
+def test_a_manifest_holds_ordinary_numbers_and_names(described, change):
+    folder = described("onnx", {})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(PrunekitError, match=r"prunekit-export\.json is damaged \(.*\); export the model again\.$"):
+        read_export(folder)
+
+
 def test_plain_names_of_files():
     assert all(map(is_plain, ("a", "a/b.c", "..a", "a b")))
     wrong = ("", ".", "..", "/a", "a/../b", "a//b", "a/", "./a", "a\\b", "c:a", "a\n", 3, None)
