@@ -58,11 +58,21 @@ def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if config.model_type != raw["model_type"]:
             raise ValueError(f"transformers takes it for a model of type {config.model_type!r}")
+        _check_windows(config)
         return config, family, family.shape(config)
     except Exception as error:  # whatever goes wrong here is the file's fault: transformers has dozens of types for it
         raise PrunekitError(
             f"{path} does not describe a {family.name} model: {reason(error)}. Compare it with the original model's."
         ) from None
+
+
+def _check_windows(config: Any) -> None:
+    """transformers finds out at the first forward only."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"its layer_types name {min(map(str, unknown))!r}, which no layer of such a model is")
+    if "sliding_attention" in kinds and not getattr(config, "sliding_window", None):
+        raise ValueError("its layer_types name sliding_attention, but it has no sliding_window")
 
 
 def _what_instead(folder: Path) -> str:
