@@ -114,7 +114,7 @@ def test_what_ordinary_models_say_is_taken(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, folder)
     _edit(
         folder / "tokenizer_config.json",
-        special_tokens_map_file="/root/.cache/huggingface/gone/special_tokens_map.json",
+        special_tokens_map_file="/home/someone/.cache/huggingface/gone/special_tokens_map.json",
         tokenizer_file=None,
         name_or_path="/some/where/else",
         model_max_length=10**30,
