@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from prunekit.errors import PrunekitError
 
@@ -91,6 +90,9 @@ def blame_layer(model: Any, run: Callable[[], Any], name: str | None = None) -> 
 
 def check_files(files: Iterable[Path]) -> None:
     """Raises PrunekitError where a tensor of these safetensors files is not finite."""
+    # Kernels are checked on GPU machines that have torch and Triton alone.
+    from safetensors import safe_open
+
     for file in files:
         with safe_open(file, "pt") as handle:
             for name in sorted(handle.keys()):

@@ -132,8 +132,10 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
     path = _locate(name, revision)
     config, family, shape = read_config(path)
     tensors = read_tensors(path)
-    decoder = {name: each for name, each in tensors.items() if not _is_other_head(name)}
-    # A classifier has the head of its task instead, which check_language_model tells.
+    # A classifier has the head of its task instead, which check_language_model tells; a language model has no place for
+    # one.
+    is_language = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    decoder = {name: each for name, each in tensors.items() if is_language or not _is_other_head(name)}
     check_tensors(path, decoder, family, shape, head=len(decoder) == len(tensors))
     if shape.tie_word_embeddings and has_own_head(tensors):
         # What the files hold counts: transformers keeps such a head too, and so must all that is made of this config.

@@ -109,7 +109,7 @@ def test_protected_layers_on_the_command_line(command: Command, text: Path, tmp_
     model = save_tiny(tmp_path / "deep", layers=8)
     arguments = ("--method", "llm-pruner", "--blocks", "0.7", "--calib", text, *QUICK, "--json")
     for options, whole in (((), [0, 7]), (("--protect-layers", "none"), []), (("--protect-layers", "3"), [3])):
-        done = command("plan", model, "-o", tmp_path / "plan.json", *arguments, *options)
+        done = command("plan", model, "-o", tmp_path / "plan.json", "--overwrite", *arguments, *options)
         assert done.code == 0, done
         plan = Plan.load(tmp_path / "plan.json")
         assert plan.provenance["protected_layers"] == whole

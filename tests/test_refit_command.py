@@ -108,7 +108,9 @@ def test_a_plan_is_applied_where_the_model_writes_other_text(
     shown = command(*apply, "-o", tmp_path / "shown")
     assert shown.code == 0 and "another kind of machine" in " ".join(shown.out.split())
     # FLAP's means are taken over that text, too.
-    _succeed(command, "plan", model, "--blocks", "0.6", "--method", "flap", "--calib", mix, *SHORT, "-o", plan)
+    _succeed(
+        command, "plan", model, "--blocks", "0.6", "--method", "flap", "--calib", mix, *SHORT, "-o", plan, "--overwrite"
+    )
     monkeypatch.setattr(self_text, "_digest", lambda seed, chunk: b"a third")
     monkeypatch.setattr(self_text, "_folder", lambda *args: tmp_path / "written somewhere else")
     assert _succeed(command, *apply, "-o", tmp_path / "flap")["computed_on"] != said
@@ -144,7 +146,7 @@ def test_rescaling_follows_the_refit(command: Command, model: Path, text: Path, 
     first, again, refitted = (tmp_path / name / "model.safetensors" for name in ("first", "again", "refitted"))
     assert first.read_bytes() == again.read_bytes() != refitted.read_bytes()
     # Nothing is rescaled where nothing is refitted, or where it was said not to.
-    bare = (model, "--blocks", "0.6", "--calib", text, *SHORT, "-o", tmp_path / "no.json")
+    bare = (model, "--blocks", "0.6", "--calib", text, *SHORT, "-o", tmp_path / "no.json", "--overwrite")
     for told, expected in (
         (("--method", "prunekit", "--no-rescale"), {"refit"}),
         (("--method", "prunekit", "--no-refit"), set()),

@@ -50,11 +50,16 @@ def test_errors_of_the_command(command: Command, tmp_path: Path) -> None:
     assert ended.code == 2 and "\x1b" not in ended.err and len(ended.err) < 3000
 
 
-def test_notes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     show_notes()
     show_notes()
+    # Libraries that other tests import show what is logged, too.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
     logging.getLogger("prunekit").warning("skipped in %s", EVIL)
     assert capsys.readouterr().err == f"skipped in {SHOWN}\n"
+    assert caplog.messages[-1] == f"skipped in {SHOWN}"
 
 
 def test_labels_that_travel_hold_no_escapes(tmp_path: Path) -> None:

@@ -32,11 +32,18 @@ class Notes(logging.Handler):
     """Shows what is logged as a line on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(sentence(record.getMessage()), file=sys.stderr)  # noqa: T201
+        print(record.getMessage(), file=sys.stderr)  # noqa: T201
+
+
+def _make_readable(record: logging.LogRecord) -> bool:
+    # For the handlers of other libraries, too: lm-eval shows everything that is logged.
+    record.msg, record.args = sentence(record.getMessage()), ()
+    return True
 
 
 def show_notes() -> None:
     """Show warnings of prunekit's log on stderr. Repeating it changes nothing."""
     log = logging.getLogger("prunekit")
     if not any(isinstance(handler, Notes) for handler in log.handlers):
+        log.addFilter(_make_readable)
         log.addHandler(Notes())
