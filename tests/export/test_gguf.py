@@ -388,9 +388,13 @@ def test_wrong_files_are_caught(calm, tmp_path, monkeypatch, what):
     [
         ("qwen3", {"bias": True}, "biases.*onnx"),
         ("llama", {"hidden_act": "gelu"}, "activation gelu.*onnx"),
-        ("gemma2", {"tie_word_embeddings": False}, "no output head of its own.*onnx"),
-        ("gemma2", {"tie_word_embeddings": True, "attn_logit_softcapping": None}, "always caps logits.*onnx"),
-        ("gemma3_text", {"attn_logit_softcapping": 30.0}, "no cap of attention logits.*onnx"),
+        ("gemma2", {"tie_word_embeddings": False, "sliding_window": 64}, "no output head of its own.*onnx"),
+        (
+            "gemma2",
+            {"tie_word_embeddings": True, "attn_logit_softcapping": None, "sliding_window": 64},
+            "always caps logits.*onnx",
+        ),
+        ("gemma3_text", {"attn_logit_softcapping": 30.0, "sliding_window": 64}, "no cap of attention logits.*onnx"),
         ("smollm3", {"no_rope_layer_interval": 2}, "every fourth layer.*onnx"),
         ("olmo2", {"tie_word_embeddings": True}, "no tied output head.*onnx"),
     ],
