@@ -58,12 +58,19 @@ def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if config.model_type != raw["model_type"]:
             raise ValueError(f"transformers takes it for a model of type {config.model_type!r}")
+        _check_architectures(config)
         _check_windows(config)
         return config, family, family.shape(config)
     except Exception as error:  # whatever goes wrong here is the file's fault: transformers has dozens of types for it
         raise PrunekitError(
             f"{path} does not describe a {family.name} model: {reason(error)}. Compare it with the original model's."
         ) from None
+
+
+def _check_architectures(config: Any) -> None:
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("its architectures are no list of names")
 
 
 def _check_windows(config: Any) -> None:

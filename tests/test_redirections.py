@@ -58,6 +58,8 @@ def _other_weights(folder: Path) -> None:
         (_config(max_position_embeddings=True), "max_position_embeddings"),
         (_config(sliding_window=-4), "sliding_window"),
         (_config(layer_types=["sliding_attention"]), "has no sliding_window"),
+        (_config(architectures=0.02), "architectures"),
+        (_config(architectures=[1]), "architectures"),
         (_config(layer_types=["chunked_attention"]), "chunked_attention"),
         (_config(rope_parameters={"rope_type": {"0": "default"}}), "rope_parameters.rope_type"),
         (_config(rope_scaling=[8.0]), "rope_scaling"),
