@@ -164,7 +164,7 @@ class _Raw(io.RawIOBase):
 class _Unzipped(io.RawIOBase):
     """What a gzip file of one or more members holds. Python's gzip reads names in their headers byte by byte."""
 
-    def __init__(self, packed: io.BufferedReader):
+    def __init__(self, packed: io.BufferedReader[Any]):
         self._packed = packed
         self._held = b""
         self._member: Any = None
