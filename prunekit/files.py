@@ -289,11 +289,6 @@ def cache_folder() -> Path:
         ) from None
 
 
-def is_endless(path: Path) -> bool:
-    """True for devices such as /dev/zero, which would be read until the memory is full."""
-    return path.is_char_device() or path.is_block_device()
-
-
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file. Raises PrunekitError where it is missing, no file, or not JSON. ``what`` names it."""
     try:

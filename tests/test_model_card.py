@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from tiny import one_thread, random_plan, tiny_model
+from tiny import random_plan, tiny_model
 
 from prunekit.checkpoint import rebuild
 from prunekit.export.base import Options
@@ -18,6 +17,8 @@ from prunekit.manifest import verify
 from prunekit.origin import Origin, read_origin
 from prunekit.plan import Plan
 from prunekit.source import _HUB_FILES, _HUB_IGNORED, Source, resolve
+
+pytestmark = pytest.mark.usefixtures("single_threaded")
 
 LEGAL = {
     "LICENSE",
@@ -40,12 +41,6 @@ tags: [chat, gguf, "a: b\\n- c"]
 ---
 # Tiny
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from command import Command
 from safetensors.torch import load_file, save_file
-from tiny import one_thread, random_plan, tiny_model
+from tiny import random_plan, tiny_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prunekit.checkpoint import rebuild
@@ -25,11 +24,7 @@ from prunekit.plan import Plan, whole_plan
 from prunekit.record import read_record
 from prunekit.source import load_model, resolve
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _single() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("single_threaded")
 
 
 @pytest.fixture(scope="module")
