@@ -22,6 +22,7 @@ def exports(
     runtime: str,
     dtype: str = "auto",
     *,
+    batch: int = 1,
     at_least: int = 1,
     keep: Path | None = None,
     trust_remote_code: bool = False,
@@ -30,8 +31,8 @@ def exports(
     (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into ``keep`` or into a folder
     that goes when the block ends.
 
-    Exports that this call did not write are checked first; those that are programs need ``trust_remote_code``, which
-    also lets tokenizers that are code run. Raises PrunekitError where a folder is an export for another runtime or
+    Exports that this call did not write are checked first, and tried on ``batch`` texts of ``at_least`` tokens; those
+    that are programs need ``trust_remote_code``, which also lets tokenizers that are code run. Raises PrunekitError where a folder is an export for another runtime or
     dtype, or not safe to open, or exporting fails.
     """
     target = target_named(runtime)
@@ -45,7 +46,7 @@ def exports(
                     f"{name} is an export for {opened.target.name} in {opened.dtype}, not for {runtime} in {wanted}; "
                     "give --runtime and --dtype to match, or the checkpoint itself."
                 )
-            return opened.checked(trust_remote_code)
+            return opened.checked(trust_remote_code, batch=batch, tokens=min(at_least, opened.context_length))
 
         def place(index: int, name: str) -> Path:
             if is_export(folder := Path(name).expanduser()):

@@ -15,6 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.base import Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.parity import Parity, compare, sample
 from prunekit.export.registry import target as target_named
+from prunekit.export.trial import try_export
 from prunekit.files import digests, new_folder, read_json
 from prunekit.layouts import padded
 from prunekit.origin import Origin, copy_legal_files, read_origin
@@ -232,11 +233,12 @@ class OpenedExport:
         """Bytes of everything in the folder."""
         return _size(self.path)
 
-    def checked(self, trust_remote_code: bool = False) -> OpenedExport:
-        """This export, found to be safe to open.
+    def checked(self, trust_remote_code: bool = False, *, batch: int = 1, tokens: int = 8) -> OpenedExport:
+        """This export, found to be safe to open and to run on ``batch`` texts of ``tokens`` tokens.
 
         Raises PrunekitError where the folder does not hold exactly the files of its manifest, where its format is a
-        program (unless ``trust_remote_code``), or where its files would make the runtime load code or files of others.
+        program (unless ``trust_remote_code``), where its files would make the runtime load code or files of others, or
+        where a first run takes far more time or memory than its size explains.
         Hashes prove that nothing changed, not who wrote them, so a manifest vouches for no content.
         """
         if self.own:
@@ -250,6 +252,8 @@ class OpenedExport:
         if self.target.program is None:
             self.target.check_foreign(self.path, self.files)
         check_unchanged(self.path, seen)
+        if self.target.program is None:
+            try_export(self.path, seen, self.file_bytes, batch, tokens)
         return replace(self, seen=seen)
 
     def open(self, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:

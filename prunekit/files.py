@@ -215,9 +215,12 @@ def new_folder(
             raise _refused(error.strerror or str(error), path, owned) from None
         except Exception as error:
             why = None if claim is None else no_room(error, claim.path)
-            if why is None or (isinstance(error, PrunekitError) and "Free some space" in str(error)):
-                raise
-            raise _refused(why, path, owned) from None
+            if why is not None and not (isinstance(error, PrunekitError) and "Free some space" in str(error)):
+                raise _refused(why, path, owned) from None
+            # A name that is gone when it is read says nothing.
+            if claim is not None and isinstance(error, PrunekitError) and str(claim.path) in str(error):
+                raise PrunekitError(str(error).replace(str(claim.path), str(path))) from error
+            raise
         finally:
             # Nothing is left of it where it got its name.
             if claim is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,21 @@ def _check_rope(path: Path, name: str, value: Any) -> None:
     for key, inner in (value or {}).items():
         if key in ("rope_type", "type") and inner is not None and not isinstance(inner, str):
             raise PrunekitError(f"{name}.{key} in {path} is no text; copy the original model's config over it.")
+        if key in ("rope_type", "type") and inner is not None and inner not in _rope_types():
+            raise PrunekitError(
+                f"{name}.{key} in {path} is {inner[:60]!r}, which is no kind of rotary embeddings; expected one of "
+                f"{', '.join(sorted(_rope_types()))}. Copy the original model's config over it."
+            )
         if isinstance(inner, dict):
             _check_rope(path, f"{name}.{key}", inner)
+
+
+@cache
+def _rope_types() -> frozenset[str]:
+    """The kinds that transformers computes, and "su", as old configs of Phi-3 call longrope."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    return frozenset({"default", "su", *ROPE_INIT_FUNCTIONS})
 
 
 def _refuse_keys(path: Path, raw: dict[str, Any], module: str, name: str) -> None:

@@ -58,6 +58,12 @@ def test_folder_vanishes_with_an_error(error: type[BaseException], tmp_path: Pat
     assert listing(tmp_path) == {"kept": None}
 
 
+def test_an_error_names_the_folder_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(PrunekitError, match="The file .*/out/x is wrong") as error, new_folder(tmp_path / "out") as folder:
+        raise PrunekitError(f"The file {folder / 'x'} is wrong.")
+    assert str(tmp_path / "out" / "x") in str(error.value)
+
+
 def test_folder_is_replaced_only_where_asked_and_done(tmp_path: Path) -> None:
     out = written(tmp_path / "out", old="old")
     before = listing(tmp_path)

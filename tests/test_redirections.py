@@ -62,6 +62,8 @@ def _other_weights(folder: Path) -> None:
         (_config(architectures=[1]), "architectures"),
         (_config(layer_types=["chunked_attention"]), "chunked_attention"),
         (_config(rope_parameters={"rope_type": {"0": "default"}}), "rope_parameters.rope_type"),
+        (_config(rope_parameters={"rope_type": "mistral"}), "rope_parameters.rope_type .* expected one of default, "),
+        (_config(rope_scaling={"type": "lonrgope", "factor": 2.0}), "rope_scaling.type"),
         (_config(rope_scaling=[8.0]), "rope_scaling"),
         (_generation(validate="x"), "validate"),
         (lambda folder: (folder / "generation_config.json").write_text("[1]"), "generation_config.json"),

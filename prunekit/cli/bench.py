@@ -136,7 +136,13 @@ def _in_runtime(
 
     room = config.prompt + config.tokens + 1
     with exports(
-        (baseline, model), runtime, dtype, at_least=room, keep=keep, trust_remote_code=trust_remote_code
+        (baseline, model),
+        runtime,
+        dtype,
+        batch=max(config.batch),
+        at_least=room,
+        keep=keep,
+        trust_remote_code=trust_remote_code,
     ) as opened:
         for each in opened:
             check_room(each.name, each.context_length, config)

@@ -90,12 +90,13 @@ Stopped = Literal["timeout", "output", "cpu"]
 class Limits:
     """What a child may take; None is no limit.
 
-    ``memory_bytes`` bounds its address space (torch alone reserves several GiB of it), ``cpu_seconds`` the time it
-    computes, ``file_bytes`` each file that it writes (0: none); all three on POSIX systems only. ``output_bytes``
-    bounds stdout and stderr, each.
+    ``memory_bytes`` bounds its address space (torch alone reserves several GiB of it), ``data_bytes`` what it may
+    write to there (no files and libraries), ``cpu_seconds`` the time it computes, ``file_bytes`` each file that it
+    writes (0: none); all four on POSIX systems only. ``output_bytes`` bounds stdout and stderr, each.
     """
 
     memory_bytes: int | None = None
+    data_bytes: int | None = None
     cpu_seconds: int | None = None
     output_bytes: int | None = None
     file_bytes: int | None = None
@@ -186,6 +187,7 @@ def python_command(
     limits = limits or Limits()
     bounds = {
         "RLIMIT_AS": limits.memory_bytes,
+        "RLIMIT_DATA": limits.data_bytes,
         "RLIMIT_CPU": limits.cpu_seconds,
         "RLIMIT_FSIZE": limits.file_bytes,
         # What is killed for a limit must not fill the disk.

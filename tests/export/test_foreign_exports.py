@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.base import Options
 from prunekit.export.bench import exports
 from prunekit.export.foreign_onnx import check_onnx
+from prunekit.export.foreign_openvino import check_openvino
 from prunekit.export.registry import target
 from prunekit.export.run import MANIFEST, export, read_export
 from prunekit.families import FAMILIES
@@ -283,6 +285,51 @@ def test_operators_of_an_onnx_graph_are_those_of_the_runtime(tmp_path):
         check_onnx(path, tmp_path, [])
 
 
+def add_to_logits(path: Path, *nodes: Any) -> None:
+    """Make the graph in ``path`` add ``made``, which ``nodes`` compute from ``much``, a number, to its logits."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(path), load_external_data=False)
+    logits = next(output for output in model.graph.output if output.name == "logits")
+    for node in model.graph.node:
+        node.output[:] = ["before" if name == "logits" else name for name in node.output]
+    much = helper.make_tensor("much", onnx.TensorProto.INT64, [1], [40_000_000_000])
+    model.graph.initializer.append(much)
+    model.graph.node.extend([*nodes, helper.make_node("Add", ["before", "made"], [logits.name])])
+    path.write_bytes(model.SerializeToString())
+    sign(path.parent)
+
+
+@pytest.mark.parametrize("when", ["loaded", "run"])
+def test_graphs_get_no_more_memory_than_their_size_explains(made, when, command):
+    helper = pytest.importorskip("onnx.helper")
+    folder = made("onnx")
+    opened = read_export(folder)
+    opened.checked()
+    zeros = helper.make_node("ConstantOfShape", ["much" if when == "loaded" else "shape"], ["zeros"])
+    nodes = [zeros, helper.make_node("ReduceSum", ["zeros"], ["made"], keepdims=0)]
+    if when == "run":
+        # Known only with the prompt.
+        nodes = [
+            helper.make_node("Shape", ["input_ids"], ["sizes"]),
+            helper.make_node("Mul", ["sizes", "much"], ["shape"]),
+            *nodes,
+        ]
+    add_to_logits(folder / "model.onnx", *nodes)
+    ended = command("bench", folder, "--baseline", folder, "--runtime", "onnx", *FAST)
+    assert ended.code == 2
+    assert re.search(r"can't be run|could not load|failed", ended.err), ended.err
+
+
+def test_a_first_run_has_an_end(made, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("prunekit.export.trial._SECONDS", 1)
+    monkeypatch.setattr("prunekit.export.trial._LOADED", 1e12)
+    with pytest.raises(PrunekitError, match=r"can't be run: a first run, .* \(it computed for too long\)\. Export"):
+        read_export(made("onnx")).open()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -299,7 +346,7 @@ def test_openvino_ir_has_public_operators_and_weights_of_its_own(described, old,
     ir += '<data element_type="f32" shape="1" offset="0" size="4" /></layer></layers></net>'
     folder = described("openvino", {"openvino_model.xml": ir, "openvino_model.bin": "four"})
     path = folder / "openvino_model.xml"
-    read_export(folder).checked()
+    check_openvino(path)
     assert old in ir
     path.write_text(ir.replace(old, new, 1))
     sign(folder)

@@ -1,0 +1,83 @@
+"""A first run of an export of unknown origin, in a child process with limits: a graph may ask for any amount of memory
+or time, when it is loaded or for a prompt, whatever its files' sizes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from prunekit.errors import PrunekitError
+from prunekit.utils.child import Limits, run_python
+from prunekit.utils.leftovers import temporary_folder
+from prunekit.utils.listed_folder import Seen
+
+# Measured on tiny models: 0.5 to 0.6 GiB with any of the runtimes, most of it torch.
+_BASE = 2 << 30
+# Weights may be read, widened from 8 bits to 32, and laid out anew. A token's logits, activations and KV cache take
+# less than this up to 70B.
+_COPIES = 8
+_TOKEN = 4 << 20
+_SECONDS = 120
+# Bytes of weights loaded, and weights multiplied, in a second of a slow core; a byte holds two weights of 4 bits.
+_LOADED = 20e6
+_MULTIPLIED = 2e9
+_OUTPUT = 1 << 20
+# Runtimes keep small files while they load: locks, tables of tokens.
+_TEMPORARY = 64 << 20
+
+
+def try_export(folder: Path, seen: Seen, file_bytes: int, batch: int, tokens: int) -> None:
+    """Open the export in ``folder``, whose files are as in ``seen``, and run ``batch`` texts of ``tokens`` tokens.
+
+    Raises PrunekitError where that fails, or takes far more time or memory than ``file_bytes`` of weights need.
+    """
+    fed = batch * tokens
+    seconds = _SECONDS + file_bytes / _LOADED + 2 * file_bytes * fed / _MULTIPLIED
+    with temporary_folder("trial") as temporary:
+        ended = run_python(
+            module="prunekit.export.trial",
+            arguments=[json.dumps([str(folder), seen, batch, tokens])],
+            timeout=2 * seconds,
+            limits=Limits(
+                data_bytes=int(_BASE + _COPIES * file_bytes + _TOKEN * fed),
+                cpu_seconds=int(seconds),
+                output_bytes=_OUTPUT,
+                file_bytes=_TEMPORARY,
+            ),
+            variables={"TMPDIR": str(temporary)},
+        )
+    told = _error(ended.out) if ended.ok else None
+    if told is not None:
+        raise PrunekitError(told)
+    if not ended.ok:
+        reason = ended.reason if ended.stopped or ended.code >= 0 else "it took more memory than its size explains"
+        raise PrunekitError(
+            f"{folder} can't be run: a first run, within limits of time and memory, failed ({reason}). Export the "
+            "model again, or run a folder that you trust with its runtime's own tools."
+        )
+
+
+def _error(out: str) -> str | None:
+    said = json.loads(out.splitlines()[-1])["error"]
+    return None if said is None else str(said)
+
+
+def _run(folder: str, seen: Seen, batch: int, tokens: int) -> str | None:
+    from prunekit.export.run import read_export
+    from prunekit.timing import prompt_ids
+
+    opened = replace(read_export(Path(folder)), seen={name: tuple(facts) for name, facts in seen.items()})
+    try:
+        with opened.open() as runner:
+            batch = min(batch, runner.max_batch or batch)
+            runner.greedy(prompt_ids(batch, max(1, tokens - 1), runner.vocab_size, seed=0).numpy(), 2)
+    except PrunekitError as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    said = _run(*json.loads(sys.argv[1]))
+    sys.stdout.write(json.dumps({"error": said}) + "\n")
