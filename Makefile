@@ -8,6 +8,7 @@
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
 # make runtimes            the runtimes that exports are checked in; `make test` does it first
 # make kill-test           kills every command that writes at its every change of a file, and checks what is left
+# make test-whole          exports of all layers of the real model, where `make test` takes its first eight
 # make test-vllm           pruned models in vLLM, in an environment of its own
 # make test-ortmodel       an ONNX export in optimum-onnx, in an environment of its own
 #
@@ -34,7 +35,7 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
 
-.PHONY: kill-test install runtimes demo test fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
+.PHONY: kill-test install runtimes demo test test-whole fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
 
 install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
 
@@ -126,6 +127,9 @@ fuzz: install
 # Half an hour; `make test` does it for what all commands write with.
 kill-test: runtimes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
+
+test-whole: runtimes
+	OMP_NUM_THREADS=1 PRUNEKIT_WHOLE_MODELS=1 $(PYTEST) -n 2 tests/export -k smollm2 --ignore=tests/export/test_executorch.py
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:

@@ -233,10 +233,10 @@ def test_opening_says_why_not(tmp_path):
         target("tensorrt").open(tmp_path)
 
 
-def test_smollm2(pruned_smollm2, tmp_path):
-    made = export(pruned_smollm2, "tensorrt", tmp_path / "out", Options("fp16"))
+def test_smollm2(shortened_smollm2, tmp_path):
+    made = export(shortened_smollm2, "tensorrt", tmp_path / "out", Options("fp16"))
     assert made.written.facts["onnxruntime"]["ok"] is True
     given = _built(made.path, tmp_path / "bin").stdout.splitlines()
     shapes = _shapes(given[9], "maxShapes")
-    for index, layer in enumerate(pruned_smollm2.shape.layers):
+    for index, layer in enumerate(shortened_smollm2.shape.layers):
         assert shapes[f"past_key_values.{index}.key"] == [1, layer.num_key_value_heads, 2047, 64]

@@ -118,7 +118,7 @@ def test_no_compiler_is_said_before_anything_is_read(uneven, tmp_path, monkeypat
         export(uneven("llama"), "torch-export", tmp_path / "out", Options(aot=True))
 
 
-def test_smollm2(pruned_smollm2, tmp_path):
-    made = export(pruned_smollm2, "torch-export", tmp_path / "out")
+def test_smollm2(shortened_smollm2, tmp_path):
+    made = export(shortened_smollm2, "torch-export", tmp_path / "out")
     assert made.parity.ok and made.parity.greedy.equal == 72
     assert made.parity.logits.rms_relative < 2e-5

@@ -142,7 +142,7 @@ def test_quiet_and_threads(uneven, tmp_path, capfd):
         runner.start(np.zeros((1, 3), np.int64))
 
 
-def test_smollm2(pruned_smollm2, tmp_path):
-    made = export(pruned_smollm2, "torchscript", tmp_path / "out")
+def test_smollm2(shortened_smollm2, tmp_path):
+    made = export(shortened_smollm2, "torchscript", tmp_path / "out")
     assert made.parity.ok and made.parity.greedy.equal == 72
     assert made.parity.logits.rms_relative < 2e-5
