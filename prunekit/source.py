@@ -319,7 +319,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
             "into it."
         )
     check_tokenizer(source.path)
-    try_tokenizer(source.path)
+    try_tokenizer(source.path, trust_remote_code=trust_remote_code)
     register_pruned()
     try:
         with quiet():

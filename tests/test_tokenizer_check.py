@@ -104,6 +104,27 @@ def test_what_takes_too_much_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
         try_tokenizer(save(tmp_path, post_processor=made))
 
 
+def without_tokenizer_json(folder: Path) -> Path:
+    """One of GPT-2's kind, which transformers makes from its vocabulary and merges."""
+    (folder / "vocab.json").write_text(json.dumps({"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    return folder
+
+
+def test_a_tokenizer_without_tokenizer_json_is_tried_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_tokenizer(without_tokenizer_json(tmp_path))
+    (tmp_path / "vocab.json").write_text('{"a": -1}')
+    with pytest.raises(PrunekitError, match=r"can't be loaded: .*; copy the original model's tokenizer files over it"):
+        try_tokenizer(tmp_path)
+    # Any code may read them then.
+    try_tokenizer(tmp_path, trust_remote_code=True)
+    monkeypatch.setattr("prunekit.tokenizer_check._IMPORTS", -19)
+    (tmp_path / "vocab.json").write_text('{"a": 1}')
+    with pytest.raises(PrunekitError, match=r"computed for too long"):
+        try_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"])
 def test_pipes_and_devices_are_refused(tmp_path: Path, name: str) -> None:
     save(tmp_path)

@@ -10,7 +10,10 @@ import json
 import string
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # A tokenizer of bytes makes 3 or 4 tokens of a character that is not Latin, and Unicode's normal forms 18 characters of
 # one; a replacement makes one or three of one.
@@ -28,8 +31,10 @@ _PROSE = (
 
 def examine(path: str) -> str | None:
     """A clause that says what is wrong with the tokenizer.json at ``path``; None for nothing."""
+    from tokenizers import Tokenizer
+
     with open(path, encoding="utf-8") as file:
-        return _grows(json.load(file)) or _fails(path)
+        return grows(json.load(file)) or fails(Tokenizer.from_file(path))
 
 
 def main() -> None:
@@ -37,7 +42,7 @@ def main() -> None:
     sys.stdout.write(json.dumps({"error": error} if error else {}))
 
 
-def _grows(made: Any) -> str | None:
+def grows(made: Any) -> str | None:
     """What is wrong with the lengths that the file names: of added tokens, and of what replacements may make."""
     if not isinstance(made, dict):
         return "it is no JSON object"
@@ -72,10 +77,8 @@ def _steps(node: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(each)
 
 
-def _fails(path: str) -> str | None:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(path)
+def fails(tokenizer: Tokenizer) -> str | None:
+    """What is wrong with what it makes of texts; None for nothing."""
     # As transformers does before each call.
     tokenizer.no_padding()
     tokenizer.no_truncation()
