@@ -59,7 +59,7 @@ def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
         if config.model_type != raw["model_type"]:
             raise ValueError(f"transformers takes it for a model of type {config.model_type!r}")
         _check_architectures(config)
-        _check_windows(config)
+        _check_layers(config, family)
         return config, family, family.shape(config)
     except Exception as error:  # whatever goes wrong here is the file's fault: transformers has dozens of types for it
         raise PrunekitError(
@@ -73,8 +73,12 @@ def _check_architectures(config: Any) -> None:
         raise ValueError("its architectures are no list of names")
 
 
-def _check_windows(config: Any) -> None:
+def _check_layers(config: Any, family: Family) -> None:
     """transformers finds out at the first forward only."""
+    for name in family.per_layer_fields:
+        values = getattr(config, name, None)
+        if values is not None and not (isinstance(values, list) and len(values) == config.num_hidden_layers):
+            raise ValueError(f"its {name} has no entry for each of its {config.num_hidden_layers} layers")
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"its layer_types name {min(map(str, unknown))!r}, which no layer of such a model is")

@@ -40,6 +40,14 @@ def _other_weights(folder: Path) -> None:
     _edit(folder / "config.json", transformers_weights="other.safetensors")
 
 
+@pytest.mark.parametrize("given", [[1], [1, 1, 1], "11", {"0": 1}])
+def test_lists_with_an_entry_a_layer(given: Any, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "m", "smollm3", layers=2)
+    _edit(folder / "config.json", no_rope_layers=given)
+    with pytest.raises(PrunekitError, match="no_rope_layers"):
+        resolve(str(folder))
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
