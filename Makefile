@@ -2,7 +2,7 @@
 # make demo | test | lint  run them; each installs first where pyproject.toml changed
 # make bench               the pytest-benchmark suites; every run is kept in .benchmarks for pytest-benchmark compare
 # make fuzz                spoils inputs of every kind for FUZZ_MINUTES (60) and keeps those that do harm in fuzz-failures
-#                          (`make test` does 120 inputs of it; FUZZ_SECONDS=180 for more, FUZZ_SEED for others)
+#                          (`make test` does 72 inputs of it; FUZZ_SECONDS=180 for more, FUZZ_SEED for others)
 # make gpu-check           checks and times the kernels: with $(PYTHON) as it is where that has torch, else installs
 #                          first. ARGS="--part ops --models llama-3.2-1b" and the like are passed on (ARGS=--help)
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11

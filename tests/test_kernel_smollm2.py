@@ -16,7 +16,7 @@ TEXTS = (
     "Once upon a time, in a village at the foot of the mountains, there lived an old clockmaker who had never once in "
     "his life been late. One morning he woke to find that every clock in his house had stopped, and",
 )
-NEW = 48
+NEW = 24
 
 
 @pytest.mark.parametrize("which", ("dense", "pruned"))
