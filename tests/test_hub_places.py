@@ -155,7 +155,8 @@ def test_continuous_batching_says_what_it_can_t_do() -> None:
 
 
 _RELOAD = """
-import json, os, sys, torch, transformers
+import json, os, sys, types, torch, transformers
+sys.modules["transformers.cli.serving.model_manager"] = types.SimpleNamespace(transformers=transformers)
 from safetensors.torch import load_file
 root, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
 asked = []
@@ -185,7 +186,12 @@ for name in sorted(os.listdir(root)):
     done[name] = architecture
 transformers.AutoTokenizer.from_pretrained(os.path.join(root, "with_tokenizer"), trust_remote_code=False)
 assert not asked and not [name for name in sys.modules if name.startswith("prunekit")]
-model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(root, "plain"), trust_remote_code=True)
+# As `transformers serve` does in this module, when its packages are there.
+folder = os.path.join(root, "plain")
+config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = getattr(transformers, config.architectures[0]).from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(model.eval()(ids)[0].float(), load_file(os.path.join(folder, "want.st"))["out"])
 try:
     model.generate_batch([[3, 4, 5]], generation_config=transformers.GenerationConfig(eos_token_id=-1))
 except Exception as error:

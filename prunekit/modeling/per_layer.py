@@ -232,6 +232,15 @@ class PerLayerCausalLMMixin:
 
     model_class: ClassVar[type[PreTrainedModel]]
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # `transformers serve` looks for the class that config.json names in the package, of which importing a processor
+        # makes a second module.
+        server = sys.modules.get("transformers.cli.serving.model_manager")
+        for module in (sys.modules["transformers"], getattr(server, "transformers", None)):
+            if module is not None:
+                setattr(module, cls.__name__, cls)
+
     def __init__(self, config: Any):
         # The stock __init__ would build the stock decoder.
         PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
