@@ -60,7 +60,9 @@ def read_config(folder: Path) -> tuple[Any, Family, ModelShape]:
             raise ValueError(f"transformers takes it for a model of type {config.model_type!r}")
         _check_architectures(config)
         _check_layers(config, family)
-        return config, family, family.shape(config)
+        shape = family.shape(config)
+        _check_rotation(config, shape.head_dim)
+        return config, family, shape
     except Exception as error:  # whatever goes wrong here is the file's fault: transformers has dozens of types for it
         raise PrunekitError(
             f"{path} does not describe a {family.name} model: {reason(error)}. Compare it with the original model's."
@@ -84,6 +86,17 @@ def _check_layers(config: Any, family: Family) -> None:
         raise ValueError(f"its layer_types name {min(map(str, unknown))!r}, which no layer of such a model is")
     if "sliding_attention" in kinds and not getattr(config, "sliding_window", None):
         raise ValueError("its layer_types name sliding_attention, but it has no sliding_window")
+
+
+def _check_rotation(config: Any, head_dim: int) -> None:
+    """What part of a head is turned: halves of it, and no more than there is."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for each in (vars(config), parameters, *(own for own in parameters.values() if isinstance(own, dict))):
+        share = each.get("partial_rotary_factor")
+        if share is None:
+            continue
+        if type(share) not in (int, float) or not 0 < share <= 1 or int(head_dim * share) % 2 or head_dim * share < 2:
+            raise ValueError(f"its partial_rotary_factor {str(share)[:20]} turns no even part of {head_dim} channels")
 
 
 def _what_instead(folder: Path) -> str:

@@ -107,11 +107,9 @@ def _check_rope(path: Path, name: str, value: Any) -> None:
     if value is not None and not isinstance(value, dict):
         raise PrunekitError(f"{name} in {path} is no JSON object; copy the original model's config over it.")
     for key, inner in (value or {}).items():
-        if key in ("rope_type", "type") and inner is not None and not isinstance(inner, str):
-            raise PrunekitError(f"{name}.{key} in {path} is no text; copy the original model's config over it.")
-        if key in ("rope_type", "type") and inner is not None and inner not in _rope_types():
+        if key in ("rope_type", "type") and not (isinstance(inner, str) and inner in _rope_types()):
             raise PrunekitError(
-                f"{name}.{key} in {path} is {inner[:60]!r}, which is no kind of rotary embeddings; expected one of "
+                f"{name}.{key} in {path} is {str(inner)[:60]!r}, no kind of rotary embeddings; expected one of "
                 f"{', '.join(sorted(_rope_types()))}. Copy the original model's config over it."
             )
         if isinstance(inner, dict):
