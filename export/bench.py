@@ -32,8 +32,8 @@ def exports(
     that goes when the block ends.
 
     Exports that this call did not write are checked first, and tried on ``batch`` texts of ``at_least`` tokens; those
-    that are programs need ``trust_remote_code``, which also lets tokenizers that are code run. Raises PrunekitError where a folder is an export for another runtime or
-    dtype, or not safe to open, or exporting fails.
+    that are programs need ``trust_remote_code``, which also lets tokenizers that are code run. Raises PrunekitError
+    where a folder is an export for another runtime or dtype, or not safe to open, or exporting fails.
     """
     target = target_named(runtime)
     check_packages(target)

@@ -59,7 +59,10 @@ def test_folder_vanishes_with_an_error(error: type[BaseException], tmp_path: Pat
 
 
 def test_an_error_names_the_folder_that_was_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(PrunekitError, match="The file .*/out/x is wrong") as error, new_folder(tmp_path / "out") as folder:
+    with (
+        pytest.raises(PrunekitError, match=r"The file .*/out/x is wrong") as error,
+        new_folder(tmp_path / "out") as folder,
+    ):
         raise PrunekitError(f"The file {folder / 'x'} is wrong.")
     assert str(tmp_path / "out" / "x") in str(error.value)
 
