@@ -140,7 +140,7 @@ class Bench:
         if self._fast:
             computed["products"] = "bfloat16"
         # Where `prunekit plan` keeps the same levels: by model, text, precision and versions.
-        self._store = level_store(self._source, calibration, computed, merge=False)
+        self._store = level_store(self._source, calibration, computed)
         self._config = EvalConfig(max_tokens=options.max_tokens)
         self._texts = read_texts(options.text, tokenizer, self._config)
         self._levels: Levels | None = None

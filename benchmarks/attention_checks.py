@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -27,21 +26,16 @@ def angles(data: Data, places: int, head_dim: int, rotated: str) -> Arguments:
 
 
 def attention(
-    data: Data, groups: tuple[int, ...], head_dim: int, lengths: tuple[int, ...], window: int, softcap: float
+    data: Data, heads: int, kv: int, head_dim: int, lengths: tuple[int, ...], window: int, softcap: float
 ) -> Arguments:
     return {
-        "q": data.normal(len(lengths), sum(groups), head_dim),
-        **caches(data, len(groups), head_dim, max(lengths) + 3, lengths),
+        "q": data.normal(len(lengths), heads, head_dim),
+        **caches(data, kv, head_dim, max(lengths) + 3, lengths),
         "lengths": data.ints(list(lengths)),
         "scale": head_dim**-0.5,
         "window": window,
         "softcap": softcap,
     }
-
-
-def uneven(data: Data, groups: tuple[int, ...], *rest: Any) -> Arguments:
-    starts = [sum(groups[:head]) for head in range(len(groups) + 1)]
-    return {**attention(data, groups, *rest), "starts": data.ints(starts), "max_group": max(groups)}
 
 
 def qkv_rope(
@@ -85,8 +79,7 @@ def attention_checks(data: Data, sizes: Sizes) -> Iterator[Check]:
             layout_text = f"{heads} and {kv} heads of {head_dim}"
             for window, softcap in limits:
                 text = label(layout_text, window and f"window {window}", softcap and f"softcap {softcap:g}")
-                groups = (heads // kv,) * kv
-                make = partial(attention, data, groups, head_dim, sizes.lengths, window, softcap)
+                make = partial(attention, data, heads, kv, head_dim, sizes.lengths, window, softcap)
                 yield Check("attention_decode", text, make)
             for index, rows in enumerate(sizes.rows):
                 for int8 in (False, True):
@@ -99,12 +92,3 @@ def attention_checks(data: Data, sizes: Sizes) -> Iterator[Check]:
                 make = partial(rope_cache, data, heads, kv, head_dim, sizes.tokens, rotated, norm_over)
                 text = f"{sizes.tokens} tokens, {layout_text}, rope {rotated}, norm {norm_over}"
                 yield Check("rope_cache", text, make)
-        for groups in sizes.groups:
-            for window, softcap in limits:
-                text = label(
-                    f"groups of {', '.join(map(str, groups))} heads of {head_dim}",
-                    window and f"window {window}",
-                    softcap and f"softcap {softcap:g}",
-                )
-                make = partial(uneven, data, groups, head_dim, sizes.lengths, window, softcap)
-                yield Check("attention_decode_uneven", text, make)

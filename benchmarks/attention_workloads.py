@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from benchmarks import baselines
 from benchmarks.data import Data
 from benchmarks.registry import op
-from benchmarks.workloads import Baseline, Kind, Size, Workload
+from benchmarks.workloads import Baseline, Size, Workload
 
 
 def _full_angles(cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,21 +102,16 @@ class RopeCache(Workload):
 class AttentionDecode(Workload):
     """One query a sequence over ``context`` tokens; the cache has room for more, which holds NaN."""
 
-    kind: ClassVar[Kind | None] = "heads"
+    kind = "heads"
 
     def build(self, size: Size, data: Data) -> None:
         kv, head_dim = size.layer.num_key_value_heads, size.head_dim
-        self.groups = self.group_sizes(size)
-        self.query = data.normal(size.rows, sum(self.groups), head_dim)
+        self.query = data.normal(size.rows, size.layer.num_attention_heads, head_dim)
         room = size.context + 16
         self.key, self.value = (data.cache(size.rows, kv, room, head_dim, size.context) for _ in range(2))
         self.lengths = data.ints([size.context] * size.rows)
         self.scale = head_dim**-0.5
         self.work = 2 * size.rows * kv * size.context * head_dim * self.bytes_per_element
-
-    def group_sizes(self, size: Size) -> list[int]:
-        """Query heads of every KV head."""
-        return [size.layer.group_size] * size.layer.num_key_value_heads
 
     def ours(self) -> Any:
         return op("attention_decode")(self.query, self.key, self.value, self.lengths, self.scale)
@@ -129,36 +124,3 @@ class AttentionDecode(Workload):
 
     def padded(self) -> Baseline:
         return baselines.attention_folded, (self.query, *self._written())
-
-
-class AttentionDecodeUneven(AttentionDecode):
-    """KV heads that serve different numbers of query heads."""
-
-    kind = "groups"
-
-    def group_sizes(self, size: Size) -> list[int]:
-        return [max(1, size.layer.group_size - head % 3) for head in range(size.layer.num_key_value_heads)]
-
-    def build(self, size: Size, data: Data) -> None:
-        super().build(size, data)
-        ends = torch.tensor(self.groups).cumsum(0).tolist()
-        self.starts = data.ints([0, *ends])
-
-    def ours(self) -> Any:
-        return op("attention_decode_uneven")(
-            self.query, self.key, self.value, self.lengths, self.starts, self.scale, max_group=max(self.groups)
-        )
-
-    def irregular(self) -> Baseline:
-        groups = torch.tensor(self.groups, device=self.query.device)
-        return baselines.attention_repeated, (self.query, *self._written(), groups, sum(self.groups))
-
-    def padded(self) -> Baseline:
-        most = max(self.groups)
-        places = [kv * most + head for kv, group in enumerate(self.groups) for head in range(group)]
-        return baselines.attention_filled, (
-            self.query,
-            *self._written(),
-            torch.tensor(places, device=self.query.device),
-            most,
-        )

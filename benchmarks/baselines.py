@@ -121,19 +121,6 @@ def attention_folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(folded, k, v).flatten(1, 2)
 
 
-def attention_repeated(q: Tensor, k: Tensor, v: Tensor, groups: Tensor, heads: int) -> Tensor:
-    """Uneven groups (query heads a KV head): keys and values repeated for every query head."""
-    k, v = (states.repeat_interleave(groups, 1, output_size=heads) for states in (k, v))
-    return F.scaled_dot_product_attention(q[:, :, None], k, v)[:, :, 0]
-
-
-def attention_filled(q: Tensor, k: Tensor, v: Tensor, places: Tensor, group: int) -> Tensor:
-    """Uneven groups filled up to ``group`` heads; ``places`` says where each query head goes."""
-    full = q.new_zeros(q.shape[0], k.shape[1] * group, q.shape[2])
-    full[:, places] = q
-    return attention_folded(full, k, v)[:, places]
-
-
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _norm(x, weight, eps)
 

@@ -15,9 +15,8 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """``rows`` of a decode step and ``many`` of a prompt; ``heads`` are pairs of (query heads, KV heads); ``groups``
-    the query heads of each KV head; ``lengths`` the tokens in the cache of each sequence; ``tokens`` those of a
-    prompt."""
+    """``rows`` of a decode step and ``many`` of a prompt; ``heads`` are pairs of (query heads, KV heads); ``lengths``
+    the tokens in the cache of each sequence; ``tokens`` those of a prompt."""
 
     widths: tuple[int, ...]
     hidden: int
@@ -25,7 +24,6 @@ class Sizes:
     many: tuple[int, ...]
     head_dims: tuple[int, ...]
     heads: tuple[tuple[int, int], ...]
-    groups: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...]
     tokens: int
 
@@ -37,7 +35,6 @@ REAL = Sizes(
     many=(17, 300),
     head_dims=(64, 128),
     heads=((32, 8), (20, 5), (9, 3), (7, 1)),
-    groups=((4, 3, 4, 1), (7, 1, 2)),
     lengths=(1, 700, 2048, 37),
     tokens=45,
 )
@@ -49,7 +46,6 @@ NARROW = Sizes(
     many=(33,),
     head_dims=(64,),
     heads=((9, 3), (6, 2)),
-    groups=((3, 2, 3),),
     lengths=(5, 130),
     tokens=12,
 )
@@ -60,7 +56,6 @@ TINY = Sizes(
     many=(18,),
     head_dims=(16,),
     heads=((6, 3),),
-    groups=((2, 1, 3),),
     lengths=(1, 21),
     tokens=5,
 )

@@ -46,7 +46,6 @@ def cases(decode: Sequence[int], prefill: Sequence[int], context: int) -> list[C
         *(Case("gate_up_gemm", "gate_up_gemm", workloads.GateUpGemm, rows) for rows in prefill),
         Case("gated_act", "gated_act", workloads.GatedAct, prompt),
         Case("rope_cache", "rope_cache", attention.RopeCache, prompt),
-        Case("attention_decode_uneven", "attention_decode_uneven", attention.AttentionDecodeUneven, one, context),
         Case("mlp_decode int8", "mlp_decode", workloads.MLPDecodeInt8, one),
         Case("linear_decode int8", "linear_decode", workloads.LinearDecodeInt8, one),
         *(replace(case, rows=rows) for rows in batches for case in steps),
@@ -73,7 +72,7 @@ def sampled(layers: Sequence[LayerShape], kind: Kind | None, count: int) -> list
     """Up to ``count`` layers of different widths, spread over those of a plan; irregular ones where there are any."""
     if kind is None:
         return [layers[0]]
-    multiple = MULTIPLE.get(kind, 1)
+    multiple = MULTIPLE[kind]
     different = {width(layer, kind): layer for layer in layers}
     irregular = {value: layer for value, layer in different.items() if value % multiple and value > multiple}
     chosen = [layer for _, layer in sorted((irregular or different).items())]
@@ -82,7 +81,7 @@ def sampled(layers: Sequence[LayerShape], kind: Kind | None, count: int) -> list
 
 def neighbours(layer: LayerShape, kind: Kind | None) -> tuple[LayerShape, LayerShape] | None:
     """The layer at the aligned widths below and above its own; None where its own is aligned or there is none below."""
-    multiple = MULTIPLE.get(kind, 1) if kind else 1
+    multiple = MULTIPLE[kind] if kind else 1
     own = width(layer, kind or "ffn")
     below = own // multiple * multiple
     if below in (0, own):

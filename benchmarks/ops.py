@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.attention_workloads import AttentionDecode
 from benchmarks.data import Data
 from benchmarks.failures import agreement, check_device, describe
 from benchmarks.op_cases import Case, neighbours, sampled
@@ -21,7 +20,7 @@ from prunekit.timing import Summary
 # Seconds that an arm may take to compile and warm up.
 PREPARE_S = 120.0
 # The arms that are no result by themselves: ours at the aligned widths.
-BELOW, ABOVE, EVEN = "ours_below", "ours_above", "ours_even"
+BELOW, ABOVE = "ours_below", "ours_above"
 
 
 class OpBench:
@@ -49,8 +48,8 @@ class OpBench:
         layers = sampled(self.shape.layers, kind, self.samples)
         data = Data(self.device, self.dtype)
 
-        def make(widths: Sequence[LayerShape], workload: type[Workload] = case.workload) -> list[Workload]:
-            return [workload(self._size(layer, case), data) for layer in widths]
+        def make(widths: Sequence[LayerShape]) -> list[Workload]:
+            return [case.workload(self._size(layer, case), data) for layer in widths]
 
         ours = make(layers)
         # Other tensors for every call of a pass, and more of them than twice the L2 cache holds.
@@ -58,9 +57,7 @@ class OpBench:
         ours += make(layers * (copies - 1))
         aligned: dict[str, list[Workload]] = {}
         pairs = [neighbours(layer, kind) for layer in layers * copies]
-        if kind == "groups":
-            aligned[EVEN] = make(layers * copies, AttentionDecode)
-        elif pairs and all(pairs):
+        if pairs and all(pairs):
             aligned[BELOW] = make([pair[0] for pair in pairs if pair])
             aligned[ABOVE] = make([pair[1] for pair in pairs if pair])
         times, errors = self._times(ours, aligned)
@@ -140,15 +137,10 @@ class OpBench:
 def aligned_ratio(times: dict[str, list[float]], work: dict[str, float]) -> dict[str, Any] | None:
     """Time of ours over the time that aligned widths take for the same work: on the line between the aligned widths
     below and above, round by round. None where there is nothing irregular, or an arm failed."""
-    if "ours" not in times:
+    if not {"ours", BELOW, ABOVE} <= times.keys():
         return None
-    if EVEN in times:
-        aligned = times[EVEN]
-    elif BELOW in times and ABOVE in times:
-        place = (work["ours"] - work[BELOW]) / (work[ABOVE] - work[BELOW])
-        aligned = [low + place * (high - low) for low, high in zip(times[BELOW], times[ABOVE], strict=True)]
-    else:
-        return None
+    place = (work["ours"] - work[BELOW]) / (work[ABOVE] - work[BELOW])
+    aligned = [low + place * (high - low) for low, high in zip(times[BELOW], times[ABOVE], strict=True)]
     ratios = Summary.of([mine / other for mine, other in zip(times["ours"], aligned, strict=True)])
     return {"median": ratios.median, "p20": ratios.p20, "p80": ratios.p80, "count": ratios.count}
 

@@ -56,12 +56,7 @@ ABLATION: dict[str, str] = {
     "curves (optimal), no refit": "--method prunekit --no-refit --calib {mix}",
     "curves + refit": "--method prunekit --no-rescale --calib {mix}",
     "curves + refit + rescale, text alone": "--method prunekit",
-    "curves + refit + rescale, same-input targets": "--method prunekit --refit-towards 0 --calib {mix}",
-    "curves + refit + rescale, dense targets": "--method prunekit --refit-towards 1 --calib {mix}",
-    "curves + refit + rescale, inputs too": "--method prunekit --refit-inputs 1 --calib {mix}",
-    "curves + refit + rescale, ridge by held-out error": "--method prunekit --ridge auto --calib {mix}",
     "curves + refit + rescale (prunekit)": "--method prunekit --calib {mix}",
-    "search + refit + rescale": "--method prunekit --allocate search --calib {mix}",
 }
 # What more calibration text brings, and the built-in text in place of one's own.
 SIZES: dict[str, str] = {

@@ -12,7 +12,6 @@ OPS = {
     "linear_decode": "linear_decode",
     "mlp_decode": "mlp_decode",
     "attention_decode": "attention_decode",
-    "attention_decode_uneven": "attention_decode",
     "qkv_rope": "qkv_rope",
     "rope_cache": "rope_cache",
     "rms_norm": "rms_norm",

@@ -1,7 +1,7 @@
 """One call of every op on tensors of its own, beside the same call in PyTorch, and how much work it is.
 
-A workload has an irregular width of one ``kind``: ``ffn`` channels, KV ``heads``, query heads in uneven ``groups``, or
-none (what is never pruned). Every workload has weights of its own, so that a pass over several leaves no cache warm.
+A workload has an irregular width of one ``kind``: ``ffn`` channels, KV ``heads``, or none (what is never pruned).
+Every workload has weights of its own, so that a pass over several leaves no cache warm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.registry import op
 from prunekit.kernels import layout
 from prunekit.shape import LayerShape
 
-Kind = Literal["ffn", "heads", "groups"]
+Kind = Literal["ffn", "heads"]
 Baseline = tuple[Callable[..., Any], tuple[Any, ...]]
 ACTIVATION = "silu"
 

@@ -29,7 +29,6 @@ def _attention_decode_kernel(
     out_ptr,
     lse_ptr,
     lengths_ptr,
-    starts_ptr,
     num_heads,
     group,
     head_blocks,
@@ -54,22 +53,16 @@ def _attention_decode_kernel(
     """out[b, h, s] = Σ_p softmax_p(q[b, h] · k[b, kv(h), p]) · v[b, kv(h), p] over the s-th part of the visible p.
 
     A program takes one sequence, up to HEADS query heads of one KV head, and one split. KV head j serves ``group``
-    query heads, or those from starts[j] to starts[j + 1]. Logits are in powers of two: ``scale`` (and with CAPPED
-    ``softcap``) hold the factor log2(e). ``out`` is [batch, heads, splits, D]; ``lse`` [batch, heads, splits] takes
-    log2 Σ 2^logit, -inf of an empty split.
+    query heads. Logits are in powers of two: ``scale`` (and with CAPPED ``softcap``) hold the factor log2(e). ``out``
+    is [batch, heads, splits, D]; ``lse`` [batch, heads, splits] takes log2 Σ 2^logit, -inf of an empty split.
     """
     start_after_previous(PDL)
     batch = tl.program_id(0)
     kv = tl.program_id(1) // head_blocks
     split = tl.program_id(2)
     member = tl.program_id(1) % head_blocks * HEADS + tl.arange(0, HEADS)
-    if starts_ptr is not None:
-        first_head = tl.load(starts_ptr + kv)
-        real = member < tl.load(starts_ptr + kv + 1) - first_head
-    else:
-        first_head = kv * group
-        real = member < group
-    query = batch * num_heads + first_head + member
+    real = member < group
+    query = batch * num_heads + kv * group + member
 
     length = tl.load(lengths_ptr + batch)
     first = tl.maximum(length - window, 0)
@@ -193,17 +186,12 @@ def launches(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
-    starts: torch.Tensor | None = None,
-    max_group: int = 0,
 ) -> list[Launch]:
-    """What :func:`attention_decode`, or with ``starts`` and ``max_group`` :func:`attention_decode_uneven`, starts.
-
-    Tensors as there; ``out`` [batch, heads, head_dim] takes the result.
-    """
+    """What :func:`attention_decode` starts. Tensors as there; ``out`` [batch, heads, head_dim] takes the result."""
     batch, num_heads, head_dim = q.shape
     num_kv, capacity = k_cache.shape[1:3]
     group = num_heads // num_kv
-    head_blocks = cdiv(group if starts is None else max_group, HEADS)
+    head_blocks = cdiv(group, HEADS)
     tokens = min(capacity, window) if window else capacity
     processors = multiprocessors(q.device)
     block, splits = cut(batch * num_kv * head_blocks, tokens, head_dim, k_cache.dtype, processors)
@@ -223,7 +211,6 @@ def launches(
             "out_ptr": parts,
             "lse_ptr": lse,
             "lengths_ptr": lengths,
-            "starts_ptr": starts,
             "num_heads": num_heads,
             "group": group,
             "head_blocks": head_blocks,
@@ -279,10 +266,8 @@ def attention_decode_torch(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
-    starts: torch.Tensor | None = None,
-    max_group: int = 0,
 ) -> torch.Tensor:
-    """The same in PyTorch; with ``starts`` for uneven groups. On a CPU only the visible part of the cache is read."""
+    """The same in PyTorch. On a CPU only the visible part of the cache is read."""
     batch, num_heads, head_dim = q.shape
     num_kv, last = k_cache.shape[1:3]
     first = 0
@@ -294,14 +279,7 @@ def attention_decode_torch(
         if last == 0:
             return torch.zeros_like(q)
     keys, values = k_cache[:batch, :, first:last], v_cache[:batch, :, first:last]
-    if starts is None:
-        queries = q.view(batch, num_kv, num_heads // num_kv, head_dim)
-    else:
-        head = torch.arange(num_heads, dtype=starts.dtype, device=q.device)
-        kv = torch.searchsorted(starts, head, right=True) - 1
-        member = head - starts[kv]
-        queries = q.new_zeros(batch, num_kv, max_group, head_dim)
-        queries[:, kv, member] = q
+    queries = q.view(batch, num_kv, num_heads // num_kv, head_dim)
     visible = None
     if masked:
         place = torch.arange(first, last, device=q.device)
@@ -323,26 +301,7 @@ def attention_decode_torch(
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scale)
         if visible is not None:
             out = out.masked_fill(~visible.any(-1, keepdim=True), 0.0)
-    return (out.reshape(q.shape) if starts is None else out[:, kv, member]).to(q.dtype)
-
-
-def _attend(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-    starts: torch.Tensor | None = None,
-    max_group: int = 0,
-) -> torch.Tensor:
-    arguments = (scale, window, softcap, starts, max_group)
-    if why_not_triton(q.device, q.dtype, dot=True):
-        return attention_decode_torch(q, k_cache, v_cache, lengths, *arguments)
-    out = q.new_empty(q.shape)
-    run(launches(q, k_cache, v_cache, lengths, out, *arguments))
-    return out
+    return out.reshape(q.shape).to(q.dtype)
 
 
 @torch.library.custom_op("prunekit::attention_decode", mutates_args=())
@@ -363,34 +322,13 @@ def attention_decode(
     included, and is at most the capacity; 0 gives zeros. Place p is visible if p < length and, with a ``window``,
     p >= length - window; the rest may hold anything. ``softcap`` c > 0 turns logits into c · tanh(logits / c).
     """
-    return _attend(q, k_cache, v_cache, lengths, scale, window, softcap)
-
-
-@torch.library.custom_op("prunekit::attention_decode_uneven", mutates_args=())
-def attention_decode_uneven(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    starts: torch.Tensor,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    max_group: int = HEADS,
-) -> torch.Tensor:
-    """:func:`attention_decode` for KV heads that serve different numbers of query heads.
-
-    KV head j serves the query heads ``starts[j]`` to ``starts[j + 1]`` (exclusive); ``starts`` [kv_heads + 1] int32
-    lies on the device. No group is larger than ``max_group``.
-    """
-    return _attend(q, k_cache, v_cache, lengths, scale, window, softcap, starts, max_group)
+    if why_not_triton(q.device, q.dtype, dot=True):
+        return attention_decode_torch(q, k_cache, v_cache, lengths, scale, window, softcap)
+    out = q.new_empty(q.shape)
+    run(launches(q, k_cache, v_cache, lengths, out, scale, window, softcap))
+    return out
 
 
 @attention_decode.register_fake
-def _(q, *rest, **options):  # type: ignore[no-untyped-def]
-    return q.new_empty(q.shape)
-
-
-@attention_decode_uneven.register_fake
 def _(q, *rest, **options):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape)

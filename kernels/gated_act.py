@@ -2,7 +2,6 @@
 
 import torch
 
-from prunekit.kernels import liger
 from prunekit.kernels._triton import cdiv, jit, tl
 from prunekit.kernels.activation import activate, activate_torch, check_activation
 from prunekit.kernels.launch import Launch, run
@@ -72,11 +71,8 @@ def gated_act(gate_up: torch.Tensor, activation: str, bias: torch.Tensor | None 
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     if why_not_triton(gate_up.device, gate_up.dtype):
         return gated_act_torch(gate_up, activation, bias)
-    provider = choose("gated_act", gate_up.device, dtype=gate_up.dtype, rows=rows, width=width)
-    if provider == "torch":
+    if choose("gated_act", gate_up.device, dtype=gate_up.dtype, rows=rows, width=width) == "torch":
         return gated_act_torch(gate_up, activation, bias)
-    if provider == "liger" and liger.why_not_gated_act(activation, bias) is None:
-        return liger.gated_act(gate_up)
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty(rows, width)
     run(launches(gate_up, activation, out, bias))

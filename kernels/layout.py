@@ -1,4 +1,4 @@
-"""How weights lie in memory so that an irregular width costs nothing: padded, neuron-major, heads in KV order.
+"""How weights lie in memory so that an irregular width costs nothing: padded and neuron-major.
 
 Done when a model is loaded; a checkpoint never holds any of it.
 
@@ -10,7 +10,6 @@ act(0) · 0 = 0 fills the activation's pads by itself and no kernel needs a mask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,39 +66,3 @@ def pack_ffn(
         bias = torch.zeros(2, rows, dtype=torch.float32, device=gate.device)
         bias[0, :width], bias[1, :width] = gate_bias, up_bias
     return PackedFFN(width, gate_up, down_t, bias, None if down_bias is None else down_bias.float())
-
-
-@dataclass(frozen=True)
-class HeadLayout:
-    """Query heads sorted by the KV head that serves them.
-
-    ``order[i]`` is the former place of the query head that is now at i. KV head j serves the query heads
-    ``starts[j]`` to ``starts[j + 1]`` (exclusive).
-    """
-
-    order: tuple[int, ...]
-    starts: tuple[int, ...]
-
-    @property
-    def is_even(self) -> bool:
-        """True where every KV head serves the same number of query heads."""
-        return len({after - before for before, after in zip(self.starts, self.starts[1:], strict=False)}) == 1
-
-
-def sort_heads(kv_head_of: Sequence[int], num_key_value_heads: int) -> HeadLayout:
-    """The layout of query heads of which head i is served by KV head ``kv_head_of[i]``.
-
-    Raises ValueError where a KV head serves no query head or one is named that doesn't exist.
-    """
-    counts = [0] * num_key_value_heads
-    for head, kv in enumerate(kv_head_of):
-        if not 0 <= kv < num_key_value_heads:
-            raise ValueError(f"Query head {head} names KV head {kv}; there are {num_key_value_heads}.")
-        counts[kv] += 1
-    if 0 in counts:
-        raise ValueError(f"KV head {counts.index(0)} serves no query head; remove it.")
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
-    order = sorted(range(len(kv_head_of)), key=lambda head: (kv_head_of[head], head))
-    return HeadLayout(tuple(order), tuple(starts))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels import liger
 from prunekit.kernels.gate_up_gemm import gate_up_gemm
 from prunekit.kernels.gated_act import gated_act
 from prunekit.kernels.quantize import dequantize
@@ -18,14 +17,12 @@ from prunekit.kernels.support import why_not_triton
 
 
 def gate_up(x: torch.Tensor, weight: torch.Tensor, activation: str, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """act(x gateᵀ + bias) · (x upᵀ + bias) by the provider that the table names: cuBLAS and :func:`gated_act`, our
-    GEMM, or Liger's. ``x`` [rows, hidden], ``weight`` [2, width, hidden]; [rows, width]."""
+    """act(x gateᵀ + bias) · (x upᵀ + bias) by the provider that the table names: cuBLAS and :func:`gated_act`, or
+    our GEMM. ``x`` [rows, hidden], ``weight`` [2, width, hidden]; [rows, width]."""
     _, width, hidden = weight.shape
     provider = choose("gate_up", x.device, dtype=x.dtype, rows=x.shape[0], width=width, hidden=hidden)
     if provider == "triton" and why_not_triton(x.device, x.dtype, dot=True) is None:
         return gate_up_gemm(x, weight, activation, bias)
-    if provider == "liger" and liger.why_not_gate_up(x, activation, bias) is None:
-        return liger.gate_up(x, weight)
     return gated_act(F.linear(x, weight.flatten(0, 1)), activation, None if bias is None else bias.flatten())
 
 

@@ -39,30 +39,6 @@ def linear_decode(
     return out if residual is None else out + residual.double()
 
 
-def attention_decode_uneven(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    lengths: Tensor,
-    starts: Tensor,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    max_group: int = 16,
-) -> Tensor:
-    """softmax(scale · q Kᵀ) V over the visible places of each sequence; [batch, heads, head_dim]."""
-    out = torch.zeros(q.shape, dtype=torch.float64)
-    for row, length in enumerate(lengths.tolist()):
-        seen = slice(max(0, length - window) if window else 0, length)
-        for kv in range(k_cache.shape[1]):
-            for head in range(int(starts[kv]), int(starts[kv + 1])):
-                logits = k_cache[row, kv, seen].double() @ q[row, head].double() * scale
-                if softcap:
-                    logits = softcap * (logits / softcap).tanh()
-                out[row, head] = logits.softmax(0) @ v_cache[row, kv, seen].double()
-    return out
-
-
 def attention_decode(
     q: Tensor,
     k_cache: Tensor,
@@ -72,9 +48,18 @@ def attention_decode(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """The same where every KV head serves equally many query heads."""
-    starts = torch.arange(k_cache.shape[1] + 1) * (q.shape[1] // k_cache.shape[1])
-    return attention_decode_uneven(q, k_cache, v_cache, lengths, starts, scale, window, softcap)
+    """softmax(scale · q Kᵀ) V over the visible places of each sequence; [batch, heads, head_dim]."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    group = q.shape[1] // k_cache.shape[1]
+    for row, length in enumerate(lengths.tolist()):
+        seen = slice(max(0, length - window) if window else 0, length)
+        for head in range(q.shape[1]):
+            kv = head // group
+            logits = k_cache[row, kv, seen].double() @ q[row, head].double() * scale
+            if softcap:
+                logits = softcap * (logits / softcap).tanh()
+            out[row, head] = logits.softmax(0) @ v_cache[row, kv, seen].double()
+    return out
 
 
 def rope_cache(

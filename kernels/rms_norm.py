@@ -7,7 +7,6 @@ what a block puts out.
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels import liger
 from prunekit.kernels._triton import jit, next_power_of_2, tl
 from prunekit.kernels.launch import Launch, run
 from prunekit.kernels.select import choose
@@ -97,11 +96,8 @@ def _provider(op: str, x: torch.Tensor) -> str:
 @torch.library.custom_op("prunekit::rms_norm", mutates_args=())
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / √(mean(x²) + eps) · weight for ``x`` [rows, hidden] and ``weight`` [hidden] float32; dtype of ``x``."""
-    provider = _provider("rms_norm", x)
-    if provider == "torch":
+    if _provider("rms_norm", x) == "torch":
         return rms_norm_torch(x, weight, eps)
-    if provider == "liger":
-        return liger.rms_norm(x, weight, eps)
     x = x.contiguous()
     out = torch.empty_like(x)
     run(launches(x, weight, eps, out))
@@ -118,12 +114,9 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(norm(x + residual), x + residual), both [rows, hidden] in the dtype of ``x``; ``weight`` [hidden] is float32."""
-    provider = _provider("add_rms_norm", x)
-    if provider == "torch":
+    if _provider("add_rms_norm", x) == "torch":
         total = x + residual
         return rms_norm_torch(total, weight, eps), total
-    if provider == "liger":
-        return liger.add_rms_norm(x, residual, weight, eps)
     x, residual = x.contiguous(), residual.contiguous()
     out, total = torch.empty_like(x), torch.empty_like(x)
     run(launches(x, weight, eps, out, before=residual, total=total))

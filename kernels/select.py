@@ -34,7 +34,6 @@ import torch
 from prunekit.cache import cache_place
 from prunekit.errors import PrunekitError
 from prunekit.files import read_json
-from prunekit.kernels import liger
 from prunekit.kernels._triton import next_power_of_2
 from prunekit.kernels.layout import padded
 
@@ -57,11 +56,11 @@ class Op:
 
 # Unmeasured, products of many rows are left to cuBLAS on padded weights, and all else is ours.
 OPS = {
-    "rms_norm": Op(("rows", "hidden"), ("triton", "torch", "liger"), "triton"),
-    "add_rms_norm": Op(("rows", "hidden"), ("triton", "torch", "liger"), "triton"),
+    "rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
+    "add_rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "rms_norm_add": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
-    "gated_act": Op(("rows", "width"), ("triton", "torch", "liger"), "triton"),
-    "gate_up": Op(("rows", "width", "hidden"), ("torch", "triton", "liger"), "torch"),
+    "gated_act": Op(("rows", "width"), ("triton", "torch"), "triton"),
+    "gate_up": Op(("rows", "width", "hidden"), ("torch", "triton"), "torch"),
     "gate_up_tile": Op(("rows", "width", "hidden"), ("auto", "small", "medium", "large", "huge"), "auto"),
     "overlap": Op((), ("off", "on"), "off"),
     "mlp_decode": Op(("rows", "width", "hidden"), ("auto", "fused", "split"), "auto"),
@@ -94,8 +93,8 @@ def choosing(**choices: str) -> Iterator[None]:
 def choose(op: str, device: torch.device, *, dtype: torch.dtype = torch.bfloat16, **sizes: int) -> str:
     """One of ``OPS[op].choices`` for these sizes: forced, else measured on this GPU model, else the default.
 
-    ``sizes`` are those that ``OPS[op].sizes`` names, widths padded or not. Liger is only returned where it can be
-    imported. Raises PrunekitError where a table is there but can't be used.
+    ``sizes`` are those that ``OPS[op].sizes`` names, widths padded or not. Raises PrunekitError where a table is there
+    but can't be used.
     """
     forced = _forced.get().get(op)
     if forced is not None:
@@ -121,10 +120,7 @@ def can_overlap(device: torch.device) -> bool:
 @lru_cache(maxsize=65536)
 def _lookup(op: str, index: int, sizes: tuple[int, ...], file: str | None) -> str:
     table = _table(torch.cuda.get_device_name(index), file)
-    choice = nearest(table, op, sizes)
-    if choice is None or (choice == "liger" and liger.why_not(op)):
-        return OPS[op].default
-    return choice
+    return nearest(table, op, sizes) or OPS[op].default
 
 
 @lru_cache

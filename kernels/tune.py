@@ -4,8 +4,8 @@
     python -m prunekit.kernels.tune --ship           # for everybody: into kernels/tables of this source tree
     python -m prunekit.kernels.tune --rehearse       # tiny sizes on the CPU, to see that it runs; writes no table
 
-Needs PyTorch and Triton and, for one more candidate, liger-kernel. A way whose result is wrong or that fails is never
-chosen, and the default is left only for one that is at least 2 % faster.
+Needs PyTorch and Triton. A way whose result is wrong or that fails is never chosen, and the default is left only for
+one that is at least 2 % faster.
 """
 
 from __future__ import annotations
@@ -45,12 +45,11 @@ def measure(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    with_liger: bool = True,
     forced: dict[str, str] | None = None,
     rounds: int = 20,
 ) -> dict[str, Any] | None:
     """One entry of the table; None where nothing can be chosen here. ``forced`` holds choices for other ops."""
-    names = list(candidates(op, device, dtype, with_liger))
+    names = list(candidates(op, device, dtype))
     if not names:
         return None
     # No table is read while one is made: it may be the broken one that is to be replaced.
@@ -103,7 +102,6 @@ def tune(
     decode: Sequence[int] = DECODE_ROWS,
     ops: Iterable[str] = tuple(OPS),
     dtype: torch.dtype = torch.bfloat16,
-    with_liger: bool = True,
     rounds: int = 20,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def tune(
             tile = tiles.get(tuple(sizes.values())) if op == "gate_up" else None
             forced = {"gate_up_tile": tile} if tile else None
             try:
-                entry = measure(op, sizes, device, dtype, with_liger=with_liger, forced=forced, rounds=rounds)
+                entry = measure(op, sizes, device, dtype, forced=forced, rounds=rounds)
             except torch.OutOfMemoryError:
                 progress(f"{op} {sizes}: not enough memory, left out")
                 continue
@@ -134,7 +132,6 @@ def tune(
             "prunekit": installed("prunekit"),
             "torch": torch.__version__,
             "triton": installed("triton"),
-            "liger": installed("liger-kernel") if with_liger else None,
             "driver": _driver() if device.type == "cuda" else None,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "dtype": str(dtype).removeprefix("torch."),
@@ -162,7 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the table to this file instead of the user's cache folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier table of that name")
     parser.add_argument("--ship", action="store_true", help="write it into kernels/tables, to be shipped")
-    parser.add_argument("--no-liger", action="store_true", help="leave Liger out: its GEMM tunes itself for every size")
     parser.add_argument("--rounds", type=int, default=20, help="runs of each candidate (default: 20)")
     parser.add_argument("--device", default="cuda", help="which GPU (default: cuda)")
     parser.add_argument("--json", action="store_true", help="print the table instead of a summary")
@@ -210,7 +206,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
             raise PrunekitError("A rehearsal measures nothing, so its table can't be shipped; leave --ship out.")
         device, path = torch.device("cpu"), options.output
         settings: dict[str, Any] = {"shapes": [Shape(64, 37)], "prefill": (17,), "decode": (1, 2), "rounds": 1}
-        settings |= {"dtype": torch.float16, "with_liger": False}
+        settings["dtype"] = torch.float16
     else:
         if not torch.cuda.is_available():
             raise PrunekitError("No GPU was found to measure; --rehearse runs the same with tiny sizes on the CPU.")
@@ -221,7 +217,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
             raise PrunekitError(f"There is no GPU {options.device!r}; give --device cuda or cuda:1.") from None
         path = options.output or (select.SHIPPED / select.file_name(gpu) if options.ship else select.user_file(gpu))
         dtype = torch.float16 if why_not_triton(device, torch.bfloat16) else torch.bfloat16
-        settings = {"dtype": dtype, "with_liger": not options.no_liger, "rounds": options.rounds}
+        settings = {"dtype": dtype, "rounds": options.rounds}
     if path is not None:
         if options.output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +229,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
 
     with _on(device):
         table = tune(device, ops=ops, progress=show, **settings)
-    given = ["--ship"] * options.ship + ["--no-liger"] * options.no_liger
+    given = ["--ship"] * options.ship
     given += [f"--ops {options.ops}"] if len(ops) < len(OPS) else []
     table["provenance"]["command"] = " ".join(["python -m prunekit.kernels.tune", *given])
     if path is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunekit.kernels import liger, select
+from prunekit.kernels import select
 from prunekit.kernels.gate_up_gemm import NEWEST_ONLY, gate_up_gemm
 from prunekit.kernels.gated_act import gated_act
 from prunekit.kernels.layout import padded
@@ -97,16 +97,13 @@ def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int], decode: Sequ
                 yield sizes
 
 
-def candidates(op: str, device: torch.device, dtype: torch.dtype, with_liger: bool) -> Iterator[str]:
+def candidates(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
     """The choices that can run here."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     no_triton = why_not_triton(device, dtype, dot=op in ("gate_up", "gate_up_tile", "mlp_decode"))
     for choice in OPS[op].choices:
         if choice == "torch":
             yield choice
-        elif choice == "liger":
-            if with_liger and liger.why_not(op) is None and (op != "gate_up" or capability >= (9, 0)):
-                yield choice
         elif op == "overlap":
             if no_triton is None and (choice == "off" or select.can_overlap(device)):
                 yield choice

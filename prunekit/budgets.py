@@ -131,23 +131,10 @@ class Budgets:
         """What it costs more of each to exchange the shape of a layer."""
         return tuple(new - old for new, old in zip(self.layer(index, after), self.layer(index, before), strict=True))
 
-    def relative(self, change: Sequence[int]) -> float:
-        """A change as one number: its shares of the budgets, added up."""
-        return sum(more / max(budget.limit, 1) for more, budget in zip(change, self.each, strict=True))
-
     @property
     def parameters(self) -> int | None:
         """The most parameters allowed; None where nothing limits them by themselves."""
         return min((budget.limit for budget in self.each if budget.cost.name == PARAMETERS), default=None)
-
-    @property
-    def only_parameters(self) -> bool:
-        return all(budget.cost.name == PARAMETERS for budget in self.each)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What tells these budgets from others, as plain values."""
-        return tuple((budget.cost.name, budget.limit, repr(budget.cost.facts)) for budget in self.each)
 
     @property
     def text(self) -> str:

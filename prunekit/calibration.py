@@ -111,14 +111,6 @@ class Calibration:
         digest.update(self.input_ids.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def batches(self, batch_size: int | None = None) -> Iterator[torch.Tensor]:
-        """``input_ids`` in order, at most ``batch_size`` (default: the config's) sequences at a time."""
-        if batch_size is not None and batch_size < 1:
-            raise PrunekitError(f"Batch size must be at least 1, got {batch_size}.")
-        size = batch_size or self.config.batch_size
-        for start in range(0, len(self.input_ids), size):
-            yield self.input_ids[start : start + size]
-
     def describe(self) -> dict[str, Any]:
         """Provenance for a plan: JSON values only, and no absolute path."""
         return {
@@ -309,29 +301,6 @@ def text_tokens(
         ids.extend(encode(tokenizer, [piece])[0])
         ids.extend(after)
     return _tensor(ids[:max_tokens])
-
-
-def text_blocks(
-    source: str,
-    tokenizer: Any,
-    length: int,
-    max_tokens: int | None = None,
-    *,
-    field: str = "text",
-    split: str = "test",
-) -> torch.Tensor:
-    """Consecutive blocks of the whole text that don't overlap, int64 [n, length], for evaluation.
-
-    What is left at the end is dropped. Where the tokenizer starts every text with BOS, it takes the place of each
-    block's first token (as llama.cpp's perplexity does). Raises PrunekitError where not one block fits.
-    """
-    ids = text_tokens(source, tokenizer, max_tokens, field=field, split=split)
-    if len(ids) < length:
-        raise PrunekitError(
-            f"The text {source_name(source)} holds {len(ids):,} tokens, fewer than one block of {length}; "
-            "choose a shorter length or give more text."
-        )
-    return _start(_cut(ids, length), bos(tokenizer))
 
 
 def check_tokens(tokens: torch.Tensor, model_config: Any) -> None:

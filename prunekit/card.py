@@ -129,7 +129,7 @@ def widths(plan: Plan) -> str:
 
 
 def _rows(plan: Plan) -> str:
-    """How it was made and how good it was found to be, as rows of a table; what the plan doesn't say has no row."""
+    """How it was made, as rows of a table; what the plan doesn't say has no row."""
     said = plan.provenance
     method, target, calibration = (_object(said.get(key)) for key in ("method", "target", "calibration"))
     settings = "; ".join(
@@ -142,7 +142,6 @@ def _rows(plan: Plan) -> str:
         "target": plain(target["asked"]) if target.get("asked") else None,
         "calibration": _calibration(calibration),
         "after pruning": ", ".join(key for key in ("refit", "rescale") if said.get(key)) or None,
-        "measured": _measured(said.get("history")),
         "seed": plain(said["seed"]) if isinstance(said.get("seed"), int) else None,
     }
     return "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
@@ -153,15 +152,6 @@ def _calibration(said: dict[str, Any]) -> str | None:
         return None
     size = f", {said['sequences']} x {said['length']} tokens" if {"sequences", "length"} <= set(said) else ""
     return plain(f"{said['source']}{size}")
-
-
-def _measured(history: Any) -> str | None:
-    """What the last step of a search measured."""
-    last = history[-1] if isinstance(history, list) and history else None
-    divergence = last.get("kl") if isinstance(last, dict) else None
-    if not isinstance(divergence, (int, float)):
-        return None
-    return f"KL divergence from the original on the calibration text: {divergence:.4g} nats a token"
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ that make them so large would go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ import torch
 from prunekit.families import Family
 from prunekit.finite import check_computed, in_layer
 from prunekit.least_squares import Elimination, Moments
-from prunekit.merging import Merged, MergeTrial, head_distances, partitions
 from prunekit.output_fisher import Fisher, stream_size
 from prunekit.plan import LayerKeep
 from prunekit.shape import Heads, LayerShape, ModelShape
@@ -67,13 +66,11 @@ class FfnCurve:
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """The best heads for a number of KV groups and of query heads in each, and what they cost in nats a token.
-    ``merged`` says which KV heads become one, where any do."""
+    """The best heads for a number of KV groups and of query heads in each, and what they cost in nats a token."""
 
     kv_heads: tuple[int, ...]
     query_heads: tuple[int, ...]
     loss: float
-    merged: Merged = ()
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,11 @@ class LayerCurves:
         """The best units for a layer of ``shape``."""
         choice = self.heads[shape.num_key_value_heads, shape.group_size]
         kept = self.ffn.kept(shape.intermediate_size)
-        return LayerKeep(index, choice.kv_heads, choice.query_heads, kept, choice.merged)
+        return LayerKeep(index, choice.kv_heads, choice.query_heads, kept)
 
-    def scaled(self, ffn: float, heads: float, merged: Mapping[Merged, float] | None = None) -> LayerCurves:
-        """The same curves with losses times these factors; ``merged`` has those of heads that are merged so."""
-        factors = {(): heads, **(merged or {})}
-        choices = {
-            what: replace(choice, loss=choice.loss * factors[choice.merged]) for what, choice in self.heads.items()
-        }
+    def scaled(self, ffn: float, heads: float) -> LayerCurves:
+        """The same curves with losses times these factors."""
+        choices = {what: replace(choice, loss=choice.loss * heads) for what, choice in self.heads.items()}
         return LayerCurves(FfnCurve(self.ffn.order, tuple(loss * ffn for loss in self.ffn.loss)), choices)
 
     def without(self, kind: Kind, loss: float) -> LayerCurves:
@@ -117,16 +111,15 @@ def layer_curves(
     ridge: float = _RIDGE,
     batch_size: int = 8,
     widths: Callable[[int], Sequence[int]] | None = None,
-    merge: bool = False,
     fast: bool = False,
     advance: Advance,
 ) -> Iterator[tuple[LayerCurves, Solved]]:
     """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
 
     ``widths`` names, for FFNs of a width, the widths whose projections are wanted; then each layer comes with its
-    output projections [d, n], in the dense shape, of these widths and of every choice of heads. ``merge`` adds the
-    choices in which KV heads become one, and ``fast`` allows :func:`~prunekit.precision.fast_products`. Raises
-    PrunekitError, which names the layer, where a moment or a loss is not finite.
+    output projections [d, n], in the dense shape, of these widths and of every choice of heads. ``fast`` allows
+    :func:`~prunekit.precision.fast_products`. Raises PrunekitError, which names the layer, where a moment or a loss is
+    not finite.
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
@@ -136,19 +129,12 @@ def layer_curves(
             for kind in KINDS:
                 projection = parts.projection(layer, kind)
                 moments = Moments(projection.in_features, 0, projection.weight.device, fast)
-                trials: list[MergeTrial] = []
-                if merge and kind == "attention":
-                    distances = head_distances(parts, shape, index, stream)
-                    trials = [MergeTrial(parts, shape, index, groups) for groups in partitions(distances)]
                 for place, hidden in enumerate(stream):
-                    normed = parts.normed(layer, kind, hidden)
-                    z, output = parts.run(layer, index, kind, normed)
+                    z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
                     stream[place] = hidden + parts.added(layer, kind, output)
                     weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
                     flat = z.flatten(0, 1)
                     moments.add(flat, flat[:, :0], weight.flatten())
-                    for trial in trials:
-                        trial.add(normed, flat, weight.flatten())
                 # As large as any other moment is one on the diagonal.
                 check_computed(moments.zz.diagonal(), index, f"the inputs of its {parts.output_name(kind)}")
                 # A bias moves no output's error: wanted are the weights' own products.
@@ -162,9 +148,6 @@ def layer_curves(
                         ffn, ffn_solved = ffn_curve(start, wanted)
                     else:
                         heads, heads_solved = head_choices(start, shape_of_layer, widths is not None)
-                        for trial in trials:
-                            state = trial.start(moments, ridge, metric)
-                            merge_choices(trial, state, heads, heads_solved if widths else None)
                 losses = [*ffn.loss] if kind == "ffn" else [choice.loss for choice in heads.values()]
                 check_computed(torch.tensor(losses), index, f"the losses of its {parts.output_name(kind)}")
                 advance()
@@ -229,14 +212,3 @@ def head_choices(state: Elimination, layer: LayerShape, keep: bool = False) -> t
             worth.append(trial.loss)
         gone = left.pop(min(range(len(left)), key=worth.__getitem__))
         state.remove(groups[gone])
-
-
-def merge_choices(
-    trial: MergeTrial, state: Elimination, made: dict[Heads, HeadChoice], solved: Solved | None = None
-) -> None:
-    """Add what ``trial`` offers to ``made``, and what is solved for it [d, n] to ``solved``."""
-    everything = tuple(kv for group in trial.merged for kv in group)
-    for heads, query, left in trial.choices(state):
-        made[heads] = HeadChoice(tuple(sorted(everything)), query, left.loss / 2, trial.merged)
-        if solved is not None:
-            solved[heads] = left.weight.float()

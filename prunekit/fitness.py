@@ -11,7 +11,6 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.head import Head
 from prunekit.levels import Candidate, Levels, Stitched
-from prunekit.merging import InPlace
 from prunekit.shape import ModelShape
 from prunekit.sublayers import KINDS, Sublayers
 
@@ -23,7 +22,7 @@ class Fitness:
     """KL(dense ‖ candidate) in nats a token over ``ids`` [N, L], of the dense model's 256 most likely tokens and the
     rest as one (a lower bound of the whole divergence, by the data-processing inequality).
 
-    Keeps the residual stream of the adopted candidate at every layer, (layers + 1) · N · L · hidden_size numbers of the
+    Keeps the residual stream of the dense model at every layer, (layers + 1) · N · L · hidden_size numbers of the
     model's dtype. ``close`` puts the dense projections back.
     """
 
@@ -40,9 +39,8 @@ class Fitness:
         self._model = model
         self._parts = Sublayers(model, family, ids.shape[1], fast)
         self._batch = self._parts.at_a_time(batch_size)
-        heads = [InPlace(layer, family, shape, index) for index, layer in enumerate(self._parts.layers)]
-        self._stitched = Stitched(levels, shape.layers, self._projection, heads)
-        self._adopted = self._stitched.now
+        self._stitched = Stitched(levels, shape.layers, self._projection)
+        self._whole = self._stitched.now
         self._head = Head(model, fast)
         self._streams: list[torch.Tensor] = []
         with torch.no_grad():
@@ -53,38 +51,27 @@ class Fitness:
     def _projection(self, index: int, kind: Any) -> Any:
         return self._parts.projection(self._parts.layers[index], kind)
 
-    def measure(self, candidate: Candidate, share: float = 1.0) -> float:
-        """KL on the first ``share`` of the sequences. Raises PrunekitError where it is not finite."""
-        count = max(1, round(share * len(self._streams[0])))
-        first = self._stitched.set(candidate)
-        first = min(first, self._differs(candidate))
+    def measure(self, candidate: Candidate) -> float:
+        """The divergence of ``candidate``. Raises PrunekitError where it is not finite."""
+        self._stitched.set(candidate)
+        first = self._differs(candidate)
         with torch.no_grad():
-            last = self._run(self._streams[first][:count], first, keep=False)[-1]
+            last = self._run(self._streams[first], first, keep=False)[-1]
             total = sum(
                 self._kl(batch, place * self._batch).item() for place, batch in enumerate(last.split(self._batch))
             )
-        kl = total / (count * last.shape[1])
+        kl = total / last[..., 0].numel()
         if not kl < float("inf"):
-            raise PrunekitError("A candidate's divergence is not finite; search in float32 (--dtype float32).")
+            raise PrunekitError("A candidate's divergence is not finite; plan in float32 (--dtype float32).")
         return kl
 
-    def adopt(self, candidate: Candidate) -> None:
-        """Measure what follows from this candidate's activations on."""
-        first = min(self._stitched.set(candidate), self._differs(candidate))
-        with torch.no_grad():
-            self._streams[first:] = self._run(self._streams[first], first)
-        self._adopted = candidate
-
-    def restore(self) -> None:
-        """Put the dense projections back; measuring goes on from there as before."""
-        self._stitched.restore()
-
     def close(self) -> None:
-        self.restore()
+        self._stitched.restore()
         self._streams = []
 
     def _differs(self, candidate: Candidate) -> int:
-        places = (place for place, (a, b) in enumerate(zip(self._adopted, candidate, strict=True)) if a != b)
+        """The first layer where ``candidate`` is not the dense model; their number where none."""
+        places = (place for place, (a, b) in enumerate(zip(self._whole, candidate, strict=True)) if a != b)
         return next(places, len(candidate))
 
     def _run(self, hidden: torch.Tensor, first: int, keep: bool = True) -> list[torch.Tensor]:

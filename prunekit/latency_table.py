@@ -88,8 +88,8 @@ class LatencyTable:
                 return 0
             if what not in (own := heads[self.kinds[index]]):
                 raise PrunekitError(
-                    f"The latency table has no time for {what[0]} KV heads of {what[1]} query heads each; prune "
-                    "without kv-merge, or without --latency."
+                    f"The latency table has no time for {what[0]} KV heads of {what[1]} query heads each; "
+                    "measure one of this model with `prunekit latency-table`."
                 )
             return own[what]
 

@@ -1,12 +1,11 @@
 """Least squares for one projection: second moments, the ridge solution, and the order in which inputs can go.
 
-Legend: T tokens, n inputs of the projection, d outputs, K the inputs that stay.
+Legend: T tokens, n inputs of the projection, d outputs.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 
@@ -23,7 +22,7 @@ _BLOCK = 256
 
 
 class Moments:
-    """ZᵀZ [n, n], YᵀZ [d, n] and ‖Y‖² over all tokens: all that least squares needs of them.
+    """ZᵀZ [n, n] and YᵀZ [d, n] over all tokens: all that least squares needs of them.
 
     Products of a batch are made in float32 (with ``fast`` as in :func:`~prunekit.precision.fast_sums`) and added up in
     float64.
@@ -33,7 +32,6 @@ class Moments:
         self._zz = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         self._mirrored = True
         self.yz = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
-        self.yy = 0.0
         self.tokens = 0
         self._fast = fast
 
@@ -45,10 +43,6 @@ class Moments:
                 self._zz[block.stop :, block] = self._zz[block, block.stop :].T
             self._mirrored = True
         return self._zz
-
-    @zz.setter
-    def zz(self, made: torch.Tensor) -> None:
-        self._zz, self._mirrored = made, True
 
     def add(self, z_Tn: torch.Tensor, y_Td: torch.Tensor, weight_T: torch.Tensor | None = None) -> None:
         """One batch of inputs and of the outputs wanted for them; ``weight_T`` says how much each token counts."""
@@ -62,21 +56,7 @@ class Moments:
                 self._zz[block, block.start :] += z[:, block].T @ z[:, block.start :]
             self.yz += y.T @ z
         self._mirrored = False
-        self.yy += float(y.double().square().sum())
         self.tokens += len(z)
-
-    def error(self, weight_dn: torch.Tensor) -> float:
-        """‖Z Wᵀ − Y‖² / ‖Y‖² of a weight [d, n]."""
-        weight = weight_dn.to(self.zz)
-        squared = ((weight @ self.zz - 2 * self.yz) * weight).sum().item() + self.yy
-        return max(squared, 0.0) / max(self.yy, 1e-300)
-
-    def part(self, kept: torch.Tensor) -> Moments:
-        """The moments of some of the inputs [K]."""
-        made = Moments(0, 0)
-        made.zz, made.yz = self.zz[kept][:, kept], self.yz[:, kept]
-        made.yy, made.tokens = self.yy, self.tokens
-        return made
 
 
 def _blocks(size: int) -> list[slice]:
@@ -92,13 +72,13 @@ def solve(moments: Moments, weight_dn: torch.Tensor, ridge: float) -> torch.Tens
     Raises PrunekitError where the moments are not finite.
     """
     zz, weight = moments.zz, weight_dn.to(moments.zz)
-    penalty = penalty_of(moments, ridge)
+    penalty = _penalty(moments, ridge)
     factor = _factor(zz, penalty)
     made: torch.Tensor = torch.cholesky_solve((moments.yz + penalty * weight).T, factor).T
     return made
 
 
-def penalty_of(moments: Moments, ridge: float) -> float:
+def _penalty(moments: Moments, ridge: float) -> float:
     """λ: ``ridge`` times the mean of ZᵀZ's diagonal; 1 where the inputs are all zero, and any would do."""
     return ridge * moments.zz.diagonal().mean().item() or 1.0
 
@@ -138,7 +118,7 @@ class Elimination:
     ):
         zz = moments.zz
         size = len(zz)
-        penalty = penalty_of(moments, ridge)
+        penalty = _penalty(moments, ridge)
         self.inverse = torch.cholesky_inverse(_factor(zz, penalty))
         self.weight = (moments.yz + penalty * weight_dn.to(zz)) @ self.inverse
         self.rows = rows
@@ -200,28 +180,3 @@ class Elimination:
 
 def _expand(groups: torch.Tensor, rows: int) -> torch.Tensor:
     return groups if rows == 1 else (groups[:, None] * rows + torch.arange(rows, device=groups.device)).reshape(-1)
-
-
-def best_ridge(
-    fit: Moments, held_out: Moments, weight_dn: torch.Tensor, ridges: Sequence[float], guess: float | None = None
-) -> tuple[float, torch.Tensor]:
-    """The ridge whose solution errs least on ``held_out``, and that solution [d, n].
-
-    The error falls and then rises with the ridge, so from ``guess`` (one of ``ridges``, which rise; default: the middle
-    one) it goes downhill and looks at no more of them than that takes.
-    """
-    tried: dict[int, tuple[float, torch.Tensor]] = {}
-
-    def error(place: int) -> float:
-        if place not in tried:
-            weight = solve(fit, weight_dn, ridges[place])
-            tried[place] = held_out.error(weight), weight
-        return tried[place][0]
-
-    at = len(ridges) // 2 if guess is None else list(ridges).index(guess)
-    while True:
-        around = [place for place in (at - 1, at, at + 1) if 0 <= place < len(ridges)]
-        best = min(around, key=error)
-        if best == at:
-            return ridges[at], tried[at][1]
-        at = best

@@ -23,13 +23,12 @@ from prunekit.cache import tensors_digest
 from prunekit.curves import NONE, FfnCurve, HeadChoice, LayerCurves
 from prunekit.errors import PrunekitError
 from prunekit.finite import check_computed
-from prunekit.merging import InPlace
 from prunekit.shape import Heads, LayerShape
 from prunekit.sublayers import KINDS, Kind
 from prunekit.utils.leftovers import temporary_folder
 from prunekit.utils.private_folder import clear
 
-VERSION = 3
+VERSION = 4
 
 Candidate = tuple[tuple[Heads, int], ...]
 """For every layer its (KV heads, query heads a group) and its FFN width, all of them levels, or (0, 0) and 0 where
@@ -57,7 +56,7 @@ class Levels:
                 tensor: torch.Tensor = handle.get_tensor(level_name(kind, what))
                 return tensor
         except (OSError, SafetensorError) as error:
-            raise PrunekitError(f"{file} is damaged ({error}); delete its folder and search again.") from None
+            raise PrunekitError(f"{file} is damaged ({error}); delete its folder and plan again.") from None
 
 
 def _file(folder: Path, index: int) -> Path:
@@ -145,7 +144,7 @@ def _ffn_levels(names: Iterable[str]) -> tuple[int, ...]:
 
 def _encode(curves: LayerCurves) -> dict[str, Any]:
     heads = [
-        [kv, group, list(choice.kv_heads), list(choice.query_heads), choice.loss, choice.merged]
+        [kv, group, list(choice.kv_heads), list(choice.query_heads), choice.loss]
         for (kv, group), choice in curves.heads.items()
     ]
     return {"order": list(curves.ffn.order), "loss": list(curves.ffn.loss), "heads": heads}
@@ -153,8 +152,8 @@ def _encode(curves: LayerCurves) -> dict[str, Any]:
 
 def _decode(data: dict[str, Any]) -> LayerCurves:
     heads = {
-        (int(kv), int(group)): HeadChoice(tuple(kv_heads), tuple(query), float(loss), tuple(map(tuple, merged)))
-        for kv, group, kv_heads, query, loss, merged in data["heads"]
+        (int(kv), int(group)): HeadChoice(tuple(kv_heads), tuple(query), float(loss))
+        for kv, group, kv_heads, query, loss in data["heads"]
     }
     return LayerCurves(FfnCurve(tuple(data["order"]), tuple(data["loss"])), heads)
 
@@ -162,7 +161,7 @@ def _decode(data: dict[str, Any]) -> LayerCurves:
 class Stitched:
     """The dense model with levels in place of its output projections; ``set`` exchanges only what differs.
 
-    ``projections`` gives these, ``heads`` where the KV heads of a layer are merged.
+    ``projections`` gives these.
     """
 
     def __init__(
@@ -170,27 +169,22 @@ class Stitched:
         levels: Levels,
         dense: Sequence[LayerShape],
         projections: Callable[[int, Kind], Any],
-        heads: Sequence[InPlace],
     ):
-        self._levels, self._dense, self._projection, self._heads = levels, dense, projections, heads
+        self._levels, self._dense, self._projection = levels, dense, projections
         self._original = {
             (index, kind): projections(index, kind).weight.data for index in range(len(dense)) for kind in KINDS
         }
         self._biases = {key: None if (bias := projections(*key).bias) is None else bias.data for key in self._original}
         self.now: Candidate = tuple(_whole(layer) for layer in dense)
 
-    def set(self, wanted: Candidate) -> int:
-        """Put the levels of every layer in place. Returns the first layer that changed (their number where none)."""
-        first = len(wanted)
+    def set(self, wanted: Candidate) -> None:
+        """Put the levels of every layer in place."""
         for index, (old, new) in enumerate(zip(self.now, wanted, strict=True)):
             if old[0] != new[0]:
                 self._put(index, "attention", new[0])
             if old[1] != new[1]:
                 self._put(index, "ffn", new[1])
-            if old != new:
-                first = min(first, index)
         self.now = wanted
-        return first
 
     def _put(self, index: int, kind: Kind, what: Heads | int) -> None:
         original = self._original[index, kind]
@@ -205,8 +199,6 @@ class Stitched:
             projection.weight.data = self._levels.projection(index, kind, what).to(original)
         if (bias := self._biases[index, kind]) is not None:
             projection.bias.data = torch.zeros_like(bias) if gone else bias
-        if isinstance(what, tuple) and not gone:
-            self._heads[index].set(self._levels.curves[index].heads[what].merged)
 
     def restore(self) -> None:
         self.set(tuple(_whole(layer) for layer in self._dense))

@@ -30,9 +30,6 @@ class Method:
     standardise: bool = False
     whole_ends: tuple[float, float] = (0.0, 0.0)
     compensate: bool = False
-    generations: int = 20
-    offspring: int = 8
-    starts: tuple[str, ...] = ("optimal", "global")
     refit: bool = False
     rescale: bool = False
     calib: str = "builtin"
@@ -69,10 +66,6 @@ class Method:
             del settings["attention_ratio"]
         if self.allocation != "global":
             del settings["standardise"]
-        if self.allocation == "search":
-            settings["starts"] = list(self.starts)
-        else:
-            del settings["generations"], settings["offspring"], settings["starts"]
         if self.allocation == "optimal":
             # Units and widths both follow from loss curves.
             del settings["importance"]

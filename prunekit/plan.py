@@ -55,25 +55,18 @@ def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
 class LayerKeep:
     """The units that one layer keeps, as indices into the source model's layer ``index``.
 
-    ``query_heads`` are counted over the whole layer; every kept KV head has the same number of them. ``merged`` is
-    empty, or says which of ``kv_heads`` become one, their mean, which serves the query heads of all of them: then every
-    such group has the same number of query heads. Without heads the layer has no attention, without ``ffn`` no FFN.
+    ``query_heads`` are counted over the whole layer; every kept KV head has the same number of them. Without heads the
+    layer has no attention, without ``ffn`` no FFN.
     """
 
     index: int
     kv_heads: tuple[int, ...]
     query_heads: tuple[int, ...]
     ffn: tuple[int, ...]
-    merged: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The KV heads of the source that each KV head of the new layer is made of."""
-        return self.merged or tuple((kv,) for kv in self.kv_heads)
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(len(self.query_heads), len(self.groups), len(self.ffn))
+        return LayerShape(len(self.query_heads), len(self.kv_heads), len(self.ffn))
 
     @classmethod
     def everything(cls, index: int, layer: LayerShape) -> LayerKeep:
@@ -100,19 +93,12 @@ class LayerKeep:
             raise PrunekitError(f"{where} keeps query heads without KV heads, or KV heads without query heads.")
         if not self.kv_heads and not self.ffn:
             raise PrunekitError(f"{where} keeps neither attention nor FFN; leave the whole layer out.")
-        if self.merged and (
-            sorted(kv for group in self.merged for kv in group) != list(self.kv_heads)
-            or list(self.merged) != sorted(tuple(sorted(group)) for group in self.merged)
-            or not all(self.merged)
-        ):
-            raise PrunekitError(f"{where} merges KV heads in groups that don't share out the KV heads it keeps.")
-        group_of = {kv: group[0] for group in self.groups for kv in group}
-        per_group = {group[0]: 0 for group in self.groups}
+        per_group = dict.fromkeys(self.kv_heads, 0)
         for head in self.query_heads:
             kv = head // dense.group_size
-            if kv not in group_of:
+            if kv not in per_group:
                 raise PrunekitError(f"{where} keeps query head {head}, but not KV head {kv}, which serves it.")
-            per_group[group_of[kv]] += 1
+            per_group[kv] += 1
         if len(set(per_group.values())) > 1:
             raise PrunekitError(f"{where} keeps unequal numbers of query heads in its KV groups: {per_group}.")
 
@@ -184,7 +170,6 @@ class Plan:
                     "kv_heads": encode_ranges(layer.kv_heads),
                     "query_heads": encode_ranges(layer.query_heads),
                     "ffn": encode_ranges(layer.ffn),
-                    **({"merged": [encode_ranges(group) for group in layer.merged]} if layer.merged else {}),
                 },
             }
             for layer in self.layers
@@ -234,13 +219,17 @@ class Plan:
                 if layers and index <= layers[-1].index:
                     raise PrunekitError(f"{where} names layer {index} after layer {layers[-1].index}; they must rise.")
                 dense, keep = source.layers[index], entry["keep"]
+                if keep.get("merged"):
+                    raise PrunekitError(
+                        f"{where} merges KV heads of layer {index} (kv-merge), which this version of prunekit can't "
+                        "do; make the plan again without that, or apply it with the version that made it."
+                    )
                 layers.append(
                     LayerKeep(
                         index,
                         _units(keep["kv_heads"], dense.num_key_value_heads),
                         _units(keep["query_heads"], dense.num_attention_heads),
                         _units(keep["ffn"], dense.intermediate_size),
-                        _merged(keep.get("merged", []), dense.num_key_value_heads),
                     )
                 )
                 shape = layers[-1].shape
@@ -260,13 +249,6 @@ class Plan:
 
 def _units(text: str, limit: int) -> tuple[int, ...]:
     return () if text == "" else decode_ranges(text, limit)
-
-
-def _merged(groups: Any, limit: int) -> tuple[tuple[int, ...], ...]:
-    # Groups share out the KV heads, so there are no more of them.
-    if not isinstance(groups, list) or len(groups) > limit:
-        raise TypeError(f"it merges KV heads in more than {limit} groups")
-    return tuple(decode_ranges(group, limit) for group in groups)
 
 
 def whole_plan(shape: ModelShape) -> Plan:

@@ -27,8 +27,7 @@ from prunekit.refit import RefitConfig
 from prunekit.rescale import RescaleConfig
 from prunekit.rounding import Rounding
 from prunekit.session import Session
-from prunekit.shape import PRUNE_THE_ORIGINAL, LayerShape, merged_heads
-from prunekit.slicing import check_mergeable
+from prunekit.shape import PRUNE_THE_ORIGINAL, LayerShape
 from prunekit.source import load_model, load_tokenizer, pick_dtype
 from prunekit.targets import Target
 
@@ -72,8 +71,6 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     allocate = allocation(method.allocation)
     check_units(method.allocation, method.units)
     source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
-    if "kv-merge" in method.units:
-        check_mergeable(source.family)
     # Unknown names are refused before a model is loaded for minutes.
     importance(method.importance)
     if method.layer_importance:
@@ -92,18 +89,15 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     budgets = config.target.budgets(source.shape, stored, counted)
     budget = counted.parameters if budgets.parameters is None else budgets.parameters
     problem = Problem(
-        budget,
-        config.rounding,
-        method.units,
-        protected,
-        method.attention_ratio,
-        method.steps,
-        method.amplitude,
-        method.standardise,
-        method.generations,
-        method.offspring,
-        method.starts,
-        budgets,
+        budget=budget,
+        rounding=config.rounding,
+        units=method.units,
+        protected=protected,
+        attention_ratio=method.attention_ratio,
+        steps=method.steps,
+        amplitude=method.amplitude,
+        standardise=method.standardise,
+        budgets=budgets,
     )
     check_protected(source.shape, protected)
     config.rounding.check(source.shape)
@@ -126,10 +120,9 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
     check_tokens(calibration.blocks, source.config)
     model = load_model(source, dtype=config.dtype, device=config.device)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-    fast = method.allocation in CURVES and config.dtype == "auto" and has_fast_products(model.device)
+    fast = method.allocation == CURVES and config.dtype == "auto" and has_fast_products(model.device)
     if fast:
         computed["products"] = "bfloat16"
-    merge = "kv-merge" in method.units
     session = Session(
         model,
         source.family,
@@ -140,8 +133,7 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
         seed=config.seed,
         checkpoint=config.checkpoint,
         counted=counted,
-        store=level_store(source, calibration, computed, merge) if method.allocation in CURVES else None,
-        merge=merge,
+        store=level_store(source, calibration, computed) if method.allocation == CURVES else None,
         fast=fast,
     )
     with progress(f"Planning ({method.name})", _steps(session, method, budget)) as advance:
@@ -188,20 +180,17 @@ def make_plan(source: Source, config: PlanConfig) -> Plan:
 
 def _steps(session: Session, method: Method, budget: int) -> int:
     """How often ``advance`` is to be expected: adapt takes 1/T of the blocks a scoring pass."""
-    if method.allocation in CURVES:
-        rounds = len(method.starts) + method.generations if method.allocation == "search" else 0
-        merges = sum(len({kv for kv, _ in merged_heads(layer)}) for layer in session.source.layers)
-        rounds += merges if "kv-merge" in method.units else 0
-        rounds += session.source.num_hidden_layers * len({"attention-layer", "ffn-layer"} & set(method.units))
-        return session.curve_steps() + 2 * session.source.num_hidden_layers + rounds
+    if method.allocation == CURVES:
+        a_layer = 2 + len({"attention-layer", "ffn-layer"} & set(method.units))
+        return session.curve_steps() + session.source.num_hidden_layers * a_layer
     if method.allocation != "adapt":
         return 1
     shape = session.source
     return max(1, round((shape.parameters - budget) / shape.block_parameters * method.steps) + 1)
 
 
-def level_store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str], merge: bool) -> Path:
-    """Where level databases of that model on that text are kept: a search for another target finds them there."""
-    key = [source.fingerprint, calibration.fingerprint, computed, versions(), *(["kv-merge"] if merge else [])]
+def level_store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str]) -> Path:
+    """Where level databases of that model on that text are kept: a plan for another target finds them there."""
+    key = [source.fingerprint, calibration.fingerprint, computed, versions()]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_place("levels", name)

@@ -1,15 +1,13 @@
 """Refit: after units are cut, what is left of every layer is solved anew, layer by layer, in closed form.
 
 Two residual streams run through the model side by side, the dense model's and the pruned one's. Output projections
-(o_proj, down_proj) are fitted by regularised least squares to the dense model's outputs; input projections (q, k, v,
-gate, up) can be multiplied by the linear map that best tells the dense model's input from the pruned one's.
+(o_proj, down_proj) are fitted by regularised least squares to the dense model's outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.finite import in_layer, is_finite
-from prunekit.least_squares import Moments, best_ridge, solve
+from prunekit.least_squares import Moments, solve
 from prunekit.plan import LayerKeep
 from prunekit.rescale import Rescaled
 from prunekit.session import cut_layer
@@ -26,57 +24,33 @@ from prunekit.shape import ModelShape
 from prunekit.slicing import coupling_index, unit_slots
 from prunekit.sublayers import KINDS, Kind, Sublayers
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
 
 @dataclass(frozen=True)
 class RefitConfig:
     """How projections are solved anew.
 
     ``towards`` says what the output projections should give: at 0 what the dense layer makes of the pruned model's
-    inputs, at 1 what brings the residual stream back to the dense model's, in between a blend. ``inputs`` says how much
-    of the input projections' correction is taken, from 0 (they stay) to 1. ``ridge`` holds projections to their old
-    weights (as a share of the inputs' mean square; None: of RIDGES the one that errs least on ``held_out`` of the text,
-    for every projection by itself). Defaults are those of least perplexity on other text, SmolLM2-135M; a ridge chosen
-    for every projection gives smaller errors there and a worse model: what brings the residual stream back is a small
-    part of each projection's error that all layers have in common.
+    inputs, at 1 what brings the residual stream back to the dense model's, in between a blend. ``ridge`` holds
+    projections to their old weights, as a share of the inputs' mean square. Defaults are those of least perplexity on
+    other text (SmolLM2-135M).
     """
 
     towards: float = 0.5
-    inputs: float = 0.0
-    ridge: float | None = 1e-1
-    held_out: float = 0.125
+    ridge: float = 1e-1
 
     def __post_init__(self) -> None:
-        for name, value in (("--refit-towards", self.towards), ("--refit-inputs", self.inputs)):
-            if not 0 <= value <= 1:
-                raise PrunekitError(f"{name} must lie between 0 and 1, got {value}.")
-        if self.ridge is not None and not 0 < self.ridge <= 1e3:
+        if not 0 <= self.towards <= 1:
+            raise PrunekitError(f"A refit's `towards` must lie between 0 and 1, got {self.towards}.")
+        if not 0 < self.ridge <= 1e3:
             raise PrunekitError(f"--ridge must lie above 0 and at most at 1000, got {self.ridge}.")
-        if not 0 < self.held_out <= 0.5:
-            raise PrunekitError(f"The held-out share must lie above 0 and at most at 0.5, got {self.held_out}.")
-
-
-@dataclass(frozen=True)
-class ProjectionFit:
-    """Relative squared error on held-out text of one output projection as it was and solved without that text, and the
-    ridge it took."""
-
-    layer: int
-    kind: Kind
-    before: float
-    after: float
-    ridge: float
 
 
 @dataclass
 class Refitted:
     """``weights``: every tensor of the layers that stay, by its name in the *source* model
-    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``fits`` says how well each output projection came out, and
-    ``rescaled`` what rescaling saw, where there was any."""
+    ("model.layers.3.mlp.down_proj.weight"), cut and solved; ``rescaled``: what rescaling saw, where there was any."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    fits: list[ProjectionFit] = field(default_factory=list)
     rescaled: Rescaled | None = None
 
 
@@ -113,7 +87,7 @@ def refit(
             cut = cut_layer(model, family, shape, dense, keep)
             for kind in KINDS:
                 with in_layer(index):
-                    walk.step(dense, cut, keep, index, kind, config, made)
+                    walk.step(dense, cut, keep, index, kind, config)
                 advance()
             layers[index] = cut
     made.weights = layer_weights(model, keeps)
@@ -142,8 +116,6 @@ class _Walk:
             self.dense = [self.parts.embed(batch) for batch in ids.split(self.parts.at_a_time(batch_size))]
         self.pruned = [hidden.clone() for hidden in self.dense]
         self.same = True
-        self._corrected = False
-        self._ridges: dict[Kind, float] = {}
 
     def step(
         self,
@@ -153,44 +125,22 @@ class _Walk:
         index: int,
         kind: Kind,
         config: RefitConfig,
-        made: Refitted,
     ) -> None:
         """One sub-layer: solve it in ``cut``, which has the units ``keep`` (perhaps none of this sub-layer), and take
         both streams across it."""
         parts = self.parts
-        removed = kind in keep.shape.removed
-        self._corrected = bool(config.inputs) and not self.same and not removed
-        if self._corrected:
-            self._correct_inputs(dense, cut, kind, config)
         outputs = self._dense_step(dense, index, kind)
-        if removed:
+        if kind in keep.shape.removed:
             self.same = False
             return
         projection = parts.projection(cut, kind)
-        whole = projection.weight.shape == parts.projection(dense, kind).weight.shape and not _merges(keep, kind)
-        if whole and self.same:
+        if projection.weight.shape == parts.projection(dense, kind).weight.shape and self.same:
             self.pruned = [hidden.clone() for hidden in self.dense]
             return
-        inputs = self._fit(dense, cut, keep, index, kind, config, outputs, made)
+        inputs = self._fit(dense, cut, keep, index, kind, config, outputs)
         for place, z in enumerate(inputs):
             self.pruned[place] = self.pruned[place] + parts.added(cut, kind, parts.project(cut, kind, z))
         self.same = False
-
-    def _correct_inputs(self, dense: nn.Module, cut: nn.Module, kind: Kind, config: RefitConfig) -> None:
-        """The input projections times M = argmin E‖x − M x̂‖² + λ‖M − I‖², x and x̂ the dense and the pruned input."""
-        moments: Moments | None = None
-        for hidden, own in zip(self.dense, self.pruned, strict=True):
-            wanted = self.parts.normed(dense, kind, hidden)
-            seen = self.parts.normed(cut, kind, own)
-            if moments is None:
-                moments = Moments(seen.shape[-1], seen.shape[-1], seen.device, self.parts.fast)
-            moments.add(seen.flatten(0, 1), wanted.flatten(0, 1))
-        assert moments is not None
-        eye = torch.eye(len(moments.zz), dtype=torch.float64, device=moments.zz.device)
-        turn = torch.lerp(eye, solve(moments, eye, config.ridge or 1e-3), config.inputs)
-        for name in self.parts.input_names(kind):
-            weight: Any = cut.get_submodule(name).weight
-            weight.data = (weight.double() @ turn).to(weight.dtype)
 
     def _dense_step(self, dense: nn.Module, index: int, kind: Kind) -> list[torch.Tensor]:
         """The dense stream across the sub-layer. Returns what left the projection where a norm stands behind it."""
@@ -225,10 +175,8 @@ class _Walk:
 
     def _kept(self, keep: LayerKeep, index: int, kind: Kind) -> torch.Tensor | None:
         """Which of the dense output projection's inputs are left, in the order of the cut one's; None where kept units
-        give something else there than in the dense layer: heads that are merged, or normalised together, or units
-        that read corrected inputs."""
-        together = kind == "attention" and (_merges(keep, kind) or self.parts.family.wide_norms)
-        if self._corrected or together:
+        give something else there than in the dense layer: heads that are normalised together."""
+        if kind == "attention" and self.parts.family.wide_norms:
             return None
         dense = self._shape.layers[index]
         slots = unit_slots(keep, dense, keep.shape)
@@ -243,7 +191,6 @@ class _Walk:
         kind: Kind,
         config: RefitConfig,
         outputs: list[torch.Tensor],
-        made: Refitted,
     ) -> list[torch.Tensor]:
         """Solve the output projection of ``cut`` in place. Returns its inputs, batch by batch."""
         projection = self.parts.projection(cut, kind)
@@ -252,13 +199,10 @@ class _Walk:
         if bias:
             # A bias is one more input that is always 1.
             start = torch.cat([start, projection.bias.double()[:, None]], 1)
-        empty = partial(Moments, start.shape[1], start.shape[0], start.device, self.parts.fast)
-        fit, held = empty(), empty() if config.ridge is None else None
-        every = max(2, round(1 / config.held_out))
+        moments = Moments(start.shape[1], start.shape[0], start.device, self.parts.fast)
         kept = self._kept(keep, index, kind)
         kept = None if kept is None else kept.to(start.device)
         inputs = []
-        seen = 0
         for place, hidden in enumerate(self.pruned):
             z, same = self._inputs_and_same(dense, cut, index, kind, hidden, config.towards < 1, kept)
             inputs.append(z)
@@ -269,21 +213,8 @@ class _Walk:
             if bias:
                 z = torch.cat([z, z.new_ones(*z.shape[:2], 1)], -1)
             weight = 1 / self.dense[place].float().square().mean(-1).clamp(min=1e-12)
-            # Whole sequences are held out: neighbouring tokens are too much alike.
-            out = (torch.arange(seen, seen + len(z), device=z.device) % every) == every - 1
-            split = ((fit, slice(None)),) if held is None else ((fit, ~out), (held, out))
-            for moments, chosen in split:
-                moments.add(*(each[chosen].flatten(0, 1) for each in (z, wanted, weight)))
-            seen += len(z)
-        ridge = config.ridge or RIDGES[3]
-        if held is not None and held.tokens:
-            ridge, trial = best_ridge(fit, held, start, RIDGES, self._ridges.get(kind))
-            self._ridges[kind] = ridge
-            made.fits.append(ProjectionFit(index, kind, held.error(start), held.error(trial), ridge))
-            # Once the ridge is known, what was held out counts too.
-            fit.zz += held.zz
-            fit.yz += held.yz
-        solved = solve(fit, start, ridge)
+            moments.add(*(each.flatten(0, 1) for each in (z, wanted, weight)))
+        solved = solve(moments, start, config.ridge)
         if not is_finite(solved):
             raise PrunekitError(
                 f"Layer {index}: its {self.parts.output_name(kind)} could not be refitted, since its solution is not "
@@ -299,8 +230,3 @@ class _Walk:
         if bias:
             projection.bias.data = new[:, -1].contiguous()
         return inputs
-
-
-def _merges(keep: LayerKeep, kind: Kind) -> bool:
-    """True where the projection's inputs are others than the dense layer's, though there are as many."""
-    return kind == "attention" and bool(keep.merged)

@@ -18,24 +18,44 @@ if TYPE_CHECKING:
     from prunekit.plan import Plan
     from prunekit.source import Source
 
+# What refits of earlier versions had, and what says nothing where `_check_dropped` finds nothing.
+_DROPPED = ("inputs", "held_out")
+
 
 def refit_config(plan: Plan) -> RefitConfig | None:
     """The refit that ``plan`` asks for, None where it asks for none. Raises PrunekitError where it makes no sense."""
-    made: RefitConfig | None = _config(plan, "refit", RefitConfig)
+    said = plan.provenance.get("refit")
+    if said is not None:
+        _check_dropped(said)
+        said = {name: value for name, value in said.items() if name not in _DROPPED}
+    made: RefitConfig | None = _config("refit", said, RefitConfig)
     return made
 
 
 def rescale_config(plan: Plan) -> RescaleConfig | None:
     """The rescaling that ``plan`` asks for, None where it asks for none. Raises PrunekitError where it makes no
     sense, as without a refit."""
-    made: RescaleConfig | None = _config(plan, "rescale", RescaleConfig)
+    made: RescaleConfig | None = _config("rescale", plan.provenance.get("rescale"), RescaleConfig)
     if made is not None and refit_config(plan) is None:
         raise PrunekitError("The plan's refit settings are damaged: it rescales without a refit; make the plan again.")
     return made
 
 
-def _config(plan: Plan, name: str, kind: Any) -> Any:
-    said = plan.provenance.get(name)
+def _check_dropped(said: dict[str, Any]) -> None:
+    """Raises PrunekitError where the settings of an earlier version's refit ask for what is done no more."""
+    asked = None
+    if said.get("inputs"):
+        asked = f"fits input projections too (--refit-inputs {said['inputs']})"
+    elif said.get("ridge", 0) is None:
+        asked = "chooses a ridge for every projection (--ridge auto)"
+    if asked:
+        raise PrunekitError(
+            f"The plan's refit {asked}, which this version of prunekit can't do; make the plan again without that, or "
+            "apply it with the version that made it."
+        )
+
+
+def _config(name: str, said: dict[str, Any] | None, kind: Any) -> Any:
     if said is None:
         return None
     try:

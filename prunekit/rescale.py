@@ -47,7 +47,7 @@ class RescaleConfig:
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share < 1:
-            raise PrunekitError(f"--rescale-share must lie above 0 and below 1, got {self.share}.")
+            raise PrunekitError(f"A rescaling's `share` must lie above 0 and below 1, got {self.share}.")
         if not 0 < self.rate <= 0.1:
             raise PrunekitError(f"The rate of rescaling must lie above 0 and at most at 0.1, got {self.rate}.")
         if self.batch_size < 1:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from prunekit.errors import PrunekitError
-from prunekit.shape import LayerShape, ModelShape, merged_heads
+from prunekit.shape import LayerShape, ModelShape
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,11 @@ class Rounding:
 
     def attention_choices(self, dense: LayerShape, units: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
         """The (KV heads, query heads a group) a layer may have, in falling order of heads. ``units`` says what may be
-        pruned: "kv" removes groups, "query" removes the same number of query heads from every group, "kv-merge" merges
-        KV heads, which gives more query heads a group than any cut, "attention-layer" allows none at all."""
+        pruned: "kv" removes groups, "query" removes the same number of query heads from every group,
+        "attention-layer" allows none at all."""
         kv_counts = range(dense.num_key_value_heads, 0, -1) if "kv" in units else [dense.num_key_value_heads]
         group_sizes = range(dense.group_size, 0, -1) if "query" in units else [dense.group_size]
         choices = [(kv, group) for kv in kv_counts for group in group_sizes]
-        if "kv-merge" in units:
-            choices += merged_heads(dense, "query" in units)
         if "attention-layer" in units:
             choices.append((0, 0))
         whole = (dense.num_key_value_heads, dense.group_size)

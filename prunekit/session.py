@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Levels of an FFN in a database, the whole among them; each takes d · n numbers on disk.
 _LEVELS = 16
-# Tokens that a candidate of a search, and the scale of a loss curve, is measured on. Sequences differ much: of scales
+# Tokens that the scale of a loss curve is measured on. Sequences differ much: of scales
 # from half as many, a model's widths would lose 2 % more, and twice as many would win 1 % (SmolLM2-135M).
 _FITNESS_TOKENS = 4096
 # Tokens that curves are drawn on: of more text, the rest serves the refit alone.
@@ -41,8 +41,8 @@ class Session:
 
     ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
     model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
-    what is worth keeping between runs on the same model and text (level databases, a search's state). ``merge`` prices
-    merged KV heads too. ``fast`` allows :func:`~prunekit.precision.fast_products` for curves and fitness.
+    what is worth keeping between runs on the same model and text (level databases). ``fast``
+    allows :func:`~prunekit.precision.fast_products` for curves and fitness.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class Session:
         checkpoint: bool | None = None,
         counted: ModelShape | None = None,
         store: Path | None = None,
-        merge: bool = False,
         fast: bool = False,
     ):
         self.model = model
@@ -74,7 +73,6 @@ class Session:
         self.seed = seed
         self.store = store
         self._checkpoint = checkpoint
-        self._merge = merge
         self._fast = fast
 
     @property
@@ -113,7 +111,6 @@ class Session:
             fisher,
             batch_size=self._batch_size,
             widths=widths,
-            merge=self._merge,
             fast=self._fast,
             advance=advance,
         )
@@ -254,19 +251,16 @@ def top(values: torch.Tensor, count: int) -> tuple[int, ...]:
 
 def compose(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
     """``inner`` indexes into what ``outer`` kept: the same units as indices into the source."""
-    assert not outer.merged, "what is merged has no units of the source any more"
     return LayerKeep(
         outer.index,
         tuple(outer.kv_heads[i] for i in inner.kv_heads),
         tuple(outer.query_heads[i] for i in inner.query_heads),
         tuple(outer.ffn[i] for i in inner.ffn),
-        tuple(tuple(outer.kv_heads[i] for i in group) for group in inner.merged),
     )
 
 
 def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
     """Reverse of :func:`compose`: units of ``inner`` as indices into what ``outer`` kept."""
-    assert not outer.merged, "what is merged has no units of the source any more"
     kept = (outer.kv_heads, outer.query_heads, outer.ffn)
     places = [{unit: place for place, unit in enumerate(units)} for units in kept]
     return LayerKeep(
@@ -274,5 +268,4 @@ def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
         tuple(places[0][unit] for unit in inner.kv_heads),
         tuple(places[1][unit] for unit in inner.query_heads),
         tuple(places[2][unit] for unit in inner.ffn),
-        tuple(tuple(places[0][unit] for unit in group) for group in inner.merged),
     )

@@ -64,18 +64,6 @@ class LayerShape:
         return tuple(kind for kind, lacking in lacks.items() if lacking)
 
 
-def merged_heads(layer: LayerShape, query: bool = False) -> tuple[Heads, ...]:
-    """The (KV heads, query heads a group) that merging gives: always more query heads a group than the layer has, so
-    that no cut has the same. Groups are of equal size, and without ``query`` all query heads stay."""
-    made = []
-    for size in range(2, layer.num_key_value_heads + 1):
-        if layer.num_key_value_heads % size == 0:
-            largest = size * layer.group_size
-            for group in range(largest, layer.group_size if query else largest - 1, -1):
-                made.append((layer.num_key_value_heads // size, group))
-    return tuple(made)
-
-
 @dataclass(frozen=True)
 class ModelShape:
     """The geometry of a decoder-only model with gated FFNs. Needs no weights.

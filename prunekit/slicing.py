@@ -1,4 +1,4 @@
-"""What a plan does to tensors: one table (``Family.couplings``) drives cutting, padding and zeroing.
+"""What a plan does to tensors: one table (``Family.couplings``) drives cutting and padding.
 
 Legend: H query heads, K KV heads, D head_dim, F FFN channels.
 """
@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import torch
 
-from prunekit.errors import PrunekitError
 from prunekit.families import Coupling, Family, Part, unit_count, unit_rows
 from prunekit.plan import LayerKeep
 from prunekit.shape import LayerShape, ModelShape
@@ -22,16 +21,14 @@ def unit_slots(keep: LayerKeep, dense: LayerShape, target: LayerShape) -> dict[P
     """For each slot of a layer of shape ``target``, the unit of the dense layer that fills it, or PAD (zeros).
 
     With ``target == keep.shape`` that is just what is kept; a wider ``target`` is the zero-padded twin. Query heads
-    stay in the group of their KV head, so padding comes inside each group, and whole padded groups at the end. Of KV
-    heads that are merged the first stands for all.
+    stay in the group of their KV head, so padding comes inside each group, and whole padded groups at the end.
     """
     query: list[int] = []
-    for group in keep.groups:
-        own = [head for head in keep.query_heads if head // dense.group_size in group]
+    for kv in keep.kv_heads:
+        own = [head for head in keep.query_heads if head // dense.group_size == kv]
         query += own + [PAD] * (target.group_size - len(own))
     query += [PAD] * (target.num_attention_heads - len(query))
-    kv_heads = [group[0] for group in keep.groups]
-    ffn = list(keep.ffn)
+    kv_heads, ffn = list(keep.kv_heads), list(keep.ffn)
     return {
         "query": query,
         "kv": kv_heads + [PAD] * (target.num_key_value_heads - len(kv_heads)),
@@ -70,56 +67,6 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
     return taken.contiguous()
 
 
-class HeadMerger:
-    """Puts the mean of each group of KV heads in the place of every one of its members, in the dense shape: the rows of
-    key and value projections, and their biases (mean pooling, as in GQA, arXiv 2305.13245).
-
-    Where keys are normalised a head at a time, the norm follows the mean, as in any attention of that family. Raises
-    PrunekitError where they are normalised over all heads together.
-    """
-
-    def __init__(self, family: Family, shape: ModelShape, index: int, merged: tuple[tuple[int, ...], ...]):
-        dense = shape.layers[index]
-        if merged:
-            check_mergeable(family)
-        self._head_dim = shape.head_dim
-        self._groups = [torch.tensor(group) for group in merged if len(group) > 1]
-        self._runs: dict[str, list[tuple[int, int]]] = {}
-        for coupling in family.couplings if self._groups else ():
-            offset = 0
-            for part in coupling.parts:
-                rows = unit_count(dense, part) * unit_rows(part, shape.head_dim)
-                if part == "kv":
-                    for name in ("weight", "bias"):
-                        self._runs.setdefault(f"{coupling.module}.{name}", []).append((offset, rows))
-                offset += rows
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tensors of a layer that change; biases that a model may lack are named too."""
-        return tuple(self._runs)
-
-    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name not in self._runs:
-            return tensor
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-        exact = torch.promote_types(tensor.dtype, torch.float32)
-        for start, rows in self._runs[name]:
-            heads = tensor[start : start + rows].view(-1, self._head_dim, *tensor.shape[1:])
-            for group in self._groups:
-                heads[group] = heads[group].to(exact).mean(0, keepdim=True).to(tensor.dtype)
-        return tensor
-
-
-def check_mergeable(family: Family) -> None:
-    """Raises PrunekitError where the mean of key heads is no key head."""
-    if family.wide_norms:
-        raise PrunekitError(
-            f"{family.name} normalises the keys of all heads together, so KV heads can't be merged into their mean; "
-            "leave kv-merge out of --prune (kv cuts whole KV groups)."
-        )
-
-
 class LayerSlicer:
     """Cuts (or pads) the tensors of one layer, given by their names inside the layer.
 
@@ -131,7 +78,6 @@ class LayerSlicer:
         dense = shape.layers[keep.index]
         target = target or keep.shape
         slots = unit_slots(keep, dense, target)
-        self._merger = HeadMerger(family, shape, keep.index, keep.merged)
         self._removed = tuple(f"{module}." for kind in target.removed for module in family.sublayer_modules(kind))
         self._silent = _output_biases(family, keep)
         self._slices: dict[str, tuple[int, torch.Tensor]] = {}
@@ -156,7 +102,6 @@ class LayerSlicer:
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name in self._silent:
             return torch.zeros_like(tensor)
-        tensor = self._merger(name, tensor)
         if name in self._slices:
             tensor = gather(tensor, *self._slices[name])
         if name in self._scales:
@@ -167,34 +112,3 @@ class LayerSlicer:
 def _output_biases(family: Family, keep: LayerKeep) -> set[str]:
     """Output biases of the sub-layers that are removed, which would go on adding something."""
     return {f"{each.module}.bias" for each in family.output_projections() if each.kind in keep.shape.removed}
-
-
-class LayerZeroer:
-    """Zeroes what a plan removes, and puts means where it merges, keeping the dense shapes: the model that a rebuilt
-    one must equal."""
-
-    def __init__(self, family: Family, shape: ModelShape, keep: LayerKeep):
-        dense = shape.layers[keep.index]
-        self._merger = HeadMerger(family, shape, keep.index, keep.merged)
-        self._silent = _output_biases(family, keep)
-        kept: dict[Part, set[int]] = {"query": set(keep.query_heads), "kv": set(keep.kv_heads), "ffn": set(keep.ffn)}
-        slots = {
-            part: [unit if unit in kept[part] else PAD for unit in range(unit_count(dense, part))] for part in kept
-        }
-        self._masks: dict[str, tuple[int, torch.Tensor]] = {}
-        for coupling in family.couplings:
-            mask = coupling_index(coupling, slots, dense, shape.head_dim) != PAD
-            self._masks[f"{coupling.module}.weight"] = (coupling.axis, mask)
-            if coupling.axis == 0:
-                self._masks[f"{coupling.module}.bias"] = (0, mask)
-
-    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name in self._silent:
-            return torch.zeros_like(tensor)
-        if name not in self._masks:
-            return tensor
-        tensor = self._merger(name, tensor)
-        axis, mask = self._masks[name]
-        shape = [1] * tensor.dim()
-        shape[axis] = -1
-        return tensor * mask.to(tensor.device, tensor.dtype).view(shape)

@@ -96,15 +96,6 @@ class Sublayers:
         """The output projection's name in a layer: that of o_proj or down_proj."""
         return self.output(kind).module
 
-    def input_names(self, kind: Kind) -> tuple[str, ...]:
-        """Names in a layer of the projections that read the sub-layer's input: those of q, k, v or gate and up."""
-        prefix = f"{self._names[kind].module}."
-        return tuple(
-            coupling.module
-            for coupling in self.family.couplings
-            if coupling.axis == 0 and coupling.module.startswith(prefix)
-        )
-
     def projection(self, layer: nn.Module, kind: Kind) -> nn.Linear:
         """The sub-layer's output projection."""
         module: Any = layer.get_submodule(self.output_name(kind))

@@ -125,11 +125,6 @@ def text_pieces(
     yield "".join(held)
 
 
-def whole_text(source: str, *, field: str = "text", split: str = "test", render: Render | None = None) -> str:
-    """:func:`text_pieces` as one string."""
-    return "".join(text_pieces(source, field=field, split=split, render=render))
-
-
 def _joined(parts: Iterator[Piece]) -> Iterator[str]:
     between = ""
     for piece in parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +34,6 @@ class FakeSession(Session):
             for s in source.layers
         ]
         self.scored: list[int] = []
-        self.store = None
-        self.seed = seed
 
     def score(self, step: int = 0) -> Scores:
         self.scored.append(step)
@@ -58,9 +55,6 @@ class FakeSession(Session):
     def fitness(self, levels: Levels) -> FakeFitness:  # type: ignore[override]
         return FakeFitness(levels)
 
-    def copy(self) -> FakeSession:
-        return copy.copy(self)
-
     def shrink(self, keeps: tuple[LayerKeep, ...]) -> None:
         for old, new in zip(self.keeps, keeps, strict=True):
             assert set(new.ffn) <= set(old.ffn) and set(new.query_heads) <= set(old.query_heads)
@@ -73,15 +67,9 @@ class FakeFitness:
     def __init__(self, levels: Levels):
         self._curves = levels.curves
 
-    def measure(self, candidate: Candidate, share: float = 1.0) -> float:
+    def measure(self, candidate: Candidate) -> float:
         shapes = (layer_shape(*each) for each in candidate)
         return sum(curve.loss(shape) for curve, shape in zip(self._curves, shapes, strict=True))
-
-    def adopt(self, candidate: Candidate) -> None:
-        pass
-
-    def restore(self) -> None:
-        pass
 
     def close(self) -> None:
         pass

@@ -209,7 +209,7 @@ OPTIONS: dict[str, Case] = {
     "one of two larger": (lambda p: p.plan("--params", "9B", "--blocks", "1.5"), ("not a share", "0.79")),
     "FLOPs by another method": (
         lambda p: p.plan("--flops", "0.8"),
-        ("--flops 0.8", "optimal or search", "--method prunekit", "adapt-pruner"),
+        ("--flops 0.8", "optimal, which", "--method prunekit", "adapt-pruner"),
     ),
     "KV cache out of reach": (
         lambda p: p.plan("--kv-cache", "0.1", "--params", "0.8", "--allocate", "optimal"),
@@ -252,9 +252,9 @@ OPTIONS: dict[str, Case] = {
     "unknown allocation": (lambda p: p.plan("--params", "0.8", "--allocate", "fair"), ("'fair'", "uniform")),
     "unknown unit": (
         lambda p: p.plan("--params", "0.8", "--prune", "norms"),
-        ("--prune takes ffn, kv, query, kv-merge",),
+        ("--prune takes ffn, kv, query, attention-layer",),
     ),
-    "no unit": (lambda p: p.plan("--params", "0.8", "--prune", ","), ("--prune takes ffn, kv, query, kv-merge",)),
+    "no unit": (lambda p: p.plan("--params", "0.8", "--prune", ","), ("--prune takes ffn, kv, query",)),
     "steps 0": (lambda p: p.plan("--params", "0.8", "--steps", "0"), ("steps", "between 1 and 10000")),
     "steps many": (
         lambda p: p.plan("--params", "0.8", "--steps", "many"),

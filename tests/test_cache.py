@@ -71,7 +71,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_levels(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "levels"
-    curves = LayerCurves(FfnCurve((1, 0), (0.0, 1.0, 2.0)), {(1, 1): HeadChoice((0,), (0,), 0.5, ())})
+    curves = LayerCurves(FfnCurve((1, 0), (0.0, 1.0, 2.0)), {(1, 1): HeadChoice((0,), (0,), 0.5)})
 
     def write() -> None:
         for index in range(2):
@@ -108,7 +108,7 @@ def test_self_written_text(damage: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "rewritten"])
 def test_kept_objects(damage: str, tmp_path: Path) -> None:
-    file = tmp_path / "search-x.json"
+    file = tmp_path / "task-x.json"
     data = {"best": [[1, 2, 3]], "kl": 0.25, "name": "é\x1b"}
     write_kept(file, {**data, "best": [(1, 2, 3)]})
     assert read_kept(file) == data
@@ -119,8 +119,8 @@ def test_kept_objects(damage: str, tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "kl": 0.2}))
     assert read_kept(file) is None
     write_kept(file, data)
-    file.rename(tmp_path / "search-y.json")
-    assert read_kept(tmp_path / "search-y.json") is None
+    file.rename(tmp_path / "task-y.json")
+    assert read_kept(tmp_path / "task-y.json") is None
 
 
 def test_sealed_folders(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_text import BOS, EOS, tiny_tokenizer
+from tiny_text import BOS, EOS, tiny_tokenizer, whole_text
 
-from prunekit.calibration import CalibrationConfig, check_length, load_calibration, text_blocks, text_tokens
+from prunekit.calibration import CalibrationConfig, check_length, load_calibration, text_tokens
 from prunekit.errors import PrunekitError
-from prunekit.text import builtin_documents, documents, whole_text
+from prunekit.text import builtin_documents, documents
 
 TEXT = "First paragraph, on two\nlines.\n\n\n   \nSecond one.\r\n\r\nThird."
 
@@ -63,9 +63,6 @@ def test_a_tokenizer_that_adds_bos_starts_documents_and_blocks_with_it(book):
     assert (made.input_ids[:, 0] == BOS).all()
     assert EOS not in made.blocks
     assert made.blocks[0].tolist() == [BOS, *plain.blocks[0, :-1].tolist()]
-    blocks = text_blocks(str(book), tiny_tokenizer(bos=True), 16)
-    assert (blocks[:, 0] == BOS).all()
-    assert (blocks[:, 1:] != BOS).all()
 
 
 def test_same_seed_same_blocks_and_fingerprint(book):
@@ -119,12 +116,6 @@ def test_describe_names_the_file_but_not_its_folder(book):
     assert said["fingerprint"] == made.fingerprint
 
 
-def test_batches_cover_the_draw_in_order(book):
-    made = calibrate(book, sequences=5, batch_size=2)
-    assert [len(batch) for batch in made.batches()] == [2, 2, 1]
-    assert torch.equal(torch.cat(list(made.batches(3))), made.input_ids)
-
-
 def test_gzip_and_jsonl_give_the_same_as_plain(tmp_path, book):
     texts = book.read_text().split("\n\n")
     packed = tmp_path / "book.txt.gz"
@@ -160,8 +151,6 @@ def test_too_short_says_what_there_is_and_what_would_fit(tmp_path):
         PrunekitError, match=r"a\.txt holds 100 tokens, and 11 sequences of 10 need 110; ask for at most 10"
     ):
         calibrate(path, sequences=11, length=10)
-    with pytest.raises(PrunekitError, match="fewer than one block of 512"):
-        text_blocks(str(path), tiny_tokenizer(), 512)
 
 
 def unreadable(tmp_path: Path) -> dict[str, tuple[str, bytes | None, str]]:
@@ -233,14 +222,6 @@ def test_wikitext_means_the_raw_test_split_joined_by_empty_lines(monkeypatch):
     tokenizer = tiny_tokenizer()
     expected = tokenizer.encode("\n\n = Title = \n\n\n Body .\n")
     assert text_tokens("wikitext", tokenizer).tolist() == expected
-
-
-def test_text_blocks_follow_one_another(book):
-    tokenizer = tiny_tokenizer()
-    ids = tokenizer.encode(book.read_text())
-    blocks = text_blocks(str(book), tokenizer, 100)
-    assert blocks.flatten().tolist() == ids[: len(ids) // 100 * 100]
-    assert text_blocks(str(book), tokenizer, 100, max_tokens=250).tolist() == blocks[:2].tolist()
 
 
 @pytest.mark.parametrize(

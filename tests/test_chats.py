@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from command import QUICK, Command, save_tiny
-from tiny_text import BOS, tiny_tokenizer
+from tiny_text import BOS, tiny_tokenizer, whole_text
 
 from prunekit.calibration import CalibrationConfig, load_calibration, text_tokens
 from prunekit.chat_template import chat_template, render_chats
 from prunekit.errors import PrunekitError
-from prunekit.text import documents, whole_text
+from prunekit.text import documents
 from prunekit.utils import chat_child
 from prunekit.utils.child import Ended
 

@@ -18,13 +18,13 @@ import torch
 import transformers
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model
+from tiny import MODEL_TYPES, VOCAB, model_code, one_thread, random_plan, rebuilt_model, tiny_model
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.modeling import model_code, per_layer, pruned_class, register
+from prunekit.modeling import per_layer, pruned_class, register
 
 families = pytest.mark.parametrize("model_type", MODEL_TYPES)
 INPUT_IDS = torch.arange(2, 2 + 2 * 9).reshape(2, 9) % VOCAB

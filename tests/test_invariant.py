@@ -22,12 +22,13 @@ from tiny import (
     widest,
     zeroed_model,
 )
+from zeroing import LayerZeroer
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES, Coupling
 from prunekit.plan import LayerKeep, Plan
 from prunekit.shape import LayerShape, ModelShape
-from prunekit.slicing import PAD, LayerSlicer, LayerZeroer, unit_slots
+from prunekit.slicing import PAD, LayerSlicer, unit_slots
 
 # Of the largest logit. The two models add the same non-zero terms in another order, nothing more.
 FP32_TOLERANCE = 1e-5

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.kernels import liger, select
+from prunekit.kernels import select
 from prunekit.kernels.select import OPS, SCHEMA, SHIPPED, bucket, choose, choosing, file_name, find, nearest, read
 
 GPU = "NVIDIA Test GPU 80GB"
@@ -68,13 +68,13 @@ def test_nearest_bucket_within_a_factor_of_two(tmp_path: Path) -> None:
             tmp_path / "t.json",
             entry(choice="triton"),
             entry(choice="torch", width=2048),
-            entry(choice="liger", rows=4096),
+            entry(choice="triton", rows=4096),
         )
     )
     assert nearest(table, "gate_up", (400, 1013, 2048)) == "triton"
     assert nearest(table, "gate_up", (400, 1700, 2048)) == "torch"
     assert nearest(table, "gate_up", (1024, 1024, 2048)) == "triton"
-    assert nearest(table, "gate_up", (2500, 1024, 2048)) == "liger"
+    assert nearest(table, "gate_up", (2500, 1024, 2048)) == "triton"
     assert nearest(table, "gate_up", (64, 1024, 2048)) is None
     assert nearest(table, "gate_up", (512, 1024, 8192)) is None
     assert nearest(table, "rms_norm", (512, 2048)) is None
@@ -92,8 +92,8 @@ def test_the_nearest_table_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert choose("gated_act", CUDA, **sizes) == "torch"
     monkeypatch.setenv(select.VARIABLE, str(write(tmp_path / "own.json", entry(choice="triton"))))
     assert choose("gate_up", CUDA, **sizes) == "triton"
-    with choosing(gate_up="liger"):
-        assert choose("gate_up", CUDA, **sizes) == "liger"
+    with choosing(gate_up="torch"):
+        assert choose("gate_up", CUDA, **sizes) == "torch"
 
 
 def test_float32_and_other_gpus_take_the_defaults() -> None:
@@ -102,15 +102,6 @@ def test_float32_and_other_gpus_take_the_defaults() -> None:
     assert choose("gate_up", CUDA, dtype=torch.float32, **sizes) == "torch"
     assert choose("gate_up", CUDA, dtype=torch.float16, **sizes) == "triton"
     assert find("NVIDIA Other") is None
-
-
-def test_liger_is_only_taken_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    write(select.SHIPPED / file_name(GPU), entry("rms_norm", "liger"))
-    assert liger.why_not("rms_norm") is not None
-    assert choose("rms_norm", CUDA, rows=512, hidden=2048) == "triton"
-    monkeypatch.setattr(liger, "why_not", lambda op: None)
-    select.reload()
-    assert choose("rms_norm", CUDA, rows=512, hidden=2048) == "liger"
 
 
 def test_a_table_of_another_gpu_is_refused_where_it_was_asked_for(
@@ -139,8 +130,8 @@ def test_a_missing_table_is_refused_where_it_was_asked_for(monkeypatch: pytest.M
         ('{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": ["a"]}]}', "unknown op"),
         ('{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "conv"}]}', "unknown op 'conv'"),
         (
-            '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "gate_up", "choice": "cutlass"}]}',
-            "chooses 'cutlass' for gate_up; possible are torch, triton, liger",
+            '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "gate_up", "choice": "liger"}]}',
+            r"chooses 'liger' for gate_up; possible are torch, triton\. Delete it, or make it again",
         ),
         (
             '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "gate_up", "choice": ["torch"]}]}',
@@ -164,22 +155,3 @@ def test_malformed_tables_are_refused_in_one_sentence(text: str, says: str, tmp_
     with pytest.raises(PrunekitError, match=says) as refusal:
         read(file)
     assert str(file) in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-def test_liger_says_why_not() -> None:
-    assert liger.why_not("attention") == "Liger has no attention"
-    assert "GPU" in str(liger.why_not("rms_norm")) or liger.why_not("rms_norm") is None
-    assert "SiLU" in str(liger.why_not_gated_act("gelu_tanh", None))
-    assert "without bias" in str(liger.why_not_gate_up(torch.ones(1, 16), "silu", torch.ones(2, 16)))
-
-
-@pytest.mark.parametrize("error", (ImportError("no module"), AttributeError("old"), RuntimeError("no driver")))
-def test_liger_that_fails_to_import_is_a_reason_not_an_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> Any:
-        raise error
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(liger, "import_module", fail)
-    liger.why_not.cache_clear()
-    assert "liger-kernel" in str(liger.why_not("rms_norm"))
-    liger.why_not.cache_clear()

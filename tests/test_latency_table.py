@@ -233,9 +233,9 @@ def test_by_the_commands(command: Command, source: Source, tmp_path: Path) -> No
     assert beside.code == 2 and "--context would have no effect" in beside.err
 
 
-def test_a_search_by_the_command(command: Command, source: Source, tmp_path: Path) -> None:
+def test_an_allocation_by_the_command(command: Command, source: Source, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    options = ("--method", "adapt-pruner", "--allocate", "search", "--generations", "2", "--offspring", "2")
+    options = ("--method", "adapt-pruner", "--allocate", "optimal")
     text = write_text(tmp_path / "text.txt")
     made = command(
         "plan",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.least_squares import Elimination, Moments, best_ridge, solve
+from prunekit.least_squares import Elimination, Moments, solve
 
 
 def _problem(tokens=200, inputs=12, outputs=5, noise=0.0):
@@ -23,8 +23,6 @@ def test_solution_is_that_of_least_squares():
     z, y, weight, moments = _problem(noise=0.5)
     expected = torch.linalg.lstsq(z, y).solution.T
     assert (solve(moments, weight, 1e-12) - expected).abs().max() < 1e-4
-    residual = (z @ weight.T - y).square().sum() / y.square().sum()
-    assert moments.error(weight) == pytest.approx(residual.item(), rel=1e-4)
     # A ridge beyond all measure leaves the weights as they are.
     assert (solve(moments, weight + 1, 1e9) - weight - 1).abs().max() < 1e-6
 
@@ -95,7 +93,6 @@ def test_weights_say_how_much_a_token_counts():
     counted.add(z, y, times.float())
     repeated.add(z.repeat_interleave(times, 0), y.repeat_interleave(times, 0))
     assert torch.allclose(solve(counted, weight, 1e-3), solve(repeated, weight, 1e-3), atol=1e-3)
-    assert counted.error(weight) == pytest.approx(repeated.error(weight), rel=1e-4)
 
 
 @pytest.mark.parametrize("inputs", [1, 256, 257, 700, 1300])
@@ -109,15 +106,6 @@ def test_moments_of_many_inputs(inputs):
         exact = z[: batch.stop].double().T @ z[: batch.stop].double()
         assert torch.allclose(moments.zz, exact, atol=1e-4)
     assert torch.allclose(moments.yz, y.double().T @ z.double(), atol=1e-4)
-
-
-def test_ridge_is_the_one_that_holds_on_other_text():
-    z, y, weight, _ = _problem(tokens=400, noise=20.0)
-    fit, held = Moments(12, 5), Moments(12, 5)
-    fit.add(z[:14], y[:14])  # hardly more equations than unknowns: without a ridge this fits noise
-    held.add(z[14:], y[14:])
-    ridge, made = best_ridge(fit, held, weight, (1e-9, 1.0))
-    assert ridge == 1.0 and held.error(made) < held.error(solve(fit, weight, 1e-9))
 
 
 def test_numbers_that_are_none_are_refused():

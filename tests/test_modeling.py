@@ -13,13 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, VOCAB, WINDOW, one_thread, random_plan, rebuilt_model, tiny_config, tiny_model
+from tiny import (
+    MODEL_TYPES,
+    VOCAB,
+    WINDOW,
+    model_code,
+    one_thread,
+    random_plan,
+    rebuilt_model,
+    tiny_config,
+    tiny_model,
+)
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM
 
 from prunekit.errors import PrunekitError
 from prunekit.families import FAMILIES
-from prunekit.modeling import model_code, pruned_class, pruned_config, register, stock_config
+from prunekit.modeling import pruned_class, pruned_config, register, stock_config
 from prunekit.modeling.per_layer import AUTO_CLASSES
 from prunekit.plan import Plan
 from prunekit.shape import LayerShape

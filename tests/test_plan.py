@@ -61,6 +61,17 @@ def test_plan_round_trip(seed: int, drop: set[int]) -> None:
     assert again.shape.parameters <= SHAPE.parameters
 
 
+def test_plans_of_the_version_that_merged_kv_heads() -> None:
+    """They load where nothing is merged, and are refused in one sentence where something is."""
+    plan = random_plan(SHAPE)
+    data = json.loads(plan.to_json())
+    data["layers"][1]["keep"]["merged"] = []
+    assert Plan.from_dict(data) == plan
+    data["layers"][1]["keep"]["merged"] = ["0,2", "1,3"]
+    with pytest.raises(PrunekitError, match=r"old.json merges KV heads of layer 1 \(kv-merge\).* make the plan again"):
+        Plan.from_dict(data, "old.json")
+
+
 def test_plan_on_disk(tmp_path: Path) -> None:
     plan = random_plan(SHAPE)
     plan.save(tmp_path / "plan.json")

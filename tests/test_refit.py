@@ -41,12 +41,9 @@ def test_refitting_brings_a_pruned_model_closer(model_type, bias):
     model = tiny_model(model_type, bias=bias)
     family = FAMILIES[model_type]
     plan = random_plan(family.shape(model.config))
-    pruned, made = _refitted(model, family, plan, _ids(64), RefitConfig(ridge=None))
+    pruned, _ = _refitted(model, family, plan, _ids(64))
     other = _ids(seed=1)
     assert _kl(model, pruned, other) < _kl(model, rebuilt_model(model, plan), other)
-    assert made.fits
-    for fit in made.fits:
-        assert fit.after <= fit.before and fit.ridge > 0
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -75,7 +72,7 @@ def test_what_is_whole_stays_as_it_is():
     model = tiny_model("qwen2")
     plan = whole_plan(FAMILIES["qwen2"].shape(model.config))
     _, made = _refitted(model, FAMILIES["qwen2"], plan, _ids(4))
-    assert not made.fits and len(made.weights) == len(model.model.layers.state_dict())
+    assert len(made.weights) == len(model.model.layers.state_dict())
     for name, weight in made.weights.items():
         assert torch.equal(weight, model.get_parameter(name))
 
@@ -92,17 +89,6 @@ def test_the_model_that_was_handed_in_becomes_the_pruned_one(model_type):
     with torch.no_grad():
         assert torch.allclose(used(input_ids=ids).logits, pruned(input_ids=ids).logits, atol=1e-4)
     assert made.weights["model.layers.0.mlp.down_proj.weight"].shape[1] == len(plan.layers[0].ffn)
-
-
-def test_input_projections_learn_to_read_the_pruned_stream():
-    """Text whose every token is alike but for a scale: the correction undoes what a cut FFN did to later inputs."""
-    model = tiny_model("llama")
-    family = FAMILIES["llama"]
-    plan = random_plan(family.shape(model.config))
-    other = _ids(48, seed=1)
-    without, _ = _refitted(model, family, plan, _ids(96), RefitConfig(inputs=0.0))
-    corrected, _ = _refitted(model, family, plan, _ids(96), RefitConfig(inputs=1.0))
-    assert _kl(model, corrected, other) < _kl(model, without, other)
 
 
 @pytest.mark.parametrize("towards", [0.0, 0.5, 1.0])
@@ -135,7 +121,7 @@ def test_dropped_layers_are_made_up_for():
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"towards": 1.5}, "between 0 and 1"), ({"ridge": 0.0}, "above 0"), ({"held_out": 0.9}, "at most at 0.5")],
+    [({"towards": 1.5}, "between 0 and 1"), ({"ridge": 0.0}, "above 0"), ({"ridge": 2e3}, "at most at 1000")],
 )
 def test_settings_are_checked(fields, said):
     with pytest.raises(PrunekitError, match=said):

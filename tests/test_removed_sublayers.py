@@ -359,15 +359,12 @@ def _silent(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ["optimal", "search"])
-def test_what_adds_nothing_goes_first(name: str) -> None:
+def test_what_adds_nothing_goes_first() -> None:
     model = _silent(tiny_model("llama"))
     shape = FAMILIES["llama"].shape(model.config)
     gone = 2 * shape.attention_parameters(shape.layers[0]) + shape.ffn_parameters(shape.layers[0])
-    problem = Problem(
-        shape.parameters - gone, Rounding(4), units=("ffn", "attention-layer", "ffn-layer"), generations=4, offspring=4
-    )
-    made = allocation(name)(tiny_session(model, _ids()), problem, nothing)
+    problem = Problem(shape.parameters - gone, Rounding(4), units=("ffn", "attention-layer", "ffn-layer"))
+    made = allocation("optimal")(tiny_session(model, _ids()), problem, nothing)
     assert [keep.shape.removed for keep in made.keeps] == [(), ("attention",), ("ffn",), ("attention",)]
     assert Plan(shape, made.keeps).shape.parameters == problem.budget
 
@@ -390,12 +387,12 @@ def test_protected_layers_keep_both_and_a_layer_without_either_is_dropped() -> N
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.floats(0.2, 0.95), st.integers(0, 99), st.sampled_from(["optimal", "search"]))
-def test_every_budget_is_met(share: float, seed: int, name: str) -> None:
+@given(st.floats(0.2, 0.95), st.integers(0, 99))
+def test_every_budget_is_met(share: float, seed: int) -> None:
     budget = int(share * SMOLLM2.block_parameters) + SMOLLM2.embedding_parameters
     units = ("ffn", "kv", "query", "attention-layer", "ffn-layer")
-    problem = Problem(budget, Rounding(64), units=units, protected=frozenset({0}), generations=1, offspring=2)
-    made = allocation(name)(FakeSession(SMOLLM2, seed), problem, nothing)
+    problem = Problem(budget, Rounding(64), units=units, protected=frozenset({0}))
+    made = allocation("optimal")(FakeSession(SMOLLM2, seed), problem, nothing)
     plan = Plan(SMOLLM2, made.keeps)
     assert plan.shape.parameters <= budget and plan.layers[0] == LayerKeep.everything(0, SMOLLM2.layers[0])
 
@@ -405,8 +402,8 @@ def test_units_and_where_they_have_a_price() -> None:
     assert problem.rounding.attention_choices(LayerShape(8, 4, 9), problem.units) == ((4, 2), (0, 0))
     smallest = Rounding(64).floor(SMOLLM2, ("ffn", "ffn-layer"), frozenset({1}))
     assert smallest.layers[:2] == (LayerShape(9, 3, 0), SMOLLM2.layers[1])
-    for unit in ("kv-merge", "attention-layer", "ffn-layer"):
-        check_units("search", ("ffn", unit))
+    for unit in ("attention-layer", "ffn-layer"):
+        check_units("optimal", ("ffn", unit))
         with pytest.raises(PrunekitError, match=f"{unit} is decided by measured loss curves, which --allocate adapt"):
             check_units("adapt", ("ffn", unit))
         with pytest.raises(PrunekitError, match="add --refit"):

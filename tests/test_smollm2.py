@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from zeroing import LayerZeroer
 
 from prunekit.allocation import Problem
 from prunekit.calibration import CalibrationConfig, load_calibration
@@ -14,7 +15,6 @@ from prunekit.methods import METHODS
 from prunekit.plan import Plan
 from prunekit.planner import PlanConfig, make_plan
 from prunekit.rounding import Rounding
-from prunekit.slicing import LayerZeroer
 from prunekit.source import Source, load_model, load_tokenizer, resolve
 from prunekit.targets import parse_target
 

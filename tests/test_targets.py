@@ -147,6 +147,6 @@ def test_nothing_to_prune_of_other_kinds(given: dict[str, str], part: str) -> No
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.allocation != "optimal"])
 def test_methods_that_keep_to_parameters_only(name: str) -> None:
     parse_target("0.8", "0.7", "1GB").check_method(METHODS[name])
-    with pytest.raises(PrunekitError, match=f"--kv-cache 0.5 needs .* optimal or search.* --method prunekit .* {name}"):
+    with pytest.raises(PrunekitError, match=f"--kv-cache 0.5 needs .* optimal, .* --method prunekit .* {name}"):
         parse_target("0.8", kv_cache="0.5").check_method(METHODS[name])
     parse_target("0.8", kv_cache="0.5").check_method(METHODS["prunekit"])

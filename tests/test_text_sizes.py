@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_text import BOS, tiny_tokenizer
+from tiny_text import BOS, tiny_tokenizer, whole_text
 
 from prunekit import calibration, text
 from prunekit import rows as row_files
 from prunekit.calibration import CalibrationConfig, load_calibration, text_tokens
 from prunekit.errors import PrunekitError
 from prunekit.rows import read_rows
-from prunekit.text import documents, pieces, text_pieces, whole_text
+from prunekit.text import documents, pieces, text_pieces
 from prunekit.utils import text_stream
 from prunekit.utils.text_stream import read_lines, read_pieces
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from zeroing import LayerZeroer
 
 from prunekit.families import FAMILIES, Family, family_of
-from prunekit.modeling import pruned_class, pruned_config, stock_config
+from prunekit.modeling import per_layer, pruned_class, pruned_config, stock_config
 from prunekit.plan import LayerKeep, Plan
 from prunekit.shape import LayerShape, ModelShape
-from prunekit.slicing import LayerSlicer, LayerZeroer
+from prunekit.slicing import LayerSlicer
 
 VOCAB = 128
 WINDOW = 8
@@ -149,6 +151,12 @@ def zeroed_model(model: Any, plan: Plan) -> Any:
         family.stock(family.causal_lm_class),
         lambda keep: LayerZeroer(family, plan.source, keep),
     )
+
+
+def model_code(family: Family) -> list[Path]:
+    """The files that a per-layer checkpoint of ``family`` must carry next to its weights."""
+    own = Path(per_layer.__file__)
+    return [own.with_name(f"{family.pruned_module}.py"), own]
 
 
 def widest(plan: Plan) -> LayerShape:

@@ -11,6 +11,8 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from prunekit.text import text_pieces
+
 SPECIAL = ("<unk>", "<s>", "</s>")
 EOS = 2
 BOS = 1
@@ -31,3 +33,8 @@ def tiny_tokenizer(*, bos: bool = False, extra: tuple[str, ...] = (), merges: Se
         eos_token="</s>",
         additional_special_tokens=list(extra),
     )
+
+
+def whole_text(source: str, **options: Any) -> str:
+    """:func:`prunekit.text.text_pieces` as one string."""
+    return "".join(text_pieces(source, **options))

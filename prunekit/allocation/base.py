@@ -17,20 +17,19 @@ Advance = Callable[..., None]
 
 SCORED = ("ffn", "kv", "query")
 """What every allocation can prune."""
-MEASURED = ("kv-merge", "attention-layer", "ffn-layer")
+MEASURED = ("attention-layer", "ffn-layer")
 """What is priced by loss curves alone."""
-CURVES = ("optimal", "search")
-"""The allocations that draw them."""
+CURVES = "optimal"
+"""The allocation that draws them."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """What an allocation is asked to do. ``budget`` is the most parameters the whole model may have; ``budgets``, which
-    `optimal` and `search` keep to, all that it may cost at most (None: parameters alone).
+    `optimal` keeps to, all that it may cost at most (None: parameters alone).
 
     ``units`` names what may be pruned: "ffn", "kv" (whole KV groups), "query" (query heads, equally in every group),
-    "kv-merge" (KV heads become their mean), "attention-layer" and "ffn-layer" (a layer's whole attention, whole FFN);
-    the last three only by measured curves.
+    "attention-layer" and "ffn-layer" (a layer's whole attention, whole FFN); the last two only by measured curves.
     ``attention_ratio`` is how fast attention shrinks relative to the FFNs: 1 alike, 0 never.
     """
 
@@ -42,9 +41,6 @@ class Problem:
     steps: int = 50
     amplitude: float = 0.02
     standardise: bool = False
-    generations: int = 20
-    offspring: int = 8
-    starts: tuple[str, ...] = ("optimal", "global")
     budgets: Budgets | None = None
 
     def held(self, source: ModelShape) -> Budgets:
@@ -63,16 +59,6 @@ class Problem:
             raise PrunekitError(f"The number of steps must lie between 1 and 10000, got {self.steps}.")
         if not 0 <= self.amplitude <= 1:
             raise PrunekitError(f"The amplitude must lie between 0 and 1, got {self.amplitude}.")
-        if not 0 <= self.generations <= 100_000 or not 1 <= self.offspring <= 10_000:
-            raise PrunekitError(
-                f"A search has 0 to 100000 generations of 1 to 10000 offspring, got {self.generations} of "
-                f"{self.offspring}."
-            )
-        unknown_starts = set(self.starts) - {"optimal", "global", "uniform", "adapt"}
-        if unknown_starts or not self.starts:
-            raise PrunekitError(
-                f"A search starts from optimal, global, uniform or adapt; got {','.join(self.starts)!r}."
-            )
 
 
 @dataclass(frozen=True)
@@ -86,10 +72,10 @@ class Allocated:
 def check_units(method: str, units: tuple[str, ...]) -> None:
     """Raises PrunekitError where the allocation ``method`` has no price for one of ``units``."""
     priceless = [unit for unit in units if unit in MEASURED]
-    if priceless and method not in CURVES:
+    if priceless and method != CURVES:
         raise PrunekitError(
             f"--prune {priceless[0]} is decided by measured loss curves, which --allocate {method} has none of; take "
-            f"--allocate {' or '.join(CURVES)} (the default method's), or leave {priceless[0]} out."
+            f"--allocate {CURVES} (the default method's), or leave {priceless[0]} out."
         )
 
 

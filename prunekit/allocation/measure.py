@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from prunekit.allocation.base import Advance
 from prunekit.curves import NONE, LayerCurves, layer_shape
-from prunekit.merging import Merged
 from prunekit.shape import Heads, LayerShape, ModelShape
 
 if TYPE_CHECKING:
@@ -27,9 +26,9 @@ def measured(
 
     A Kronecker-factored Fisher says well which unit of a sub-layer is worth least, but takes tokens for independent:
     heads, whose errors are alike all along a sequence, then look too cheap. One measurement a sub-layer, from the dense
-    model's activations in front of it, 2 · layers in all and one for every way to merge KV heads; ``advance`` is called
-    after each. What a layer loses with its whole attention or FFN, where ``units`` allows that, is measured and nothing
-    else: so large an error is beyond what a Fisher matrix tells.
+    model's activations in front of it, 2 · layers in all; ``advance`` is called after each. What a layer loses with its
+    whole attention or FFN, where ``units`` allows that, is measured and nothing else: so large an error is beyond what
+    a Fisher matrix tells.
     """
     whole: Candidate = tuple(
         ((layer.num_key_value_heads, layer.group_size), layer.intermediate_size) for layer in source.layers
@@ -38,9 +37,8 @@ def measured(
     for index, (curve, dense) in enumerate(zip(levels.curves, source.layers, strict=True)):
         heads, width = whole[index]
         narrow = min(levels.ffn[index], key=lambda each: abs(each - _LEFT * width), default=width)
-        merges = merged_whole(curve)
         factors = []
-        for what in ((heads, narrow), *((fewer, width) for fewer in (_fewer(curve, dense), *merges.values()))):
+        for what in ((heads, narrow), (_fewer(curve, dense), width)):
             factor = 1.0
             shape = layer_shape(*what)
             expected = curve.loss(shape)
@@ -49,8 +47,7 @@ def measured(
                 factor = min(max(fitness.measure(changed) / expected, 1 / _MOST), _MOST)
             factors.append(factor)
             advance()
-        ffn, cut, *merged = factors
-        curve = curve.scaled(ffn, cut, dict(zip(merges, merged, strict=True)))
+        curve = curve.scaled(*factors)
         for unit, what in (("attention-layer", (NONE, width)), ("ffn-layer", (heads, 0))):
             if unit in units:
                 lost = fitness.measure((*whole[:index], what, *whole[index + 1 :]))
@@ -60,20 +57,11 @@ def measured(
     return replace(levels, curves=tuple(curves))
 
 
-def merged_whole(curve: LayerCurves) -> dict[Merged, Heads]:
-    """Every way to merge KV heads that ``curve`` knows, with the heads it gives where all query heads stay."""
-    made: dict[Merged, Heads] = {}
-    for heads, choice in sorted(curve.heads.items()):
-        if choice.merged:
-            made[choice.merged] = heads
-    return made
-
-
 def _fewer(curve: LayerCurves, dense: LayerShape) -> Heads:
     """The choice of heads nearest to the share that is measured, other than all of them."""
     whole = (dense.num_key_value_heads, dense.group_size)
     return min(
-        (heads for heads, choice in curve.heads.items() if heads != whole and not choice.merged),
+        (heads for heads in curve.heads if heads != whole),
         key=lambda heads: abs(heads[0] * heads[1] - _LEFT * dense.num_attention_heads),
         default=whole,
     )

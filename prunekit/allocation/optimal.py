@@ -41,7 +41,7 @@ def optimal(session: Session, problem: Problem, advance: Advance) -> Allocated:
 def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -> tuple[LayerShape, ...]:
     """The shapes of least summed loss within the budgets."""
     budgets = problem.held(source)
-    heads = [_heads(source, problem, index, curves[index]) for index in range(len(curves))]
+    heads = [_heads(source, problem, index) for index in range(len(curves))]
     widths = [_widths(problem, index, dense.intermediate_size) for index, dense in enumerate(source.layers)]
     losses, costs = [], []
     for index, curve in enumerate(curves):
@@ -59,31 +59,15 @@ def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -
     shapes = [
         layer_shape(heads[index][taken[2 * index]], widths[index][taken[2 * index + 1]]) for index in range(len(curves))
     ]
-    return fill(source, problem, curves, shapes)
+    return _fill(source, problem, curves, shapes)
 
 
-def _heads(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> Sequence[Heads]:
+def _heads(source: ModelShape, problem: Problem, index: int) -> Sequence[Heads]:
     """What the attention of a layer can be."""
     dense = source.layers[index]
     if index in problem.protected:
         return [(dense.num_key_value_heads, dense.group_size)]
-    return attention_options(source, problem, index, curve)
-
-
-def attention_options(source: ModelShape, problem: Problem, index: int, curve: LayerCurves) -> list[Heads]:
-    """The heads that the rounding allows a layer, with merges only where they can pay: where no cut has at most as many
-    parameters and KV heads and loses at most as much."""
-    choices = problem.rounding.attention_choices(source.layers[index], problem.units)
-
-    def price(heads: Heads) -> tuple[float, ...]:
-        return source.attention_parameters(layer_shape(heads, 1)), heads[0], curve.heads[heads].loss
-
-    cuts = [price(heads) for heads in choices if not curve.heads[heads].merged]
-
-    def pays(heads: Heads) -> bool:
-        return not any(all(a <= b for a, b in zip(cut, price(heads), strict=True)) for cut in cuts)
-
-    return [heads for heads in choices if not curve.heads[heads].merged or pays(heads)]
+    return problem.rounding.attention_choices(dense, problem.units)
 
 
 def _widths(problem: Problem, index: int, dense: int) -> list[int]:
@@ -96,7 +80,7 @@ def _widths(problem: Problem, index: int, dense: int) -> list[int]:
     return sorted({rounding.ffn_down(float(width), dense) for width in grid} | none)
 
 
-def fill(
+def _fill(
     source: ModelShape, problem: Problem, curves: Sequence[LayerCurves], shapes: Sequence[LayerShape]
 ) -> tuple[LayerShape, ...]:
     """Hand out what is left of the budgets: FFNs grow by one rounding unit at a time, the best gain a channel first;
@@ -147,7 +131,7 @@ def _more_heads(source: ModelShape, problem: Problem, curves: Sequence[LayerCurv
         for index, now in enumerate(shapes):
             if index in problem.protected:
                 continue
-            for each in attention_options(source, problem, index, curves[index]):
+            for each in _heads(source, problem, index):
                 shape = layer_shape(each, now.intermediate_size)
                 more = source.attention_parameters(shape) - source.attention_parameters(now)
                 gain = curves[index].loss(now) - curves[index].loss(shape)

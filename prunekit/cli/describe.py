@@ -114,15 +114,15 @@ def _width_table(plan: Plan) -> Table:
         made.add_row(
             str(layer.index),
             _change(shape.num_attention_heads, dense.num_attention_heads),
-            _change(shape.num_key_value_heads, dense.num_key_value_heads, "merged " if layer.merged else ""),
+            _change(shape.num_key_value_heads, dense.num_key_value_heads),
             _change(shape.intermediate_size, dense.intermediate_size),
             bar(share),
         )
     return made
 
 
-def _change(now: int, dense: int, how: str = "") -> str:
-    return f"{now}" if now == dense else f"{now or 'none'} {how}of {dense}"
+def _change(now: int, dense: int) -> str:
+    return f"{now}" if now == dense else f"{now or 'none'} of {dense}"
 
 
 def bar(share: float, width: int = 24) -> str:

@@ -33,7 +33,7 @@ Flops = Annotated[
     str | None,
     typer.Option(
         help="Keep this share (0.75) or number (200M) of FLOPs a token; this, --kv-cache and --latency are for "
-        "--allocate optimal and search.",
+        "--allocate optimal.",
         rich_help_panel=_TARGET,
     ),
 ]
@@ -123,8 +123,7 @@ AllocateName = Annotated[
     str | None,
     typer.Option(
         "--allocate",
-        help="Instead of the method's: uniform, adapt, global, optimal (least loss by measured curves), search (by "
-        "trial, from there) or drop.",
+        help="Instead of the method's: uniform, adapt, global, optimal (least loss by measured curves) or drop.",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -133,8 +132,8 @@ Units = Annotated[
     typer.Option(
         "--prune",
         help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group); with "
-        "--allocate optimal or search also kv-merge (KV heads become their mean), attention-layer and ffn-layer (a "
-        "layer's whole attention, whole FFN), each where that costs least (default: the method's).",
+        "--allocate optimal also attention-layer and ffn-layer (a layer's whole attention, whole FFN), each where that "
+        "costs least (default: the method's).",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -148,36 +147,11 @@ AttentionRatio = Annotated[
         help="adapt, uniform: how fast attention shrinks beside the FFNs (1 alike, 0 never).", rich_help_panel=_METHOD
     ),
 ]
-Generations = Annotated[int | None, typer.Option(help="search: generations.", rich_help_panel=_METHOD)]
-Offspring = Annotated[int | None, typer.Option(help="search: candidates a generation.", rich_help_panel=_METHOD)]
-SearchFrom = Annotated[
-    str | None,
-    typer.Option(
-        help="search: starts to choose the best of: optimal, global, uniform, adapt, separated by commas.",
-        rich_help_panel=_METHOD,
-    ),
-]
 Refit = Annotated[
     bool | None,
     typer.Option(
         "--refit/--no-refit",
         help="Solve what is left of every layer anew, in closed form (default: the method's).",
-        rich_help_panel=_REFIT,
-    ),
-]
-RefitTowards = Annotated[
-    float | None,
-    typer.Option(
-        help="Fit outputs to the dense layer's on the pruned inputs (0), to the dense residual stream (1), or between.",
-        show_default="0.5",
-        rich_help_panel=_REFIT,
-    ),
-]
-RefitInputs = Annotated[
-    float | None,
-    typer.Option(
-        help="How far q, k, v, gate and up are fitted to the pruned inputs (0 not, 1 wholly).",
-        show_default="0.0",
         rich_help_panel=_REFIT,
     ),
 ]
@@ -190,21 +164,9 @@ Rescale = Annotated[
         rich_help_panel=_REFIT,
     ),
 ]
-RescaleShare = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of the calibration text that the refit leaves to rescaling; of a mix, not what the model wrote.",
-        show_default="0.4, at most two thirds of the other text",
-        rich_help_panel=_REFIT,
-    ),
-]
 Ridge = Annotated[
-    str | None,
-    typer.Option(
-        help="How strongly weights are held to their old values; auto: what errs least on held-out text.",
-        show_default="0.1",
-        rich_help_panel=_REFIT,
-    ),
+    float | None,
+    typer.Option(help="How strongly weights are held to their old values.", show_default="0.1", rich_help_panel=_REFIT),
 ]
 FfnMultiple = Annotated[
     int | None,
@@ -267,9 +229,6 @@ def method_of(
     steps: int | None,
     amplitude: float | None,
     attention_ratio: float | None,
-    generations: int | None,
-    offspring: int | None,
-    search_from: str | None,
 ) -> Method:
     """The preset, with what was given by hand on top; then it is called custom."""
     from dataclasses import replace
@@ -284,9 +243,6 @@ def method_of(
         "steps": steps,
         "amplitude": amplitude,
         "attention_ratio": attention_ratio,
-        "generations": generations,
-        "offspring": offspring,
-        "starts": _names(search_from),
         "units": _names(units),
     }
     changed = {field: value for field, value in given.items() if value is not None and value != getattr(preset, field)}
@@ -332,56 +288,34 @@ def calibration(
 
     given = {"sequences": sequences, "length": length, "batch_size": batch_size}
     sizes = {name: getattr(method, name) for name in given}
-    if (refit or method.allocation in ("optimal", "search")) and not method.refit:
+    if (refit or method.allocation == "optimal") and not method.refit:
         sizes = _MUCH_TEXT
     sizes |= {name: value for name, value in given.items() if value is not None}
     return CalibrationConfig(source=calib or method.calib, seed=seed, field=field, split=split, **sizes)
 
 
-def refit_of(
-    method: Method, refit: bool | None, towards: float | None, inputs: float | None, ridge: str | None
-) -> RefitConfig | None:
+def refit_of(method: Method, refit: bool | None, ridge: float | None) -> RefitConfig | None:
     """How to refit, None where nothing is. Raises PrunekitError for settings without a refit."""
     from prunekit.refit import RefitConfig
 
-    given = {"towards": towards, "inputs": inputs, "ridge": ridge}
-    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted = method.refit if refit is None else refit
-    if not wanted and told:
-        name = {"towards": "--refit-towards", "inputs": "--refit-inputs", "ridge": "--ridge"}[next(iter(told))]
-        raise PrunekitError(f"{name} says how to refit, but nothing is refitted; add --refit.")
+    if not wanted and ridge is not None:
+        raise PrunekitError("--ridge says how to refit, but nothing is refitted; add --refit.")
     if wanted and method.rotates:
         raise PrunekitError(f"{method.name} leaves no projection as it was to be refitted; leave out --refit.")
     if not wanted:
         return None
-    if ridge is not None:
-        told["ridge"] = _ridge(ridge)
-    return RefitConfig(**told)
+    return RefitConfig() if ridge is None else RefitConfig(ridge=ridge)
 
 
-def rescale_of(
-    method: Method, refit: RefitConfig | None, rescale: bool | None, share: float | None
-) -> RescaleConfig | None:
-    """How to rescale, None where nothing is. Raises PrunekitError for settings without it, and without a refit."""
+def rescale_of(method: Method, refit: RefitConfig | None, rescale: bool | None) -> RescaleConfig | None:
+    """How to rescale, None where nothing is. Raises PrunekitError without a refit."""
     from prunekit.rescale import RescaleConfig
 
     wanted = (method.rescale and refit is not None) if rescale is None else rescale
     if wanted and refit is None:
         raise PrunekitError("--rescale tunes what a refit has solved, but nothing is refitted; add --refit.")
-    if not wanted:
-        if share is not None:
-            raise PrunekitError("--rescale-share says how to rescale, but nothing is rescaled; add --rescale.")
-        return None
-    return RescaleConfig() if share is None else RescaleConfig(share=share)
-
-
-def _ridge(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise PrunekitError(f"--ridge takes a number or auto, got {text!r}.") from None
+    return RescaleConfig() if wanted else None
 
 
 def target_of(

@@ -92,13 +92,10 @@ def _settings(**given: object) -> dict:  # type: ignore[type-arg]
         g["steps"],
         g["amplitude"],
         g["attention_ratio"],
-        g["generations"],
-        g["offspring"],
-        g["search_from"],
     )
     g["target"].check_method(g["chosen"])
-    g["refit"] = o.refit_of(g["chosen"], g["refit"], g["refit_towards"], g["refit_inputs"], g["ridge"])
-    g["rescale"] = o.rescale_of(g["chosen"], g["refit"], g["rescale"], g["rescale_share"])
+    g["refit"] = o.refit_of(g["chosen"], g["refit"], g["ridge"])
+    g["rescale"] = o.rescale_of(g["chosen"], g["refit"], g["rescale"])
     g["calibration"] = o.calibration(
         g["chosen"],
         g["refit"],
@@ -135,15 +132,9 @@ def plan(
     steps: o.Steps = None,
     amplitude: o.Amplitude = None,
     attention_ratio: o.AttentionRatio = None,
-    generations: o.Generations = None,
-    offspring: o.Offspring = None,
-    search_from: o.SearchFrom = None,
     refit: o.Refit = None,
-    refit_towards: o.RefitTowards = None,
-    refit_inputs: o.RefitInputs = None,
     ridge: o.Ridge = None,
     rescale: o.Rescale = None,
-    rescale_share: o.RescaleShare = None,
     calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",
@@ -220,15 +211,9 @@ def prune(
     steps: o.Steps = None,
     amplitude: o.Amplitude = None,
     attention_ratio: o.AttentionRatio = None,
-    generations: o.Generations = None,
-    offspring: o.Offspring = None,
-    search_from: o.SearchFrom = None,
     refit: o.Refit = None,
-    refit_towards: o.RefitTowards = None,
-    refit_inputs: o.RefitInputs = None,
     ridge: o.Ridge = None,
     rescale: o.Rescale = None,
-    rescale_share: o.RescaleShare = None,
     calib: o.Calib = None,
     calib_field: o.CalibField = "text",
     calib_split: o.CalibSplit = "train",

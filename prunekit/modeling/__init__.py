@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -41,12 +40,6 @@ def register() -> None:
             else:
                 getattr(transformers, auto).register(config, pruned_class(family, suffix), exist_ok=True)
     _registered = True
-
-
-def model_code(family: Family) -> list[Path]:
-    """The files that a per-layer checkpoint of ``family`` must carry next to its weights."""
-    folder = Path(__file__).parent
-    return [folder / f"{family.pruned_module}.py", folder / "per_layer.py"]
 
 
 def _base_fields(family: Family, source_config: Any, kept: Sequence[int]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ from close import assert_close
 
 from prunekit.kernels import attention_decode as module
 from prunekit.kernels import reference
-from prunekit.kernels.attention_decode import attention_decode, attention_decode_uneven
+from prunekit.kernels.attention_decode import attention_decode
 from prunekit.kernels.support import using
 
 NAN = float("nan")
 
 
 def case(
-    groups: list[int],
+    heads: int,
+    num_kv: int,
     lengths: list[int],
     head_dim: int = 16,
     capacity: int = 400,
@@ -22,9 +23,9 @@ def case(
     softcap: float = 0.0,
     seed: int = 0,
 ) -> dict[str, object]:
-    """Arguments of the uneven op; caches are views of an arena with a row more, and NaN where nothing is visible."""
+    """Arguments of the op; caches are views of an arena with a row more, and NaN where nothing is visible."""
     g = torch.Generator().manual_seed(seed)
-    batch, num_kv = len(lengths), len(groups)
+    batch = len(lengths)
     # Tokens before heads: all strides but the last are unlike those of a contiguous cache.
     arena = torch.randn(2, batch + 1, capacity, num_kv, head_dim, generator=g).to(dtype).transpose(2, 3)
     for row, length in enumerate(lengths):
@@ -33,29 +34,18 @@ def case(
             arena[:, row, :, : max(0, length - window)] = NAN
     arena[:, batch] = NAN
     return {
-        "q": 2 * torch.randn(batch, sum(groups), head_dim, generator=g).to(dtype),
+        "q": 2 * torch.randn(batch, heads, head_dim, generator=g).to(dtype),
         "k_cache": arena[0],
         "v_cache": arena[1],
         "lengths": torch.tensor(lengths, dtype=torch.int32),
-        "starts": torch.tensor([sum(groups[:i]) for i in range(len(groups) + 1)], dtype=torch.int32),
         "scale": head_dim**-0.5,
         "window": window,
         "softcap": softcap,
-        "max_group": max(groups),
     }
 
 
-def even(arguments: dict[str, object]) -> dict[str, object]:
-    """Without what only the uneven op takes."""
-    return {name: value for name, value in arguments.items() if name not in ("starts", "max_group")}
-
-
 def check(arguments: dict[str, object]) -> None:
-    expected = reference.attention_decode_uneven(**arguments)
-    groups = arguments["starts"].diff()  # type: ignore[attr-defined]
-    assert_close(attention_decode_uneven(**arguments), expected)
-    if (groups == groups[0]).all():
-        assert_close(attention_decode(**even(arguments)), expected)
+    assert_close(attention_decode(**arguments), reference.attention_decode(**arguments))
 
 
 def processors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -75,18 +65,16 @@ def one_split(few_splits: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize(
-    "groups",
-    ([3, 3, 3], [1] * 8, [4], [16, 16], [20], [1, 2, 3], [5, 1], [16, 1, 7], [20, 3]),
-    ids=lambda groups: "-".join(map(str, groups)),
+    "heads, num_kv", ((9, 3), (8, 8), (4, 1), (32, 2), (20, 1), (10, 2), (21, 3), (40, 2), (34, 2))
 )
-def test_groups(groups: list[int], dtype: torch.dtype) -> None:
-    check(case(groups, [200, 1], dtype=dtype))
+def test_groups(heads: int, num_kv: int, dtype: torch.dtype) -> None:
+    check(case(heads, num_kv, [200, 1], dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("head_dim", (8, 64, 80, 96, 128, 256))
 def test_head_dim(head_dim: int, dtype: torch.dtype) -> None:
-    check(case([2, 1], [150, 3], head_dim, 200, dtype))
+    check(case(4, 2, [150, 3], head_dim, 200, dtype))
 
 
 @pytest.mark.parametrize("splits", (1, "several"))
@@ -96,15 +84,15 @@ def test_range(softcap: float, window: int, splits: object, request: pytest.Fixt
     """Lengths of one token, at and beside the end of a block, full; windows smaller and larger than the length."""
     if splits == 1:
         request.getfixturevalue("one_split")
-    check(case([2, 1], [1, 128, 129, 255, 384], capacity=384, window=window, softcap=softcap))
+    check(case(4, 2, [1, 128, 129, 255, 384], capacity=384, window=window, softcap=softcap))
 
 
 @pytest.mark.parametrize("count, block, splits", ((1, 128, 1), (2, 128, 2), (5, 128, 5), (12, 64, 12), (132, 32, 32)))
 def test_splits(count: int, block: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same result however the cache is cut; lengths leave some splits empty and others short."""
     processors(monkeypatch, count)
-    arguments = case([2], [900, 129], capacity=1000)
-    launches = module.launches(out=torch.empty(2, 2, 16), **even(arguments))
+    arguments = case(2, 1, [900, 129], capacity=1000)
+    launches = module.launches(out=torch.empty(2, 2, 16), **arguments)
     assert launches[0].args["BLOCK_S"] == block
     assert launches[0].grid == (2, 1, splits) and len(launches) == (1 if splits == 1 else 2)
     check(arguments)
@@ -126,7 +114,7 @@ def test_large_logits(splits: object, request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("one_split")
     for softcap in (0.0, 30.0):
         # Logits near 10^4 are only right to 10^-3 in float32.
-        check({**case([2, 1], [300, 30], dtype=torch.float16, softcap=softcap), "scale": 300.0})
+        check({**case(4, 2, [300, 30], dtype=torch.float16, softcap=softcap), "scale": 300.0})
 
 
 @pytest.mark.parametrize("splits", (1, "several"))
@@ -137,25 +125,24 @@ def test_empty_sequence(backend: str, splits: object, request: pytest.FixtureReq
     for softcap in (0.0, 3.0):
         for lengths in ([0, 300], [0, 0]):
             with using(backend):  # type: ignore[arg-type]
-                out = attention_decode(**even(case([2], lengths, softcap=softcap)))
+                out = attention_decode(**case(2, 1, lengths, softcap=softcap))
             assert (out[0] == 0).all() and out.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
 @pytest.mark.parametrize("window", (0, 40))
 @pytest.mark.parametrize("softcap", (0.0, 3.0))
-@pytest.mark.parametrize("groups", ([3, 3], [20], [5, 1], [16, 1, 7]), ids=lambda groups: "-".join(map(str, groups)))
-def test_fallback(groups: list[int], softcap: float, window: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("heads, num_kv", ((6, 2), (20, 1), (10, 2), (21, 3)))
+def test_fallback(heads: int, num_kv: int, softcap: float, window: int, dtype: torch.dtype) -> None:
     with using("torch"):
         for lengths in ([100, 1, 200], [70, 70], [31]):
-            check(case(groups, lengths, 32, 200, dtype, window, softcap))
+            check(case(heads, num_kv, lengths, 32, 200, dtype, window, softcap))
 
 
 @pytest.mark.parametrize("window", (0, 40))
 def test_opcheck(window: int) -> None:
     finite = {
         name: value.nan_to_num() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in case([2, 2], [150, 20], window=window).items()
+        for name, value in case(4, 2, [150, 20], window=window).items()
     }
-    torch.library.opcheck(attention_decode, (), even(finite))
-    torch.library.opcheck(attention_decode_uneven, (), finite)
+    torch.library.opcheck(attention_decode, (), finite)

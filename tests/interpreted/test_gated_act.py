@@ -5,12 +5,11 @@ import torch
 from close import WIDTHS, assert_close
 from guard import assert_guard_intact, guarded
 
-from prunekit.kernels import liger, reference
+from prunekit.kernels import reference
 from prunekit.kernels.activation import ACTIVATIONS
 from prunekit.kernels.gated_act import gated_act, launches
 from prunekit.kernels.launch import run
 from prunekit.kernels.layout import padded
-from prunekit.kernels.select import choosing
 from prunekit.kernels.support import using
 
 
@@ -65,17 +64,6 @@ def test_opcheck() -> None:
         torch.library.opcheck(
             gated_act, (*case(2, 32, torch.float32, bias)[:1], "silu", case(2, 32, torch.float32, bias)[1])
         )
-
-
-def test_liger_where_the_table_names_it_and_only_for_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in: Liger itself needs a GPU."""
-    monkeypatch.setattr(liger, "why_not", lambda op: None)
-    monkeypatch.setattr(liger, "gated_act", lambda gate_up: torch.full((gate_up.shape[0], gate_up.shape[1] // 2), 7.0))
-    gate_up, bias = case(2, 32, torch.float32, True)
-    with choosing(gated_act="liger"):
-        assert (gated_act(gate_up, "silu") == 7).all()
-        assert_close(gated_act(gate_up, "gelu_tanh"), reference.gated_act(gate_up, "gelu_tanh"))
-        assert_close(gated_act(gate_up, "silu", bias), reference.gated_act(gate_up, "silu", bias))
 
 
 def test_unknown_activation() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from close import WIDTHS, assert_close
 
-from prunekit.kernels import liger, reference
+from prunekit.kernels import reference
 from prunekit.kernels.layout import PackedFFN, padded
 from prunekit.kernels.mlp import mlp
 from prunekit.kernels.quantize import quantize_ffn
@@ -80,23 +80,6 @@ def test_no_rows() -> None:
 def test_our_gemm(parts: str, dtype: torch.dtype) -> None:
     with choosing(gate_up="triton"):
         check(case(40, 45, dtype, parts, "gelu_tanh"))
-
-
-def test_liger_where_the_table_names_it_and_only_for_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in that counts its calls: Liger itself needs a GPU."""
-    calls = []
-
-    def gate_up(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        calls.append(x.shape)
-        return reference.gate_up_gemm(x, weight, "silu").to(x.dtype)
-
-    monkeypatch.setattr(liger, "why_not", lambda op: None)
-    monkeypatch.setattr(liger, "gate_up", gate_up)
-    with choosing(gate_up="liger"):
-        check(case(70, 37, torch.float32, "norm scale residual"))
-        check(case(70, 37, torch.float32, "norm", "gelu_tanh"))
-        check(case(70, 37, torch.float32, "bias"))
-    assert calls == [(70, HIDDEN)]
 
 
 @pytest.mark.parametrize("rows", (3, 20))

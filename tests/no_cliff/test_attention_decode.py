@@ -11,7 +11,7 @@ pytestmark = needs_compiler
 
 
 def plan(
-    head_dim: int, dtype: torch.dtype, batch: int, capacity: int, *, uneven: bool = False, softcap: float = 0.0
+    head_dim: int, dtype: torch.dtype, batch: int, capacity: int, *, window: int = 0, softcap: float = 0.0
 ) -> list[Launch]:
     """Three KV heads and nine query heads. Few sequences make small tiles, a short cache a single split."""
     cache = meta(batch + 1, 3, capacity, head_dim, dtype=dtype)
@@ -22,23 +22,21 @@ def plan(
         lengths=meta(batch, dtype=torch.int32),
         out=meta(batch, 9, head_dim, dtype=dtype),
         scale=head_dim**-0.5,
-        window=100 if uneven else 0,
+        window=window,
         softcap=softcap,
-        starts=meta(4, dtype=torch.int32) if uneven else None,
-        max_group=5,
     )
 
 
 @every_gpu
 @pytest.mark.parametrize("head_dim", (64, 96, 128, 256))
 def test_any_head_dim(head_dim: int, arch: int) -> None:
-    """Both ops, large and small tiles, one split and several, in an irregular capacity; softcap in one of the two."""
+    """Large and small tiles, several splits and one, in an irregular capacity; a window and softcap with one."""
     attend, combine = plan(head_dim, torch.bfloat16, 37, 4093)
     assert attend.args["BLOCK_S"] == {64: 128, 96: 64, 128: 64, 256: 32}[head_dim]
     check(attend, arch, gemm=True)
     if head_dim != 128:  # compiles to what 96 does
         check(combine, arch)
-    (alone,) = plan(head_dim, torch.float16, 1, 13, uneven=True, softcap=50.0)
+    (alone,) = plan(head_dim, torch.float16, 1, 13, window=100, softcap=50.0)
     check(alone, arch, gemm=True)
 
 

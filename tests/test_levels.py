@@ -1,8 +1,9 @@
+"""Level databases, and how far the models are that are put together from them."""
+
 from __future__ import annotations
 
 import copy
 import gc
-import json
 import tempfile
 
 import pytest
@@ -12,26 +13,14 @@ from tiny import VOCAB, tiny_model
 from tiny_session import nothing, tiny_session
 
 from prunekit import session as session_module
-from prunekit.allocation import Problem, allocation
 from prunekit.allocation.measure import measured
-from prunekit.allocation.search import _Grid
 from prunekit.errors import PrunekitError
-from prunekit.families import FAMILIES
 from prunekit.levels import read_levels
-from prunekit.rounding import Rounding
 from prunekit.shape import LayerShape
-
-LLAMA = FAMILIES["llama"]
 
 
 def _ids(sequences=16, length=32, seed=0):
     return torch.randint(0, VOCAB, (sequences, length), generator=torch.Generator().manual_seed(seed))
-
-
-def _problem(model, share=0.7, **given):
-    shape = FAMILIES[model.config.model_type].shape(model.config)
-    budget = int(share * shape.block_parameters) + shape.embedding_parameters
-    return Problem(budget, Rounding(ffn_multiple=4), **{"generations": 6, "offspring": 4, **given})
 
 
 def _kl(model, other, ids):
@@ -52,9 +41,9 @@ def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_t
     first = (((4, 2), 96), ((3, 2), 48), ((4, 2), 96), ((4, 1), 96))
     second = (((4, 2), 96), ((3, 2), 48), ((4, 2), 72), ((4, 1), 96))
     alone = fitness.measure(second)
-    fitness.adopt(first)
-    # From the adopted one's activations on, and with other matrices in place before.
-    assert fitness.measure(second) == pytest.approx(alone, rel=1e-4)
+    # With other matrices in place before.
+    assert fitness.measure(first) != alone
+    assert fitness.measure(second) == alone
     stitched = copy.deepcopy(model)
     for index, (heads, width) in enumerate(second):
         layer = stitched.model.layers[index]
@@ -62,7 +51,6 @@ def test_stitched_candidates_are_measured_as_they_would_be_by_themselves(model_t
             if what not in ((4, 2), 96):
                 layer.get_submodule(module).weight.data = levels.projection(index, kind, what)
     assert alone == pytest.approx(_kl(dense, stitched, _ids()), rel=1e-3)
-    assert 0 < fitness.measure(second, 0.25) != alone
     fitness.close()
     assert _kl(dense, model, _ids()) == 0
 
@@ -107,44 +95,6 @@ def test_curves_are_brought_to_the_scale_that_is_measured():
     fitness.close()
 
 
-def test_search_is_better_than_where_it_starts():
-    model = tiny_model("llama")
-    problem = _problem(model, units=("ffn", "kv", "query"), starts=("uniform",), generations=12)
-    made = allocation("search")(tiny_session(model, _ids()), problem, nothing)
-    kls = [record["kl"] for record in made.history]
-    assert len(kls) == 13 and kls == sorted(kls, reverse=True) and kls[-1] < 0.98 * kls[0]
-    shape = LLAMA.shape(model.config)
-    found = shape.with_layers(keep.shape for keep in made.keeps)
-    assert problem.budget - 4 * shape.ffn_channel_parameters < found.parameters <= problem.budget
-    for keep, layer in zip(made.keeps, shape.layers, strict=True):
-        keep.check(layer)
-
-
-def test_same_seed_same_result_and_an_interrupted_search_goes_on(tmp_path):
-    model = tiny_model("llama")
-    problem = _problem(model)
-    whole = allocation("search")(tiny_session(model, _ids(), store=tmp_path / "a"), problem, nothing)
-
-    class Enough(Exception):
-        pass
-
-    said = []
-
-    def stop(steps=1, note=""):
-        said.append(note)
-        if len([each for each in said if each.startswith("KL")]) == 3:
-            raise Enough
-
-    with pytest.raises(Enough):
-        allocation("search")(tiny_session(model, _ids(), store=tmp_path / "b"), problem, stop)
-    (state,) = (tmp_path / "b").glob("search-*.json")
-    assert json.loads(state.read_text())["generation"] == 3
-    again = allocation("search")(tiny_session(model, _ids(), store=tmp_path / "b"), problem, nothing)
-    assert again == whole
-    assert allocation("search")(tiny_session(model, _ids()), problem, nothing) == whole
-    assert allocation("search")(tiny_session(model, _ids(), seed=1), problem, nothing) != whole
-
-
 def test_a_damaged_level_database_is_made_anew(tmp_path):
     model = tiny_model("llama")
     session = tiny_session(model, _ids(), store=tmp_path)
@@ -178,42 +128,3 @@ def test_a_full_disk_leaves_no_half_written_levels(tmp_path, monkeypatch):
     with pytest.raises(PrunekitError, match=r"No space left.*Free some space"):
         session.levels(nothing)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("start", ["optimal", "global", "uniform", "adapt"])
-def test_starts(start):
-    model = tiny_model("llama")
-    before = copy.deepcopy(model)
-    made = allocation("search")(tiny_session(model, _ids()), _problem(model, starts=(start,), generations=0), nothing)
-    assert len(made.history) == 1
-    assert _kl(before, model, _ids()) == 0
-
-
-def test_every_candidate_meets_the_budget():
-    import random
-
-    model = tiny_model("llama")
-    problem = _problem(model, share=0.5, units=("ffn", "kv", "query"), protected=frozenset({1}))
-    session = tiny_session(model, _ids())
-    grid = _Grid(session.source, problem, session.levels(nothing))
-    parent = grid.snap(session.source.layers)
-    rng = random.Random(0)
-    seen = set()
-    for _ in range(50):
-        child = grid.mutate(parent, rng, 2)
-        assert min(grid.left(child)) >= 0 and child[1] == ((4, 2), 96)
-        seen.add(child)
-    assert len(seen) > 20
-
-
-def test_starts_are_scored_on_the_dense_model():
-    """Whatever was measured before, a start is the one that the allocation gives by itself."""
-    model = tiny_model("llama")
-    problem = _problem(model, starts=("global",), generations=0)
-    alone = allocation("search")(tiny_session(copy.deepcopy(model), _ids()), problem, nothing)
-    session = tiny_session(model, _ids())
-    seen = []
-    score = session.score
-    session.score = lambda step=0: seen.append(_kl(model, tiny_model("llama"), _ids())) or score(step)
-    assert allocation("search")(session, problem, nothing) == alone
-    assert seen == [0]
