@@ -109,14 +109,14 @@ demo: install
 
 # Kernels run in Triton's interpreter, which can't share a process with the compiler.
 PYTEST := $(VENV)/bin/python -m pytest -q
-KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/no_cliff && \
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/interpreted
+KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/kernels/no_cliff && \
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/kernels/interpreted
 
 test: runtimes
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests --ignore=tests/no_cliff --ignore=tests/interpreted --ignore=tests/export
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/export --ignore=tests/export/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/test_kernel_quantize.py tests/test_kernel_runtime.py -k int4
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests --ignore=tests/kernels/no_cliff --ignore=tests/kernels/interpreted --ignore=tests/export
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/export --ignore=tests/export/formats/test_executorch.py
+	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/formats/test_executorch.py
+	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/kernels/test_quantize.py tests/kernels/test_runtime.py -k int4
 	$(KERNEL_TESTS)
 
 FUZZ_MINUTES ?= 60
@@ -129,7 +129,7 @@ kill-test: runtimes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
 
 test-whole: runtimes
-	OMP_NUM_THREADS=1 PRUNEKIT_WHOLE_MODELS=1 $(PYTEST) -n 2 tests/export -k smollm2 --ignore=tests/export/test_executorch.py
+	OMP_NUM_THREADS=1 PRUNEKIT_WHOLE_MODELS=1 $(PYTEST) -n 2 tests/export -k smollm2 --ignore=tests/export/formats/test_executorch.py
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:
@@ -144,15 +144,15 @@ test-ortmodel: runtimes
 	  .compat/ortmodel/bin/python -m pip install --quiet "optimum-onnx[onnxruntime]==0.1.0" && \
 	  touch .compat/ortmodel/.installed; }
 	rm -rf .compat/ortmodel/exports && mkdir -p .compat/ortmodel/exports
-	$(VENV)/bin/python tests/export/ortmodel_check.py write .compat/ortmodel/exports
-	.compat/ortmodel/bin/python tests/export/ortmodel_check.py run .compat/ortmodel/exports
+	$(VENV)/bin/python tests/export/formats/ortmodel_check.py write .compat/ortmodel/exports
+	.compat/ortmodel/bin/python tests/export/formats/ortmodel_check.py run .compat/ortmodel/exports
 
 # ONNX exports in transformers.js, whose package brings ONNX Runtime for the CPU.
 test-transformersjs: runtimes
 	test -e .compat/transformersjs/.installed || { rm -rf .compat/transformersjs && mkdir -p .compat/transformersjs && \
 	  npm install --silent --ignore-scripts --prefix .compat/transformersjs "@huggingface/transformers@^4.3" && \
 	  touch .compat/transformersjs/.installed; }
-	$(VENV)/bin/python tests/export/transformersjs_check.py .compat/transformersjs
+	$(VENV)/bin/python tests/export/formats/transformersjs_check.py .compat/transformersjs
 
 # The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.
 test-triton-3.6: install $(TRITON_36)/.installed
@@ -175,8 +175,8 @@ bench: install
 	$(VENV)/bin/python -m pytest -q benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds $(ARGS)
 
 gpu-check:
-	@if $(PYTHON) -c "import torch" 2>/dev/null; then exec $(PYTHON) benchmarks/gpu_check.py $(ARGS); else \
-	  $(MAKE) install && exec $(VENV)/bin/python benchmarks/gpu_check.py $(ARGS); fi
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then exec $(PYTHON) benchmarks/gpu_check $(ARGS); else \
+	  $(MAKE) install && exec $(VENV)/bin/python benchmarks/gpu_check $(ARGS); fi
 
 clean:
 	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

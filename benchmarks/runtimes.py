@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prunekit.utils.child import environment, python_command
+from prunekit.utils.process.child import environment, python_command
 
 ARMS = (
     ("torch", "float32"),

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from command import save_tiny
-from tiny import VOCAB, one_thread, random_plan, tiny_model
 
-from benchmarks.shapes import MODELS, SyntheticSession
-from prunekit.allocation import ALLOCATION, Problem
-from prunekit.checkpoint import rebuild
-from prunekit.families import FAMILIES
-from prunekit.importance import score
-from prunekit.rounding import Rounding
-from prunekit.source import resolve
+from benchmarks.models.shapes import MODELS, SyntheticSession
+from prunekit.checkpoint.rebuild import rebuild
+from prunekit.models.families import FAMILIES
+from prunekit.models.source import resolve
+from prunekit.plan.rounding import Rounding
+from prunekit.pruning.allocation import ALLOCATION, Problem
+from prunekit.pruning.importance import score
+from tests.support.command import save_tiny
+from tests.support.tiny import VOCAB, one_thread, random_plan, tiny_model
 
 LLAMA = FAMILIES["llama"]
 WIDE = {

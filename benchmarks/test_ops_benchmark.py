@@ -1,6 +1,6 @@
 """Every op at the shape of one irregular layer: Triton on a GPU, the PyTorch fallback elsewhere. `make bench`.
 
-For comparing commits on one machine; how fast the kernels are beside others is benchmarks/gpu_check.py's matter.
+For comparing commits on one machine; how fast the kernels are beside others is benchmarks/gpu_check's matter.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.data import Data
-from benchmarks.op_cases import Case, cases, sampled, unpruned_cases
-from benchmarks.shapes import MODELS, pruned_shape
-from benchmarks.workloads import Size
-from prunekit.machine import synchronize
-from prunekit.shape import ModelShape
+from benchmarks.common.tensors import Data
+from benchmarks.models.shapes import MODELS, pruned_shape
+from benchmarks.ops.cases import Case, cases, sampled, unpruned_cases
+from benchmarks.ops.workloads import Size
+from prunekit.plan.shape import ModelShape
+from prunekit.utils.machine import synchronize
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

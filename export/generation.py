@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.files import read_json
+from prunekit.utils.files.atomic import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 DEFAULT = "default"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Job
-from prunekit.finite import blame_layer
-from prunekit.progress import progress
-from prunekit.runner import Array, Runner, TorchRunner
+from prunekit.export.target import Job
+from prunekit.models.runner import Array, Runner, TorchRunner
+from prunekit.utils.numerics.finite import blame_layer
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +165,7 @@ class Sample:
 
 def sample(job: Job) -> Sample:
     """Windows of the built-in evaluation text, or of random tokens where the checkpoint has no tokenizer."""
-    from prunekit.calibration import bos, text_tokens
+    from prunekit.data.calibration import bos, text_tokens
 
     length = min(WINDOW, job.context_length)
     try:

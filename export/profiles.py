@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Options
-from prunekit.export.run import Exported, export
-from prunekit.files import digests, new_folder
-from prunekit.provenance import model_label
-from prunekit.rounding import rounding_preset
-from prunekit.source import Source
-from prunekit.utils.replacing import PROFILE
+from prunekit.export.export import Exported, export
+from prunekit.export.target import Options
+from prunekit.models.source import Source
+from prunekit.plan.rounding import rounding_preset
+from prunekit.utils.files.atomic import digests, new_folder
+from prunekit.utils.files.replacing import PROFILE
+from prunekit.utils.provenance import model_label
 
 MANIFEST = PROFILE.manifest
 # Weights in a block of llama.cpp's K-quants, and of its simpler types.

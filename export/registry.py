@@ -6,20 +6,20 @@ from functools import cache
 from importlib import import_module
 
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Target
+from prunekit.export.target import Target
 
 # In the order in which they are listed; each module is imported when its target is asked for.
 _TARGETS = {
-    "hf": "hf:HuggingFace",
-    "onnx": "onnx:Onnx",
-    "onnx-genai": "onnx_genai:OnnxGenai",
-    "gguf": "gguf:Gguf",
-    "torchscript": "torchscript:TorchScript",
-    "torch-export": "torch_export:TorchExport",
-    "executorch": "executorch:ExecuTorch",
-    "openvino": "openvino:OpenVino",
-    "vllm": "vllm:Vllm",
-    "tensorrt": "tensorrt:TensorRT",
+    "hf": "formats.hf:HuggingFace",
+    "onnx": "formats.onnx.target:Onnx",
+    "onnx-genai": "formats.onnx_genai.target:OnnxGenai",
+    "gguf": "formats.gguf.target:Gguf",
+    "torchscript": "formats.pytorch.torchscript:TorchScript",
+    "torch-export": "formats.pytorch.torch_export:TorchExport",
+    "executorch": "formats.pytorch.executorch:ExecuTorch",
+    "openvino": "formats.openvino.target:OpenVino",
+    "vllm": "formats.vllm.target:Vllm",
+    "tensorrt": "formats.tensorrt.target:TensorRT",
 }
 TARGET_NAMES = tuple(_TARGETS)
 

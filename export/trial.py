@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.child import Limits, run_python
-from prunekit.utils.leftovers import temporary_folder
-from prunekit.utils.listed_folder import Seen
+from prunekit.utils.files.leftovers import temporary_folder
+from prunekit.utils.files.listed_folder import Seen
+from prunekit.utils.process.child import Limits, run_python
 
 # Measured on tiny models: 0.5 to 0.6 GiB with any of the runtimes, most of it torch.
 _BASE = 2 << 30
@@ -65,8 +65,8 @@ def _error(out: str) -> str | None:
 
 
 def _run(folder: str, seen: Seen, batch: int, tokens: int) -> str | None:
-    from prunekit.export.run import read_export
-    from prunekit.timing import prompt_ids
+    from prunekit.export.export import read_export
+    from prunekit.utils.timing import prompt_ids
 
     opened = replace(read_export(Path(folder)), seen={name: tuple(facts) for name, facts in seen.items()})
     try:

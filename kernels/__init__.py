@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunekit.kernels.generation import Generated, generate, stream
-    from prunekit.kernels.optimization import Report, optimize, report, restore
-    from prunekit.kernels.runtime import Runtime
-    from prunekit.kernels.sampling import Sampling
+    from prunekit.kernels.runtime.engine import Runtime
+    from prunekit.kernels.runtime.generate import Generated, generate, stream
+    from prunekit.kernels.runtime.optimize import Report, optimize, report, restore
+    from prunekit.kernels.runtime.sampling import Sampling
 
 __all__ = [
     "Generated",
@@ -27,15 +27,15 @@ __all__ = [
     "stream",
 ]
 _HOME = {
-    "Generated": "generation",
-    "generate": "generation",
-    "stream": "generation",
-    "Report": "optimization",
-    "optimize": "optimization",
-    "report": "optimization",
-    "restore": "optimization",
-    "Runtime": "runtime",
-    "Sampling": "sampling",
+    "Generated": "runtime.generate",
+    "generate": "runtime.generate",
+    "stream": "runtime.generate",
+    "Report": "runtime.optimize",
+    "optimize": "runtime.optimize",
+    "report": "runtime.optimize",
+    "restore": "runtime.optimize",
+    "Runtime": "runtime.engine",
+    "Sampling": "runtime.sampling",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from prunekit.utils.working_folder import leave_working_folder
+from prunekit.utils.process.working_folder import leave_working_folder
 
 leave_working_folder()  # before anything else is looked for
 
@@ -31,12 +31,12 @@ def _is_command() -> bool:
 
 
 if _is_command():
-    from prunekit.utils.stopping import stop_quietly
+    from prunekit.utils.process.stopping import stop_quietly
 
     stop_quietly()
 # The kernels need torch and Triton only: on a bare GPU machine they can be checked without transformers.
 elif find_spec("transformers") is not None:
     # So that AutoModelForCausalLM.from_pretrained opens pruned checkpoints after a mere `import prunekit`.
-    from prunekit.modeling import register
+    from prunekit.models.modeling import register
 
     register()

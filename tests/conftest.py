@@ -16,18 +16,18 @@ import pytest
 import torch
 from filelock import FileLock
 
-from prunekit.calibration import CalibrationConfig
-from prunekit.checkpoint import rebuild
+from prunekit.checkpoint.rebuild import rebuild
+from prunekit.data.calibration import CalibrationConfig
 from prunekit.errors import PrunekitError
-from prunekit.methods import METHODS
+from prunekit.models.source import Source, resolve
 from prunekit.plan import LayerKeep, Plan
-from prunekit.planner import PlanConfig, make_plan
-from prunekit.rounding import Rounding
-from prunekit.source import Source, resolve
-from prunekit.targets import parse_target
+from prunekit.plan.goals import parse_target
+from prunekit.plan.methods import METHODS
+from prunekit.plan.rounding import Rounding
+from prunekit.pruning.planner import PlanConfig, make_plan
 
 if TYPE_CHECKING:
-    from command import Command
+    from tests.support.command import Command
 
 # A test's files need not outlive a power cut.
 os.fsync = lambda handle: None  # type: ignore[assignment]
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """``command("plan", path, ...)`` runs prunekit's entry point in this process."""
-    from command import make_command
+    from tests.support.command import make_command
 
     return make_command(monkeypatch, capsys)
 
@@ -48,7 +48,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def single_threaded() -> Iterator[None]:
     """For a module of tiny models."""
-    from tiny import one_thread
+    from tests.support.tiny import one_thread
 
     with one_thread():
         yield

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from prunekit.errors import PrunekitError
-from prunekit.files import write_text
-from prunekit.utils import leftovers
-from prunekit.utils.child import safe_children
+from prunekit.utils.files import leftovers
+from prunekit.utils.files.atomic import write_text
 from prunekit.utils.names import printable, sentence
-from prunekit.utils.stopping import Stopped, stoppable, undisturbed
+from prunekit.utils.process.child import safe_children
+from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
 from prunekit.utils.terminal import SafeConsole, show_notes
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.

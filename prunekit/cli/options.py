@@ -10,12 +10,12 @@ import typer
 from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
-    from prunekit.calibration import CalibrationConfig
-    from prunekit.methods import Method
-    from prunekit.refit import RefitConfig
-    from prunekit.rescale import RescaleConfig
-    from prunekit.rounding import Rounding
-    from prunekit.targets import Target
+    from prunekit.data.calibration import CalibrationConfig
+    from prunekit.plan.goals import Target
+    from prunekit.plan.methods import Method
+    from prunekit.plan.rounding import Rounding
+    from prunekit.recovery.refit import RefitConfig
+    from prunekit.recovery.rescale import RescaleConfig
 
 _TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
 _REFIT = "Refit"
@@ -213,7 +213,7 @@ def rounding(round_for: str | None, ffn_multiple: int | None, min_ffn: int | Non
     """The preset, with the multiples that were given by hand on top."""
     from dataclasses import replace
 
-    from prunekit.rounding import Rounding, rounding_preset
+    from prunekit.plan.rounding import Rounding, rounding_preset
 
     base = rounding_preset(round_for, head_dim) if round_for else Rounding()
     given = {"ffn_multiple": ffn_multiple, "min_ffn": min_ffn}
@@ -233,7 +233,7 @@ def method_of(
     """The preset, with what was given by hand on top; then it is called custom."""
     from dataclasses import replace
 
-    from prunekit.methods import method
+    from prunekit.plan.methods import method
 
     preset = method(name)
     given: dict[str, Any] = {
@@ -284,7 +284,7 @@ def calibration(
     seed: int,
 ) -> CalibrationConfig:
     """What was given by hand, else the method's own."""
-    from prunekit.calibration import CalibrationConfig
+    from prunekit.data.calibration import CalibrationConfig
 
     given = {"sequences": sequences, "length": length, "batch_size": batch_size}
     sizes = {name: getattr(method, name) for name in given}
@@ -296,7 +296,7 @@ def calibration(
 
 def refit_of(method: Method, refit: bool | None, ridge: float | None) -> RefitConfig | None:
     """How to refit, None where nothing is. Raises PrunekitError for settings without a refit."""
-    from prunekit.refit import RefitConfig
+    from prunekit.recovery.refit import RefitConfig
 
     wanted = method.refit if refit is None else refit
     if not wanted and ridge is not None:
@@ -310,7 +310,7 @@ def refit_of(method: Method, refit: bool | None, ridge: float | None) -> RefitCo
 
 def rescale_of(method: Method, refit: RefitConfig | None, rescale: bool | None) -> RescaleConfig | None:
     """How to rescale, None where nothing is. Raises PrunekitError without a refit."""
-    from prunekit.rescale import RescaleConfig
+    from prunekit.recovery.rescale import RescaleConfig
 
     wanted = (method.rescale and refit is not None) if rescale is None else rescale
     if wanted and refit is None:
@@ -329,8 +329,8 @@ def target_of(
     latency_table: Path | None,
 ) -> Target:
     """All that was asked for. Refuses missing or senseless targets before a model is looked for."""
-    from prunekit.latency_table import LatencyTable
-    from prunekit.targets import parse_target
+    from prunekit.plan.goals import parse_target
+    from prunekit.plan.latency_table import LatencyTable
 
     return parse_target(
         params,

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from export_models import save_uneven
 
-from prunekit.source import Source, resolve
+from prunekit.models.source import Source, resolve
+from tests.support.export_models import save_uneven
 
 Uneven = Callable[..., Source]
 

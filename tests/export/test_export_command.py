@@ -9,15 +9,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import listing, make_command
 
 from prunekit.errors import PrunekitError
 from prunekit.export import registry
-from prunekit.export.base import Options
-from prunekit.export.hf import HuggingFace
+from prunekit.export.export import export, read_export
+from prunekit.export.formats.hf import HuggingFace
 from prunekit.export.registry import TARGET_NAMES
-from prunekit.export.run import export, read_export
-from prunekit.source import resolve
+from prunekit.export.target import Options
+from prunekit.models.source import resolve
+from tests.support.command import listing, make_command
 
 
 @pytest.fixture

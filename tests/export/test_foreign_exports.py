@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import save_tiny
-from tiny import tiny_config
 
-from prunekit.bench import BenchConfig
-from prunekit.bench_memory import measure_peak
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Options
-from prunekit.export.bench import exports
-from prunekit.export.foreign_onnx import check_onnx
-from prunekit.export.foreign_openvino import check_openvino
+from prunekit.export.contender import exports
+from prunekit.export.export import MANIFEST, export, read_export
+from prunekit.export.formats.onnx.foreign import check_onnx
+from prunekit.export.formats.openvino.foreign import check_openvino
 from prunekit.export.registry import target
-from prunekit.export.run import MANIFEST, export, read_export
-from prunekit.families import FAMILIES
-from prunekit.files import sha256
-from prunekit.source import resolve
-from prunekit.utils.listed_folder import is_plain
+from prunekit.export.target import Options
+from prunekit.models.families import FAMILIES
+from prunekit.models.source import resolve
+from prunekit.profiling.compare import BenchConfig
+from prunekit.profiling.memory import measure_peak
+from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.listed_folder import is_plain
+from tests.support.command import save_tiny
+from tests.support.tiny import tiny_config
 
 FAST = ("--no-memory", "--repeats", "2", "--warmup", "0", "--prompt", "4", "--tokens", "2")
 Made = Callable[[str], Path]
@@ -375,7 +375,7 @@ def test_plain_names_of_files():
 def test_options_of_bench_reach_its_exports(originals, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "prunekit.export.bench.export", lambda *given: seen.append(given) or (_ for _ in ()).throw(OSError)
+        "prunekit.export.contender.export", lambda *given: seen.append(given) or (_ for _ in ()).throw(OSError)
     )
     model = str(originals("torchscript").parent / "model")
     with pytest.raises(OSError), exports((model,), "torchscript", trust_remote_code=True):

@@ -10,16 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from export_models import SAMPLING, TEMPLATE, TEMPLATES, rewrite, save_chatty
-from readme_blocks import run_blocks
 
 from prunekit.errors import PrunekitError
-from prunekit.export.base import Job, Options
+from prunekit.export.export import export, read_export
 from prunekit.export.generation import chat_templates, generation_of, put_templates, write_generation_config
 from prunekit.export.registry import target
-from prunekit.export.run import export, read_export
-from prunekit.runner import TorchRunner
-from prunekit.source import load_model, load_tokenizer, resolve
+from prunekit.export.target import Job, Options
+from prunekit.models.runner import TorchRunner
+from prunekit.models.source import load_model, load_tokenizer, resolve
+from tests.support.export_models import SAMPLING, TEMPLATE, TEMPLATES, rewrite, save_chatty
+from tests.support.readme_blocks import run_blocks
 
 PROMPTS = ("the river", "the quick brown fox jumps over the lazy dog and", "a")
 NEEDS = {"onnx": "onnxruntime", "onnx-genai": "onnxruntime_genai", "gguf": "llama_cpp", "openvino": "openvino"}
@@ -79,7 +79,7 @@ def in_gguf(folder):
     import llama_cpp
     from gguf import GGUFReader
 
-    from prunekit.export.gguf_runner import load
+    from prunekit.export.formats.gguf.runner import load
 
     file = next(folder.glob("*.gguf"))
     fields = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
@@ -150,7 +150,7 @@ class SimpleRunner(TorchRunner):
 
 
 def test_executorch_names_every_end(chatty):
-    from prunekit.export.executorch import _facts
+    from prunekit.export.formats.pytorch.executorch import _facts
 
     facts = _facts(Job(chatty, Options(), "fp32"), 64, 64)
     assert facts["get_eos_ids"] == [0, 2] and facts["get_bos_id"] == 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from command import make_command
 
 from prunekit.export import profiles
-from prunekit.export.base import Options
+from prunekit.export.export import read_export
 from prunekit.export.profiles import PROFILES, Choice, Profile, export_profile
 from prunekit.export.registry import TARGET_NAMES, target
-from prunekit.export.run import read_export
+from prunekit.export.target import Options
+from tests.support.command import make_command
 
 MADE_UP = Profile(
     "shelf",

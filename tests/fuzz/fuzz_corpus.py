@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from command import save_tiny, write_text
-from tiny import tiny_model
-from tiny_gguf import write_tiny_gguf
-from tiny_text import tiny_tokenizer
+from tests.support.command import save_tiny, write_text
+from tests.support.tiny import tiny_model
+from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_text import tiny_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
@@ -141,9 +141,9 @@ def _with_template() -> object:
 
 
 def _write_table(here: Path) -> None:
-    from prunekit.latency_table import LatencyTable, cut_heads
-    from prunekit.source import resolve
-    from prunekit.timing import Summary
+    from prunekit.models.source import resolve
+    from prunekit.plan.latency_table import LatencyTable, cut_heads
+    from prunekit.utils.timing import Summary
 
     shape = resolve(str(here / "m")).shape
     layer = shape.layers[0]

@@ -20,8 +20,7 @@ from pathlib import Path
 
 for _name, _value in (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_OFFLINE", "1")):
     os.environ.setdefault(_name, _value)
-for _folder in ("..", "../.."):
-    sys.path.insert(0, str((Path(__file__).parent / _folder).resolve()))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fuzz_corpus import KINDS, Kind, filled, make_corpus  # noqa: E402  (after the environment)
 from fuzz_mutations import spoil  # noqa: E402

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command import ROOT
+from tests.support.command import ROOT
 
 # Each kind three times, the same inputs in every run; other ones with FUZZ_SEED=7 FUZZ_SECONDS=180 (at most 180).
 INPUTS, SEED = 72, 11

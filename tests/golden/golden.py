@@ -32,16 +32,16 @@ VALUES = HERE / "golden.json"
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parents[1]))
 
 import torch
-from command import write_text
 from safetensors.torch import load_file
-from tiny import one_thread, tiny_model
-from tiny_text import tiny_tokenizer
 
-from prunekit.cache import tensors_digest
 from prunekit.cli import main as prunekit_main
+from prunekit.utils.files.cache import tensors_digest
+from tests.support.command import write_text
+from tests.support.tiny import one_thread, tiny_model
+from tests.support.tiny_text import tiny_tokenizer
 
 METHODS = (
     "adapt-pruner",

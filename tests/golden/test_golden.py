@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import CASES, METHODS, VALUES, Case, differences, machine, record, save_models
 
-from prunekit import methods
+from prunekit.plan import methods
+from tests.golden.golden import CASES, METHODS, VALUES, Case, differences, machine, record, save_models
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 

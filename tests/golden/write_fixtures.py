@@ -1,7 +1,7 @@
 """Writes what ``written/`` holds: ``python tests/golden/write_fixtures.py FOLDER``.
 
 It is kept to show how the fixtures came about. Those in ``written/`` are of the first version and stay: that later
-versions read them is what tests/test_written_before.py tests.
+versions read them is what tests/golden/test_written_before.py tests.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "export")]
+    sys.path.insert(0, str(HERE.parents[1]))
 
 import numpy as np
 import torch
-from command import write_text
-from export_models import byte_tokenizer
-from golden import run_command, set_weights
-from tiny import one_thread, tiny_model
 from transformers import AutoModelForCausalLM
 
 import prunekit  # noqa: F401  (registers the classes of per-layer checkpoints)
-from prunekit.export.run import read_export
+from prunekit.export.export import read_export
+from tests.golden.golden import run_command, set_weights
+from tests.support.command import write_text
+from tests.support.export_models import byte_tokenizer
+from tests.support.tiny import one_thread, tiny_model
 
 IDS = [7, 41, 100, 3, 250, 19, 19, 88, 201, 5]
 TOKENS = 12

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command import QUICK, save_tiny, write_text
+from tests.support.command import QUICK, save_tiny, write_text
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def _quietly(*arguments: object) -> None:
 
 def rebuild_job(made: Made) -> Job:
     """The write path alone, through Python."""
-    from prunekit.checkpoint import rebuild
+    from prunekit.checkpoint.rebuild import rebuild
     from prunekit.errors import PrunekitError
+    from prunekit.models.source import resolve
     from prunekit.plan import whole_plan
-    from prunekit.source import resolve
 
     source = resolve(str(made.model))
 
@@ -76,8 +76,8 @@ def rebuild_job(made: Made) -> Job:
 def table_job(made: Made) -> Job:
     """A latency table, measured once and written again and again: times differ from run to run."""
     from prunekit.errors import PrunekitError
-    from prunekit.latency import LatencyConfig, measure_table
-    from prunekit.source import resolve
+    from prunekit.models.source import resolve
+    from prunekit.profiling.sublayer_latency import LatencyConfig, measure_table
 
     table = measure_table(resolve(str(made.model)), LatencyConfig(1, 8, "prefill", 2, 2, 1, None, 0), device="cpu")
 

@@ -17,19 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import export_models
 import numpy as np
 import pytest
 
 from prunekit.errors import PrunekitError
-from prunekit.export import hf
-from prunekit.export.base import Options, prepared
+from prunekit.export.export import export
+from prunekit.export.formats import hf
+from prunekit.export.formats.vllm.target import VllmRunner
 from prunekit.export.parity import compare, sample
 from prunekit.export.registry import target
-from prunekit.export.run import export
-from prunekit.export.vllm import VllmRunner
-from prunekit.runner import TorchRunner
-from prunekit.source import Source, resolve
+from prunekit.export.target import Options, prepared
+from prunekit.models.runner import TorchRunner
+from prunekit.models.source import Source, resolve
+from tests.support import export_models
 
 pytest.importorskip("vllm")
 PORT = 8765

@@ -1,0 +1,1 @@
+"""What every measurement needs: timing, records, failures, what it ran on."""

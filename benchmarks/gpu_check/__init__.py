@@ -1,0 +1,1 @@
+"""Are the kernels right on this GPU, and how fast are they?"""

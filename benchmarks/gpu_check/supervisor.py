@@ -1,0 +1,116 @@
+"""Watches the process that does the work, and sums up what it left. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.record import SCHEMA, running_path, write_json
+from benchmarks.gpu_check.goals import evaluate
+from benchmarks.gpu_check.tables import render
+
+REHEARSAL = (
+    "No GPU: this is a rehearsal on the CPU with tiny shapes, the Triton kernels in Triton's interpreter. "
+    "Nothing here is a measurement."
+)
+PARTS = ("correctness", "ops", "models")
+# Seconds after the deadline in which what is running may end.
+GRACE_S = 20.0
+MOST_WORKERS = 20
+
+
+def slug(name: str) -> str:
+    """A GPU's name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def run_workers(
+    command: list[str], environment: dict[str, str], folder: Path, stem: str, deadline: float | None
+) -> bool:
+    """Run ``command`` again and again until one ends by itself or the time is up; True where all was tried.
+
+    A worker is killed where one measurement takes longer than its record allows. The next one leaves it out.
+    """
+    before = None
+    for _ in range(MOST_WORKERS):
+        process = subprocess.Popen(command, env=environment)
+        try:
+            late = _watch(process, folder, stem, deadline)
+        finally:
+            # Whatever ends this process must not leave the GPU busy.
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        if process.returncode == 0:
+            return True
+        if late:
+            print("The time is up.", flush=True)
+            return True
+        got_to = [file.read_text(encoding="utf-8") for file in _running(folder, stem)]
+        if not got_to or got_to == before:
+            print(f"The process ended with exit code {process.returncode} and can't go on.", flush=True)
+            return False
+        before = got_to
+        print(f"The process ended with exit code {process.returncode}; another one goes on.", flush=True)
+    return False
+
+
+def _watch(process: subprocess.Popen[bytes], folder: Path, stem: str, deadline: float | None) -> bool:
+    """Wait for the worker, or kill it where it hangs or is late; True where it was late."""
+    began = time.time()
+    while process.poll() is None:
+        time.sleep(0.5)
+        now = time.time()
+        if deadline is not None and now > deadline + GRACE_S:
+            process.kill()
+            return True
+        for file in _running(folder, stem):
+            try:
+                running = json.loads(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                continue
+            # What is from before is the worker's that died: this one may still be importing, and takes it up then.
+            if running["since"] >= began and now > running["since"] + running["limit_s"]:
+                print(f"  {running['id']}: no end after {running['limit_s']:.0f} s", flush=True)
+                process.kill()
+                process.wait()
+    return False
+
+
+def _running(folder: Path, stem: str) -> list[Path]:
+    return [file for part in PARTS if (file := running_path(folder / f"{stem}_{part}.json")).is_file()]
+
+
+def load(folder: Path, stem: str) -> dict[str, Any]:
+    """The files of a run by part."""
+    files = {part: folder / f"{stem}_{part}.json" for part in PARTS}
+    return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.is_file()}
+
+
+def summarise(folder: Path, stem: str) -> int:
+    """Write the goals and the table of a run next to its files and print the table.
+
+    Returns 1 where a correctness check failed, 2 where there is nothing to sum up.
+    """
+    parts = load(folder, stem)
+    if not parts:
+        print(f"There are no files {stem}_*.json in {folder}.")
+        return 2
+    for name, part in parts.items():
+        if part["status"] == "running":
+            part["status"] = "cut off"
+            write_json(folder / f"{stem}_{name}.json", part)
+            running_path(folder / f"{stem}_{name}.json").unlink(missing_ok=True)
+    goals = evaluate(parts)
+    first = next(iter(parts.values()))
+    head = {name: first[name] for name in ("rehearsal", "date", "command", "device", "versions", "commit")}
+    write_json(folder / f"{stem}_goals.json", {"schema": SCHEMA, **head, "goals": [goal.to_dict() for goal in goals]})
+    text = render(parts, goals)
+    (folder / f"{stem}.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\nWritten to {folder}/{stem}*", flush=True)
+    failed = [record for record in parts.get("correctness", {}).get("records", []) if not record.get("ok")]
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""Single ops: checks, workloads, baselines."""

@@ -1,0 +1,1 @@
+"""How good pruned models are, by method, and how the time to prune grows."""

@@ -1,0 +1,100 @@
+"""A model in any runtime, ready to be timed: exported first, unless it is an export already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prunekit.errors import PrunekitError
+from prunekit.export.export import OpenedExport, check_packages, export, is_export, read_export
+from prunekit.export.registry import target as target_named
+from prunekit.export.target import DEFAULT_CONTEXT, Options
+from prunekit.models.source import Source, resolve
+from prunekit.profiling.compare import Contender, ModelFacts
+from prunekit.utils.files.leftovers import temporary_folder
+from prunekit.utils.provenance import model_label
+
+
+@contextmanager
+def exports(
+    names: tuple[str, ...],
+    runtime: str,
+    dtype: str = "auto",
+    *,
+    batch: int = 1,
+    at_least: int = 1,
+    keep: Path | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[tuple[OpenedExport, ...]]:
+    """The models ``names`` as exports for ``runtime``: folders that are exports as they lie there, anything else
+    (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into ``keep`` or into a folder
+    that goes when the block ends.
+
+    Exports that this call did not write are checked first, and tried on ``batch`` texts of ``at_least`` tokens; those
+    that are programs need ``trust_remote_code``, which also lets tokenizers that are code run. Raises PrunekitError
+    where a folder is an export for another runtime or dtype, or not safe to open, or exporting fails.
+    """
+    target = target_named(runtime)
+    check_packages(target)
+    wanted = target.dtype(dtype)
+    with temporary_folder("bench") as temporary:
+
+        def matching(name: str, opened: OpenedExport) -> OpenedExport:
+            if opened.target.name != runtime or (dtype != "auto" and opened.dtype != wanted):
+                raise PrunekitError(
+                    f"{name} is an export for {opened.target.name} in {opened.dtype}, not for {runtime} in {wanted}; "
+                    "give --runtime and --dtype to match, or the checkpoint itself."
+                )
+            return opened.checked(trust_remote_code, batch=batch, tokens=min(at_least, opened.context_length))
+
+        def place(index: int, name: str) -> Path:
+            if is_export(folder := Path(name).expanduser()):
+                return folder
+            return (keep or temporary) / f"{index}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
+
+        folders = [place(index, name) for index, name in enumerate(names)]
+        # What lies there already may be refused, which should not wait for exports.
+        made = {
+            folder: matching(name, read_export(folder))
+            for name, folder in zip(names, folders, strict=True)
+            if is_export(folder)
+        }
+        for name, folder in zip(names, folders, strict=True):
+            if folder not in made:
+                source = resolve(name)
+                options = Options(wanted, _context(source, at_least), trust_remote_code=trust_remote_code)
+                export(source, runtime, folder, options)
+                made[folder] = matching(name, read_export(folder, own=True))
+        opened = tuple(made[folder] for folder in folders)
+        if len({each.dtype for each in opened}) > 1:
+            raise PrunekitError(
+                f"The exports are in {' and '.join(each.dtype for each in opened)}; compare like with like."
+            )
+        yield opened
+
+
+def contender(opened: OpenedExport, threads: int | None = None, *, peak_bytes: int | None = None) -> Contender:
+    """An export, opened in its runtime, as :func:`prunekit.profiling.compare.bench` takes it."""
+    runner = opened.open(threads)
+    shape = opened.shape
+    return Contender(
+        runner,
+        shape,
+        ModelFacts(
+            name=opened.name,
+            parameters=shape.parameters,
+            weight_bytes=opened.decode_bytes or 0,
+            kv_bytes_per_token=shape.kv_bytes_per_token(runner.kv_element_bytes),
+            decode_bytes=opened.decode_bytes or shape.decode_bytes(4),
+            file_bytes=opened.file_bytes,
+            peak_bytes=peak_bytes,
+        ),
+        opened.context_length,
+    )
+
+
+def _context(source: Source, at_least: int) -> int | None:
+    """None, the default, unless more room than that is needed and the model has it."""
+    most = getattr(source.config, "max_position_embeddings", None) or at_least
+    return min(at_least, most) if at_least > DEFAULT_CONTEXT else None

@@ -1,0 +1,315 @@
+"""Export a checkpoint: write, load in the real runtime, compare, and keep it only if it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunekit.checkpoint.card import card_head, licence_text, plain
+from prunekit.checkpoint.layout import padded
+from prunekit.checkpoint.rebuild import rebuild
+from prunekit.errors import PrunekitError
+from prunekit.export.parity import Parity, compare, sample
+from prunekit.export.registry import target as target_named
+from prunekit.export.target import Job, Options, Requirement, Target, Written, prepared
+from prunekit.export.trial import try_export
+from prunekit.models.origin import Origin, copy_legal_files, read_origin
+from prunekit.models.runner import Runner
+from prunekit.models.source import Source, resolve
+from prunekit.plan import whole_plan
+from prunekit.plan.shape import ModelShape
+from prunekit.utils.files.atomic import digests, new_folder, read_json
+from prunekit.utils.files.leftovers import temporary_folder
+from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchanged
+from prunekit.utils.files.replacing import EXPORT
+from prunekit.utils.provenance import installed, model_label, versions
+
+MANIFEST = EXPORT.manifest
+PARITY = "parity.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` made. ``parity`` is None where nothing could be run, for the reason ``unverified``."""
+
+    path: Path
+    target: str
+    dtype: str
+    file_bytes: int
+    written: Written
+    parity: Parity | None
+    unverified: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "target": self.target,
+            "dtype": self.dtype,
+            "file_bytes": self.file_bytes,
+            "verified": self.parity is not None,
+            "unverified": self.unverified,
+            "notes": list(self.written.notes),
+            "facts": dict(self.written.facts),
+            "parity": self.parity.to_dict() if self.parity else None,
+        }
+
+
+def export(
+    source: Source,
+    to: str,
+    out: Path,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> Exported:
+    """Write ``source`` for the target named ``to`` into the folder ``out``, atomically.
+
+    The result is opened in the target's runtime and compared with PyTorch before it gets its name; where it differs,
+    nothing stays. Raises PrunekitError then, and where a package is missing, the target can't take this model, or the
+    folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
+    """
+    target = target_named(to)
+    check_packages(target, verify)
+    options = options or Options()
+    job = prepared(target, source, options)
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
+        multiple = job.options.pad_ffn or 1
+        if any(layer != padded(layer, multiple) for layer in source.shape.layers):
+            # Beside the export: a temporary folder elsewhere may be small.
+            beside = stack.enter_context(temporary_folder(out.name, folder.parent))
+            rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
+            job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
+        written = target.write(job, folder)
+        left_out = job.generation.left_out(written.placed)
+        if left_out:
+            written = replace(written, notes=(*written.notes, left_out))
+        if job.original is not None and options.pad_ffn is None:
+            written = replace(written, notes=(*written.notes, _padded_note(job, target, multiple)))
+        origin = read_origin(source.name, source.path)
+        copy_legal_files(source.path, origin, folder)
+        (folder / "README.md").write_text(_readme(job, target, written, origin), encoding="utf-8")
+        parity, unverified = _verified(job, target, folder, verify)
+        if parity is not None:
+            if not parity.ok:
+                raise PrunekitError(
+                    f"The {target.name} export of {model_label(source.name)} does not compute what PyTorch computes, "
+                    f"so it was removed: {'; '.join(parity.failures)}. Take another dtype or target, and report this."
+                )
+            (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
+        _write_manifest(folder, job, target, written, parity, unverified)
+        file_bytes = _size(folder)
+    return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified)
+
+
+def _padded_note(job: Job, target: Target, multiple: int) -> str:
+    assert job.original is not None
+    before, after = (
+        sum(layer.intermediate_size for layer in source.shape.layers) for source in (job.original, job.source)
+    )
+    return (
+        f"FFN widths were padded with zero channels to multiples of {multiple} ({after / before - 1:.1%} more), at "
+        f"which {target.name}'s kernels are fast. It changes no result; --pad-ffn 1 leaves it out."
+    )
+
+
+def check_packages(target: Target, verify: bool = True) -> None:
+    """Raises PrunekitError where a package is missing that exporting (or running the result) needs."""
+    missing = target.missing(target.writes_with)
+    if missing:
+        raise PrunekitError(f"Exporting to {target.name} needs {_names(missing)}; {_how(missing)}.")
+    missing = target.missing(target.runs_with)
+    if verify and target.unverified is None and missing:
+        raise PrunekitError(
+            f"Checking an export to {target.name} needs {_names(missing)} to run it; {_how(missing)}, or say "
+            "--no-verify to write it unchecked."
+        )
+
+
+def _names(requirements: tuple[Requirement, ...]) -> str:
+    return " and ".join(each.package for each in requirements)
+
+
+def _how(requirements: tuple[Requirement, ...]) -> str:
+    return "run `" + " && ".join(dict.fromkeys(each.how for each in requirements)) + "`"
+
+
+def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Parity | None, str | None]:
+    if not verify:
+        return None, "--no-verify was given"
+    if target.unverified is not None:
+        return None, target.unverified
+    given = sample(job)
+    stored = target.stored_weights(job, folder)
+    with target.open_exactly(folder) as runner:
+        return compare(job, runner, given, stored, half_sums=target.half_sums), None
+
+
+def _parity_report(job: Job, target: Target, parity: Parity) -> dict[str, Any]:
+    return {"target": target.name, "source": model_label(job.source.name), **parity.to_dict(), **_versions(target)}
+
+
+def _versions(target: Target) -> dict[str, Any]:
+    packages = {each.package: each.version for each in (*target.writes_with, *target.runs_with)}
+    return {"versions": {**versions(), **packages, "numpy": installed("numpy")}}
+
+
+def _write_manifest(
+    folder: Path, job: Job, target: Target, written: Written, parity: Parity | None, unverified: str | None
+) -> None:
+    manifest = {
+        "format": "prunekit-export",
+        "version": MANIFEST_VERSION,
+        "target": target.name,
+        "dtype": job.dtype,
+        "options": asdict(job.options),
+        "source": {
+            "name": model_label(job.source.name),
+            "family": job.source.family.name,
+            "fingerprint": (job.original or job.source).fingerprint,
+        },
+        "shape": job.source.shape.to_dict(),
+        "verified": parity is not None,
+        "unverified": unverified,
+        "context_length": job.context_length,
+        "batches": target.batches,
+        "decode_bytes": written.decode_bytes,
+        "notes": list(written.notes),
+        "facts": dict(written.facts),
+        **_versions(target),
+        "files": digests(folder),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _readme(job: Job, target: Target, written: Written, origin: Origin) -> str:
+    shape = job.source.shape
+    name = model_label(job.source.name)
+    notes = "".join(f"- {note}\n" for note in written.notes)
+    head = card_head(origin, library=target.library, tags=("prunekit", target.name), relation="quantized")
+    return f"""{head}
+# {plain(name)} for {target.name}
+
+{target.summary} Written by prunekit in {job.dtype}: {shape.parameters:,} parameters, {shape.num_hidden_layers} layers
+whose widths may differ. `{PARITY}` holds the comparison with PyTorch, `{MANIFEST}` where the model came from and the
+files' hashes.
+
+{target.usage(job).strip()}
+
+{target.batches}
+{chr(10) + notes if notes else ""}
+{licence_text(name, origin, f"prunekit converted it to {target.name}, in {job.dtype}.")}"""
+
+
+@dataclass(frozen=True)
+class OpenedExport:
+    """An export folder as its manifest describes it. ``files`` are the hashes that it lists; ``own`` says that this run
+    wrote it, so that nothing in it is a stranger's; ``seen`` is what :meth:`checked` hashed."""
+
+    path: Path
+    target: Target
+    dtype: str
+    name: str
+    shape: ModelShape
+    context_length: int
+    decode_bytes: int | None
+    verified: bool
+    files: Mapping[str, str] = field(default_factory=dict)
+    own: bool = False
+    seen: Seen | None = None
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of everything in the folder."""
+        return _size(self.path)
+
+    def checked(self, trust_remote_code: bool = False, *, batch: int = 1, tokens: int = 8) -> OpenedExport:
+        """This export, found to be safe to open and to run on ``batch`` texts of ``tokens`` tokens.
+
+        Raises PrunekitError where the folder does not hold exactly the files of its manifest, where its format is a
+        program (unless ``trust_remote_code``), where its files would make the runtime load code or files of others, or
+        where a first run takes far more time or memory than its size explains.
+        Hashes prove that nothing changed, not who wrote them, so a manifest vouches for no content.
+        """
+        if self.own:
+            return self
+        if self.target.program is not None and not trust_remote_code:
+            raise PrunekitError(
+                f"{self.path} is for {self.target.name}, and such a file is a program: {self.target.program}. Run it "
+                "only if you trust who made it, with --trust-remote-code (trust_remote_code=True in Python)."
+            )
+        seen = check_listed(self.path, self.files, MANIFEST)
+        if self.target.program is None:
+            self.target.check_foreign(self.path, self.files)
+        check_unchanged(self.path, seen)
+        if self.target.program is None:
+            try_export(self.path, seen, self.file_bytes, batch, tokens)
+        return replace(self, seen=seen)
+
+    def open(self, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:
+        """The export in its runtime, :meth:`checked` unless it was. Raises PrunekitError where it changed since."""
+        if self.own:
+            return self.target.open(self.path, threads)
+        seen = self.seen or self.checked(trust_remote_code).seen or {}
+        check_unchanged(self.path, seen)
+        runner = self.target.open(self.path, threads)
+        try:
+            check_unchanged(self.path, seen)
+        except PrunekitError:
+            runner.close()
+            raise
+        return runner
+
+
+def is_export(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def read_export(folder: Path, *, own: bool = False) -> OpenedExport:
+    """What the manifest of ``folder`` says; no other file is read. ``own``: this process wrote it.
+
+    Raises PrunekitError where ``folder`` holds no export, or its manifest is damaged.
+    """
+    if (folder / MANIFEST).is_symlink():
+        raise PrunekitError(f"{folder / MANIFEST} is a link; put the file itself there, or export the model again.")
+    data = read_json(folder / MANIFEST, "export manifest")
+    try:
+        if data["format"] != "prunekit-export" or data["version"] != MANIFEST_VERSION:
+            raise ValueError("another format or version")
+        for name, value in (("context_length", data["context_length"]), ("decode_bytes", data["decode_bytes"] or 1)):
+            if type(value) is not int or not 0 < value < 1 << 62:
+                raise ValueError(f"{name} is no ordinary number")
+        target = target_named(data["target"])
+        if data["dtype"] not in target.dtypes or not isinstance(data["source"]["name"], str):
+            raise ValueError("it names no dtype or source")
+        return OpenedExport(
+            folder,
+            target,
+            data["dtype"],
+            data["source"]["name"],
+            _shape_of(data["shape"]),
+            data["context_length"],
+            data["decode_bytes"],
+            bool(data["verified"]),
+            dict(data["files"]),
+            own,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PrunekitError(f"{folder / MANIFEST} is damaged ({error}); export the model again.") from None
+
+
+def _shape_of(data: Any) -> ModelShape:
+    try:
+        return ModelShape.from_dict(data)
+    except PrunekitError as error:  # its advice is about plans
+        raise ValueError(str(error).partition(". ")[0]) from None

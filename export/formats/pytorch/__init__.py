@@ -1,0 +1,1 @@
+"""PyTorch's own formats: torch.export, TorchScript, ExecuTorch."""

@@ -1,0 +1,95 @@
+"""A traced TorchScript program: one file that LibTorch loads, in Python or C++, without transformers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prunekit.checkpoint.rebuild import copy_tokenizer
+from prunekit.export.formats.pytorch.runner import (
+    TORCH_DTYPES,
+    GraphRunner,
+    check_rope,
+    decode_bytes,
+    model_in,
+    read_model_json,
+    usage_snippet,
+    write_model_json,
+)
+from prunekit.export.target import Job, Requirement, Target, Written, runtime_errors
+from prunekit.models.runner import Runner
+from prunekit.utils.quiet import quiet
+
+MODEL_FILE = "model.pt"
+
+
+@contextmanager
+def _no_tracer_warnings() -> Iterator[None]:
+    """Tracing warns of every Python condition on a tensor and of its own deprecation; the tests cover the first."""
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class TorchScript(Target):
+    name = "torchscript"
+    summary = "A TorchScript program, traced, with its KV cache as tensors in and out."
+    dtypes = ("fp32", "fp16", "bf16")
+    writes_with = (Requirement("torch"),)
+    runs_with = (Requirement("torch"),)
+    program = "TorchScript can read and write files"
+    limits = (
+        "PyTorch has deprecated TorchScript: take torch-export for anything new.",
+        "Traced on the CPU: for a GPU, move it and its inputs there with .to() at your own risk, or take torch-export.",
+        "fp16 is slow on CPUs without half-precision arithmetic; take fp32 or bf16 there.",
+    )
+
+    def check(self, job: Job) -> None:
+        check_rope(job)
+
+    def write(self, job: Job, folder: Path) -> Written:
+        import torch
+
+        from prunekit.export.formats.pytorch.forward import TorchForward, torch_inputs
+
+        dtype = TORCH_DTYPES[job.dtype]
+        forward = TorchForward(model_in(job, dtype), job.source.family).eval()
+        # More than one of everything, or the trace takes a 1 for a constant; all different, for the same reason.
+        example = torch_inputs(job.source.shape, batch=2, length=7, past=5, kept=3, dtype=getattr(torch, dtype))
+        with _no_tracer_warnings(), runtime_errors("TorchScript could not trace the model"), torch.no_grad():
+            traced = torch.jit.trace(forward, example, check_trace=False)
+        refused = runtime_errors("TorchScript could not write the program")
+        # By way of memory: given a name, LibTorch ends the process where the disk is full.
+        with _no_tracer_warnings(), refused, (folder / MODEL_FILE).open("wb") as file:
+            torch.jit.save(traced, file)
+        placed = write_model_json(job, folder, dtype)
+        copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
+        return Written(
+            notes=("PyTorch has deprecated TorchScript; torch-export is its successor.",),
+            decode_bytes=decode_bytes(job.source.shape, dtype),
+            facts={"example": {"batch": 2, "length": 7, "past": 5}},
+            placed=placed,
+        )
+
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        facts = read_model_json(folder)
+        with _no_tracer_warnings(), runtime_errors(f"TorchScript could not load {folder / MODEL_FILE}"):
+            graph = torch.jit.load(str(folder / MODEL_FILE), map_location="cpu").eval()
+        return GraphRunner(graph, facts)
+
+    def usage(self, job: Job) -> str:
+        load = f'model = torch.jit.load("{MODEL_FILE}").eval()'
+        faster = (
+            "`torch.jit.optimize_for_inference(model)` decodes about a fifth faster, for twice the memory and with "
+            "other rounding.\n"
+            if job.dtype == "fp32"
+            else ""
+        )
+        tokenizer = (job.source.path / "tokenizer.json").is_file()
+        return f"It needs PyTorch alone.\n\n{usage_snippet(load, tokenizer)}\n{faster}"

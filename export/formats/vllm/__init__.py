@@ -1,0 +1,1 @@
+"""Checkpoints for vLLM, and the plugin that lets it load them."""

@@ -1,0 +1,22 @@
+"""What vLLM calls through the entry point ``vllm.general_plugins`` in each of its processes."""
+
+from __future__ import annotations
+
+from prunekit.models.families import FAMILIES
+
+# vLLM's own model that runs a transformers model, layer by layer with its own head counts. A name, so that vLLM imports
+# it only for a model that needs it.
+BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
+
+
+def register() -> None:
+    """Let vLLM load checkpoints whose layers differ without remote code. Safe to call again; touches no device."""
+    from prunekit.models.modeling import register as register_with_transformers
+
+    register_with_transformers()
+    from vllm import ModelRegistry
+
+    known = set(ModelRegistry.get_supported_archs())
+    for family in FAMILIES.values():
+        if family.pruned_causal_lm_class not in known:
+            ModelRegistry.register_model(family.pruned_causal_lm_class, BACKEND)

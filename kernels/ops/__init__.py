@@ -1,0 +1,1 @@
+"""Triton kernels as ops, and the float64 reference of each."""

@@ -1,0 +1,156 @@
+"""A linear layer for the few rows of a decode step and what surrounds it: y = norm(x) Wᵀ · scale + bias + residual."""
+
+import torch
+import torch.nn.functional as F
+
+from prunekit.kernels.ops.rms_norm import rms_norm_torch
+from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
+from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
+from prunekit.kernels.ops.utils.dispatch import overlapped
+from prunekit.kernels.ops.utils.inner_product import products
+from prunekit.kernels.ops.utils.int8 import dequantize
+from prunekit.kernels.ops.utils.launch import Launch, run
+
+
+@jit
+def _linear_decode_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    bias_ptr,
+    scale_ptr,
+    norm_ptr,
+    residual_ptr,
+    rows,
+    n,
+    k,
+    weight_stride,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """out[r, n] = Σ_k norm(x)[r, k] · weight[n, k] · scale[n] + bias[n] + residual[r, n].
+
+    One program computes BLOCK_N output features for every row, as :mod:`prunekit.kernels.ops.utils.inner_product` says.
+    """
+    start_after_previous(PDL)
+    features = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows past the end are clamped, not masked: a mask along n would cost registers and change nothing.
+    feature = tl.minimum(features, n - 1).to(tl.int64)
+    row = tl.arange(0, ROWS)
+    out = products(
+        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, BLOCK_N, BLOCK_K, STAGES, UPCAST
+    )
+    if scale_ptr is not None:
+        out *= tl.load(scale_ptr + feature)[:, None]
+    if bias_ptr is not None:
+        out += tl.load(bias_ptr + feature)[:, None]
+    out = tl.trans(out)
+    inside = (row < rows)[:, None] & (features < n)[None, :]
+    where = row.to(tl.int64)[:, None] * n + features[None, :]
+    if residual_ptr is not None:
+        out += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + where, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def launches(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+) -> list[Launch]:
+    """What :func:`linear_decode` starts. Tensors as there; ``out`` [rows, n] takes the result."""
+    rows, k = x.shape
+    n = weight.shape[0]
+    # Enough programs to fill the chip twice where the layer allows it, and no more rows a program than that needs.
+    if rows == 1:
+        block_n = 4 if n < 4096 else 8
+        # Fewer than 16 bytes a thread would make loads narrow.
+        block_k = 256 if k <= 1024 and weight.element_size() > 1 else 512
+    else:
+        block_n = 16 if n < 8192 else 32
+        # Products of float32 weights are summed without tensor cores, and a larger block would spill.
+        block_k = 64 if k <= 1024 or weight.element_size() > 2 else 128
+    stages = 4 if rows > 1 else 3
+    return [
+        Launch(
+            _linear_decode_kernel,
+            (cdiv(n, block_n),),
+            {
+                "x_ptr": x,
+                "weight_ptr": weight,
+                "out_ptr": out,
+                "bias_ptr": bias,
+                "scale_ptr": scale,
+                "norm_ptr": norm_weight,
+                "residual_ptr": residual,
+                "rows": rows,
+                "n": n,
+                "k": k,
+                "weight_stride": weight.stride(0),
+                "eps": eps,
+                "ROWS": 1 if rows == 1 else 16,
+                "BLOCK_N": block_n,
+                "BLOCK_K": block_k,
+                "STAGES": stages,
+                "UPCAST": INTERPRETING,
+            },
+            num_warps=4,
+            num_stages=stages,
+            overlap=overlapped(x.device, x.dtype),
+        )
+    ]
+
+
+def linear_decode_torch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same in PyTorch, in the dtype of ``x``; any number of rows."""
+    if norm_weight is not None:
+        x = rms_norm_torch(x, norm_weight, eps)
+    out = F.linear(x, dequantize(weight, scale, x.dtype))
+    if bias is not None:
+        out = out + bias.to(x.dtype)
+    return out if residual is None else residual + out
+
+
+@torch.library.custom_op("prunekit::linear_decode", mutates_args=())
+def linear_decode(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """norm(x) Wᵀ · scale + bias + residual for 1 to 16 rows; shape [rows, n], dtype of ``x``.
+
+    ``x`` [rows, k] is contiguous; ``weight`` [n, k] has contiguous rows and is in the dtype of ``x``, or int8 with
+    ``scale`` [n]. ``bias`` [n], ``scale`` and ``norm_weight`` [k] are float32; without ``norm_weight`` there is no
+    norm. ``residual`` [rows, n]. Sums are in float32. More than 16 rows go to PyTorch.
+    """
+    if x.shape[0] > MAX_DECODE_ROWS or why_not_triton(x.device, x.dtype, dot=x.shape[0] > 1):
+        return linear_decode_torch(x, weight, bias, scale, norm_weight, eps, residual)
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    run(launches(x, weight, out, bias, scale, norm_weight, eps, residual))
+    return out
+
+
+@linear_decode.register_fake
+def _(x, weight, *rest, **options):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[0])

@@ -1,0 +1,1 @@
+"""What ops share: launches, layouts, int8, and which implementation to take."""

@@ -1,0 +1,1 @@
+"""The decode runtime: an optimised model, its KV cache, generation."""

@@ -1,0 +1,1 @@
+"""Tolerances, and kernels compiled for GPUs that are not there."""

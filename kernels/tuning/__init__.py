@@ -1,0 +1,1 @@
+"""Measuring every way to compute an op on this GPU."""

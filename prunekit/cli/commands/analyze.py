@@ -1,0 +1,74 @@
+"""``prunekit analyze``: how much each layer matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunekit.cli import options as o
+from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, deliver, table
+from prunekit.cli.tables.plan import bar
+from prunekit.plan.methods import METHODS
+from prunekit.report.pictures import check_different, check_picture, draw_importance
+from prunekit.utils.files.atomic import check_output_file
+from prunekit.utils.files.replacing import local
+
+if TYPE_CHECKING:
+    from prunekit.pruning.analysis import Analysis
+
+
+@app.command()
+def analyze(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the analysis as JSON.")] = Path(
+        "analysis.json"
+    ),
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw it, .png or .svg; default: beside the JSON.")
+    ] = None,
+    overwrite: Overwrite = False,
+    importance: Annotated[str, typer.Option(help="Unit importance; as for prunekit plan.")] = "taylor",
+    layer_importance: Annotated[str, typer.Option(help="cosine, euclidean, manhattan or loss.")] = "cosine",
+    calib: o.Calib = None,
+    calib_field: o.CalibField = "text",
+    calib_split: o.CalibSplit = "train",
+    sequences: o.Sequences = None,
+    length: o.Length = None,
+    batch_size: o.BatchSize = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    json: Json = False,
+) -> None:
+    """Show how much each layer matters, in plain words; nothing is changed."""
+    preset = METHODS["adapt-pruner"]
+    config = o.calibration(preset, None, calib, calib_field, calib_split, sequences, length, batch_size, seed)
+    inputs = local(model, calib)
+    check_output_file(output, overwrite, what="report", inputs=inputs)
+    picture = picture or output.with_suffix(".png")
+    check_picture(picture, overwrite, inputs)
+    check_different(output, picture)
+    from prunekit.models.source import resolve
+    from prunekit.pruning.analysis import analyze as run
+
+    source = resolve(model, revision=revision)
+    result = run(source, config, importance=importance, layer_importance=layer_importance, dtype=dtype, device=device)
+    draw_importance([layer.importance for layer in result.layers], layer_importance, picture, overwrite)
+    deliver(result.to_dict(), output, json, lambda: _print(result, output, picture), overwrite)
+
+
+def _print(result: Analysis, output: Path, picture: Path) -> None:
+    made = table(
+        f"{result.model}: importance of its layers", "layer", "importance", "", "in words", caption=result.meaning
+    )
+    for column in made.columns[2:]:
+        column.justify = "left"
+    lowest = min(0.0, *(layer.importance for layer in result.layers))
+    span = max(layer.importance for layer in result.layers) - lowest or 1.0
+    for layer in result.layers:
+        made.add_row(str(layer.index), f"{layer.importance:.4g}", bar((layer.importance - lowest) / span), layer.words)
+    console().print(made)
+    console().print(f"{result.summary} Written to {output} and {picture}.")

@@ -1,0 +1,160 @@
+"""The tables of ``prunekit eval``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunekit.cli.common import console, table
+
+if TYPE_CHECKING:
+    from prunekit.evaluation.continuations import GenerationQuality
+    from prunekit.evaluation.perplexity import Evaluation
+    from prunekit.evaluation.task_report import TaskReport, TaskScore
+
+# Groups of more tasks than this together are shown without them.
+_SHOWN_TASKS = 30
+
+
+def show(
+    report: Evaluation | None, qualities: list[GenerationQuality], scored: TaskReport | None, names: dict[str, str]
+) -> None:
+    """Print what was measured; ``names`` are the models' as ``name`` and ``baseline_name``."""
+    if report is not None:
+        _print_texts(report)
+    if qualities:
+        _print_generation(qualities, names)
+    if scored is not None:
+        _print_tasks(scored)
+
+
+def _print_texts(report: Evaluation) -> None:
+    first = report.results[0]
+    apart = first.bits_per_byte is not None
+    compared = report.baseline is not None and not apart
+    how = f"windows of {first.length} every {first.stride} tokens, {report.dtype} on {report.device}"
+    caption = "Perplexity: e to the mean loss a token, lower is better; ± is one standard error."
+    columns = ["text", "tokens", "perplexity"]
+    if apart:
+        caption += (
+            " The two tokenizers give other tokens, so each model read the text with its own, and perplexities don't "
+            "compare. Bits a byte do: lower is better."
+        )
+        columns += ["baseline", "bits a byte", "baseline"]
+    if compared:
+        caption += (
+            " Loss added: in nats a token. KL: how far the predictions moved, 0 is unmoved. "
+            "Same top: how often both put the same token first."
+        )
+        columns += ["baseline", "loss added", "KL", "same top"]
+    shown = table(f"{report.model} ({how})", *columns, caption=caption)
+    for result in report.results:
+        row = [
+            result.text,
+            f"{result.tokens_predicted:,}",
+            f"{result.perplexity:,.2f}{_error(result.perplexity, result.nll_standard_error)}",
+        ]
+        if apart:
+            row += [
+                f"{result.baseline_perplexity:,.2f}",
+                f"{result.bits_per_byte:.3f}",
+                f"{result.baseline_bits_per_byte:.3f}",
+            ]
+        if compared:
+            row += [
+                f"{result.baseline_perplexity:,.2f}",
+                f"{result.nll_increase:+.3f}{_error(1, result.nll_increase_standard_error, digits=3)}",
+                f"{result.kl:.3f}",
+                f"{result.agreement:.1%}",
+            ]
+        shown.add_row(*row)
+    console().print(shown)
+
+
+def _error(scale: float, error: float | None, digits: int = 2) -> str:
+    """The standard error of ``scale`` times e to a loss is, to first order, ``scale`` times that of the loss."""
+    return "" if error is None else f" ± {scale * error:,.{digits}f}"
+
+
+def _print_generation(qualities: list[GenerationQuality], names: dict[str, str]) -> None:
+    first = qualities[0]
+    compared = first.baseline is not None
+    caption = (
+        "Greedy. Repeated: share of a continuation's 4-grams that it had before. Distinct: different tokens and pairs "
+        "of tokens among all. ± is one standard error."
+    )
+    columns = ["text", "model", "repeated", "distinct 1", "distinct 2", "length"]
+    if compared:
+        caption += " Follows: tokens before it first leaves the baseline's text. Equal: tokens the same in place."
+        columns += ["follows", "equal"]
+    title = f"{first.prompts} prompts of {first.prompt_length} tokens, continued by up to {first.new_tokens}"
+    shown = table(title, *columns, caption=caption)
+    for quality in qualities:
+        for name, fluency in ((names["name"], quality.model), (names["baseline_name"], quality.baseline)):
+            if fluency is None:
+                continue
+            row = [
+                quality.text,
+                name,
+                _share(fluency.repetition, fluency.repetition_standard_error),
+                _share(fluency.distinct_1),
+                _share(fluency.distinct_2),
+                f"{fluency.length:.1f}",
+            ]
+            if compared and fluency is quality.model and quality.common_prefix is not None:
+                row += [
+                    f"{quality.common_prefix:.1f}{_error(1, quality.common_prefix_standard_error, digits=1)}",
+                    _share(quality.equal_tokens, quality.equal_tokens_standard_error),
+                ]
+            shown.add_row(*row)
+    console().print(shown)
+
+
+def _print_tasks(report: TaskReport) -> None:
+    compared = report.baseline is not None
+    where = "the hub's data" if report.data == "hub" else f"data from {report.data}"
+    asked = f", at most {report.limit} questions a task" if report.limit else ""
+    caption = "± is one standard error. Chance: what picking choices at random scores."
+    if compared:
+        caption += " Difference: to the baseline, its error from question to question."
+    singles = sum(not score.group for score in report.scores if score.level)
+    if singles > _SHOWN_TASKS:
+        caption += " The single tasks of groups are in the JSON report (--json, -o)."
+    columns = ["task", "questions", "shots", "metric", "score", "chance"]
+    if compared:
+        columns += ["baseline", "difference"]
+    shown = table(f"{report.model}, lm-eval {report.lm_eval}, {where}{asked}", *columns, caption=caption)
+    for score in report.scores:
+        if score.group or not score.level or singles <= _SHOWN_TASKS:
+            shown.add_row(*_task_row(score, compared))
+    out = console()
+    out.print(shown)
+    if report.left_out:
+        out.print("Left out: " + "; ".join(f"{task} ({why})" for task, why in report.left_out.items()) + ".")
+    if report.truncated:
+        count = sum(report.truncated.values())
+        out.print(f"{count:,} requests of {len(report.truncated)} tasks did not fit; their beginning was cut off.")
+
+
+def _task_row(score: TaskScore, compared: bool) -> list[str]:
+    row = [
+        "  " * score.level + score.task,
+        f"{score.questions:,}",
+        "" if score.few_shot is None else str(score.few_shot),
+        score.metric,
+        f"{score.score:.3f}{_error(1, score.standard_error, digits=3)}",
+        "" if score.chance is None else f"{score.chance:.3f}",
+    ]
+    if compared:
+        row += [
+            "" if score.baseline is None else f"{score.baseline:.3f}",
+            ""
+            if score.difference is None
+            else f"{score.difference:+.3f}{_error(1, score.difference_standard_error, digits=3)}",
+        ]
+    return row
+
+
+def _share(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if error is None else f"{value:.1%} ± {100 * error:.1f}"

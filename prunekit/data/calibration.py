@@ -1,0 +1,323 @@
+"""Text for scoring: token blocks without padding, drawn by a seed, with a fingerprint for the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from prunekit.data.chat_template import Chats
+from prunekit.data.sources import BUILTIN, SELF, Piece, has_fields, is_dataset, pieces, source_name, text_pieces
+from prunekit.errors import PrunekitError
+from prunekit.utils.quiet import reason
+
+if TYPE_CHECKING:
+    import torch
+
+# The document separator that GPT-2, SmolLM and Qwen were trained with; their chat versions call another token EOS.
+_TRAINING_SEPARATOR = "<|endoftext|>"
+# A dataset that is streamed is read until it holds this many times the tokens that are asked for.
+_STREAM_FACTOR = 8
+# A file is read until it holds that, and has given so many characters or tokens: more than most texts have.
+_CHARACTERS, _TOKENS = 1 << 24, 1 << 22
+_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
+# A longer text has to be cut short by name: its ids would take gigabytes, and its evaluation days.
+_MOST_TOKENS = 1 << 24
+_log = logging.getLogger("prunekit")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """What text to calibrate on: ``sequences`` blocks of ``length`` tokens, drawn from all of ``source`` by ``seed``.
+
+    ``source`` is a file of text or rows (:func:`prunekit.data.sources.pieces`), a Hugging Face dataset (``id`` or
+    ``id:config``), ``wikitext`` or ``builtin``. ``field`` names the field or column of the rows that holds the text or
+    chat, ``split`` the dataset's.
+    """
+
+    source: str = BUILTIN
+    sequences: int = 32
+    length: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    field: str = "text"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        for name, least in (("sequences", 1), ("length", 2), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise PrunekitError(
+                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
+                )
+        if self.seed >= 1 << 63:
+            raise PrunekitError(f"Seed must be below 2^63, which is what PyTorch takes, got {self.seed}.")
+        for name in ("source", "field", "split"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Blocks drawn for calibration.
+
+    ``blocks`` [n, length] holds every block of the text, ``text_sha256`` the digest of that text, ``read`` what else
+    plans are told of how it was read. ``draw`` counts the fresh draws: 0 is the first.
+    """
+
+    config: CalibrationConfig
+    blocks: torch.Tensor = field(repr=False)
+    text_sha256: str
+    draw: int = 0
+    read: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids of this draw, int64 [sequences, length], without padding."""
+        import torch
+
+        per_pass = len(self.blocks) // self.config.sequences
+        sweep, place = divmod(self.draw, per_pass)
+        digest = hashlib.sha256(f"{self.config.seed}:{sweep}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        order = torch.randperm(len(self.blocks), generator=generator)
+        return self.blocks[order[place * self.config.sequences :][: self.config.sequences]].contiguous()
+
+    @property
+    def written(self) -> torch.Tensor:
+        """Which sequences of ``input_ids`` the model wrote itself, bool [sequences]."""
+        import torch
+
+        return torch.full((self.config.sequences,), self.config.source == SELF)
+
+    def step(self, t: int) -> Calibration:
+        """The draw for step ``t`` of a method that repeats scoring; step 0 is this calibration itself.
+
+        Steps walk through one seeded permutation of the whole text, so none repeats a block until the text is used
+        up; then a new permutation begins. A text that holds just enough blocks gives the same ones in another order.
+        """
+        if t < 0:
+            raise PrunekitError(f"Calibration steps count from 0, got {t}.")
+        return replace(self, draw=t)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the token ids (int64, little-endian) and where they came from."""
+        digest = hashlib.sha256(f"{source_name(self.config.source)}\0{tuple(self.input_ids.shape)}\0".encode())
+        digest.update(self.input_ids.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance for a plan: JSON values only, and no absolute path."""
+        return {
+            "source": source_name(self.config.source),
+            **({"field": self.config.field} if has_fields(self.config.source) else {}),
+            **({"split": self.config.split} if is_dataset(self.config.source) else {}),
+            **self.read,
+            "text_sha256": self.text_sha256,
+            "sequences": self.config.sequences,
+            "length": self.config.length,
+            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
+            "draw": self.draw,
+            "blocks_available": len(self.blocks),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
+    """Tokenise ``config.source``, cut it into blocks and draw from them.
+
+    Documents are joined as the model saw them in training: with the special tokens that the tokenizer itself adds
+    (a BOS before each), else with one end-of-text token after each. Where the tokenizer starts every text with BOS, so
+    does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi characters or 4 Mi
+    tokens, only so much is read, or 8 times the tokens asked for where that is more; provenance then holds
+    ``characters_read``.
+    Documents of more than 2 Mi characters are tokenised in pieces, split at white space.
+    Raises PrunekitError where the text can't be read or is too short.
+    """
+    needed = config.sequences * config.length
+    most, streamed = _STREAM_FACTOR * needed, is_dataset(config.source)
+    digest = hashlib.sha256()
+    chats = Chats(tokenizer)
+    before, after = separators(tokenizer)
+    ids = array("i")
+    characters = 0
+    begun = False
+    parts = pieces(config.source, field=config.field, split=config.split, render=chats)
+    cut_short = False
+    for group in _grouped(parts):
+        for piece, tokens in zip(group, encode(tokenizer, [piece.text for piece in group]), strict=True):
+            characters += len(piece.text)
+            digest.update(piece.text.encode())
+            # A chat template may have set it itself.
+            if not begun and tokens[: len(before)] != before:
+                ids.extend(before)
+            if tokens and not 0 <= max(tokens) < 1 << 31:
+                raise PrunekitError(
+                    f"The tokenizer gives token {max(tokens):,}, which no vocabulary has; copy the original model's "
+                    "tokenizer files into the model's folder."
+                )
+            ids.extend(tokens)
+            begun = not piece.ends
+            if piece.ends:
+                digest.update(b"\0")
+                ids.extend(after)
+        if len(ids) >= most and (streamed or characters >= _CHARACTERS or len(ids) >= _TOKENS):
+            cut_short = not streamed and next(parts, None) is not None
+            break
+    if len(ids) < needed:
+        fits = len(ids) // config.length
+        fewer = f"ask for at most {fits} sequences, " if fits else ""
+        raise PrunekitError(
+            f"The calibration text {source_name(config.source)} holds {len(ids):,} tokens, and {config.sequences} "
+            f"sequences of {config.length} need {needed:,}; {fewer}choose a shorter length, or give more text."
+        )
+    read = {**chats.describe(), **({"characters_read": characters} if cut_short else {})}
+    if cut_short:
+        _log.warning(
+            "The text %s is long: its first %s characters are used.", source_name(config.source), f"{characters:,}"
+        )
+    blocks = _cut(_tensor(ids), config.length)
+    return Calibration(config, _start(blocks, bos(tokenizer)), digest.hexdigest(), read=read)
+
+
+def _grouped(parts: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that are tokenised at once; documents of white space alone are left out."""
+    group: list[Piece] = []
+    length = 0
+    begun = False
+    for piece in parts:
+        if not piece.text.strip() and not begun:
+            continue
+        begun = not piece.ends
+        length += len(piece.text)
+        if group and (len(group) == _DOCUMENTS_AT_ONCE or length > _CHARACTERS_AT_ONCE):
+            yield group
+            group, length = [], len(piece.text)
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _tensor(ids: array[int]) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(ids, dtype=torch.int32).to(torch.int64) if ids else torch.zeros(0, dtype=torch.int64)
+
+
+def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer adds to a text where ``special``.
+
+    Raises PrunekitError where the tokenizer fails on one.
+    """
+    options = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False}
+    try:
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of tokenizers is no Exception; a pattern may fail on some texts only
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise PrunekitError(
+            f"The tokenizer fails on this text ({reason(error)}); copy the original model's tokenizer files over it, "
+            "or give another text."
+        ) from None
+    return encoded
+
+
+def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    bare, full = (encode(tokenizer, ["text"], special)[0] for special in (False, True))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+def separators(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids that stand before and after each document when documents are packed."""
+    before, after = _added(tokenizer)
+    if before or after:
+        return before, after
+    end = tokenizer.get_vocab().get(_TRAINING_SEPARATOR, tokenizer.eos_token_id)
+    return [], [] if end is None else [end]
+
+
+def bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer starts every text with, or None where it adds none."""
+    before, _ = _added(tokenizer)
+    return before[0] if before else None
+
+
+def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
+    count = len(ids) // length
+    return ids[: count * length].reshape(count, length)
+
+
+def _start(blocks: torch.Tensor, token: int | None) -> torch.Tensor:
+    """Blocks whose first token is ``token``: Gemma, for one, falls apart on a text that does not start with BOS."""
+    if token is not None:
+        blocks[:, 0] = token
+    return blocks
+
+
+def text_tokens(
+    source: str, tokenizer: Any, max_tokens: int | None = None, *, field: str = "text", split: str = "test"
+) -> torch.Tensor:
+    """All of ``source`` as one run of token ids, int64 [n], with the special tokens the tokenizer adds to a text.
+
+    ``wikitext`` is the raw WikiText-2 test split joined by empty lines, as perplexities are usually reported on it. A
+    text of more than 2 Mi characters is tokenised in pieces, split at white space, and read no further than
+    ``max_tokens`` need. Raises PrunekitError where it can't be read, or holds more than 16 Mi tokens and
+    ``max_tokens`` is not given.
+    """
+    parts = text_pieces(source, field=field, split=split, render=Chats(tokenizer))
+    text = next(parts)
+    # A token rarely spans 16 characters: a prefix saves time, the whole text is the fallback.
+    prefix = text if max_tokens is None else text[: 16 * max_tokens]
+    ids = array("i", encode(tokenizer, [prefix], special=True)[0])
+    if max_tokens is not None and len(ids) <= max_tokens and len(prefix) < len(text):
+        ids = array("i", encode(tokenizer, [text], special=True)[0])
+    before, after = _added(tokenizer)
+    # A chat template may have set it itself.
+    if before and ids[len(before) : 2 * len(before)].tolist() == before:
+        ids = ids[len(before) :]
+    while max_tokens is None or len(ids) <= max_tokens:
+        piece = next(parts, None)
+        if piece is None:
+            break
+        if max_tokens is None and len(ids) > _MOST_TOKENS:
+            raise PrunekitError(
+                f"The text {source_name(source)} holds more than {_MOST_TOKENS:,} tokens; say how many of them to use "
+                "with --max-tokens."
+            )
+        if after:
+            del ids[-len(after) :]
+        ids.extend(encode(tokenizer, [piece])[0])
+        ids.extend(after)
+    return _tensor(ids[:max_tokens])
+
+
+def check_tokens(tokens: torch.Tensor, model_config: Any) -> None:
+    """Raises PrunekitError where the tokenizer gave tokens that the model has no embedding for."""
+    largest = int(tokens.max()) if tokens.numel() else 0
+    if largest >= model_config.vocab_size:
+        raise PrunekitError(
+            f"The tokenizer gives token {largest}, but the model knows only {model_config.vocab_size}; the two don't "
+            "belong together, so copy the original model's tokenizer files into the model's folder."
+        )
+
+
+def check_length(config: Any, model_config: Any) -> None:
+    """Raises PrunekitError where ``config.length`` is more than the positions the model was made for."""
+    most = getattr(model_config, "max_position_embeddings", None)
+    if most is not None and config.length > most:
+        raise PrunekitError(
+            f"Sequences of {config.length} tokens are longer than the {most} positions this model was made for; "
+            f"choose a length of at most {most}."
+        )

@@ -1,0 +1,144 @@
+"""Calibration text of several sources: ``notes.txt:0.5,self:0.5``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.data.calibration import Calibration, CalibrationConfig, bos, load_calibration, separators
+from prunekit.data.self_generated import self_written
+from prunekit.data.sources import SELF, source_name
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.models.source import Source
+
+_WEIGHTED = re.compile(r"(.+):(0?\.\d+|1(?:\.0*)?|0)")
+
+
+def parse_mix(source: str) -> tuple[tuple[str, float], ...]:
+    """Sources and their shares, which add up to 1: without numbers all alike. A file whose name holds a comma is a
+    file. Raises PrunekitError where shares are missing or don't add up."""
+    if Path(source).is_file():
+        return ((source, 1.0),)
+    names, shares = [], []
+    for part in source.split(","):
+        weighted = _WEIGHTED.fullmatch(part.strip())
+        names.append(weighted[1] if weighted else part.strip())
+        shares.append(float(weighted[2]) if weighted else None)
+    if not all(names) or len(set(names)) != len(names):
+        raise PrunekitError(
+            f"--calib {source!r} names a text twice, or none; name each once, such as a.txt:0.5,self:0.5."
+        )
+    if all(share is None for share in shares):
+        return tuple((name, 1 / len(names)) for name in names)
+    given = [share for share in shares if share is not None]
+    if len(given) < len(shares) or abs(sum(given) - 1) > 1e-3 or min(given) <= 0:
+        raise PrunekitError(
+            f"The shares in --calib {source!r} must be above 0 and add up to 1, such as a.txt:0.5,self:0.5."
+        )
+    return tuple(zip(names, given, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Blocks of several calibrations, each with its share of ``config.sequences``; used as a Calibration is."""
+
+    config: CalibrationConfig
+    parts: tuple[Calibration, ...]
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        import torch
+
+        return torch.cat([part.blocks for part in self.parts])
+
+    @cached_property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids of this draw, int64 [sequences, length]: the parts' own, shuffled."""
+        import torch
+
+        return torch.cat([part.input_ids for part in self.parts])[self._order].contiguous()
+
+    @property
+    def written(self) -> torch.Tensor:
+        """Which sequences of ``input_ids`` the model wrote itself, bool [sequences]."""
+        import torch
+
+        return torch.cat([part.written for part in self.parts])[self._order]
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        import torch
+
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return torch.randperm(self.config.sequences, generator=generator)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the parts' fingerprints, in order."""
+        return hashlib.sha256("\0".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+    def step(self, t: int) -> Mixed:
+        """As :meth:`Calibration.step`, of every part."""
+        return replace(self, parts=tuple(part.step(t) for part in self.parts))
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance for a plan."""
+        described = self.parts[0].describe()
+        shared = {name: described[name] for name in ("length", "batch_size", "seed")}
+        return {
+            "source": ",".join(f"{source_name(name)}:{share:g}" for name, share in parse_mix(self.config.source)),
+            "sequences": self.config.sequences,
+            **shared,
+            "fingerprint": self.fingerprint,
+            "mix": [part.describe() for part in self.parts],
+        }
+
+
+def calibration_text(
+    config: CalibrationConfig, tokenizer: Any, source: Source, device: str = "auto"
+) -> Calibration | Mixed:
+    """The calibration text that ``config.source`` asks for: one text, ``self`` (what the model writes), or a mix.
+
+    Raises PrunekitError as :func:`prunekit.data.calibration.load_calibration` does.
+    """
+    parts = parse_mix(config.source)
+    counts = _split(config.sequences, [share for _, share in parts])
+    made = []
+    for (name, _), count in zip(parts, counts, strict=True):
+        own = replace(config, source=name, sequences=count)
+        made.append(_self(own, tokenizer, source, device) if name == SELF else load_calibration(own, tokenizer))
+    return made[0] if len(made) == 1 else Mixed(config, tuple(made))
+
+
+def _split(total: int, shares: list[float]) -> list[int]:
+    """Whole numbers in these proportions that add up to ``total``, none of them 0."""
+    if total < len(shares):
+        raise PrunekitError(f"{len(shares)} calibration texts need at least {len(shares)} --sequences, got {total}.")
+    counts = [max(1, int(total * share)) for share in shares]
+    while sum(counts) != total:
+        step = 1 if sum(counts) < total else -1
+        place = max(
+            range(len(shares)), key=lambda i: step * (total * shares[i] - counts[i]) if counts[i] + step else -1e9
+        )
+        counts[place] += step
+    return counts
+
+
+def _self(config: CalibrationConfig, tokenizer: Any, source: Source, device: str) -> Calibration:
+    start = bos(tokenizer)
+    before, after = separators(tokenizer)
+    first = start if start is not None else next(iter([*before, *after]), None)
+    blocks = self_written(source, first, config, device)
+    if start is not None:
+        blocks[:, 0] = start
+    digest = hashlib.sha256(source.fingerprint.encode())
+    digest.update(blocks.numpy().astype("<i8").tobytes())
+    return Calibration(config, blocks, digest.hexdigest())

@@ -1,0 +1,196 @@
+"""Text that a model writes itself: the nearest thing to what it was trained on, where that is not at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.data.sources import SELF
+from prunekit.errors import PrunekitError
+from prunekit.utils.files.atomic import keep_bytes
+from prunekit.utils.files.cache import cache_place, clear_for, tensors_digest
+from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.progress import progress
+from prunekit.utils.provenance import versions
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.models.source import Source
+
+# Sequences that are sampled together, and kept as one file in the cache: so many, and of the last ones a multiple of
+# the other number.
+CHUNK = 64
+_FEW = 8
+_RECIPE = 3
+
+
+def self_written(source: Source, first: int | None, config: Any, device: str = "auto") -> torch.Tensor:
+    """Blocks [config.sequences, config.length] of token ids sampled from ``source``, each from the whole distribution:
+    a lower temperature (0.8) or a nucleus (0.95) made text from which a refit carried over less (SmolLM2-135M).
+
+    Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
+    that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
+    ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once. CPUs made
+    for bfloat16 sample in it, in half the time.
+    Raises PrunekitError where the model's probabilities are not finite.
+    """
+    import torch
+
+    sizes = _chunks(config.sequences)
+    folder = _folder(source, config.length, config.seed, device)
+    blocks: list[torch.Tensor] = []
+    sampler: Callable[[int, int], torch.Tensor] | None = None
+    with progress("Writing calibration text", sum(sizes)) as advance:
+        for chunk, size in enumerate(sizes):
+            file = folder / f"{chunk}-{size}.safetensors"
+            kept = _read(file)
+            if kept is None:
+                if sampler is None:
+                    sampler = _sampler(source, first, config.length, config.seed, device)
+                kept = sampler(chunk, size)
+                _keep(file, kept)
+            blocks.append(kept)
+            advance(size)
+    return torch.cat(blocks)[: config.sequences].contiguous()
+
+
+def _read(file: Path) -> torch.Tensor | None:
+    """The ids that :func:`_keep` wrote to ``file``; None where there are none, or they are not as written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not file.is_file():
+            return None
+        with safe_open(file, "pt") as handle:
+            ids: torch.Tensor = handle.get_tensor("ids")
+            said = (handle.metadata() or {}).get("sha256")
+        return ids if said == tensors_digest([("ids", ids)], file.parent.name, file.name) else None
+    except (OSError, SafetensorError, RuntimeError):
+        return None
+
+
+def _keep(file: Path, ids: torch.Tensor) -> None:
+    from safetensors.torch import save
+
+    clear_for(file)
+    digest = tensors_digest([("ids", ids)], file.parent.name, file.name)
+    keep_bytes(file, save({"ids": ids}, metadata={"sha256": digest}))
+
+
+def _chunks(sequences: int) -> list[int]:
+    """How many sequences each chunk has: all but the last are the same whatever their number."""
+    whole, rest = divmod(sequences, CHUNK)
+    return [CHUNK] * whole + ([-(-rest // _FEW) * _FEW] if rest else [])
+
+
+def _folder(source: Source, length: int, seed: int, device: str) -> Path:
+    from prunekit.models.source import pick_device
+
+    # The same seed gives other numbers on another device, precision or version.
+    key = {
+        "recipe": _RECIPE,
+        "model": source.fingerprint,
+        "length": length,
+        "seed": seed,
+        "device": pick_device(device).type,
+        "fast": has_fast_products(pick_device(device)),
+        "versions": versions(),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_place(SELF, name, needed=False)
+
+
+def _sampler(
+    source: Source, first: int | None, length: int, seed: int, device: str
+) -> Callable[[int, int], torch.Tensor]:
+    import torch
+
+    from prunekit.models.source import load_model
+    from prunekit.utils.numerics.finite import blame_layer
+
+    model: Any = load_model(source, device=device).eval()
+    if has_fast_products(model.device):
+        model.to(torch.bfloat16)
+    vocabulary = model.config.vocab_size
+
+    def written(chunk: int, size: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(int.from_bytes(_digest(seed, chunk), "little"))
+        starts = torch.randint(0, vocabulary, (size, 1), generator=generator)
+        if first is not None:
+            starts[::2] = first
+        try:
+            return _continue(model, starts, length, generator)
+        except _NotFinite:
+            blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
+            raise PrunekitError(
+                f"{source.name} gives probabilities that are not finite in {model.dtype}, so it can't write text; "
+                "its weights are broken, or give a text file with --calib."
+            ) from None
+
+    return written
+
+
+class _NotFinite(Exception):
+    """The model gave NaN or infinite logits."""
+
+
+def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+    """``starts`` [B, 1] continued to [B, length]."""
+    import torch
+
+    from prunekit.utils.numerics.categorical import sampled
+
+    made = torch.empty(len(starts), length, dtype=torch.int64)
+    made[:, :1] = starts
+    device = model.get_input_embeddings().weight.device
+    cache = _room_for(length, model.config.num_hidden_layers)
+    # A mask of nothing but ones: given one, transformers takes the heads of a group at once, four times as fast. It
+    # would hide a window that ends before the text does.
+    window = getattr(model.config, "sliding_window", None)
+    mask = None
+    if window is None or length <= window:
+        mask = torch.ones(len(starts), 1, 1, length, dtype=torch.bool, device=device)
+    with torch.inference_mode():
+        for place in range(length - 1):
+            ids = made[:, place : place + 1].to(device)
+            seen = None if mask is None else mask[..., : place + 1]
+            given = {"input_ids": ids, "attention_mask": seen, "past_key_values": cache, "use_cache": True}
+            logits = model(**given).logits[:, -1].float()
+            # A sum is finite where all is, and much cheaper than to look at each.
+            if not torch.isfinite(logits.sum(-1)).all():
+                raise _NotFinite
+            # The generator is the CPU's, so that a device changes nothing else.
+            made[:, place + 1] = sampled(logits, generator, torch.float64).cpu()
+    return made
+
+
+def _room_for(length: int, layers: int) -> Any:
+    """An empty cache of ``length`` tokens. transformers' growing caches are copied at every step, and attention reads
+    those of a fixed size to their end."""
+    import torch
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class Room(DynamicLayer):
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            start = self.get_seq_length()
+            if not start:
+                self.lazy_initialization(key_states, value_states)
+                self._room = [
+                    torch.empty(*new.shape[:2], length, new.shape[3], dtype=new.dtype, device=new.device)
+                    for new in (key_states, value_states)
+                ]
+            end = start + key_states.shape[2]
+            for room, new in zip(self._room, (key_states, value_states), strict=True):
+                room[:, :, start:end] = new
+            self.keys, self.values = (room[:, :, :end] for room in self._room)
+            return self.keys, self.values
+
+    return Cache(layers=[Room() for _ in range(layers)])
+
+
+def _digest(seed: int, chunk: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{chunk}".encode()).digest()[:7]

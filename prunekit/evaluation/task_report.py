@@ -1,0 +1,171 @@
+"""Results of single tasks put together: groups by lm-eval's own rule, and a model beside the one it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunekit.evaluation.tasks import PreparedTasks
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one model reached in one task.
+
+    ``metrics`` are lm-eval's own by "metric,filter" and "metric_stderr,filter" (None where it has no number),
+    ``values`` each question's by "metric,filter" where the metric is their mean, ``chance`` what guessing would reach.
+    ``truncated`` counts the requests whose beginning did not fit into the model's positions.
+    """
+
+    questions: int
+    few_shot: int
+    metrics: dict[str, float | None]
+    chance: dict[str, float]
+    values: dict[str, list[float]]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of a task, or of a group of tasks; ``level`` is how deep it lies in the groups asked for.
+
+    ``few_shot`` is None where the tasks of a group differ. ``chance`` is what picking choices at random scores, None
+    where there are no choices (in a group such tasks count as 0). ``difference`` is the model's score minus the
+    baseline's, its standard error that of the difference question by question.
+    """
+
+    task: str
+    level: int
+    group: bool
+    questions: int
+    few_shot: int | None
+    metric: str
+    score: float
+    standard_error: float | None
+    chance: float | None
+    baseline: float | None = None
+    baseline_standard_error: float | None = None
+    difference: float | None = None
+    difference_standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """Scores of one model, in the order of lm-eval's groups. ``data`` is "hub", or the name of the local folder.
+
+    ``truncated`` names the tasks in which requests were longer than the model's positions, and how many.
+    """
+
+    model: str
+    baseline: str | None
+    lm_eval: str
+    data: str
+    limit: int | None
+    scores: tuple[TaskScore, ...]
+    left_out: dict[str, str]
+    truncated: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {**asdict(self), "scores": [asdict(score) for score in self.scores]}
+
+
+Results = Mapping[str, TaskResult]
+
+
+def make_report(
+    prepared: PreparedTasks,
+    results: Results,
+    baseline: Results | None = None,
+    *,
+    name: str = "model",
+    baseline_name: str = "baseline",
+) -> TaskReport:
+    """The scores of all tasks in ``prepared``, and of their groups, from each task's result."""
+    folder = prepared.config.data
+    return TaskReport(
+        model=name,
+        baseline=None if baseline is None else baseline_name,
+        lm_eval=prepared.version,
+        data="hub" if folder is None else folder.resolve().name,
+        limit=prepared.config.limit,
+        scores=tuple(score for root in prepared.roots for score in _scores(root, 0, results, baseline)),
+        left_out=dict(prepared.left_out),
+        truncated={task: result.truncated for task, result in results.items() if result.truncated},
+    )
+
+
+def _scores(item: Any, level: int, results: Results, baseline: Results | None) -> Iterator[TaskScore]:
+    group = hasattr(item, "get_all_tasks")
+    members = [task.task_name for task in item.get_all_tasks()] if group else [item.task_name]
+    own = {member: results[member] for member in members}
+    theirs = None if baseline is None else {member: baseline[member] for member in members}
+    ours = _combined(item, own) if group else own[members[0]].metrics
+    dense = None if theirs is None else _combined(item, theirs) if group else theirs[members[0]].metrics
+    chance = _combined(item, own, chance=True) if group else own[members[0]].chance
+    shots = sorted({result.few_shot for result in own.values()})
+    for key, score in ours.items():
+        metric, _, chain = key.partition(",")
+        if score is None or metric.endswith("_stderr"):
+            continue
+        difference = None if dense is None or dense.get(key) is None else score - dense[key]  # type: ignore[operator]
+        yield TaskScore(
+            task=item.name if group else item.task_name,
+            level=level,
+            group=group,
+            questions=sum(result.questions for result in own.values()),
+            few_shot=shots[0] if len(shots) == 1 else None,
+            metric=metric if chain == "none" else f"{metric} ({chain})",
+            score=score,
+            standard_error=ours.get(f"{metric}_stderr,{chain}"),
+            chance=chance.get(key),
+            baseline=None if dense is None else dense.get(key),
+            baseline_standard_error=None if dense is None else dense.get(f"{metric}_stderr,{chain}"),
+            difference=difference,
+            difference_standard_error=None if theirs is None else _paired_error(item, key, own, theirs),
+        )
+    if group:
+        for child in item:
+            yield from _scores(child, level + 1, results, baseline)
+
+
+def _combined(group: Any, results: Results, chance: bool = False) -> dict[str, float | None]:
+    """The group's metrics by lm-eval's own rule, or what guessing would reach in it."""
+    tasks: dict[str, Any] = {}
+    for name, result in results.items():
+        values = {key: "N/A" if value is None else value for key, value in result.metrics.items()}
+        if chance:
+            if not any(each.chance for each in results.values()):
+                return {}
+            values = {key: result.chance.get(key, 0.0) for key in values if "_stderr," not in key}
+        tasks[name] = {**values, "sample_len": result.questions}
+    from prunekit.evaluation.harness import silent
+
+    with silent():
+        combined = group.aggregate(tasks)
+    return {key: value if isinstance(value, float) else None for key, value in combined.items() if "," in key}
+
+
+def _paired_error(item: Any, key: str, ours: Results, dense: Results) -> float | None:
+    """The standard error of the difference, from the differences of single questions; tasks of a group are independent
+    and weigh as lm-eval weighs them."""
+    errors: list[tuple[int, float]] = []
+    for name, result in ours.items():
+        if key not in result.metrics:
+            continue
+        mine, theirs = result.values.get(key), dense[name].values.get(key)
+        if mine is None or theirs is None or len(mine) != len(theirs) or len(mine) < 2:
+            return None
+        steps = [a - b for a, b in zip(mine, theirs, strict=True)]
+        mean = math.fsum(steps) / len(steps)
+        variance = math.fsum((step - mean) ** 2 for step in steps) / (len(steps) - 1)
+        errors.append((len(steps), math.sqrt(variance / len(steps))))
+    by_size = True
+    for rule in getattr(item, "aggregate_metric_list", None) or ():
+        if rule.metric == key.partition(",")[0]:
+            by_size = bool(rule.weight_by_size)
+    total = sum(size for size, _ in errors) if by_size else len(errors)
+    return math.sqrt(math.fsum(((size if by_size else 1) / total * error) ** 2 for size, error in errors))

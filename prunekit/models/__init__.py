@@ -1,0 +1,1 @@
+"""Reading, describing, taking apart and running a decoder."""

@@ -1,0 +1,5 @@
+"""What a pruned model will be, as data; no torch."""
+
+from prunekit.plan.plan import PLAN_VERSION, LayerKeep, Plan, decode_ranges, encode_ranges, whole_plan
+
+__all__ = ["PLAN_VERSION", "LayerKeep", "Plan", "decode_ranges", "encode_ranges", "whole_plan"]

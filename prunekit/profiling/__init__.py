@@ -1,0 +1,1 @@
+"""How fast a model is, how large, at what cost."""

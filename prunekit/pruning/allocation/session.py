@@ -1,0 +1,272 @@
+"""A model while it is being planned: scored, and shrunk in memory as a progressive method goes along."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+from prunekit.models.families import Family
+from prunekit.models.slicing import LayerSlicer
+from prunekit.plan import LayerKeep
+from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.pruning.curves.loss_curves import LayerCurves, Solved, layer_curves
+from prunekit.pruning.curves.output_fisher import output_fisher
+from prunekit.pruning.importance import score
+from prunekit.pruning.importance.scores import LayerScores, Scores
+from prunekit.utils.files.leftovers import TemporaryFolder
+
+if TYPE_CHECKING:
+    from prunekit.pruning.curves.divergence import Fitness
+    from prunekit.pruning.curves.level_store import Levels
+
+# Levels of an FFN in a database, the whole among them; each takes d · n numbers on disk.
+_LEVELS = 16
+# Tokens that the scale of a loss curve is measured on. Sequences differ much: of scales
+# from half as many, a model's widths would lose 2 % more, and twice as many would win 1 % (SmolLM2-135M).
+_FITNESS_TOKENS = 4096
+# Tokens that curves are drawn on: of more text, the rest serves the refit alone.
+_LEVEL_TOKENS = 32768
+# A backward pass costs twice a forward one, and a Fisher matrix of hidden_size squared needs no more.
+_FISHER_TOKENS = 16384
+
+
+class Session:
+    """Holds a model, what of each source layer it still has, and how to score it.
+
+    ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
+    model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
+    what is worth keeping between runs on the same model and text (level databases). ``fast``
+    allows :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and fitness.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        draw: Callable[[int], torch.Tensor | None],
+        *,
+        importance: str,
+        layer_importance: str | None,
+        batch_size: int = 32,
+        seed: int = 0,
+        checkpoint: bool | None = None,
+        counted: ModelShape | None = None,
+        store: Path | None = None,
+        fast: bool = False,
+    ):
+        self.model = model
+        self.family = family
+        self.source: ModelShape = counted or family.shape(model.config)
+        self.keeps: tuple[LayerKeep, ...] = tuple(
+            LayerKeep.everything(index, layer) for index, layer in enumerate(self.source.layers)
+        )
+        self._draw = draw
+        self._importance = importance
+        self._layer_importance = layer_importance
+        self._batch_size = batch_size
+        self.seed = seed
+        self.store = store
+        self._checkpoint = checkpoint
+        self._fast = fast
+
+    @property
+    def shape(self) -> ModelShape:
+        """Shape of the model as it is now."""
+        return self.source.with_layers(keep.shape for keep in self.keeps)
+
+    def score(self, step: int = 0) -> Scores:
+        """Score the model as it is now on the calibration text of ``step``."""
+        return score(
+            self.model,
+            self.family,
+            self.shape,
+            self._draw(step),
+            importance_name=self._importance,
+            layer_importance_name=self._layer_importance,
+            batch_size=self._batch_size,
+            seed=self.seed + step,
+            checkpoint=self._checkpoint,
+        )
+
+    def _curves(
+        self, advance: Callable[..., None], widths: Callable[[int], Sequence[int]] | None
+    ) -> Iterator[tuple[LayerCurves, Solved]]:
+        ids = self._level_text()
+        some = ids[: self._fisher_sequences(ids)]
+        size = max(1, self._batch_size // 2)
+        fisher = output_fisher(
+            self.model, self.family, some, batch_size=size, seed=self.seed, fast=self._fast, advance=advance
+        )
+        return layer_curves(
+            self.model,
+            self.family,
+            self.source,
+            ids,
+            fisher,
+            batch_size=self._batch_size,
+            widths=widths,
+            fast=self._fast,
+            advance=advance,
+        )
+
+    def levels(self, advance: Callable[..., None]) -> Levels:
+        """The level database of the dense model (:mod:`prunekit.pruning.curves.level_store`), made where ``store`` has
+        none yet.
+
+        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
+        """
+        # Here, for the GPU check allocates widths on machines that have torch and little else.
+        from prunekit.pruning.curves.level_store import level_name, read_levels, room, write_levels
+
+        count = self.source.num_hidden_layers
+        if self.store is None:
+            self._temporary = TemporaryFolder("levels")
+        # Below it, so that the lock beside the database goes too.
+        folder = self.store or self._temporary.path / "levels"
+        if (kept := read_levels(folder, count)) is not None:
+            advance(self.curve_steps())
+            return kept
+        with room(folder, count) as kept:
+            # Another process may have made them while this one waited.
+            if kept is not None:
+                advance(self.curve_steps())
+                return kept
+            for index, (curves, projections) in enumerate(self._curves(advance, _level_widths)):
+                named = {
+                    level_name("ffn" if isinstance(what, int) else "attention", what): tensor
+                    for what, tensor in projections.items()
+                }
+                write_levels(folder, index, curves, named, next(self.model.parameters()).dtype)
+            made = read_levels(folder, count)
+        if made is None:
+            raise PrunekitError(f"The level database in {folder} can't be read back; is the disk full?")
+        return made
+
+    def fitness(self, levels: Levels) -> Fitness:
+        """What candidates of ``levels`` are measured by: some of the calibration text, where there is enough of it such
+        as levels were not solved on."""
+        from prunekit.pruning.curves.divergence import Fitness
+
+        ids = self._text()
+        count = max(4, -(-_FITNESS_TOKENS // ids.shape[1]))
+        # Levels err less on what they were solved on than elsewhere, and not all of them by as much.
+        unseen = ids[len(self._level_text()) :][:count]
+        some = unseen if len(unseen) == count else ids[:count]
+        return Fitness(self.model, self.family, self.source, some, levels, self._batch_size, self._fast)
+
+    def copy(self) -> Session:
+        """The same session with a model of its own, which may be shrunk."""
+        made = copy.copy(self)
+        made.model = copy.deepcopy(self.model)
+        return made
+
+    def _text(self) -> torch.Tensor:
+        ids = self._draw(0)
+        if ids is None:
+            raise PrunekitError("Loss curves need calibration text; name some with --calib.")
+        return ids
+
+    def _level_text(self) -> torch.Tensor:
+        """What levels are solved on."""
+        ids = self._text()
+        return ids[: -(-_LEVEL_TOKENS // ids.shape[1])]
+
+    def curve_steps(self) -> int:
+        """How often :meth:`levels` calls ``advance``."""
+        ids = self._level_text()
+        batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
+        return batches + 2 * self.source.num_hidden_layers
+
+    @staticmethod
+    def _fisher_sequences(ids: torch.Tensor) -> int:
+        return min(len(ids), -(-_FISHER_TOKENS // ids.shape[1]))
+
+    def select(self, scores: Scores, shapes: tuple[LayerShape, ...]) -> tuple[LayerKeep, ...]:
+        """The best units of the model as it is now, as many as ``shapes`` says, as indices into the source."""
+        return tuple(
+            compose(keep, best_units(index, current, layer_scores, target))
+            for index, (keep, current, layer_scores, target) in enumerate(
+                zip(self.keeps, self.shape.layers, scores.layers, shapes, strict=True)
+            )
+        )
+
+    def shrink(self, keeps: tuple[LayerKeep, ...]) -> None:
+        """Cut the model down to ``keeps`` (indices into the source; they must be among what it still has)."""
+        layers = self.model.get_submodule("model.layers")
+        for index, (old, new) in enumerate(zip(self.keeps, keeps, strict=True)):
+            if old != new:
+                cut = cut_layer(self.model, self.family, self.shape, layers[index], relative(old, new))  # type: ignore[operator, index]
+                layers[index] = cut  # type: ignore[operator, index]
+        self.keeps = keeps
+
+
+def _level_widths(dense: int) -> tuple[int, ...]:
+    """FFN widths of a level database, beside the whole; a single channel stands for whatever the floor may be."""
+    return tuple(sorted({max(1, dense * step // _LEVELS) for step in range(_LEVELS)}))
+
+
+def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:
+    """A new decoder layer with the units of ``layer``, one of ``model`` (of that ``shape``), that ``keep`` names."""
+    from prunekit.models.modeling import skipped_parts
+    from prunekit.models.modeling.per_layer import remove_parts
+
+    slicer = LayerSlicer(family, shape, keep)
+    config = model.config
+    heterogeneous = getattr(config, "is_heterogeneous", False)
+    own = copy.copy(config.per_layer_config[keep.index] if heterogeneous else config)
+    # What is removed is built with a width of 1 and taken out.
+    own.num_attention_heads = keep.shape.num_attention_heads or 1
+    own.num_key_value_heads = keep.shape.num_key_value_heads or 1
+    own.intermediate_size = keep.shape.intermediate_size or 1
+    own.head_dim = shape.head_dim
+    with torch.device("meta"):
+        new = type(layer)(own, keep.index)  # type: ignore[call-arg]
+    remove_parts(new, skipped_parts(keep.shape), keep.index)
+    tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items() if slicer.keeps(name)}
+    new.load_state_dict(tensors, assign=True)
+    return new.train(layer.training)
+
+
+def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:
+    """The best-scoring units of a layer of shape ``current``, as many as ``target`` has; ties go to lower indices."""
+    kv_heads = top(scores.kv_heads, target.num_key_value_heads)
+    query_heads = []
+    for kv in kv_heads:
+        own = top(scores.query_heads[kv], target.group_size)
+        query_heads += [kv * current.group_size + head for head in own]
+    return LayerKeep(index, kv_heads, tuple(query_heads), top(scores.ffn, target.intermediate_size))
+
+
+def top(values: torch.Tensor, count: int) -> tuple[int, ...]:
+    """Indices of the ``count`` largest values, rising; ties go to the lower index, so that a plan never depends on a
+    sort's whims."""
+    order = torch.sort(values, descending=True, stable=True).indices[:count]
+    return tuple(sorted(order.tolist()))
+
+
+def compose(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
+    """``inner`` indexes into what ``outer`` kept: the same units as indices into the source."""
+    return LayerKeep(
+        outer.index,
+        tuple(outer.kv_heads[i] for i in inner.kv_heads),
+        tuple(outer.query_heads[i] for i in inner.query_heads),
+        tuple(outer.ffn[i] for i in inner.ffn),
+    )
+
+
+def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
+    """Reverse of :func:`compose`: units of ``inner`` as indices into what ``outer`` kept."""
+    kept = (outer.kv_heads, outer.query_heads, outer.ffn)
+    places = [{unit: place for place, unit in enumerate(units)} for units in kept]
+    return LayerKeep(
+        outer.index,
+        tuple(places[0][unit] for unit in inner.kv_heads),
+        tuple(places[1][unit] for unit in inner.query_heads),
+        tuple(places[2][unit] for unit in inner.ffn),
+    )

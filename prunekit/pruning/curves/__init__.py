@@ -1,0 +1,1 @@
+"""What each width of each layer costs in loss."""

@@ -1,0 +1,1 @@
+"""Giving back what pruning lost."""

@@ -1,0 +1,133 @@
+"""FLAP's compensation (arXiv 2312.11983): what removed inputs added on average becomes a bias of the output.
+
+b = W[:, removed] · E[X_removed] for o_proj and down_proj, with X the inputs that the dense model gives them. Only
+families whose config can switch such biases on can carry it; that also puts (zero) biases on the other projections of
+the switch, which count as parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from prunekit.models.families import BIASES, Coupling, Family, unit_rows
+from prunekit.models.slicing import expand
+from prunekit.models.source import load_model
+from prunekit.plan import Plan
+from prunekit.pruning.importance.input_moments import Moments
+from prunekit.utils.numerics.finite import check_made, watched_layers
+from prunekit.utils.progress import progress
+
+if TYPE_CHECKING:
+    from prunekit.data.calibration import Calibration
+    from prunekit.data.mixture import Mixed
+    from prunekit.models.source import Source
+
+
+def _prunable(coupling: Coupling, units: tuple[str, ...]) -> bool:
+    return "ffn" in units if "ffn" in coupling.parts else bool({"kv", "query"} & set(units))
+
+
+def addable(family: Family, config: Any, units: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of ModelShape that compensation switches on in a model of that config when ``units`` are pruned, and
+    what a plan's provenance says of it: the ``projections`` that get a bias, and, where some can't, ``without``, a
+    sentence."""
+    changes: dict[str, Any] = {}
+    carried, bare = [], []
+    for coupling in family.output_projections():
+        if not _prunable(coupling, units):
+            continue
+        field = getattr(family, coupling.bias)
+        if family.flag(field, config):
+            carried.append(coupling.module)
+        elif isinstance(field, str):
+            carried.append(coupling.module)
+            changes |= {flag: True for flag in BIASES if getattr(family, flag) == field}
+        else:
+            bare.append(coupling.module)
+    said: dict[str, Any] = {"projections": carried}
+    if bare:
+        names = " and ".join(module.rpartition(".")[2] for module in bare)
+        said["without"] = (
+            f"{family.name} models have no bias on {names}, so what is cut of its input is not compensated there."
+        )
+    return changes, said
+
+
+def is_compensated(plan: Plan) -> bool:
+    """True where the method of ``plan`` compensates what it cuts, so that :func:`compensate` must follow."""
+    said = plan.provenance.get("compensation")
+    return bool(plan.added_biases) or (isinstance(said, dict) and bool(said.get("projections")))
+
+
+def output_biases(
+    model: Any,
+    family: Family,
+    plan: Plan,
+    input_ids: torch.Tensor,
+    *,
+    batch_size: int = 32,
+    advance: Callable[..., None] = lambda *args, **kwargs: None,
+) -> dict[str, torch.Tensor]:
+    """Biases [hidden_size], float64, of every o_proj and down_proj that has one in the pruned model, by their names in
+    the source, for ``rebuild(weights=...)``. A bias that the source has is part of them.
+
+    ``model`` is the dense one; its means are taken over all tokens of ``input_ids`` [sequences, length] in one forward
+    pass. Raises PrunekitError where they are not finite.
+    """
+    carriers = [coupling for coupling in family.output_projections() if getattr(plan.shape, coupling.bias)]
+    seen: dict[tuple[int, str], Moments] = {}
+    handles = []
+    layers = model.get_submodule("model.layers")
+    for keep in plan.layers:
+        for coupling in carriers:
+            moments = seen[keep.index, coupling.module] = Moments()
+            projection = layers[keep.index].get_submodule(coupling.module)
+            handles.append(projection.register_forward_pre_hook(partial(_see, moments)))
+    try:
+        with torch.no_grad(), watched_layers(layers):
+            for batch in input_ids.split(batch_size):
+                model.base_model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
+                advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+    biases = {}
+    for keep in plan.layers:
+        for coupling in carriers:
+            name = f"model.layers.{keep.index}.{coupling.module}.bias"
+            projection = layers[keep.index].get_submodule(coupling.module)
+            units = keep.ffn if "ffn" in coupling.parts else keep.query_heads
+            mean = seen[keep.index, coupling.module].mean.clone()
+            mean[expand(units, unit_rows(coupling.parts[0], plan.source.head_dim))] = 0
+            bias = projection.weight.detach().to("cpu", torch.float64) @ mean
+            if projection.bias is not None:
+                bias += projection.bias.detach().to("cpu", torch.float64)
+            check_made(name, bias)
+            biases[name] = bias
+    return biases
+
+
+def _see(moments: Moments, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    moments.add(args[0].flatten(0, -2))
+
+
+def compensate(
+    source: Source,
+    plan: Plan,
+    calibration: Calibration | Mixed,
+    *,
+    batch_size: int = 32,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> dict[str, torch.Tensor]:
+    """:func:`output_biases` of ``source`` on the ``calibration`` text that ``plan`` was made with
+    (:func:`prunekit.data.from_plan.text_of`)."""
+    model = load_model(source, dtype=dtype, device=device)
+    passes = -(-len(calibration.input_ids) // batch_size)
+    with progress("Compensating", passes) as advance:
+        return output_biases(model, source.family, plan, calibration.input_ids, batch_size=batch_size, advance=advance)

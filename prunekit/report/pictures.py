@@ -1,0 +1,115 @@
+"""Pictures: per-layer widths of a plan, per-layer importance of an analysis."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from prunekit.errors import PrunekitError
+from prunekit.plan import Plan
+from prunekit.utils.files.atomic import check_output_file, write_bytes
+from prunekit.utils.files.replacing import PICTURE_MARK
+
+_DENSE, _FFN, _HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
+_METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": PICTURE_MARK},
+    "svg": {"Creator": PICTURE_MARK, "Date": None},
+    "pdf": {"Creator": PICTURE_MARK, "CreationDate": None},
+}
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """matplotlib's settings as they come with it: a matplotlibrc of the working folder may have text set by TeX."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        rows,
+        1,
+        figsize=(max(6.0, min(0.28 * layers + 2, 18)), 2.6 * rows),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes[:, 0]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3, linewidth=0.6)
+        axis.set_axisbelow(True)
+    axes[-1, 0].set_xlabel("layer")
+    return figure, axes[:, 0]
+
+
+def check_picture(path: Path, overwrite: bool = False, inputs: Iterable[Path] = ()) -> str:
+    """The format that the ending of ``path`` names. Raises PrunekitError where it names none, or can't be written:
+    with ``overwrite``, a picture that prunekit drew may be replaced."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise PrunekitError(f"A picture can be written as .png, .svg or .pdf, not {path.name!r}.")
+    check_output_file(path, overwrite, what="picture", inputs=inputs)
+    return kind
+
+
+def check_different(output: Path, picture: Path) -> None:
+    """Raises PrunekitError where both have the same name."""
+    if os.path.realpath(output) == os.path.realpath(picture):
+        raise PrunekitError(f"{output} can't hold both the result and its picture; give --picture another name.")
+
+
+def _save(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyped-def]
+    import matplotlib
+    from matplotlib import pyplot
+
+    kind = check_picture(path, overwrite)
+    buffer = io.BytesIO()
+    # No date inside, and no random names of an SVG's parts: the same plan gives the same file. The mark lets a later
+    # run know that it may be replaced.
+    with matplotlib.rc_context({"svg.hashsalt": "prunekit"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
+    pyplot.close(figure)
+    write_bytes(path, buffer.getvalue(), overwrite, what="picture")
+
+
+@_own_style()
+def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
+    """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
+    source = plan.source
+    kept = {layer.index: layer.shape for layer in plan.layers}
+    layers = range(source.num_hidden_layers)
+    figure, (top, bottom) = _figure(2, source.num_hidden_layers)
+    top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
+    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=_FFN, label="kept")
+    top.set_ylabel("FFN width")
+    # Above the axes: inside them it would lie on the bars.
+    top.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    top.set_title(
+        f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters",
+        loc="left",
+    )
+    bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
+    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=_HEADS)
+    bottom.set_ylabel("query heads")
+    _save(figure, path, overwrite)
+
+
+@_own_style()
+def draw_importance(importance: Sequence[float], method: str, path: Path, overwrite: bool = False) -> None:
+    """One bar a layer, taller matters more. Written atomically."""
+    figure, (axis,) = _figure(1, len(importance))
+    axis.bar(range(len(importance)), importance, color=_FFN)
+    axis.set_ylabel(f"importance ({method})")
+    axis.set_title("What each layer changes", loc="left")
+    _save(figure, path, overwrite)

@@ -1,0 +1,1 @@
+"""Tensors without a model: finite, in the right precision, solved, drawn from."""

@@ -1,0 +1,279 @@
+"""`make gpu-check`: rehearsed as a whole, and what it does about wrong ops, failures, hangs and deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.common.record import Recorder, running_path
+from benchmarks.common.tensors import Data
+from benchmarks.common.timer import one_pass
+from benchmarks.gpu_check.supervisor import run_workers, summarise
+from benchmarks.ops import correctness, registry
+from benchmarks.ops.attention_checks import attention_checks
+from benchmarks.ops.checks import TINY, Check, ffn_checks
+from benchmarks.ops.correctness import run_check
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def gpu_check(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, without any GPU that there may be."""
+    return subprocess.run(
+        [sys.executable, "benchmarks/gpu_check", "--rehearse", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=400,
+    )
+
+
+def read(folder: Path, part: str) -> Any:
+    (file,) = folder.glob(f"*_{part}.json")
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    return folder, gpu_check("--out", folder, "--no-compile")
+
+
+def test_rehearsal_says_so_and_passes(rehearsal: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = rehearsal
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.startswith("No GPU: this is a rehearsal on the CPU")
+    assert "FAILED" not in done.stdout
+    assert not list((ROOT / "benchmarks" / "results").glob("*rehearsal*"))
+    for part in ("correctness", "ops", "models"):
+        data = read(folder, part)
+        assert (data["part"], data["status"], data["skipped"]) == (part, "complete", [])
+        assert "rehearsal" in data["rehearsal"] and data["versions"]["torch"] == torch.__version__
+        assert data["date"].endswith("Z") and "gpu_check" in data["command"] and data["device"]["name"]
+        assert all("error" not in record and record["took_s"] >= 0 for record in data["records"])
+    assert not list(folder.glob("*.running"))
+
+
+def test_every_op_is_checked_and_timed(rehearsal: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = rehearsal
+    checked = read(folder, "correctness")["records"]
+    assert {record["op"] for record in checked} == {*registry.OPS, "runtime"}
+    for record in checked:
+        assert record["ok"] and record["relative_error"] <= record["tolerance"], record
+    timed = read(folder, "ops")
+    assert {record["op"] for record in timed["records"]} == set(registry.OPS)
+    for record in timed["records"]:
+        assert set(record["arms"]) >= {"irregular_cublas", "padded_cublas", "ours"}, record["id"]
+        for arm in record["arms"].values():
+            assert {"median_us", "p20_us", "p80_us", "count"} <= set(arm) and ("gbps" in arm or "tflops" in arm)
+        assert record["agrees"] and record["relative_difference"] < 0.01, record["id"]
+        assert bool(record["irregular_over_aligned"]) == record["prunable"]
+    assert {"copy_gbps", "read_gbps", "matmul_tflops"} <= set(timed["ceilings"])
+
+
+def test_whole_models_are_timed(rehearsal: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = rehearsal
+    records = read(folder, "models")["records"]
+    assert {record["pruned_percent"] for record in records} == {0, 40}
+    for record in records:
+        assert set(record["arms"]) == {"eager", "ours"}
+        for arm in record["arms"].values():
+            assert {"ttft", "tpot", "tokens_per_s", "gbps", "share_of_copy", "peak_bytes"} == set(arm)
+        assert record["agrees"] and record["relative_difference"] < 0.01
+        assert record["decode_bytes"] > 0 and record["roofline_tpot_us"] > 0
+
+
+def test_rehearsal_judges_no_goal(rehearsal: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = rehearsal
+    goals = read(folder, "goals")["goals"]
+    assert goals and all(goal["met"] is None for goal in goals)
+    assert (next(folder.glob("*.md"))).read_text().strip() in done.stdout
+
+
+def test_what_passed_before_is_left_out(
+    rehearsal: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = rehearsal
+    (file,) = folder.glob("*_correctness.json")
+    before = json.loads(file.read_text())
+    again = next(record for record in before["records"] if record["op"] == "rms_norm")
+    again["ok"] = False
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    done = gpu_check("--part", "correctness", "--after", tmp_path / "before.json", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [record["id"] for record in read(tmp_path / "out", "correctness")["records"]] == [again["id"]]
+
+
+def test_without_transformers_and_without_time(tmp_path: Path) -> None:
+    """A bare GPU machine has torch and Triton, and prunekit is not installed; a budget that is too short begins
+    nothing."""
+    missing = ("transformers", "huggingface_hub", "safetensors", "psutil", "typer", "rich", "datasets", "gguf")
+    lines = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in missing)
+    # What an editable install finds prunekit by.
+    lines += "sys.meta_path[:] = [each for each in sys.meta_path if 'Editable' not in getattr(each, '__name__', '')]\n"
+    (tmp_path / "sitecustomize.py").write_text(lines)
+    done = gpu_check("--out", tmp_path / "out", "--budget-seconds", 5, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Whole models are not measured: that needs transformers 5.16" in done.stdout
+    ops = read(tmp_path / "out", "ops")
+    assert ops["status"] == "out of time" and ops["skipped"] and not ops["records"]
+
+
+def test_bad_arguments() -> None:
+    for arguments in (("--models", "gpt-2"), ("--shares", "0"), ("--shares", "x"), ("--after", "none.json")):
+        done = gpu_check(*arguments)
+        assert done.returncode == 2 and "usage:" in done.stderr and arguments[1] in done.stderr
+
+
+def checks_of(op: str) -> list[Check]:
+    data = Data(CPU, torch.float32)
+    return [check for make in (ffn_checks, attention_checks) for check in make(data, TINY) if check.op == op]
+
+
+@pytest.mark.parametrize("op", ("linear_decode", "qkv_rope", "add_rms_norm"))
+def test_a_right_op_passes(op: str) -> None:
+    for check in checks_of(op):
+        assert run_check(check, CPU)["ok"], check.label
+
+
+def spoiled(kind: str, right: Any) -> Any:
+    """The op ``linear_decode`` with something wrong."""
+    calls: list[int] = []
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = right(x, weight, *args, **kwargs)
+        calls.append(1)
+        if kind == "off":
+            return out * 1.01
+        if kind == "drifts":
+            return out + 1e-7 * len(calls)
+        unwritten = torch.empty_like(out)
+        unwritten[:, :-1] = out[:, :-1]
+        return unwritten
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    (("off", "relative error 1.00e-02"), ("drifts", "not the same bits"), ("unwritten", "relative error nan")),
+)
+def test_a_wrong_op_is_found(kind: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = spoiled(kind, registry.op("linear_decode"))
+    monkeypatch.setattr(correctness, "op", lambda name: wrong)
+    record = run_check(checks_of("linear_decode")[0], CPU)
+    assert not record["ok"] and why in record["why"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_cache_place_that_was_not_to_be_written_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = registry.op("rope_cache")
+
+    def wrong(**arguments: Any) -> torch.Tensor:
+        out = right(**arguments)
+        arguments["v_cache"][1, 0, 0] = 1.0
+        return out
+
+    monkeypatch.setattr(correctness, "op", lambda name: wrong)
+    assert not run_check(checks_of("rope_cache")[0], CPU)["ok"]
+
+
+def test_a_failing_measurement_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.json", "ops", {"rehearsal": None})
+    assert recorder.measure("bad", {"op": "x"}, lambda: 1 / 0, limit_s=1)["error"].startswith("ZeroDivisionError")  # type: ignore[index, arg-type, return-value]
+    nan = recorder.measure("nan", {}, lambda: {"value_us": float("nan")}, limit_s=1)
+    assert nan is not None and "not JSON compliant" in nan["error"]
+    assert recorder.measure("good", {}, lambda: {"value_us": 1.0}, limit_s=1) is not None
+    recorder.finish()
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert [record["id"] for record in data["records"]] == ["bad", "nan", "good"] and data["status"] == "complete"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_a_new_process_goes_on_after_the_measurement_that_killed_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    first = Recorder(path, "ops", {"rehearsal": None})
+    first.measure("done", {}, dict, limit_s=1)
+    first._write()
+    running_path(path).write_text(json.dumps({"id": "deadly", "fields": {"op": "x"}, "since": 0, "limit_s": 1}))
+    second = Recorder(path, "ops", {"rehearsal": None})
+    for name in ("done", "deadly"):
+        assert second.measure(name, {}, dict, limit_s=1) is None
+    assert second.measure("next", {}, dict, limit_s=1) is not None
+    second.finish()
+    records = json.loads(path.read_text())["records"]
+    assert [record["id"] for record in records] == ["done", "deadly", "next"]
+    assert records[1]["op"] == "x" and "died or hung" in records[1]["error"]
+
+
+WORKER = """
+import os, sys, time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from benchmarks.common.record import Recorder
+recorder = Recorder(Path(sys.argv[1]) / "s_ops.json", "ops", {"rehearsal": None})
+acts = {"hangs": lambda: time.sleep(60), "dies": lambda: os._exit(9), "works": lambda: {"value_us": 1}}
+for name, act in acts.items():
+    recorder.measure(name, {"op": "x"}, act, limit_s=0.2)
+recorder.finish()
+"""
+
+
+def test_the_supervisor_survives_hangs_and_deaths(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    assert run_workers(command, environment, tmp_path, "s", None)
+    records = json.loads((tmp_path / "s_ops.json").read_text())["records"]
+    assert [(record["id"], "error" in record) for record in records] == [
+        ("hangs", True),
+        ("dies", True),
+        ("works", False),
+    ]
+    assert not run_workers([sys.executable, "-c", "raise SystemExit(3)"], environment, tmp_path, "s", None)
+
+
+def test_exit_code_tells_failed_checks(tmp_path: Path) -> None:
+    head = {name: None for name in ("rehearsal", "commit", "command")}
+    head |= {
+        "date": "2026-11-24",
+        "device": {"name": "g"},
+        "versions": {"torch": "2"},
+        "status": "complete",
+        "skipped": [],
+    }
+    record = {"id": "x", "op": "mlp", "dtype": "float16", "relative_error": 0.5, "ok": False, "why": "too far off"}
+    file = tmp_path / "s_correctness.json"
+    file.write_text(json.dumps({**head, "records": [record]}))
+    assert summarise(tmp_path, "s") == 1
+    assert "FAILED x: too far off" in (tmp_path / "s.md").read_text()
+    file.write_text(json.dumps({**head, "records": [{**record, "ok": True}]}))
+    assert summarise(tmp_path, "s") == 0
+    assert summarise(tmp_path, "nothing") == 2
+
+
+def test_a_graph_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded pass outlives the workloads that it was made from."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+
+    def make() -> tuple[Any, weakref.ref[torch.Tensor]]:
+        weight = torch.ones(3)
+        return one_pass([lambda: weight.sum()], torch.device("cuda")), weakref.ref(weight)
+
+    replay, weight = make()
+    replay()
+    assert weight() is not None
