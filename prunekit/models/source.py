@@ -267,7 +267,27 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
     model, info = loaded
     _check_loaded(source, info)
     _check_finite(source, model, wanted)
-    return cast("PreTrainedModel", model.eval())
+    _check_runs(source, model.eval())
+    return cast("PreTrainedModel", model)
+
+
+def _check_runs(source: Source, model: Any) -> None:
+    """transformers finds out at the first tokens whether some fields of a config fit each other: three are run, one of
+    them after a cache."""
+    import torch
+
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad(), quiet():
+            cache = model(ids, use_cache=True).past_key_values
+            model(ids[:, :1], past_key_values=cache, use_cache=True)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise PrunekitError(
+            f"The model in {source.path} computes nothing ({reason(error)}); its config.json may have been changed. "
+            "Copy the original model's over it."
+        ) from None
 
 
 def _check_finite(source: Source, model: Any, dtype: torch.dtype) -> None:

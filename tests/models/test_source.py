@@ -478,3 +478,18 @@ def test_import_registers_and_command_starts_without_torch(tmp_path: Path) -> No
     code = "import prunekit, transformers; print(transformers.AutoConfig.for_model('pruned_llama').model_type)"
     run = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "pruned_llama"
+
+
+def test_what_transformers_finds_out_at_the_first_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def fails_after_a_cache(self: Any, ids: Any, **options: Any) -> Any:
+        if options.get("past_key_values") is not None:
+            raise RuntimeError("The size of tensor a (8) must match the size of tensor b (24)")
+        return forward(self, ids, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", fails_after_a_cache)
+    with pytest.raises(PrunekitError, match=r"computes nothing \(The size of tensor a .*\); its config\.json may have"):
+        load_model(resolve(str(folder)))
