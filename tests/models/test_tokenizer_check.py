@@ -51,6 +51,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (replacing("bcdefgh" * 20, pattern={"Regex": "q"}), r"more than 64 times as long"),
         ({"normalizer": {"type": "Prepend", "prepend": "b" * 10**6}}, r"more than 64 times as long"),
         ({"added_tokens": [{**ADDED, "content": "x" * 5000}]}, r"added token of more than 4,096 characters"),
+        ({"added_tokens": [{**ADDED, "content": "x", "id": 2**31 - 1}]}, r"has the number 2,147,483,647"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 2**31 - 1}, "unk_token": "a"}}, r"2,147,483,647"),
     ],
 )
 def test_growth_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -21,6 +21,8 @@ _MOST_GROWTH = 64
 _MOST_ADDED = 64
 _LONGEST_REPLACEMENT = 4096
 _MOST_STEPS = 1000
+# The library counts the numbers that no token has when it writes a vocabulary.
+_MOST_HOLES = 1 << 20
 _TOKEN_FIELDS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 _LONGEST_TOKEN = 4096
 _PROSE = (
@@ -53,6 +55,13 @@ def grows(made: Any) -> str | None:
         # The library prints the names of others as they are.
         if isinstance(token, dict) and (unknown := sorted(set(token) - _TOKEN_FIELDS)):
             return f"an added token has the field {ascii(unknown[0])[:60]}, which no such token has"
+    model = made.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    numbers = [*vocab.values()] if isinstance(vocab, dict) else []
+    numbers += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    highest = max((number for number in numbers if isinstance(number, int)), default=0)
+    if highest > len(numbers) + _MOST_HOLES:
+        return f"one of its {len(numbers):,} tokens has the number {highest:,}"
     growth = 1.0
     for count, step in enumerate(_steps(made.get("normalizer"))):
         pattern = step.get("pattern")
