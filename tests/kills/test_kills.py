@@ -61,7 +61,14 @@ def work(tmp_path: Path) -> Iterator[Path]:
 def survives(killer: Path, work: Path, jobs: str, seconds: int) -> None:
     done = subprocess.run(
         [sys.executable, HERE / "server.py", work, jobs, str(seconds)],
-        env={**os.environ, "LD_PRELOAD": str(killer), "OMP_NUM_THREADS": "1", "PRUNEKIT_CACHE": str(work / "cache")},
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(killer),
+            "OMP_NUM_THREADS": "1",
+            "PRUNEKIT_CACHE": str(work / "cache"),
+            # The run that is counted would write it alone.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
