@@ -35,7 +35,6 @@ ALLOWED: dict[tuple[str, str], str] = {
         "recovery.flap_bias",
         "pruning.importance.input_moments",
     ): "holds the moments of a layer's inputs, which both need",
-    ("recovery.refit", "pruning.allocation.session"): "holds the function that cuts a layer",
     ("utils.quiet", "models.modeling"): "registers pruned classes on the way",
 }
 # Modules that import each other, in functions or for types; at import time none do. The list shall get shorter.
