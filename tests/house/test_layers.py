@@ -31,7 +31,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("pruning.planner", "recovery.flap_bias"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.refit"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.rescale"): "a plan records how its model is to be solved",
-    ("utils.quiet", "models.modeling"): "registers pruned classes on the way",
 }
 # Modules that import each other, in functions or for types; at import time none do. The list shall get shorter.
 LATE_CIRCLES = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.quiet import quiet, reason, register_pruned
+from prunekit.models.modeling import register_pruned
+from prunekit.utils.quiet import quiet, reason
 
 _ODD = (
     "the end",
