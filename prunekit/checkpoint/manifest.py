@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prunekit.errors import PrunekitError
 from prunekit.models.tokenizer.files import TEMPLATES
 from prunekit.plan import Plan
-from prunekit.utils.files.atomic import read_json, sha256
+from prunekit.utils.files.atomic import read_json
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from prunekit.models.stored_weights import check_tensors, has_own_head
 from prunekit.models.tokenizer.check import try_tokenizer
 from prunekit.models.tokenizer.files import TEMPLATES
 from prunekit.plan.shape import ModelShape
-from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import local
 from prunekit.utils.quiet import quiet, reason
 
