@@ -33,7 +33,6 @@ ALLOWED: dict[tuple[str, str], str] = {
 }
 # Modules that import each other, in functions or for types; at import time none do. The list shall get shorter.
 LATE_CIRCLES = {
-    frozenset({"export.export", "export.trial"}),
     # A GGUF file is a source, and whoever writes one knows the tables by which it is read.
     frozenset(
         {
