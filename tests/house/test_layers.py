@@ -25,8 +25,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("export.optimum_register.register_prunekit", "cli"): "`optimum-cli export prunekit` is a command",
     ("models.gguf.config", "export.formats.gguf.architectures"): "one table for reading and writing",
     ("models.gguf.header", "export.formats.gguf.architectures"): "one table for reading and writing",
-    ("profiling.memory", "export.export"): "the child process that is measured opens any runtime",
-    ("profiling.memory", "kernels.runtime.bench_runner"): "the child process that is measured opens any runtime",
     ("pruning.planner", "recovery.flap_bias"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.refit"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.rescale"): "a plan records how its model is to be solved",
