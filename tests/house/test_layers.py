@@ -23,31 +23,13 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Imports that climb all the same, and why. The list shall get shorter.
 ALLOWED: dict[tuple[str, str], str] = {
     ("export.optimum_register.register_prunekit", "cli"): "`optimum-cli export prunekit` is a command",
-    ("models.gguf.config", "export.formats.gguf.architectures"): "one table for reading and writing",
-    ("models.gguf.header", "export.formats.gguf.architectures"): "one table for reading and writing",
     ("pruning.planner", "recovery.flap_bias"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.refit"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.rescale"): "a plan records how its model is to be solved",
 }
 # Modules that import each other, in functions or for types; at import time none do. The list shall get shorter.
 LATE_CIRCLES = {
-    # A GGUF file is a source, and whoever writes one knows the tables by which it is read.
-    frozenset(
-        {
-            "checkpoint.layout",
-            "export.formats.gguf.architectures",
-            "export.formats.gguf.rope",
-            "models.gguf.config",
-            "models.gguf.convert",
-            "models.gguf.generation",
-            "models.gguf.header",
-            "models.gguf.rope",
-            "models.gguf.tokenizer",
-            "models.source",
-            "models.tokenizer.check",
-            "models.tokenizer.files",
-        }
-    ),
+    frozenset({"models.source", "models.tokenizer.check", "models.tokenizer.files"}),
 }
 
 
