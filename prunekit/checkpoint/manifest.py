@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.models.tokenizer.files import TEMPLATES
+from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan import Plan
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.files.hashes import sha256

@@ -22,7 +22,7 @@ from prunekit.models.origin import legal_patterns
 from prunekit.models.redirections import check_tokenizer
 from prunekit.models.stored_weights import check_tensors, has_own_head
 from prunekit.models.tokenizer.check import try_tokenizer
-from prunekit.models.tokenizer.files import TEMPLATES
+from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan.shape import ModelShape
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import local

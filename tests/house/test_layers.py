@@ -27,10 +27,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("pruning.planner", "recovery.refit"): "a plan records how its model is to be solved",
     ("pruning.planner", "recovery.rescale"): "a plan records how its model is to be solved",
 }
-# Modules that import each other, in functions or for types; at import time none do. The list shall get shorter.
-LATE_CIRCLES = {
-    frozenset({"models.source", "models.tokenizer.check", "models.tokenizer.files"}),
-}
 
 
 def room(module: str) -> str:
@@ -57,10 +53,6 @@ def test_a_room_imports_only_rooms_below_it() -> None:
     assert not ALLOWED.keys() - found, "these no longer climb: take them off the list"
 
 
-def test_no_modules_import_each_other_at_import_time() -> None:
-    assert circles(each for each in all_imports(module_files(ROOT)) if not each.late) == []
-
-
-def test_modules_that_import_each_other_later_are_known() -> None:
-    found = circles(all_imports(module_files(ROOT)))
-    assert {frozenset(name.removeprefix("prunekit.") for name in group) for group in found} == LATE_CIRCLES
+def test_no_modules_import_each_other() -> None:
+    """In functions and for types neither."""
+    assert circles(all_imports(module_files(ROOT))) == []
