@@ -22,7 +22,8 @@ from prunekit.models.runner import Runner
 from prunekit.models.source import Source, resolve
 from prunekit.plan import whole_plan
 from prunekit.plan.shape import ModelShape
-from prunekit.utils.files.atomic import digests, new_folder, read_json
+from prunekit.utils.files.atomic import new_folder, read_json
+from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchanged
 from prunekit.utils.files.replacing import EXPORT

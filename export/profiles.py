@@ -12,7 +12,8 @@ from prunekit.export.export import Exported, export
 from prunekit.export.target import Options
 from prunekit.models.source import Source
 from prunekit.plan.rounding import rounding_preset
-from prunekit.utils.files.atomic import digests, new_folder
+from prunekit.utils.files.atomic import new_folder
+from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import PROFILE
 from prunekit.utils.provenance import model_label
 

@@ -4,8 +4,6 @@ or time, when it is loaded or for a prompt, whatever its files' sizes."""
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
@@ -37,7 +35,7 @@ def try_export(folder: Path, seen: Seen, file_bytes: int, batch: int, tokens: in
     seconds = _SECONDS + file_bytes / _LOADED + 2 * file_bytes * fed / _MULTIPLIED
     with temporary_folder("trial") as temporary:
         ended = run_python(
-            module="prunekit.export.trial",
+            module="prunekit.export.trial_child",
             arguments=[json.dumps([str(folder), seen, batch, tokens])],
             timeout=2 * seconds,
             limits=Limits(
@@ -62,22 +60,3 @@ def try_export(folder: Path, seen: Seen, file_bytes: int, batch: int, tokens: in
 def _error(out: str) -> str | None:
     said = json.loads(out.splitlines()[-1])["error"]
     return None if said is None else str(said)
-
-
-def _run(folder: str, seen: Seen, batch: int, tokens: int) -> str | None:
-    from prunekit.export.export import read_export
-    from prunekit.utils.timing import prompt_ids
-
-    opened = replace(read_export(Path(folder)), seen={name: tuple(facts) for name, facts in seen.items()})
-    try:
-        with opened.open() as runner:
-            batch = min(batch, runner.max_batch or batch)
-            runner.greedy(prompt_ids(batch, max(1, tokens - 1), runner.vocab_size, seed=0).numpy(), 2)
-    except PrunekitError as error:
-        return str(error)
-    return None
-
-
-if __name__ == "__main__":
-    said = _run(*json.loads(sys.argv[1]))
-    sys.stdout.write(json.dumps({"error": said}) + "\n")

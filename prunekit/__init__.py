@@ -37,6 +37,6 @@ if _is_command():
 # The kernels need torch and Triton only: on a bare GPU machine they can be checked without transformers.
 elif find_spec("transformers") is not None:
     # So that AutoModelForCausalLM.from_pretrained opens pruned checkpoints after a mere `import prunekit`.
-    from prunekit.models.modeling import register
+    from prunekit.models.modeling import register_pruned
 
-    register()
+    register_pruned()

@@ -10,7 +10,7 @@ from prunekit.models.origin import Origin
 from prunekit.plan import Plan
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.rebuild import Written
+    from prunekit.checkpoint.manifest import Written
 
 
 def card_head(origin: Origin, *, library: str | None, tags: Sequence[str], relation: str) -> str:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.models.tokenizer.files import TEMPLATES
+from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan import Plan
-from prunekit.utils.files.atomic import read_json, sha256
+from prunekit.utils.files.atomic import read_json
+from prunekit.utils.files.hashes import sha256
+from prunekit.utils.provenance import model_label, versions
+
+if TYPE_CHECKING:
+    from prunekit.checkpoint.layout import Layout
+    from prunekit.models.source import Source
 
 MANIFEST = "prunekit.json"
 MANIFEST_VERSION = 1
 _FACTS = ("layout", "architecture", "share_of_blocks", "share_of_parameters", "source", "versions")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rebuild wrote."""
+
+    path: Path
+    layout: Layout
+    architecture: str
+    parameters: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,25 @@ class Report:
     damaged: tuple[str, ...]
     facts: dict[str, Any]
     plan: Plan
+
+
+def write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:
+    """Hash what is in ``folder`` and list it there; nothing may be added afterwards."""
+    manifest = {
+        "format": "prunekit-checkpoint",
+        "version": MANIFEST_VERSION,
+        "layout": written.layout,
+        "architecture": written.architecture,
+        "parameters": written.parameters,
+        "share_of_blocks": round(plan.share_of_blocks, 6),
+        "share_of_parameters": round(plan.share_of_parameters, 6),
+        "source": {"name": model_label(source.name), "family": source.family.name, "fingerprint": source.fingerprint},
+        "versions": versions(),
+        "files": {
+            file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
+        },
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> Report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 
 from prunekit.checkpoint.card import model_card
 from prunekit.checkpoint.layout import Layout, configuration
-from prunekit.checkpoint.manifest import MANIFEST, MANIFEST_VERSION
+from prunekit.checkpoint.manifest import Written, write_manifest
 from prunekit.checkpoint.overrides import LAYER, Overrides
 from prunekit.checkpoint.record import FIELD, pruning_record
 from prunekit.errors import PrunekitError
@@ -24,28 +23,17 @@ from prunekit.models.slicing import LayerSlicer
 from prunekit.models.tokenizer.files import copy_tokenizer
 from prunekit.plan import Plan
 from prunekit.plan.shape import LayerShape
-from prunekit.utils.files.atomic import new_folder, sha256
+from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.leftovers import output_of
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.numerics.finite import check_made, check_weight, is_finite
 from prunekit.utils.progress import progress
-from prunekit.utils.provenance import model_label, versions
+from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a rebuild wrote."""
-
-    path: Path
-    layout: Layout
-    architecture: str
-    parameters: int
-    weight_bytes: int
 
 
 def rebuild(
@@ -126,7 +114,7 @@ def write_checkpoint(
             setattr(config, FIELD, record)
         # What makes a folder look like a model comes last. The config of a per-layer model brings its code along.
         config.save_pretrained(folder)
-        _write_manifest(folder, source, plan, written)
+        write_manifest(folder, source, plan, written)
     return written
 
 
@@ -281,21 +269,3 @@ def _write_shards(folder: Path, tensors: Tensors, max_bytes: int) -> int:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
     return total
-
-
-def _write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:
-    manifest = {
-        "format": "prunekit-checkpoint",
-        "version": MANIFEST_VERSION,
-        "layout": written.layout,
-        "architecture": written.architecture,
-        "parameters": written.parameters,
-        "share_of_blocks": round(plan.share_of_blocks, 6),
-        "share_of_parameters": round(plan.share_of_parameters, 6),
-        "source": {"name": model_label(source.name), "family": source.family.name, "fingerprint": source.fingerprint},
-        "versions": versions(),
-        "files": {
-            file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
-        },
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

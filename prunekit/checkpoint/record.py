@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.models.fingerprint import weights_digest
 from prunekit.models.folder import read_tensors
 from prunekit.plan import Plan, decode_ranges, encode_ranges
-from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import digests, new_folder
+from prunekit.utils.files.atomic import new_folder
+from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import DEMO, local
 from prunekit.utils.process.child import Ended, run_python
 from prunekit.utils.progress import console

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunekit.data.chats import Message, NoField, read_row
-from prunekit.data.prose import Part, builtin_documents
 from prunekit.data.rows import ROW_KINDS, read_rows, row_kind
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.text_stream import read_pieces
+from prunekit.utils.prose import Part, builtin_documents
 
 BUILTIN = "builtin"
 WIKITEXT = "wikitext"

@@ -3,77 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-if TYPE_CHECKING:
-    from prunekit.evaluation.tasks import PreparedTasks
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What one model reached in one task.
-
-    ``metrics`` are lm-eval's own by "metric,filter" and "metric_stderr,filter" (None where it has no number),
-    ``values`` each question's by "metric,filter" where the metric is their mean, ``chance`` what guessing would reach.
-    ``truncated`` counts the requests whose beginning did not fit into the model's positions.
-    """
-
-    questions: int
-    few_shot: int
-    metrics: dict[str, float | None]
-    chance: dict[str, float]
-    values: dict[str, list[float]]
-    truncated: int
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One metric of a task, or of a group of tasks; ``level`` is how deep it lies in the groups asked for.
-
-    ``few_shot`` is None where the tasks of a group differ. ``chance`` is what picking choices at random scores, None
-    where there are no choices (in a group such tasks count as 0). ``difference`` is the model's score minus the
-    baseline's, its standard error that of the difference question by question.
-    """
-
-    task: str
-    level: int
-    group: bool
-    questions: int
-    few_shot: int | None
-    metric: str
-    score: float
-    standard_error: float | None
-    chance: float | None
-    baseline: float | None = None
-    baseline_standard_error: float | None = None
-    difference: float | None = None
-    difference_standard_error: float | None = None
-
-
-@dataclass(frozen=True)
-class TaskReport:
-    """Scores of one model, in the order of lm-eval's groups. ``data`` is "hub", or the name of the local folder.
-
-    ``truncated`` names the tasks in which requests were longer than the model's positions, and how many.
-    """
-
-    model: str
-    baseline: str | None
-    lm_eval: str
-    data: str
-    limit: int | None
-    scores: tuple[TaskScore, ...]
-    left_out: dict[str, str]
-    truncated: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values only."""
-        return {**asdict(self), "scores": [asdict(score) for score in self.scores]}
-
-
-Results = Mapping[str, TaskResult]
+from prunekit.evaluation.task_types import PreparedTasks, Results, TaskReport, TaskScore
 
 
 def make_report(

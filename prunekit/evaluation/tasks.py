@@ -7,69 +7,19 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.task_data import TaskData
-from prunekit.evaluation.task_report import TaskReport, TaskResult, make_report
+from prunekit.evaluation.task_types import PreparedTasks, TaskResult, TasksConfig
 from prunekit.utils.files.cache import cache_place, read_kept, write_kept
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import installed
 
-__all__ = ["PreparedTasks", "TaskReport", "TaskResult", "TasksConfig", "make_report", "prepare_tasks", "score_tasks"]
-
 # Part of the key of kept results: a new number where their meaning changes.
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TasksConfig:
-    """``tasks`` are lm-eval's tasks, groups or tags, such as mmlu, truthfulqa and agieval.
-
-    ``data`` is a folder of JSONL files (:mod:`prunekit.evaluation.task_data`); None takes the data from the hub.
-    ``few_shot`` is the number of examples before each question (None: 5 for MMLU, else as lm-eval publishes the task),
-    ``limit`` the number of questions of each task (None: all).
-    """
-
-    tasks: tuple[str, ...]
-    data: Path | None = None
-    few_shot: int | None = None
-    limit: int | None = None
-    batch_size: int = 4
-
-    def __post_init__(self) -> None:
-        if not self.tasks or not all(self.tasks):
-            raise PrunekitError("--tasks takes names such as mmlu,truthfulqa,agieval, separated by commas.")
-        for name, least in (("few_shot", 0), ("limit", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value is None and name != "batch_size":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PrunekitError(
-                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
-                )
-
-
-@dataclass(frozen=True)
-class PreparedTasks:
-    """lm-eval's task and group objects, with their data read and their few-shot numbers set.
-
-    ``roots`` are what was asked for, in that order; ``tasks`` the single tasks below them by name. ``left_out`` says
-    why tasks that belong to them are not there.
-    """
-
-    config: TasksConfig
-    version: str
-    roots: tuple[Any, ...]
-    tasks: dict[str, Any]
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def questions(self, task: str) -> int:
-        """How many questions of ``task`` are asked."""
-        there = len(self.tasks[task].eval_docs)
-        return there if self.config.limit is None else min(there, self.config.limit)
 
 
 def prepare_tasks(config: TasksConfig) -> PreparedTasks:

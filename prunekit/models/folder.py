@@ -10,11 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family, family_of
+from prunekit.models.modeling import register_pruned
 from prunekit.models.redirections import check_config
 from prunekit.plan.shape import LIMITS, ModelShape
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.files.strict_json import parse
-from prunekit.utils.quiet import quiet, reason, register_pruned
+from prunekit.utils.quiet import quiet, reason
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -5,10 +5,13 @@ Legend: H query heads, K KV heads, D head_dim, F FFN channels.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 from prunekit.models.families import Coupling, Family, Part, unit_count, unit_rows
 from prunekit.plan import LayerKeep
@@ -112,3 +115,25 @@ class LayerSlicer:
 def _output_biases(family: Family, keep: LayerKeep) -> set[str]:
     """Output biases of the sub-layers that are removed, which would go on adding something."""
     return {f"{each.module}.bias" for each in family.output_projections() if each.kind in keep.shape.removed}
+
+
+def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:
+    """A new decoder layer with the units of ``layer``, one of ``model`` (of that ``shape``), that ``keep`` names."""
+    from prunekit.models.modeling import skipped_parts
+    from prunekit.models.modeling.per_layer import remove_parts
+
+    slicer = LayerSlicer(family, shape, keep)
+    config = model.config
+    heterogeneous = getattr(config, "is_heterogeneous", False)
+    own = copy.copy(config.per_layer_config[keep.index] if heterogeneous else config)
+    # What is removed is built with a width of 1 and taken out.
+    own.num_attention_heads = keep.shape.num_attention_heads or 1
+    own.num_key_value_heads = keep.shape.num_key_value_heads or 1
+    own.intermediate_size = keep.shape.intermediate_size or 1
+    own.head_dim = shape.head_dim
+    with torch.device("meta"):
+        new = type(layer)(own, keep.index)  # type: ignore[call-arg]
+    remove_parts(new, skipped_parts(keep.shape), keep.index)
+    tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items() if slicer.keeps(name)}
+    new.load_state_dict(tensors, assign=True)
+    return new.train(layer.training)

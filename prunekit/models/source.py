@@ -17,15 +17,16 @@ from prunekit.models.families import Family
 from prunekit.models.fingerprint import weights_digest
 from prunekit.models.folder import read_config, read_tensors, weight_files
 from prunekit.models.gguf import convert as gguf_import
+from prunekit.models.modeling import register_pruned
 from prunekit.models.origin import legal_patterns
 from prunekit.models.redirections import check_tokenizer
 from prunekit.models.stored_weights import check_tensors, has_own_head
 from prunekit.models.tokenizer.check import try_tokenizer
-from prunekit.models.tokenizer.files import TEMPLATES
+from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan.shape import ModelShape
-from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import local
-from prunekit.utils.quiet import quiet, reason, register_pruned
+from prunekit.utils.quiet import quiet, reason
 
 if TYPE_CHECKING:
     import torch

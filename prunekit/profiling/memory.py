@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError
-from prunekit.models.runner import Runner, TorchRunner
 from prunekit.profiling.compare import BenchConfig
-from prunekit.utils.machine import peak_bytes, reset_peak, resident_bytes
 from prunekit.utils.process.child import run_python
-from prunekit.utils.timing import prompt_ids
 
 if TYPE_CHECKING:
-    from prunekit.export.export import OpenedExport
     from prunekit.utils.files.listed_folder import Seen
 
 HOW = (
@@ -26,8 +20,9 @@ HOW = (
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What the other process does. ``model`` is a checkpoint for torch and prunekit, an export's folder for others."""
+class MemoryRun:
+    """What the other process does (:mod:`prunekit.cli.memory_probe`). ``model`` is a checkpoint for torch and prunekit,
+    an export's folder for others."""
 
     model: str
     dtype: str
@@ -47,17 +42,28 @@ def measure_peak(
     dtype: str = "auto",
     *,
     runtime: str = "torch",
-    opened: OpenedExport | None = None,
+    own: bool = False,
+    seen: Seen | None = None,
     trust_remote_code: bool = False,
 ) -> int | None:
     """Peak bytes of one run of ``model`` on the CPU: a checkpoint's name or folder for the runtimes torch and prunekit,
-    an export's folder for others. ``opened`` is that export where it was checked already, or made by this process;
-    else it is checked there, with ``trust_remote_code`` (:meth:`prunekit.export.export.OpenedExport.checked`). None
-    where the system doesn't tell. Raises PrunekitError where that process fails.
+    an export's folder for others. ``own``: this process wrote that export; ``seen``: its files, where it was checked
+    already. Else it is checked there, with ``trust_remote_code``. None where the system doesn't tell. Raises
+    PrunekitError where that process fails.
     """
-    known = (opened is not None and opened.own, opened.seen if opened else None, trust_remote_code)
-    run = _Run(model, dtype, runtime, max(config.batch), config.prompt, config.tokens, config.threads, *known)
-    done = run_python(module="prunekit.profiling.memory", arguments=[json.dumps(asdict(run))])
+    run = MemoryRun(
+        model,
+        dtype,
+        runtime,
+        batch=max(config.batch),
+        prompt=config.prompt,
+        tokens=config.tokens,
+        threads=config.threads,
+        own=own,
+        seen=seen,
+        trust_remote_code=trust_remote_code,
+    )
+    done = run_python(module="prunekit.cli.memory_probe", arguments=[json.dumps(asdict(run))])
     if not done.ok:
         # A signal: the system kills a process for which there is no memory.
         raise PrunekitError(
@@ -66,38 +72,3 @@ def measure_peak(
         )
     answer = done.out.split()[-1]
     return None if answer == "None" else int(answer)
-
-
-def _measure(run: _Run) -> int | None:
-    import torch
-    from transformers import DynamicCache  # noqa: F401  (imported before the baseline, as it takes memory itself)
-
-    if run.threads:
-        torch.set_num_threads(run.threads)
-    if run.runtime not in ("torch", "prunekit"):
-        from prunekit.export.export import read_export
-
-        opened = replace(read_export(Path(run.model), own=run.own), seen=run.seen)
-        before = resident_bytes()
-        runner: Runner = opened.open(run.threads, trust_remote_code=run.trust_remote_code)
-    else:
-        from prunekit.models.source import load_model, resolve
-
-        source = resolve(run.model)
-        kind = TorchRunner
-        if run.runtime == "prunekit":
-            from prunekit.kernels.runtime.bench_runner import KernelRunner
-
-            kind = KernelRunner
-        before = resident_bytes()
-        runner = kind(load_model(source, dtype=run.dtype, device="cpu"))
-    # Loading may read and convert more than serving holds.
-    reset_peak()
-    ids = prompt_ids(run.batch, run.prompt, runner.vocab_size, seed=0).numpy()
-    runner.greedy(ids, run.tokens + 1)
-    peak = peak_bytes()
-    return None if peak is None or before is None else peak - before
-
-
-if __name__ == "__main__":
-    print(_measure(_Run(**json.loads(sys.argv[1]))))

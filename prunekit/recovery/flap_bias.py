@@ -18,7 +18,7 @@ from prunekit.models.families import BIASES, Coupling, Family, unit_rows
 from prunekit.models.slicing import expand
 from prunekit.models.source import load_model
 from prunekit.plan import Plan
-from prunekit.pruning.importance.input_moments import Moments
+from prunekit.utils.numerics.channel_moments import ChannelMoments
 from prunekit.utils.numerics.finite import check_made, watched_layers
 from prunekit.utils.progress import progress
 
@@ -80,12 +80,12 @@ def output_biases(
     pass. Raises PrunekitError where they are not finite.
     """
     carriers = [coupling for coupling in family.output_projections() if getattr(plan.shape, coupling.bias)]
-    seen: dict[tuple[int, str], Moments] = {}
+    seen: dict[tuple[int, str], ChannelMoments] = {}
     handles = []
     layers = model.get_submodule("model.layers")
     for keep in plan.layers:
         for coupling in carriers:
-            moments = seen[keep.index, coupling.module] = Moments()
+            moments = seen[keep.index, coupling.module] = ChannelMoments()
             projection = layers[keep.index].get_submodule(coupling.module)
             handles.append(projection.register_forward_pre_hook(partial(_see, moments)))
     try:
@@ -112,7 +112,7 @@ def output_biases(
     return biases
 
 
-def _see(moments: Moments, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+def _see(moments: ChannelMoments, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
     moments.add(args[0].flatten(0, -2))
 
 

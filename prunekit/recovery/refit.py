@@ -15,11 +15,10 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
-from prunekit.models.slicing import coupling_index, unit_slots
+from prunekit.models.slicing import coupling_index, cut_layer, unit_slots
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import ModelShape
-from prunekit.pruning.allocation.session import cut_layer
 from prunekit.recovery.rescale import Rescaled
 from prunekit.utils.numerics.finite import in_layer, is_finite
 from prunekit.utils.numerics.least_squares import Moments, solve

@@ -24,13 +24,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def register_pruned() -> None:
-    """Make transformers know the classes of pruned checkpoints (``model_type`` pruned_*). Cheap when repeated."""
-    from prunekit.models.modeling import register
-
-    register()
-
-
 def reason(error: BaseException, limit: int = 300) -> str:
     """An exception's message on one line, without a closing full stop, cut at ``limit`` characters."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -20,7 +20,7 @@ from prunekit.export.export import export
 from prunekit.export.target import Options
 from prunekit.models.source import load_model, resolve
 from prunekit.plan import Plan, whole_plan
-from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.hashes import sha256
 from tests.support.command import Command
 from tests.support.tiny import random_plan, tiny_model
 

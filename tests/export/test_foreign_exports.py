@@ -23,7 +23,7 @@ from prunekit.models.families import FAMILIES
 from prunekit.models.source import resolve
 from prunekit.profiling.compare import BenchConfig
 from prunekit.profiling.memory import measure_peak
-from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.listed_folder import is_plain
 from tests.support.command import save_tiny
 from tests.support.tiny import tiny_config

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES
-from prunekit.models.modeling import per_layer, pruned_class, register
+from prunekit.models.modeling import per_layer, pruned_class, register_pruned
 from tests.support.tiny import MODEL_TYPES, VOCAB, model_code, one_thread, random_plan, rebuilt_model, tiny_model
 
 families = pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -32,7 +32,7 @@ INPUT_IDS = torch.arange(2, 2 + 2 * 9).reshape(2, 9) % VOCAB
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
-    register()
+    register_pruned()
     with one_thread():
         yield
 

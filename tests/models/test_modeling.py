@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES
-from prunekit.models.modeling import pruned_class, pruned_config, register, stock_config
+from prunekit.models.modeling import pruned_class, pruned_config, register_pruned, stock_config
 from prunekit.models.modeling.per_layer import AUTO_CLASSES
 from prunekit.plan import Plan
 from prunekit.plan.shape import LayerShape
@@ -40,8 +40,8 @@ INPUT_IDS = torch.arange(2, 2 + 3 * 14).reshape(3, 14) % VOCAB
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
-    register()
-    register()
+    register_pruned()
+    register_pruned()
     with one_thread():
         yield
 

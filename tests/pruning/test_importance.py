@@ -17,9 +17,9 @@ from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES, family_of
 from prunekit.plan import LayerKeep, Plan
 from prunekit.pruning.importance import IMPORTANCE, LAYER_IMPORTANCE, fisher
-from prunekit.pruning.importance.input_moments import Moments
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.pruning.importance.taylor import Taylor
+from prunekit.utils.numerics.channel_moments import ChannelMoments
 from tests.support.naive_scores import (
     BATCHES,
     CASES,
@@ -427,7 +427,7 @@ def test_already_pruned_layers_score_by_their_own_widths() -> None:
 def test_moments_of_any_split(sizes: list[int], offset: float, seed: int) -> None:
     """A large mean must not eat the variance, and batches of any size give what all tokens at once give."""
     x = torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(seed)) + offset
-    moments = Moments()
+    moments = ChannelMoments()
     for part in x.split(sizes):
         moments.add(part)
     double = x.double()

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, S
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES
-from prunekit.models.modeling import pruned_class, pruned_config, register
+from prunekit.models.modeling import pruned_class, pruned_config, register_pruned
 from prunekit.models.modeling.per_layer import NoAttention, NoFFN
 from prunekit.models.source import resolve
 from prunekit.plan import LayerKeep, Plan, whole_plan
@@ -52,7 +52,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True)
 def _light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    register()
+    register_pruned()
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -7,9 +7,9 @@ import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES
+from prunekit.models.slicing import cut_layer
 from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep, Plan, whole_plan
-from prunekit.pruning.allocation.session import cut_layer
 from prunekit.recovery.refit import RefitConfig, _Walk, refit
 from tests.support.tiny import MODEL_TYPES, VOCAB, random_plan, rebuilt_model, tiny_model
 

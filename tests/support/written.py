@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from prunekit.utils.files.atomic import digests
+from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import CHECKPOINT, Kind
 
 

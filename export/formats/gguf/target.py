@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.export.formats.gguf.architectures import WINDOWED, Architecture, architecture_of, window_of
+from prunekit.export.formats.gguf.architectures import WINDOWED, architecture_of, window_of
 from prunekit.export.formats.gguf.quantize import DIRECT, QUANTISED, fallback_notes, fallbacks, quantise
 from prunekit.export.formats.gguf.rope import rotation_of
 from prunekit.export.formats.gguf.runner import LlamaCppRunner, gguf_file
@@ -17,6 +17,7 @@ from prunekit.export.formats.gguf.vocab import Vocabulary, end_tokens, placed, v
 from prunekit.export.formats.gguf.write import Stored, write_file
 from prunekit.export.target import Job, Requirement, Target, Written
 from prunekit.models.gguf.header import read_header
+from prunekit.models.gguf.tensors import Architecture
 from prunekit.models.runner import Runner
 from prunekit.models.source import Source
 from prunekit.utils.files.leftovers import temporary_folder

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.data.chat_template import render_chats
-from prunekit.data.prose import builtin_documents
 from prunekit.errors import PrunekitError
 from prunekit.export.formats.gguf.runner import load, token_ids
 from prunekit.export.formats.gguf.vocab import BLANK, Vocabulary
 from prunekit.export.target import Job
+from prunekit.utils.prose import builtin_documents
 
 _REAL_LINES = 1000
 _SPECIAL_TOKENS = 500

@@ -14,10 +14,7 @@ from prunekit.checkpoint.manifest import MANIFEST
 from prunekit.errors import PrunekitError
 from prunekit.export.formats.gguf.architectures import (
     WINDOWED,
-    Architecture,
-    Entry,
     architecture_of,
-    entries,
     window_of,
     windowed_layers,
 )
@@ -28,6 +25,7 @@ from prunekit.export.formats.gguf.vocab import Vocabulary, write_sampling, write
 from prunekit.export.target import Job
 from prunekit.models.folder import read_tensors
 from prunekit.models.gguf.header import read_header
+from prunekit.models.gguf.tensors import Architecture, Entry, entries
 from prunekit.models.slicing import LayerSlicer
 from prunekit.models.source import Source
 from prunekit.plan import LayerKeep

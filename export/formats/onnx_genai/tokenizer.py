@@ -25,7 +25,7 @@ def note(job: Job, folder: Path) -> str | None:
     the checkpoint has no tokenizer to compare with."""
     import onnxruntime_genai as og
 
-    from prunekit.data.prose import builtin_documents
+    from prunekit.utils.prose import builtin_documents
 
     try:
         theirs = job.tokenizer

@@ -11,9 +11,9 @@ BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
 
 def register() -> None:
     """Let vLLM load checkpoints whose layers differ without remote code. Safe to call again; touches no device."""
-    from prunekit.models.modeling import register as register_with_transformers
+    from prunekit.models.modeling import register_pruned
 
-    register_with_transformers()
+    register_pruned()
     from vllm import ModelRegistry
 
     known = set(ModelRegistry.get_supported_archs())

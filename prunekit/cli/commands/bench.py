@@ -147,7 +147,8 @@ def _in_runtime(
         for each in opened:
             check_room(each.name, each.context_length, config)
         peaks = [
-            measure_peak(str(each.path), config, runtime=runtime, opened=each) if memory else None for each in opened
+            measure_peak(str(each.path), config, runtime=runtime, own=each.own, seen=each.seen) if memory else None
+            for each in opened
         ]
         dense, pruned = (
             contender(each, config.threads, peak_bytes=peak) for each, peak in zip(opened, peaks, strict=True)

@@ -17,7 +17,7 @@ from prunekit.utils.provenance import model_label
 if TYPE_CHECKING:
     from prunekit.evaluation.continuations import GenerationQuality
     from prunekit.evaluation.perplexity import Evaluation
-    from prunekit.evaluation.tasks import PreparedTasks, TaskReport
+    from prunekit.evaluation.task_types import PreparedTasks, TaskReport
     from prunekit.models.source import Source
 
 
@@ -186,7 +186,8 @@ def evaluate_command(
 def _prepare(
     tasks: str, folder: Path | None, few_shot: int | None, limit: int | None, batch_size: int
 ) -> PreparedTasks:
-    from prunekit.evaluation.tasks import TasksConfig, prepare_tasks
+    from prunekit.evaluation.task_types import TasksConfig
+    from prunekit.evaluation.tasks import prepare_tasks
 
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",")))
     return prepare_tasks(TasksConfig(names, folder, few_shot, limit, batch_size))
@@ -202,7 +203,8 @@ def _score(
     device: str,
     names: dict[str, str],
 ) -> TaskReport:
-    from prunekit.evaluation.tasks import make_report, score_tasks
+    from prunekit.evaluation.task_report import make_report
+    from prunekit.evaluation.tasks import score_tasks
     from prunekit.models.source import load_model, pick_device, pick_dtype
 
     def results(each: Source, which: str) -> Any:

@@ -93,7 +93,7 @@ def _saved_again(folder: Path) -> tuple[dict[str, Any], Plan | None, tuple[int, 
     from prunekit.checkpoint.record import read_record
     from prunekit.models.source import resolve
     from prunekit.plan import Plan
-    from prunekit.utils.files.atomic import sha256
+    from prunekit.utils.files.hashes import sha256
 
     source = resolve(str(folder))
     record = read_record(source.config)

@@ -9,7 +9,7 @@ from prunekit.cli.common import console, table
 if TYPE_CHECKING:
     from prunekit.evaluation.continuations import GenerationQuality
     from prunekit.evaluation.perplexity import Evaluation
-    from prunekit.evaluation.task_report import TaskReport, TaskScore
+    from prunekit.evaluation.task_types import TaskReport, TaskScore
 
 # Groups of more tasks than this together are shown without them.
 _SHOWN_TASKS = 30

@@ -12,6 +12,7 @@ import numpy as np
 from prunekit.errors import PrunekitError
 from prunekit.models.families import BIASES, FAMILIES, Family
 from prunekit.models.gguf.rope import FACTORS, rope_parameters
+from prunekit.models.gguf.tensors import Architecture, entries
 from prunekit.models.gguf.tokenizer import special_ids
 
 if TYPE_CHECKING:
@@ -233,8 +234,6 @@ def weights(header: Header, family: Family, config: Any) -> Iterator[tuple[str, 
     """
     import torch
     from gguf import GGMLQuantizationType, quants
-
-    from prunekit.export.formats.gguf.architectures import Architecture, entries
 
     shape = family.shape(config)
     todo = {entry.name: entry for entry in entries(family, Architecture(header.architecture, shape))}

@@ -11,8 +11,9 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
-from prunekit.utils.files.atomic import new_folder, sha256
+from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.cache import cache_place, is_as_sealed, seal
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.private_folder import clear
 from prunekit.utils.quiet import quiet, reason
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
-from prunekit.export.formats.gguf.architectures import ARCHITECTURES, MAX_LAYERS
+from prunekit.models.gguf.tensors import ARCHITECTURES, MAX_LAYERS
 
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32

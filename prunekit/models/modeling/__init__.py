@@ -21,8 +21,9 @@ def pruned_class(family: Family, suffix: str) -> Any:
     return getattr(module, f"Pruned{family.class_prefix}{suffix}")
 
 
-def register() -> None:
-    """Let transformers' auto classes load per-layer checkpoints without remote code. Safe to call again."""
+def register_pruned() -> None:
+    """Let transformers' auto classes load per-layer checkpoints (``model_type`` pruned_*) without remote code.
+    Cheap when repeated."""
     global _registered
     if _registered:
         return

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from prunekit.errors import PrunekitError
-from prunekit.models.tokenizer.files import TOKENIZER_FILES
-from prunekit.utils.files.atomic import sha256
+from prunekit.models.tokenizer.names import TOKENIZER_FILES
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.process.child import Limits, run_python
 from prunekit.utils.quiet import reason

@@ -1,4 +1,4 @@
-"""The files of a model folder that belong to its tokenizer and generation defaults, taken from model to model."""
+"""A model's tokenizer and generation defaults, taken from folder to folder as files."""
 
 from __future__ import annotations
 
@@ -6,34 +6,14 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.models.source import Source, has_tokenizer, load_tokenizer
+from prunekit.models.tokenizer.names import TEMPLATES, TOKENIZER_FILES
 from prunekit.models.tokenizer.same_tokens import check_same_tokens
 from prunekit.utils.files.atomic import read_json
 
-if TYPE_CHECKING:
-    from prunekit.models.source import Source
-
-# Named templates, as `<name>.jinja`.
-TEMPLATES = "additional_chat_templates"
-# Data only; code is never copied.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 _CONFIG = "tokenizer_config.json"
 # Reads tokenizer.json as it stands, in every release of transformers and for every model_type but qwen2.
 _CLASS = "PreTrainedTokenizerFast"
@@ -82,8 +62,6 @@ def _settings(file: Path) -> dict[str, Any]:
 
 def _in_effect(source: Source, settings: dict[str, Any], trust_remote_code: bool) -> Any:
     """The tokenizer that transformers makes for ``source``; None where it has none, or only code of its own knows."""
-    from prunekit.models.source import has_tokenizer, load_tokenizer
-
     if not has_tokenizer(source):
         return None
     try:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.quiet import quiet, reason, register_pruned
+from prunekit.models.modeling import register_pruned
+from prunekit.utils.prose import builtin_documents
+from prunekit.utils.quiet import quiet, reason
 
 _ODD = (
     "the end",
@@ -32,8 +34,6 @@ _SHOWN = 40
 
 @lru_cache(maxsize=1)
 def _texts() -> tuple[str, ...]:
-    from prunekit.data.sources import builtin_documents
-
     try:
         documents = builtin_documents("calibration")[:_DOCUMENTS]
     except PrunekitError:  # a Python without its documentation

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import sys
 
+from prunekit.models.modeling import register_pruned
 from prunekit.models.tokenizer.check_child import fails, grows
-from prunekit.utils.quiet import quiet, reason, register_pruned
+from prunekit.utils.quiet import quiet, reason
 
 
 def main() -> None:

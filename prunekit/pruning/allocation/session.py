@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
-from prunekit.models.slicing import LayerSlicer
+from prunekit.models.slicing import cut_layer
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.curves.loss_curves import LayerCurves, Solved, layer_curves
@@ -209,28 +209,6 @@ class Session:
 def _level_widths(dense: int) -> tuple[int, ...]:
     """FFN widths of a level database, beside the whole; a single channel stands for whatever the floor may be."""
     return tuple(sorted({max(1, dense * step // _LEVELS) for step in range(_LEVELS)}))
-
-
-def cut_layer(model: Any, family: Family, shape: ModelShape, layer: nn.Module, keep: LayerKeep) -> nn.Module:
-    """A new decoder layer with the units of ``layer``, one of ``model`` (of that ``shape``), that ``keep`` names."""
-    from prunekit.models.modeling import skipped_parts
-    from prunekit.models.modeling.per_layer import remove_parts
-
-    slicer = LayerSlicer(family, shape, keep)
-    config = model.config
-    heterogeneous = getattr(config, "is_heterogeneous", False)
-    own = copy.copy(config.per_layer_config[keep.index] if heterogeneous else config)
-    # What is removed is built with a width of 1 and taken out.
-    own.num_attention_heads = keep.shape.num_attention_heads or 1
-    own.num_key_value_heads = keep.shape.num_key_value_heads or 1
-    own.intermediate_size = keep.shape.intermediate_size or 1
-    own.head_dim = shape.head_dim
-    with torch.device("meta"):
-        new = type(layer)(own, keep.index)  # type: ignore[call-arg]
-    remove_parts(new, skipped_parts(keep.shape), keep.index)
-    tensors = {name: slicer(name, tensor) for name, tensor in layer.state_dict().items() if slicer.keeps(name)}
-    new.load_state_dict(tensors, assign=True)
-    return new.train(layer.training)
 
 
 def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:

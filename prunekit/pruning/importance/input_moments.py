@@ -9,40 +9,7 @@ from torch import nn
 
 from prunekit.pruning.importance.base import IMPORTANCE, Importance, Watched
 from prunekit.pruning.importance.scores import LayerScores
-
-
-class Moments:
-    """Running count, sum of squares and centred sum of squares of every channel, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.squares = torch.zeros((), dtype=torch.float64)
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self.centred = torch.zeros((), dtype=torch.float64)
-
-    def add(self, x_Tn: torch.Tensor) -> None:
-        """``x_Tn`` [tokens, channels]; merged by Chan's pairwise formula."""
-        # One shift a batch keeps the centred sum exact enough in float32 before float64 takes over.
-        x = x_Tn.detach().float()
-        tokens = x.shape[0]
-        batch_mean = x.mean(0)
-        batch_centred = (x - batch_mean).square().sum(0).to("cpu", torch.float64)
-        self.squares = self.squares + x.square().sum(0).to("cpu", torch.float64)
-        difference = batch_mean.to("cpu", torch.float64) - self.mean
-        total = self.count + tokens
-        self.centred = self.centred + batch_centred + difference.square() * (self.count * tokens / total)
-        self.mean = self.mean + difference * (tokens / total)
-        self.count = total
-
-    @property
-    def norm(self) -> torch.Tensor:
-        """‖X_j‖₂ over all tokens seen."""
-        return self.squares.sqrt()
-
-    @property
-    def variance(self) -> torch.Tensor:
-        """Sample variance of every channel over all tokens seen."""
-        return self.centred / max(self.count - 1, 1)
+from prunekit.utils.numerics.channel_moments import ChannelMoments
 
 
 class _InputMoments(Importance):
@@ -52,20 +19,20 @@ class _InputMoments(Importance):
 
     def attach(self, watched: Watched) -> None:
         super().attach(watched)
-        self._moments: list[dict[str, Moments]] = []
+        self._moments: list[dict[str, ChannelMoments]] = []
         for layer in watched.layers:
             seen = {}
             for coupling in watched.family.output_projections():
-                seen[coupling.module] = Moments()
+                seen[coupling.module] = ChannelMoments()
                 projection = layer.get_submodule(coupling.module)
                 watched.handles.append(projection.register_forward_pre_hook(partial(self._see, seen[coupling.module])))
             self._moments.append(seen)
 
-    def _see(self, moments: Moments, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def _see(self, moments: ChannelMoments, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if self.watched.recording:
             moments.add(args[0].flatten(0, -2))
 
-    def channels(self, weight: torch.Tensor, moments: Moments) -> torch.Tensor:
+    def channels(self, weight: torch.Tensor, moments: ChannelMoments) -> torch.Tensor:
         """Score of every input channel of ``weight`` [out, in]."""
         raise NotImplementedError
 
@@ -94,14 +61,14 @@ class Wanda(_InputMoments):
     """mean_i |W_ij| · ‖X_j‖₂ for input channel j of o_proj and down_proj (Wanda, arXiv 2306.11695, structured: Wanda-sp
     of FLAP). A head's score is the sum over its channels."""
 
-    def channels(self, weight: torch.Tensor, moments: Moments) -> torch.Tensor:
+    def channels(self, weight: torch.Tensor, moments: ChannelMoments) -> torch.Tensor:
         return weight.abs().mean(0).double() * moments.norm
 
 
 class Flap(_InputMoments):
     """WIFV: Var_t(X_j) · ‖W_:j‖² (FLAP, arXiv 2312.11983, eq. 5). A head's score is the mean over its channels."""
 
-    def channels(self, weight: torch.Tensor, moments: Moments) -> torch.Tensor:
+    def channels(self, weight: torch.Tensor, moments: ChannelMoments) -> torch.Tensor:
         return moments.variance * weight.double().square().sum(0)
 
     def heads(self, channels_HD: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ help."""
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -306,18 +305,3 @@ def read_json(path: Path, what: str) -> Any:
         ) from None
     except OSError as error:
         raise PrunekitError(f"The {what} {path} can't be read: {error.strerror or error}.") from None
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Hex SHA-256 of every file below ``folder``, by its path in it: what manifests hold."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import cache_folder, keep_bytes, sha256
+from prunekit.utils.files.atomic import cache_folder, keep_bytes
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.private_folder import clear, make_private, why_not_private
 from prunekit.utils.files.strict_json import parse, read_regular
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import sha256
+from prunekit.utils.files.hashes import sha256
 
 Seen = dict[str, tuple[int, ...]]
 """Each file's device, number, size and times of change, as they were when it was hashed."""

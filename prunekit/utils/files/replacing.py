@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.strict_json import parse, read_regular
 from prunekit.utils.names import printable
 
@@ -111,8 +112,6 @@ def check_folder(path: Path, kind: Kind | None = None) -> Snapshot:
 
 
 def _check_files(path: Path, kind: Kind, found: Snapshot) -> None:
-    from prunekit.utils.files.atomic import sha256
-
     listed = _listed(path / kind.manifest, kind)
     if listed is None:
         raise PrunekitError(

@@ -1,6 +1,6 @@
 """Python in a child process that takes no code from the working folder, within limits, and never outlives its parent.
 
-    ended = run_python(module="prunekit.profiling.memory", arguments=[json.dumps(what)])
+    ended = run_python(module="prunekit.cli.memory_probe", arguments=[json.dumps(what)])
     ended = run_python(
         module="prunekit.utils.example",
         input=json.dumps(work),

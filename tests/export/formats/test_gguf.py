@@ -23,6 +23,7 @@ from prunekit.export.formats.gguf import write as gguf_write
 from prunekit.export.target import Options
 from prunekit.models.families import FAMILIES
 from prunekit.models.gguf import header as gguf_header
+from prunekit.models.gguf import tensors as gguf_tensors
 from prunekit.models.source import load_model, resolve
 from prunekit.plan import LayerKeep, Plan
 from tests.support.export_models import (
@@ -366,7 +367,7 @@ def test_no_tokenizer_is_written_as_none(tmp_path):
 def test_wrong_files_are_caught(calm, tmp_path, monkeypatch, what):
     dtype, message = "f32", "logits differ"
     if what == "pairs":
-        monkeypatch.setattr(gguf_architectures, "_pairs", lambda tensor, heads: tensor)
+        monkeypatch.setattr(gguf_tensors, "_pairs", lambda tensor, heads: tensor)
     elif what == "base":
         real = gguf_write.rotation_of
         monkeypatch.setattr(gguf_write, "rotation_of", lambda source: replace(real(source), base=20000.0))
@@ -524,7 +525,7 @@ def test_twin_parts_round_trip(uneven):
         source = uneven(model_type, **fields)
         made = gguf_architectures.architecture_of(source, 64)
         with gguf_write._Tensors(source, made) as tensors:
-            for entry in gguf_architectures.entries(source.family, made):
+            for entry in gguf_tensors.entries(source.family, made):
                 parts = tensors.parts(entry)
                 for back, part in zip(entry.split(entry.make(parts)), parts, strict=True):
                     assert torch.equal(back, part)
