@@ -36,6 +36,9 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # For any CPU of the kind, since a kept wheel may meet another one, and since what is built for a CPU with AMX crashes
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
+# llama.cpp's library for its own programs takes two fifths of the compiling, and llama-cpp-python never loads it. It
+# forces LLAMA_BUILD_COMMON on in CMake's cache, but a variable of this name, set by a file, goes first.
+WITHOUT_COMMON := -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(abspath $(LLAMA_CPP_WHEEL))/parts.cmake
 
 .PHONY: kill-test install runtimes demo test test-whole fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
 
@@ -102,7 +105,8 @@ $(VENV)/.runtimes: $(VENV)/.dev
 	$(PIP) install --quiet --editable ".[onnx,onnx-genai,openvino]" $(if $(SYSTEM_TORCH),--no-build-isolation || \
 	  echo "Some runtimes can't be had here: their tests are skipped.")
 	test -e $(LLAMA_CPP_WHEEL)/.built || { echo "Compiling llama-cpp-python $(LLAMA_CPP_VERSION) (minutes, once)" && \
-	  mkdir -p $(LLAMA_CPP_WHEEL) && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF $$CMAKE_ARGS" \
+	  mkdir -p $(LLAMA_CPP_WHEEL) && echo "set(LLAMA_BUILD_COMMON OFF)" > $(LLAMA_CPP_WHEEL)/parts.cmake && \
+	  CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF $(WITHOUT_COMMON) $$CMAKE_ARGS" \
 	  $(PIP) wheel --quiet --no-deps --wheel-dir $(LLAMA_CPP_WHEEL) \
 	  "llama-cpp-python==$(LLAMA_CPP_VERSION)" && touch $(LLAMA_CPP_WHEEL)/.built; } || \
 	  echo "llama-cpp-python can't be built here: its tests are skipped."
