@@ -27,7 +27,6 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
 TRITON_36 := .compat/triton-3.6
-TORCHAO := .compat/torchao
 EXECUTORCH := .compat/executorch
 DEV_EXTRAS := bench,dev,lm-eval
 # llama-cpp-python has no wheels on PyPI: compiled once a version and kept (without image and audio input).
@@ -42,7 +41,7 @@ WITHOUT_COMMON := -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(abspath $(LLAMA_CPP_WHEEL)
 
 .PHONY: kill-test install runtimes demo test test-whole fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
 
-install: $(VENV)/.dev $(COMPAT)/.installed $(TORCHAO)/.installed
+install: $(VENV)/.dev $(COMPAT)/.installed
 
 # Steps on one environment, each of which only adds to it: .installed runs prunekit and the demo, .dev tests and lints,
 # .runtimes runs what was exported.
@@ -91,13 +90,6 @@ $(COMPAT)/.installed: $(VENV)/.installed
 	  $(if $(SYSTEM_TORCH),|| { echo "No transformers 5.16 here: its tests are skipped."; mkdir -p $(COMPAT); })
 	touch $@
 
-# For the tests of 4-bit weights, apart: transformers would import it for every other test too.
-$(TORCHAO)/.installed: $(VENV)/.installed
-	rm -rf $(TORCHAO)
-	$(PIP) install --quiet --no-deps --target $(TORCHAO) "torchao>=0.18,<0.19" \
-	  $(if $(SYSTEM_TORCH),|| { echo "No torchao here: its tests are skipped."; mkdir -p $(TORCHAO); })
-	touch $@
-
 # What exports are checked in. A machine that can't have one skips its tests and says so.
 runtimes: install $(VENV)/.runtimes $(EXECUTORCH)/.installed
 
@@ -114,27 +106,28 @@ $(VENV)/.runtimes: $(VENV)/.dev
 	  $(PIP) install --quiet --find-links $(LLAMA_CPP_WHEEL) "llama-cpp-python==$(LLAMA_CPP_VERSION)"
 	touch $@
 
-# Apart for the sake of torchao, as above.
+# Apart, for transformers would import torchao for every other test too. The tests of 4-bit weights need it as well.
 $(EXECUTORCH)/.installed: $(VENV)/.installed
 	rm -rf $(EXECUTORCH)
 	$(PIP) install --quiet --no-deps --target $(EXECUTORCH) "executorch>=1.5,<1.6" "torchao>=0.18,<0.19" flatbuffers ruamel.yaml tabulate \
-	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch here: its tests are skipped."; mkdir -p $(EXECUTORCH); })
+	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch or torchao here: their tests are skipped."; mkdir -p $(EXECUTORCH); })
 	touch $@
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/prunekit demo --overwrite
 
-# Kernels run in Triton's interpreter, which can't share a process with the compiler.
 PYTEST := $(VENV)/bin/python -m pytest -q
-KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/kernels/no_cliff && \
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/kernels/interpreted
+# One process a core. A file's tests stay in one process, so that what they share is made once; tests/conftest.py puts
+# the longest files first.
+BY_FILE := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+# What is run apart: Triton's interpreter, which can't share a process with the compiler, and what torchao is needed for.
+INTERPRETED := tests/kernels/interpreted
+WITH_TORCHAO := tests/export/formats/test_executorch.py tests/kernels/test_quantize.py tests/kernels/test_runtime.py
 
 test: runtimes
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests --ignore=tests/kernels/no_cliff --ignore=tests/kernels/interpreted --ignore=tests/export
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/export --ignore=tests/export/formats/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/formats/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/kernels/test_quantize.py tests/kernels/test_runtime.py -k int4
-	$(KERNEL_TESTS)
+	$(BY_FILE) tests --ignore=$(INTERPRETED) --ignore=tests/export/formats/test_executorch.py
+	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup $(WITH_TORCHAO) -k "executorch or int4"
+	TRITON_INTERPRET=1 $(BY_FILE) $(INTERPRETED)
 
 FUZZ_MINUTES ?= 60
 
@@ -146,7 +139,7 @@ kill-test: runtimes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
 
 test-whole: runtimes
-	OMP_NUM_THREADS=1 PRUNEKIT_WHOLE_MODELS=1 $(PYTEST) -n 2 tests/export -k smollm2 --ignore=tests/export/formats/test_executorch.py
+	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k smollm2 --ignore=tests/export/formats/test_executorch.py
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:
@@ -173,7 +166,8 @@ test-transformersjs: runtimes
 
 # The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.
 test-triton-3.6: $(VENV)/.dev $(TRITON_36)/.installed
-	export PYTHONPATH=$(CURDIR)/$(TRITON_36); $(KERNEL_TESTS)
+	PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BY_FILE) tests/kernels/no_cliff
+	PYTHONPATH=$(CURDIR)/$(TRITON_36) TRITON_INTERPRET=1 $(BY_FILE) $(INTERPRETED)
 
 $(TRITON_36)/.installed: $(VENV)/.installed
 	rm -rf $(TRITON_36)
