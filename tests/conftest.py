@@ -36,6 +36,32 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ROOT = Path(__file__).parent.parent
 
+# The longest first, as `pytest --durations=0` tells them. What begins last should be short: then the processes of
+# `make test`, which take whole files, end together.
+LONG_FILES = (
+    "export/formats/test_torch_export.py",
+    "export/formats/test_onnx_genai.py",
+    "export/formats/test_onnx.py",
+    "benchmarks/test_gpu_check.py",
+    "export/formats/test_openvino.py",
+    "export/formats/test_gguf.py",
+    "kernels/test_smollm2.py",
+    "checkpoint/test_checkpoint.py",
+    "kernels/test_runtime.py",
+    "cli/test_cli.py",
+    "fuzz/test_fuzz.py",
+    "pruning/test_budgets.py",
+    "pruning/test_importance.py",
+    "kills/test_kills.py",
+    "cli/test_no_network.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    rank = {tests / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:

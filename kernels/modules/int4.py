@@ -94,7 +94,7 @@ def choose_library(device: torch.device, dtype: torch.dtype) -> Library:
         reasons.append(reason)
     raise PrunekitError(
         f"4-bit weights need {' or '.join(candidates)}: {'; '.join(reasons)}. Install it with "
-        "pip install 'prunekit[int4]', or take int8, which needs no library."
+        "pip install 'prunekit[torchao]', or take int8, which needs no library."
     )
 
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: finding its tasks, giving them local data, and a model to ask. Needs ``prunekit[eval]``."""
+"""lm-evaluation-harness: finding its tasks, giving them local data, and a model to ask. Needs ``prunekit[lm-eval]``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_installed() -> str:
     """lm-eval's version. Raises PrunekitError where it is not installed."""
     version = installed("lm-eval")
     if version is None or find_spec("lm_eval") is None:
-        raise PrunekitError("--tasks needs lm-evaluation-harness, which is missing; run `pip install prunekit[eval]`.")
+        raise PrunekitError("--tasks needs lm-evaluation-harness; run `pip install prunekit[lm-eval]`.")
     return version
 
 

@@ -29,3 +29,10 @@ def test_every_folder_of_the_package_is_a_package(tree: str) -> None:
     folders = {file.parent for file in (ROOT / tree).rglob("*.py")}
     without = {str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()}
     assert without <= {"export/optimum_register"}
+
+
+def test_the_long_test_files_are_there() -> None:
+    """A file that moved would begin among the last."""
+    from tests.conftest import LONG_FILES
+
+    assert [name for name in LONG_FILES if not (ROOT / "tests" / name).is_file()] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,22 @@ def test_version_and_installed_requirements() -> None:
     for requirement in core:
         installed = importlib.metadata.version(requirement.name)
         assert requirement.specifier.contains(installed, prereleases=True), f"{requirement} but {installed}"
+
+
+def test_extras_that_are_named_anywhere_exist() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(extras.values()), "an extra that brings nothing"
+    files = [file for top in ("prunekit", "kernels", "export", "benchmarks") for file in (ROOT / top).rglob("*.py")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {
+        name
+        for file in [*files, *pages]
+        for name in re.findall(r"""prunekit\[([a-z0-9-]+)\]|\bextra="([a-z0-9-]+)\"""", file.read_text("utf-8"))
+    }
+    assert {name for found in named for name in found if name} <= set(extras)
+    developers = re.search(r"^DEV_EXTRAS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert developers and set(developers[1].split(",")) <= set(extras)
 
 
 def test_tables_of_measurements_are_in_the_wheel() -> None:

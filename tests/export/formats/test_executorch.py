@@ -68,7 +68,10 @@ def runtime():
     pytest.importorskip("executorch")
 
 
-# Lowering takes seconds a layer, so that few exports serve many checks.
+# Lowering takes seconds a layer, so that few exports serve many checks. Tests of one export stay in one process.
+of_qwen3 = pytest.mark.xdist_group("executorch_qwen3")
+
+
 @pytest.fixture(scope="module")
 def qwen3(runtime, uneven, tmp_path_factory):
     folder = tmp_path_factory.mktemp("executorch") / "a folder, größer"
@@ -76,6 +79,7 @@ def qwen3(runtime, uneven, tmp_path_factory):
     return source, export(source, "executorch", folder, Options(context_length=200))
 
 
+@of_qwen3
 def test_equals_pytorch(qwen3):
     source, made = qwen3
     assert made.parity.ok and made.parity.greedy.equal == 72
@@ -90,6 +94,7 @@ def test_equals_pytorch(qwen3):
         np.testing.assert_allclose(runner.start(ids[None, 3:6]), wanted.start(ids[None, 3:6]), rtol=0, atol=2e-4)
 
 
+@of_qwen3
 def test_limits_are_sentences(qwen3):
     with target("executorch").open(qwen3[1].path, threads=1) as runner:
         with pytest.raises(PrunekitError, match="one sequence at a time"):
@@ -104,6 +109,7 @@ def test_limits_are_sentences(qwen3):
         runner.step(np.zeros(1, np.int64))
 
 
+@of_qwen3
 def test_program_names_its_limits(qwen3):
     from executorch.runtime import Runtime
 
@@ -113,10 +119,12 @@ def test_program_names_its_limits(qwen3):
     assert facts["get_vocab_size"] == qwen3[0].shape.vocab_size and facts["use_kv_cache"]
 
 
+@of_qwen3
 def test_runs_without_transformers(qwen3):
     assert run_alone(qwen3[1].path, dict(os.environ)) == expected_answer(qwen3[0])
 
 
+@of_qwen3
 def test_other_weights_are_caught(qwen3, tmp_path, monkeypatch):
     class Wrong:
         def write_to_file(self, file):
@@ -129,6 +137,7 @@ def test_other_weights_are_caught(qwen3, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@of_qwen3
 def test_damaged_file_is_one_sentence(qwen3, tmp_path):
     for file in qwen3[1].path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
