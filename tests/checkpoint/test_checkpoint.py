@@ -484,7 +484,7 @@ def test_existing_folders_are_safe(built: Built, tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", fail)
+        patch.setattr(checkpoint, "write_manifest", fail)
         with pytest.raises(PrunekitError, match="No space left"):
             rebuild(source, plan, out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and snapshot(out) == before

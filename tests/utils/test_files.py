@@ -18,9 +18,9 @@ from prunekit.utils.files.atomic import (
     read_json,
     rewrite_bytes,
     rewrite_text,
-    sha256,
     write_text,
 )
+from prunekit.utils.files.hashes import sha256
 from tests.support.command import listing
 from tests.support.written import written
 
