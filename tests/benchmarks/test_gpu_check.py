@@ -218,8 +218,10 @@ def test_a_new_process_goes_on_after_the_measurement_that_killed_the_last(tmp_pa
     assert records[1]["op"] == "x" and "died or hung" in records[1]["error"]
 
 
+# Without transformers, of which `import prunekit` would load nine families (five seconds in each process).
 WORKER = """
 import os, sys, time
+sys.modules["transformers"] = None
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
