@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.errors import PrunekitError
-
 if TYPE_CHECKING:
-    from prunekit.data.calibration import CalibrationConfig
     from prunekit.plan.goals import Target
-    from prunekit.plan.methods import Method
-    from prunekit.plan.rounding import Rounding
-    from prunekit.recovery.refit import RefitConfig
-    from prunekit.recovery.rescale import RescaleConfig
 
 _TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
 _REFIT = "Refit"
@@ -189,133 +182,6 @@ ProtectLayers = Annotated[
         rich_help_panel=_WIDTHS,
     ),
 ]
-
-
-def parse_layers(text: str | None) -> frozenset[int]:
-    """``"0,2-4"`` → {0, 2, 3, 4}, ``"none"`` → {}. Raises PrunekitError for anything else."""
-    if (text or "").strip() == "none":
-        return frozenset()
-    layers: set[int] = set()
-    for run in (text or "").replace(" ", "").split(","):
-        if not run:
-            continue
-        first, _, last = run.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or len(first + last) > 12:
-            raise PrunekitError(f"--protect-layers takes layer numbers such as 0,1,29 or 0-2, not {text!r}.")
-        start, stop = int(first), int(last or first)
-        if stop < start or stop > 4096:
-            raise PrunekitError(f"--protect-layers {text!r}: a range runs from a lower layer to a higher one.")
-        layers.update(range(start, stop + 1))
-    return frozenset(layers)
-
-
-def rounding(round_for: str | None, ffn_multiple: int | None, min_ffn: int | None, head_dim: int) -> Rounding:
-    """The preset, with the multiples that were given by hand on top."""
-    from dataclasses import replace
-
-    from prunekit.plan.rounding import Rounding, rounding_preset
-
-    base = rounding_preset(round_for, head_dim) if round_for else Rounding()
-    given = {"ffn_multiple": ffn_multiple, "min_ffn": min_ffn}
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
-
-
-def method_of(
-    name: str,
-    importance: str | None,
-    layer_importance: str | None,
-    allocate: str | None,
-    units: str | None,
-    steps: int | None,
-    amplitude: float | None,
-    attention_ratio: float | None,
-) -> Method:
-    """The preset, with what was given by hand on top; then it is called custom."""
-    from dataclasses import replace
-
-    from prunekit.plan.methods import method
-
-    preset = method(name)
-    given: dict[str, Any] = {
-        "importance": importance,
-        "layer_importance": layer_importance,
-        "allocation": allocate,
-        "steps": steps,
-        "amplitude": amplitude,
-        "attention_ratio": attention_ratio,
-        "units": _names(units),
-    }
-    changed = {field: value for field, value in given.items() if value is not None and value != getattr(preset, field)}
-    if not changed:
-        return preset
-    told = {"importance", "layer_importance", "allocation", "units"}
-    if preset.rotates and told & set(changed):
-        raise PrunekitError(
-            f"{name} removes no units, so --importance, --layer-importance, --allocate and --prune have no meaning "
-            "there; leave them out."
-        )
-    if preset.rotates:
-        return preset
-    if "allocation" in changed and preset.layer_importance is None and changed["allocation"] in ("adapt", "drop"):
-        changed.setdefault("layer_importance", "cosine")
-    if "allocation" in changed:
-        # z-scores belong to FLAP's own sorting.
-        changed["standardise"] = preset.standardise and changed["allocation"] == "global"
-    return replace(preset, name=f"custom (from {preset.name})", **changed)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-# What least squares and loss curves need; scores are content with the method's own.
-_MUCH_TEXT = {"sequences": 128, "length": 512, "batch_size": 8}
-
-
-def calibration(
-    method: Method,
-    refit: RefitConfig | None,
-    calib: str | None,
-    field: str,
-    split: str,
-    sequences: int | None,
-    length: int | None,
-    batch_size: int | None,
-    seed: int,
-) -> CalibrationConfig:
-    """What was given by hand, else the method's own."""
-    from prunekit.data.calibration import CalibrationConfig
-
-    given = {"sequences": sequences, "length": length, "batch_size": batch_size}
-    sizes = {name: getattr(method, name) for name in given}
-    if (refit or method.allocation == "optimal") and not method.refit:
-        sizes = _MUCH_TEXT
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    return CalibrationConfig(source=calib or method.calib, seed=seed, field=field, split=split, **sizes)
-
-
-def refit_of(method: Method, refit: bool | None, ridge: float | None) -> RefitConfig | None:
-    """How to refit, None where nothing is. Raises PrunekitError for settings without a refit."""
-    from prunekit.recovery.refit import RefitConfig
-
-    wanted = method.refit if refit is None else refit
-    if not wanted and ridge is not None:
-        raise PrunekitError("--ridge says how to refit, but nothing is refitted; add --refit.")
-    if wanted and method.rotates:
-        raise PrunekitError(f"{method.name} leaves no projection as it was to be refitted; leave out --refit.")
-    if not wanted:
-        return None
-    return RefitConfig() if ridge is None else RefitConfig(ridge=ridge)
-
-
-def rescale_of(method: Method, refit: RefitConfig | None, rescale: bool | None) -> RescaleConfig | None:
-    """How to rescale, None where nothing is. Raises PrunekitError without a refit."""
-    from prunekit.recovery.rescale import RescaleConfig
-
-    wanted = (method.rescale and refit is not None) if rescale is None else rescale
-    if wanted and refit is None:
-        raise PrunekitError("--rescale tunes what a refit has solved, but nothing is refitted; add --refit.")
-    return RescaleConfig() if wanted else None
 
 
 def target_of(

@@ -18,6 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,16 @@ from torch import nn
 
 from prunekit.checkpoint.overrides import LAYER
 from prunekit.checkpoint.rebuild import Written, converted, natural, stored_dtype, write_checkpoint
-from prunekit.data.calibration import CalibrationConfig, check_length, check_tokens
+from prunekit.data.calibration import check_length, check_tokens
 from prunekit.data.mixture import calibration_text
 from prunekit.errors import PrunekitError
+from prunekit.models.dense import DenseModel
 from prunekit.models.families import PRE_NORMS, Family
 from prunekit.models.modeling import pruned_config, stock_config
-from prunekit.models.source import load_model, load_tokenizer
+from prunekit.models.source import load_tokenizer
 from prunekit.plan import Plan, whole_plan
 from prunekit.plan.goals import Target
-from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.progress import progress
@@ -54,7 +56,7 @@ class SliceConfig:
     paper's 8); where the stock config wants a multiple of the number of heads, it is that instead."""
 
     target: Target
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    recipe: Recipe = field(default_factory=partial(Recipe.of, "slicegpt"))
     multiple: int = 8
     dtype: str = "auto"
     store_dtype: str = "auto"
@@ -66,30 +68,38 @@ class SliceConfig:
 
 
 def slice_model(
-    source: Source, config: SliceConfig, out: Path, *, overwrite: bool = False, max_shard_bytes: int = 2 * 2**30
+    source: Source,
+    config: SliceConfig,
+    out: Path,
+    *,
+    dense: DenseModel | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = 2 * 2**30,
 ) -> tuple[Plan, Written]:
     """Write ``source`` with the largest hidden_size that meets the target as the checkpoint ``out``.
 
-    The plan that comes back, and lies in ``out``, keeps every unit; it tells what the model became and how. Raises
-    PrunekitError where the family can't be turned, the target is out of reach or the text too short.
+    The plan that comes back, and lies in ``out``, keeps every unit; it tells what the model became and how. ``dense``
+    is the model, in ``config.dtype`` on ``config.device``, where other steps need it too. Raises PrunekitError where
+    the family can't be turned, layers are to stay whole, the target is out of reach or the text too short.
     """
     check_family(source.family)
+    if config.recipe.protected is not None:
+        raise PrunekitError("slicegpt narrows what all layers share, so none can be protected; leave it out.")
     source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
-    config.target.check_method(METHODS["slicegpt"])
+    config.target.check_method(config.recipe.method)
     dtype = stored_dtype(config.store_dtype)
     budget = config.target.budget(source.shape, (dtype or source.dtype).itemsize)
     multiple = hidden_multiple(source, config.multiple)
     width = widest_within(source, budget, multiple)
     new = sliced_config(source, width)
-    check_length(config.calibration, source.config)
-    calibration = calibration_text(config.calibration, load_tokenizer(source), source, config.device)
+    text = config.recipe.calibration
+    check_length(text, source.config)
+    calibration = calibration_text(text, load_tokenizer(source), source, config.device)
     check_tokens(calibration.blocks, source.config)
-    model = load_model(source, dtype=config.dtype, device=config.device)
-    batches = -(-len(calibration.input_ids) // config.calibration.batch_size)
+    model = (dense or DenseModel(source, dtype=config.dtype, device=config.device)).share()
+    batches = -(-len(calibration.input_ids) // text.batch_size)
     with progress("Turning (slicegpt)", batches) as advance:
-        axes, shares = principal_axes(
-            model, source.family, calibration.input_ids, config.calibration.batch_size, advance
-        )
+        axes, shares = principal_axes(model, source.family, calibration.input_ids, text.batch_size, advance)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
     del model
     changes = {"hidden_size": width, **({"tie_word_embeddings": False} if source.shape.tie_word_embeddings else {})}
@@ -102,7 +112,7 @@ def slice_model(
                 "family": source.family.name,
                 "fingerprint": source.fingerprint,
             },
-            "method": METHODS["slicegpt"].describe(),
+            "method": config.recipe.method.describe(),
             "target": {"asked": config.target.text, "parameters": budget},
             "rounding": {"hidden_multiple": multiple},
             "kept_variance": round(float(shares[:width].sum()), 6),
@@ -110,6 +120,7 @@ def slice_model(
             "computed_in": computed,
             "versions": versions(),
         },
+        recipe=config.recipe.with_text(calibration.describe()["source"]),
     )
     tensors = TurnedTensors(source, axes[:, :width], dtype)
     return plan, write_checkpoint(source, plan, new, tensors, out, "per-layer", overwrite, max_shard_bytes)

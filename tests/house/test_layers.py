@@ -28,9 +28,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("models.tokenizer.same_tokens", "data.sources"): "tokenizers are compared on the built-in text",
     ("profiling.memory", "export.export"): "the child process that is measured opens any runtime",
     ("profiling.memory", "kernels.runtime.bench_runner"): "the child process that is measured opens any runtime",
-    ("pruning.planner", "recovery.flap_bias"): "a plan records how its model is to be solved",
-    ("pruning.planner", "recovery.refit"): "a plan records how its model is to be solved",
-    ("pruning.planner", "recovery.rescale"): "a plan records how its model is to be solved",
     (
         "recovery.flap_bias",
         "pruning.importance.input_moments",

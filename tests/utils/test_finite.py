@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("single_threaded")
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.1."
-QUICK = ["--sequences", 8, "--length", 16, "--ffn-multiple", 1, "--steps", 2, "--device", "cpu"]
+QUICK = ["--sequences", 8, "--length", 16, "--ffn-multiple", 1, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from prunekit.utils.files.atomic import check_output_file, check_output_folder
 from prunekit.utils.files.replacing import CHECKPOINT, local
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.rebuild import Written
     from prunekit.models.source import Source
     from prunekit.plan import Plan
 
@@ -24,90 +23,26 @@ Picture = Annotated[Path | None, typer.Option(help="Also draw the widths of ever
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 
 
-def _make(source: Source, settings: dict, store_dtype: str = "auto") -> Plan:  # type: ignore[type-arg]
-    from prunekit.pruning.planner import PlanConfig, make_plan
-
-    s = settings
-    config = PlanConfig(
-        target=s["target"],
-        method=s["chosen"],
-        rounding=o.rounding(s["round_for"], s["ffn_multiple"], s["min_ffn"], source.shape.head_dim),
-        calibration=s["calibration"],
-        protected=None if s["protect_layers"] is None else o.parse_layers(s["protect_layers"]),
-        seed=s["seed"],
-        dtype=s["dtype"],
-        store_dtype=store_dtype,
-        device=s["device"],
-        checkpoint=s["gradient_checkpointing"],
-        refit=s["refit"],
-        rescale=s["rescale"],
-    )
-    return make_plan(source, config)
+# Options that are knobs of the recipe under another name.
+_KNOBS = {"allocate": "allocation", "prune": "units"}
 
 
-def _slice(
-    source: Source,
-    settings: dict,  # type: ignore[type-arg]
-    output: Path,
-    store_dtype: str,
-    overwrite: bool,
-    shard_bytes: int,
-) -> tuple[Plan, Written]:
-    from prunekit.pruning.slicegpt import SliceConfig, slice_model
+def _settings(**given: Any) -> dict[str, Any]:
+    """What was asked for, and everything that can be checked before the model is looked for, checked."""
+    from prunekit.plan.recipe import Recipe
 
-    s = settings
-    if s["protect_layers"] is not None:
-        raise PrunekitError("slicegpt narrows what all layers share, so none can be protected; leave it out.")
-    config = SliceConfig(
-        target=s["target"],
-        calibration=s["calibration"],
-        dtype=s["dtype"],
-        store_dtype=store_dtype,
-        device=s["device"],
-    )
-    return slice_model(source, config, output, overwrite=overwrite, max_shard_bytes=shard_bytes)
+    goals = {name: given.pop(name) for name in ("params", "blocks", "weights", "flops", "kv_cache", "latency")}
+    target = o.target_of(**goals, context=given.pop("attended"), latency_table=given.pop("latency_table"))
+    machine = {name: given.pop(name) for name in ("dtype", "device", "gradient_checkpointing")}
+    recipe = Recipe.of(given.pop("method"), **{_KNOBS.get(name, name): value for name, value in given.items()})
+    target.check_method(recipe.method)
+    return {"target": target, "recipe": recipe, **machine}
 
 
-def _settings(**given: object) -> dict:  # type: ignore[type-arg]
-    """Everything that can be checked before the model is looked for, checked."""
-    g: dict = dict(given)  # type: ignore[type-arg]
-    g["target"] = o.target_of(
-        g["params"],
-        g["blocks"],
-        g["weights"],
-        g["flops"],
-        g["attended"],
-        g["kv_cache"],
-        g["latency"],
-        g["latency_table"],
-    )
-    o.parse_layers(g["protect_layers"])
-    o.rounding(g["round_for"], g["ffn_multiple"], g["min_ffn"], 64)
-    g["chosen"] = o.method_of(
-        g["method"],
-        g["importance"],
-        g["layer_importance"],
-        g["allocate"],
-        g["prune"],
-        g["steps"],
-        g["amplitude"],
-        g["attention_ratio"],
-    )
-    g["target"].check_method(g["chosen"])
-    g["refit"] = o.refit_of(g["chosen"], g["refit"], g["ridge"])
-    g["rescale"] = o.rescale_of(g["chosen"], g["refit"], g["rescale"])
-    g["calibration"] = o.calibration(
-        g["chosen"],
-        g["refit"],
-        g["calib"],
-        g["calib_field"],
-        g["calib_split"],
-        g["sequences"],
-        g["length"],
-        g["batch_size"],
-        g["seed"],
-    )
-    return g
+def _make(source: Source, settings: dict[str, Any], store_dtype: str = "auto") -> Plan:
+    from prunekit.pruning.planner import PlanConfig, compute_plan
+
+    return compute_plan(source, PlanConfig(**settings, store_dtype=store_dtype))
 
 
 @app.command()
@@ -249,13 +184,15 @@ def prune(
     if made is not None:
         _refuse_beside_plan(context, _WITH_PLAN | (_COMPUTING if _computes(made) else set()))
     source = resolve(model, revision=revision)
-    if settings is not None and settings["chosen"].rotates:
-        made, written = _slice(source, settings, output, store_dtype, overwrite, shard_bytes)
+    if settings is not None and settings["recipe"].method.rotates:
+        from prunekit.pruning.slicegpt import SliceConfig, slice_model
+
+        settings.pop("gradient_checkpointing")
+        config = SliceConfig(**settings, store_dtype=store_dtype)
+        made, written = slice_model(source, config, output, overwrite=overwrite, max_shard_bytes=shard_bytes)
     else:
         made = made or _make(source, settings or {}, store_dtype)
-        made, solved = _solved(
-            source, made, calib or (settings["chosen"].calib if settings else None), batch_size, dtype, device
-        )
+        made, solved = _solved(source, made, calib, batch_size, dtype, device)
         written = rebuild(
             source,
             made,
@@ -277,9 +214,9 @@ def prune(
 
 def _computes(plan: Plan) -> bool:
     from prunekit.recovery.flap_bias import is_compensated
-    from prunekit.recovery.recover import refit_config
 
-    return refit_config(plan) is not None or is_compensated(plan)
+    recipe = plan.read_recipe()
+    return recipe is not None and (recipe.refit is not None or is_compensated(plan, recipe))
 
 
 def _solved(
@@ -288,18 +225,19 @@ def _solved(
     """What is computed between plan and rebuild: refitted projections, or FLAP's biases; None where nothing is. And the
     plan, with the text that this was computed on if that is not its own."""
     from prunekit.data.from_plan import text_of, told
+    from prunekit.models.dense import DenseModel
     from prunekit.recovery.flap_bias import compensate, is_compensated
-    from prunekit.recovery.recover import refit_config, refit_plan
+    from prunekit.recovery.recover import refit_plan
 
-    if refit_config(plan) is not None:
-        size = batch_size or 8
-        text = text_of(source, plan, given, "projections are refitted on", batch_size=size, device=device)
-        return told(plan, text), refit_plan(source, plan, text, batch_size=size, dtype=dtype, device=device).weights
-    if is_compensated(plan):
-        size = batch_size or 32
-        text = text_of(source, plan, given, "means were taken over", batch_size=size, device=device)
-        return told(plan, text), compensate(source, plan, text, batch_size=size, dtype=dtype, device=device)
-    return plan, None
+    recipe = plan.read_recipe()
+    if recipe is None or not (recipe.refit or is_compensated(plan, recipe)):
+        return plan, None
+    what = "projections are refitted on" if recipe.refit else "means were taken over"
+    text = plan.text or text_of(source, plan, recipe, what, given=given, device=device)
+    dense = DenseModel(source, dtype=dtype, device=device)
+    if recipe.refit:
+        return told(plan, text), refit_plan(dense, plan, recipe, text, batch_size).weights
+    return told(plan, text), compensate(dense, plan, recipe, text, batch_size)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -319,5 +257,5 @@ def _refuse_beside_plan(context: typer.Context, allowed: set[str]) -> None:
             )
 
 
-def _without(values: dict, *names: str) -> dict:  # type: ignore[type-arg]
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
