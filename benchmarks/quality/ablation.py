@@ -121,6 +121,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         from prunekit.data.mixture import calibration_text
         from prunekit.evaluation.perplexity import EvalConfig, read_texts
+        from prunekit.models.dense import DenseModel
         from prunekit.models.source import load_model, load_tokenizer, resolve
         from prunekit.pruning.planner import level_store
         from prunekit.recovery.rescale import RescaleConfig, split_text
@@ -133,7 +134,7 @@ class Bench:
         self._model: Any = load_model(self._source, dtype="auto", device="auto")
         self._judge = load_model(self._source, dtype=options.dtype, device="auto")
         _remember(self._judge.base_model)
-        calibration = calibration_text(self._mix(), tokenizer, self._source, "auto")
+        calibration = calibration_text(self._mix(), tokenizer, DenseModel(self._source))
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
         self._fast = has_fast_products(self._model.device)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from prunekit.plan.goals import Target
 
 _TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
 _REFIT = "Refit"
@@ -182,29 +179,3 @@ ProtectLayers = Annotated[
         rich_help_panel=_WIDTHS,
     ),
 ]
-
-
-def target_of(
-    params: str | None,
-    blocks: str | None,
-    weights: str | None,
-    flops: str | None,
-    context: int | None,
-    kv_cache: str | None,
-    latency: str | None,
-    latency_table: Path | None,
-) -> Target:
-    """All that was asked for. Refuses missing or senseless targets before a model is looked for."""
-    from prunekit.plan.goals import parse_target
-    from prunekit.plan.latency_table import LatencyTable
-
-    return parse_target(
-        params,
-        blocks,
-        weights,
-        flops=flops,
-        context=context,
-        kv_cache=kv_cache,
-        latency=latency,
-        table=LatencyTable.load(latency_table) if latency_table else None,
-    )

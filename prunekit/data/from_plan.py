@@ -12,13 +12,13 @@ from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer
 
 if TYPE_CHECKING:
-    from prunekit.models.source import Source
+    from prunekit.models.dense import DenseModel
     from prunekit.plan import Plan
     from prunekit.plan.recipe import Recipe
 
 
 def text_of(
-    source: Source, plan: Plan, recipe: Recipe, what_for: str, *, given: str | None = None, device: str = "auto"
+    dense: DenseModel, plan: Plan, recipe: Recipe, what_for: str, *, given: str | None = None
 ) -> Calibration | Mixed:
     """The calibration text of ``plan``, made by ``recipe``, token for token. Only what the model writes itself may be
     another text, for it is one on another kind of machine (:func:`told`).
@@ -29,7 +29,7 @@ def text_of(
     advice = f"the plan's {what_for} {recipe.calibration.source}, so give that text with --calib"
     try:
         config = replace(recipe.calibration, source=given or recipe.calibration.source)
-        made = calibration_text(config, load_tokenizer(source), source, device)
+        made = calibration_text(config, load_tokenizer(dense.source), dense)
     except PrunekitError as error:
         raise PrunekitError(f"{str(error).rstrip('.')}; {advice}.") from None
     if _read(made.describe()) != _read(plan.provenance.get("calibration") or {}):

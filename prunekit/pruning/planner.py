@@ -100,12 +100,12 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
             f"{error} The method {method.name} keeps the layers {encode_ranges(tuple(sorted(protected)))} whole "
             "where --protect-layers names no others; `none` lets all of them shrink."
         ) from None
+    dense = dense or DenseModel(source, dtype=config.dtype, device=config.device)
     check_length(recipe.calibration, source.config)
     if recipe.rescale is not None:
         recipe.rescale.check(recipe.calibration.sequences)
-    calibration = calibration_text(recipe.calibration, load_tokenizer(source), source, config.device)
+    calibration = calibration_text(recipe.calibration, load_tokenizer(source), dense)
     check_tokens(calibration.blocks, source.config)
-    dense = dense or DenseModel(source, dtype=config.dtype, device=config.device)
     model = dense.take() if method.allocation.uses_up_model else dense.share()
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
     fast = method.allocation.draws_curves and config.dtype == "auto" and has_fast_products(model.device)

@@ -32,7 +32,7 @@ from prunekit.plan.recipe import Recipe
 from prunekit.pruning.allocation.global_sort import standardised
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.pruning.planner import PlanConfig, compute_plan
-from prunekit.pruning.slicegpt import SliceConfig, TurnedTensors, principal_axes, slice_model, sliced_config
+from prunekit.pruning.slicegpt import TurnedTensors, principal_axes, slice_model, sliced_config
 from prunekit.recovery.flap_bias import compensate, is_compensated, output_biases
 from tests.support.command import QUICK, Command, save_tiny, write_text
 from tests.support.tiny import VOCAB, one_thread, random_plan, tiny_model, zeroed_model
@@ -197,7 +197,7 @@ def test_flap_puts_removed_means_into_biases(llama: Source, text: Path, tmp_path
     plan = compute_plan(llama, config(text, "flap"))
     assert plan.recipe is not None and is_compensated(plan, plan.recipe)
     assert plan.changes == BIASES and plan.provenance["method"]["compensate"] is True
-    calibration = text_of(llama, plan, plan.recipe, "means were taken over", given=str(text))
+    calibration = text_of(DenseModel(llama), plan, plan.recipe, "means were taken over", given=str(text))
     biases = compensate(DenseModel(llama, device="cpu"), plan, plan.recipe, calibration)
     written = rebuild(llama, plan, tmp_path / "out", weights=biases)
     # The target holds for all that was written, and nothing more would have fitted.
@@ -434,7 +434,7 @@ def test_slicegpt_on_the_command_line(tied: bool, command: Command, text: Path, 
 
 def test_slicegpt_of_layers_that_differ(llama: Source, text: Path, tmp_path: Path) -> None:
     pruned = resolve(str(rebuild(llama, random_plan(llama.shape), tmp_path / "pruned").path))
-    config = SliceConfig(parse_target("0.8", None, None), slicing(text), device="cpu")
+    config = PlanConfig(parse_target("0.8", None, None), slicing(text), device="cpu")
     save_tiny(tmp_path / "tokenizer")
     for file in (tmp_path / "tokenizer").glob("tokenizer*"):
         (pruned.path / file.name).write_bytes(file.read_bytes())
@@ -449,7 +449,7 @@ def test_slicegpt_of_layers_that_differ(llama: Source, text: Path, tmp_path: Pat
 def test_slicegpt_minds_what_the_stock_config_takes(model_type: str, multiple: int, text: Path, tmp_path: Path) -> None:
     """Llama's config refuses hidden sizes that its heads don't divide, here six; Qwen2's does not."""
     folder = save_tiny(tmp_path / "m", model_type, hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
-    config = SliceConfig(parse_target("0.8", None, None), slicing(text), device="cpu")
+    config = PlanConfig(parse_target("0.8", None, None), slicing(text), device="cpu")
     plan, written = slice_model(resolve(str(folder)), config, tmp_path / "out")
     width = plan.changes["hidden_size"]
     assert plan.provenance["rounding"]["hidden_multiple"] == multiple and width % multiple == 0
