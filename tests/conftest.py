@@ -17,14 +17,12 @@ import torch
 from filelock import FileLock
 
 from prunekit.checkpoint.rebuild import rebuild
-from prunekit.data.calibration import CalibrationConfig
 from prunekit.errors import PrunekitError
 from prunekit.models.source import Source, resolve
 from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.goals import parse_target
-from prunekit.plan.methods import METHODS
-from prunekit.plan.rounding import Rounding
-from prunekit.pruning.planner import PlanConfig, make_plan
+from prunekit.plan.recipe import Recipe
+from prunekit.pruning.planner import PlanConfig, compute_plan
 
 if TYPE_CHECKING:
     from tests.support.command import Command
@@ -101,11 +99,9 @@ def pruned_smollm2(smollm2: Source, tmp_path_factory: pytest.TempPathFactory) ->
         if not (folder / "pruned_smollm2").exists():
             config = PlanConfig(
                 target=parse_target(None, "0.79", None),
-                method=METHODS["fisher-global"],
-                rounding=Rounding(ffn_multiple=1),
-                calibration=CalibrationConfig(sequences=8, length=64),
+                recipe=Recipe.of("fisher-global", ffn_multiple=1, sequences=8, length=64),
             )
-            rebuild(smollm2, make_plan(smollm2, config), folder / "pruned_smollm2")
+            rebuild(smollm2, compute_plan(smollm2, config), folder / "pruned_smollm2")
     return resolve(str(folder / "pruned_smollm2"))
 
 

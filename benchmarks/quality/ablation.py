@@ -121,9 +121,10 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         from prunekit.data.mixture import calibration_text
         from prunekit.evaluation.perplexity import EvalConfig, read_texts
+        from prunekit.models.dense import DenseModel
         from prunekit.models.source import load_model, load_tokenizer, resolve
         from prunekit.pruning.planner import level_store
-        from prunekit.recovery.rescale import RescaleConfig
+        from prunekit.recovery.rescale import RescaleConfig, split_text
         from prunekit.utils.numerics.bf16 import has_fast_products
 
         self._options = options
@@ -133,12 +134,12 @@ class Bench:
         self._model: Any = load_model(self._source, dtype="auto", device="auto")
         self._judge = load_model(self._source, dtype=options.dtype, device="auto")
         _remember(self._judge.base_model)
-        calibration = calibration_text(self._mix(), tokenizer, self._source, "auto")
+        calibration = calibration_text(self._mix(), tokenizer, DenseModel(self._source))
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)
         self._fast = has_fast_products(self._model.device)
         self._scales = RescaleConfig()
-        self._solved, self._tuned = self._scales.split(calibration.input_ids, written)
+        self._solved, self._tuned = split_text(self._scales, calibration.input_ids, written)
         computed = {"dtype": str(self._model.dtype).removeprefix("torch."), "device": self._model.device.type}
         if self._fast:
             computed["products"] = "bfloat16"
@@ -164,7 +165,7 @@ class Bench:
         from prunekit.data.calibration import CalibrationConfig, load_calibration
         from prunekit.plan.methods import METHODS
 
-        own, given = METHODS["adapt-pruner"], self._options
+        own, given = METHODS["adapt-pruner"].calibration, self._options
         few = CalibrationConfig(given.calib, own.sequences, own.length, own.batch_size, seed=given.seed)
         return load_calibration(few, self._tokenizer)
 

@@ -125,7 +125,7 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
     from prunekit.pruning.allocation import Problem, allocation
     from prunekit.pruning.allocation.session import Session
     from prunekit.recovery.refit import refit
-    from prunekit.recovery.rescale import RescaleConfig, final_hidden, rescale
+    from prunekit.recovery.rescale import RescaleConfig, final_hidden, rescale, split_text
 
     model = model_of(size).to(device)
     family = FAMILIES["llama"]
@@ -152,7 +152,7 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
         with meter.step("solver"):
             allocated = allocation("optimal")(session, problem, lambda *args, **kwargs: None)
     scales = RescaleConfig()
-    solved, tuned = scales.split(ids)
+    solved, tuned = split_text(scales, ids)
     wanted = final_hidden(model, tuned, fast=True)
     with meter.step("refit"):
         refit(model, family, shape, allocated.keeps, solved, fast=True)

@@ -51,11 +51,10 @@ def run(
 ) -> DemoReport:
     """Do it all below ``output``, which appears only when everything went well."""
     from prunekit.checkpoint.rebuild import rebuild
-    from prunekit.data.calibration import CalibrationConfig
     from prunekit.models.source import resolve
     from prunekit.plan.goals import parse_target
-    from prunekit.plan.rounding import Rounding
-    from prunekit.pruning.planner import PlanConfig, make_plan
+    from prunekit.plan.recipe import Recipe
+    from prunekit.pruning.planner import PlanConfig, compute_plan
     from prunekit.report.pictures import draw_widths
 
     seconds: dict[str, float] = {}
@@ -70,13 +69,12 @@ def run(
 
     config = PlanConfig(
         target=parse_target(None, blocks, None),
-        rounding=Rounding(ffn_multiple=ffn_multiple),
-        calibration=CalibrationConfig(source=calib),
+        recipe=Recipe.of("adapt-pruner", ffn_multiple=ffn_multiple, calib=calib),
     )
     with new_folder(output, overwrite, kind=DEMO, inputs=local(calib, text)) as folder:
         checkpoint = folder / "checkpoint"
         source = step("load", f"1. {MODEL}: converting its GGUF file to safetensors (once)", lambda: resolve(MODEL))
-        plan = step("plan", "2. Adapt-Pruner decides widths, 2 % at a time", lambda: make_plan(source, config))
+        plan = step("plan", "2. Adapt-Pruner decides widths, 2 % at a time", lambda: compute_plan(source, config))
         plan.save(folder / "plan.json")
         draw_widths(plan, folder / "widths.png")
         written = step("rebuild", "3. Cutting the weights to these widths", lambda: rebuild(source, plan, checkpoint))

@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.chat_template import Chats
-from prunekit.data.sources import BUILTIN, SELF, Piece, has_fields, is_dataset, pieces, source_name, text_pieces
+from prunekit.data.sources import SELF, Piece, has_fields, is_dataset, pieces, source_name, text_pieces
 from prunekit.errors import PrunekitError
+from prunekit.plan.settings import CalibrationConfig
 from prunekit.utils.quiet import reason
 
 if TYPE_CHECKING:
@@ -28,37 +29,6 @@ _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
 # A longer text has to be cut short by name: its ids would take gigabytes, and its evaluation days.
 _MOST_TOKENS = 1 << 24
 _log = logging.getLogger("prunekit")
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """What text to calibrate on: ``sequences`` blocks of ``length`` tokens, drawn from all of ``source`` by ``seed``.
-
-    ``source`` is a file of text or rows (:func:`prunekit.data.sources.pieces`), a Hugging Face dataset (``id`` or
-    ``id:config``), ``wikitext`` or ``builtin``. ``field`` names the field or column of the rows that holds the text or
-    chat, ``split`` the dataset's.
-    """
-
-    source: str = BUILTIN
-    sequences: int = 32
-    length: int = 64
-    batch_size: int = 32
-    seed: int = 0
-    field: str = "text"
-    split: str = "train"
-
-    def __post_init__(self) -> None:
-        for name, least in (("sequences", 1), ("length", 2), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PrunekitError(
-                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
-                )
-        if self.seed >= 1 << 63:
-            raise PrunekitError(f"Seed must be below 2^63, which is what PyTorch takes, got {self.seed}.")
-        for name in ("source", "field", "split"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
 
 
 @dataclass(frozen=True, eq=False)

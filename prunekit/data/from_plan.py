@@ -5,41 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import Calibration, CalibrationConfig
+from prunekit.data.calibration import Calibration
 from prunekit.data.mixture import Mixed, calibration_text
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer
 
 if TYPE_CHECKING:
-    from prunekit.models.source import Source
+    from prunekit.models.dense import DenseModel
     from prunekit.plan import Plan
-
-_FIELDS = ("sequences", "length", "seed", "field", "split")
+    from prunekit.plan.recipe import Recipe
 
 
 def text_of(
-    source: Source, plan: Plan, given: str | None, what_for: str, *, batch_size: int, device: str = "auto"
+    dense: DenseModel, plan: Plan, recipe: Recipe, what_for: str, *, given: str | None = None
 ) -> Calibration | Mixed:
-    """The calibration text of ``plan``, token for token. Only what the model writes itself may be another text, for it
-    is one on another kind of machine (:func:`told`).
+    """The calibration text of ``plan``, made by ``recipe``, token for token. Only what the model writes itself may be
+    another text, for it is one on another kind of machine (:func:`told`).
 
     ``given`` says where it is, if it was a file: plans don't hold paths. ``what_for`` ends the sentence "the plan's …".
     Raises PrunekitError where it is missing or another text.
     """
-    said = plan.provenance.get("calibration")
-    made_with: dict[str, Any] = said if isinstance(said, dict) else {}
-    settings = {name: made_with[name] for name in _FIELDS if name in made_with}
-    for part in made_with.get("mix", ()) if isinstance(made_with.get("mix"), list) else ():
-        settings |= {name: part[name] for name in ("field", "split") if isinstance(part, dict) and name in part}
-    wanted = str(made_with.get("source"))
-    advice = f"the plan's {what_for} {wanted}, so give that text with --calib"
+    advice = f"the plan's {what_for} {recipe.calibration.source}, so give that text with --calib"
     try:
-        config = CalibrationConfig(source=given or wanted, batch_size=batch_size, **settings)
-        made = calibration_text(config, load_tokenizer(source), source, device)
+        config = replace(recipe.calibration, source=given or recipe.calibration.source)
+        made = calibration_text(config, load_tokenizer(dense.source), dense)
     except PrunekitError as error:
         raise PrunekitError(f"{str(error).rstrip('.')}; {advice}.") from None
-    if set(_FIELDS[:3]) - set(settings) or _read(made.describe()) != _read(made_with):
+    if _read(made.describe()) != _read(plan.provenance.get("calibration") or {}):
         raise PrunekitError(f"The calibration text is another one: {advice}.")
     return made
 

@@ -17,7 +17,7 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     import torch
 
-    from prunekit.models.source import Source
+    from prunekit.models.dense import DenseModel
 
 _WEIGHTED = re.compile(r"(.+):(0?\.\d+|1(?:\.0*)?|0)")
 
@@ -102,10 +102,9 @@ class Mixed:
         }
 
 
-def calibration_text(
-    config: CalibrationConfig, tokenizer: Any, source: Source, device: str = "auto"
-) -> Calibration | Mixed:
-    """The calibration text that ``config.source`` asks for: one text, ``self`` (what the model writes), or a mix.
+def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration | Mixed:
+    """The calibration text that ``config.source`` asks for: one text, ``self`` (what the ``dense`` model writes, which
+    is loaded if need be), or a mix.
 
     Raises PrunekitError as :func:`prunekit.data.calibration.load_calibration` does.
     """
@@ -114,7 +113,7 @@ def calibration_text(
     made = []
     for (name, _), count in zip(parts, counts, strict=True):
         own = replace(config, source=name, sequences=count)
-        made.append(_self(own, tokenizer, source, device) if name == SELF else load_calibration(own, tokenizer))
+        made.append(_self(own, tokenizer, dense) if name == SELF else load_calibration(own, tokenizer))
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
 
 
@@ -132,13 +131,13 @@ def _split(total: int, shares: list[float]) -> list[int]:
     return counts
 
 
-def _self(config: CalibrationConfig, tokenizer: Any, source: Source, device: str) -> Calibration:
+def _self(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration:
     start = bos(tokenizer)
     before, after = separators(tokenizer)
     first = start if start is not None else next(iter([*before, *after]), None)
-    blocks = self_written(source, first, config, device)
+    blocks = self_written(dense, first, config)
     if start is not None:
         blocks[:, 0] = start
-    digest = hashlib.sha256(source.fingerprint.encode())
+    digest = hashlib.sha256(dense.source.fingerprint.encode())
     digest.update(blocks.numpy().astype("<i8").tobytes())
     return Calibration(config, blocks, digest.hexdigest())

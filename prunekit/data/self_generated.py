@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from prunekit.utils.provenance import versions
 if TYPE_CHECKING:
     import torch
 
+    from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
 
 # Sequences that are sampled together, and kept as one file in the cache: so many, and of the last ones a multiple of
@@ -28,9 +30,10 @@ _FEW = 8
 _RECIPE = 3
 
 
-def self_written(source: Source, first: int | None, config: Any, device: str = "auto") -> torch.Tensor:
-    """Blocks [config.sequences, config.length] of token ids sampled from ``source``, each from the whole distribution:
-    a lower temperature (0.8) or a nucleus (0.95) made text from which a refit carried over less (SmolLM2-135M).
+def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Tensor:
+    """Blocks [config.sequences, config.length] of token ids sampled from the ``dense`` model, each from the whole
+    distribution: a lower temperature (0.8) or a nucleus (0.95) made text from which a refit carried over less
+    (SmolLM2-135M).
 
     Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
     that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
@@ -41,21 +44,31 @@ def self_written(source: Source, first: int | None, config: Any, device: str = "
     import torch
 
     sizes = _chunks(config.sequences)
-    folder = _folder(source, config.length, config.seed, device)
+    folder = _folder(dense.source, config.length, config.seed, dense.device)
     blocks: list[torch.Tensor] = []
     sampler: Callable[[int, int], torch.Tensor] | None = None
-    with progress("Writing calibration text", sum(sizes)) as advance:
+    with progress("Writing calibration text", sum(sizes)) as advance, ExitStack() as stack:
         for chunk, size in enumerate(sizes):
             file = folder / f"{chunk}-{size}.safetensors"
             kept = _read(file)
             if kept is None:
                 if sampler is None:
-                    sampler = _sampler(source, first, config.length, config.seed, device)
+                    sampler = _sampler(stack.enter_context(_writer(dense)), dense.source.name, first, config)
                 kept = sampler(chunk, size)
                 _keep(file, kept)
             blocks.append(kept)
             advance(size)
     return torch.cat(blocks)[: config.sequences].contiguous()
+
+
+def _writer(dense: DenseModel) -> AbstractContextManager[Any]:
+    """The model in what it writes in: the dtype that it is stored in, whatever else is computed in."""
+    import torch
+
+    from prunekit.models.source import pick_device
+
+    fast = has_fast_products(pick_device(dense.device))
+    return dense.computing_in(torch.bfloat16 if fast else dense.source.dtype)
 
 
 def _read(file: Path) -> torch.Tensor | None:
@@ -104,30 +117,24 @@ def _folder(source: Source, length: int, seed: int, device: str) -> Path:
     return cache_place(SELF, name, needed=False)
 
 
-def _sampler(
-    source: Source, first: int | None, length: int, seed: int, device: str
-) -> Callable[[int, int], torch.Tensor]:
+def _sampler(model: Any, name: str, first: int | None, config: Any) -> Callable[[int, int], torch.Tensor]:
     import torch
 
-    from prunekit.models.source import load_model
     from prunekit.utils.numerics.finite import blame_layer
 
-    model: Any = load_model(source, device=device).eval()
-    if has_fast_products(model.device):
-        model.to(torch.bfloat16)
     vocabulary = model.config.vocab_size
 
     def written(chunk: int, size: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(int.from_bytes(_digest(seed, chunk), "little"))
+        generator = torch.Generator().manual_seed(int.from_bytes(_digest(config.seed, chunk), "little"))
         starts = torch.randint(0, vocabulary, (size, 1), generator=generator)
         if first is not None:
             starts[::2] = first
         try:
-            return _continue(model, starts, length, generator)
+            return _continue(model, starts, config.length, generator)
         except _NotFinite:
             blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
-                f"{source.name} gives probabilities that are not finite in {model.dtype}, so it can't write text; "
+                f"{name} gives probabilities that are not finite in {model.dtype}, so it can't write text; "
                 "its weights are broken, or give a text file with --calib."
             ) from None
 

@@ -85,7 +85,7 @@ class Target:
     def check_method(self, method: Method) -> None:
         """Raises PrunekitError where ``method`` can't keep to one of the goals."""
         other = next((goal for goal in self.goals if goal.option not in OF_PARAMETERS), None)
-        if other is not None and method.allocation != "optimal":
+        if other is not None and not method.allocation.draws_curves:
             raise PrunekitError(
                 f"{other.text} needs the allocation that weighs every width by its cost, optimal, which "
                 f"--method prunekit has; {method.name} takes --params, --blocks and --weights only."

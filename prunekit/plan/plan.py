@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.provenance import check_provenance
+from prunekit.plan.provenance import check_provenance, recipe_before
+from prunekit.plan.ranges import decode_ranges, encode_ranges
+from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import LIMITS, LayerShape, ModelShape
 from prunekit.utils.files.atomic import read_json, write_text
 
@@ -17,38 +19,6 @@ PLAN_VERSION = 1
 # Units of all layers together, each of which takes 40 bytes: three times what the largest model has.
 _MAX_UNITS = 1 << 24
 _CHANGEABLE = ("hidden_size", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias")
-
-
-def encode_ranges(indices: tuple[int, ...]) -> str:
-    """Rising indices as text a diff can show: ``(0, 1, 2, 5)`` → ``"0-2,5"``."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def decode_ranges(text: str, limit: int) -> tuple[int, ...]:
-    """Reverse of :func:`encode_ranges`. Raises PrunekitError where an index is not below ``limit``, or out of order."""
-    indices: list[int] = []
-    try:
-        if not isinstance(text, str):
-            raise ValueError
-        for run in text.split(","):
-            first, _, last = run.partition("-")
-            start, stop = int(first), int(last or first)
-            if stop >= limit or start > stop or (indices and start <= indices[-1]):
-                raise PrunekitError(
-                    f"The plan keeps units {run[:60]!r}, but they must rise and stay below {limit}; make it again."
-                )
-            indices.extend(range(start, stop + 1))
-    except ValueError:
-        raise PrunekitError(
-            f"{str(text)[:60]!r} is not a list of unit ranges like '0-2,5'. Make the plan again."
-        ) from None
-    return tuple(indices)
 
 
 @dataclass(frozen=True)
@@ -107,17 +77,22 @@ class LayerKeep:
 class Plan:
     """What to keep of a model of shape ``source``; layers that are missing are dropped.
 
-    ``provenance`` says how the plan was made: model fingerprint, calibration data, method and its settings, target,
-    seed, versions. It holds no clock time, so that the same inputs give the same file. ``changes`` are the fields of
+    ``recipe`` is what the plan was made by, and says what is still to be computed where it is applied; plans of earlier
+    versions have none of their own (:meth:`read_recipe`). Texts have their names in it, and not
+    their paths. ``provenance`` tells people how the plan was made: model fingerprint, calibration data, method, target,
+    versions. Both hold no clock time, so that the same inputs give the same file. ``changes`` are the fields of
     ``source``, beside its layers, that are another in the pruned model: biases that it gains (FLAP), its hidden_size
-    and untied head (SliceGPT). ``file`` is where it was read from: nothing that it makes may replace that.
+    and untied head (SliceGPT). ``file`` is where it was read from: nothing that it makes may replace that. ``text`` is
+    the calibration text that it was made on, as long as it is at hand; it is not saved.
     """
 
     source: ModelShape
     layers: tuple[LayerKeep, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
     file: Path | None = field(default=None, compare=False, repr=False)
+    text: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -138,6 +113,13 @@ class Plan:
     def shape(self) -> ModelShape:
         """Shape of the pruned model."""
         return replace(self.source.with_layers(layer.shape for layer in self.layers), **self.changes)
+
+    def read_recipe(self) -> Recipe | None:
+        """The recipe, or what the provenance of an earlier version tells of it; None where nobody said.
+
+        Raises PrunekitError where an earlier version asks for what makes no sense, or is done no more.
+        """
+        return self.recipe or recipe_before(self.provenance)
 
     @property
     def added_biases(self) -> tuple[str, ...]:
@@ -180,6 +162,7 @@ class Plan:
                 "version": PLAN_VERSION,
                 "share_of_blocks": round(self.share_of_blocks, 6),
                 "share_of_parameters": round(self.share_of_parameters, 6),
+                **({} if self.recipe is None else {"recipe": self.recipe.to_dict()}),
                 "provenance": self.provenance,
                 **({"changes": self.changes} if self.changes else {}),
                 "layers": widths,
@@ -242,7 +225,8 @@ class Plan:
             changes = data.get("changes", {})
             if not isinstance(changes, dict):
                 raise TypeError("its changes are no JSON object")
-            return cls(source, tuple(layers), provenance, changes)
+            recipe = None if data.get("recipe") is None else Recipe.from_dict(data["recipe"])
+            return cls(source, tuple(layers), provenance, changes, recipe)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PrunekitError(f"{where} is a damaged plan ({error}); make it again with `prunekit plan`.") from None
 

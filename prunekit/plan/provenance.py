@@ -1,11 +1,20 @@
-"""What a plan says of how it was made, checked once: whoever reads it later finds the types that prunekit writes."""
+"""What a plan says of how it was made, checked once: whoever reads it later finds the types that prunekit writes.
+
+Plans of earlier versions have no recipe, and their provenance says what is still to be computed: it is read here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from prunekit.errors import PrunekitError
+from prunekit.plan.allocations import ALLOCATIONS, MEASURED, SCORED
+from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.plan.settings import CalibrationConfig, RefitConfig, RescaleConfig
 from prunekit.utils.names import printable
 
 _Fits = Callable[[Any], bool]
@@ -111,3 +120,74 @@ def _check(where: str, value: Mapping[str, Any], fields: Mapping[str, _Fits]) ->
     for name, fits in fields.items():
         if name in value and not fits(value[name]):
             raise ValueError(f"{where}.{name} is {str(value[name])[:60]!r}, which prunekit never writes")
+
+
+# What refits of earlier versions had, and what says nothing where `_check_dropped` finds nothing.
+_DROPPED = ("inputs", "held_out")
+
+
+def recipe_before(said: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that the provenance ``said`` of an earlier version's plan tells of; None where it tells of nothing.
+
+    What chose the widths is read as far as today's methods have it: the plan has the widths. Raises PrunekitError where
+    it asks for what makes no sense, or is done no more.
+    """
+    if not said.get("method") and not said.get("refit") and not said.get("rescale") and not said.get("calibration"):
+        return None
+    told = said.get("method") or {}
+    name = str(told.get("name")).removeprefix("custom (from ").removesuffix(")")
+    preset = METHODS.get(name, METHODS[DEFAULT])
+    kind = ALLOCATIONS.get(str(told.get("allocation")), type(preset.allocation))
+    priced = (*SCORED, *(MEASURED if kind.draws_curves else ()))
+    refit, rescale = said.get("refit"), said.get("rescale")
+    if refit is not None:
+        _check_dropped(refit)
+        refit = {name: value for name, value in refit.items() if name not in _DROPPED}
+    elif rescale is not None:
+        raise PrunekitError("The plan's refit settings are damaged: it rescales without a refit; make the plan again.")
+    method = replace(
+        preset,
+        custom=name != told.get("name"),
+        allocation=preset.allocation if kind is type(preset.allocation) else kind(),
+        importance=str(told.get("importance") or preset.importance),
+        layer_importance=told.get("layer_importance") or preset.layer_importance or "cosine",
+        units=tuple(unit for unit in told.get("units") or () if unit in priced) or preset.units,
+        compensate=told.get("compensate") is True,
+        refit=_config("refit", refit, RefitConfig),
+        rescale=_config("rescale", rescale, RescaleConfig),
+        calibration=_calibration(said.get("calibration") or {}),
+    )
+    seed = said.get("seed")
+    return Recipe(method, protected=frozenset(said.get("protected_layers") or ()), seed=seed if seed is not None else 0)
+
+
+def _check_dropped(said: dict[str, Any]) -> None:
+    """Raises PrunekitError where the settings of an earlier version's refit ask for what is done no more."""
+    asked = None
+    if said.get("inputs"):
+        asked = f"fits input projections too (--refit-inputs {said['inputs']})"
+    elif said.get("ridge", 0) is None:
+        asked = "chooses a ridge for every projection (--ridge auto)"
+    if asked:
+        raise PrunekitError(
+            f"The plan's refit {asked}, which this version of prunekit can't do; make the plan again without that, or "
+            "apply it with the version that made it."
+        )
+
+
+def _config(name: str, said: dict[str, Any] | None, kind: Any) -> Any:
+    if said is None:
+        return None
+    try:
+        return kind(**said)
+    except TypeError:
+        raise PrunekitError(f"The plan's {name} settings {said!r} are damaged; make the plan again.") from None
+
+
+def _calibration(said: dict[str, Any]) -> CalibrationConfig:
+    """The text that a plan says it was made on; of a mix, the field and split of the last part that names them."""
+    names = ("source", "sequences", "length", "batch_size", "seed")
+    known = {name: said[name] for name in names if said.get(name) is not None}
+    for part in said.get("mix") or [said]:
+        known |= {name: part[name] for name in ("field", "split") if part.get(name)}
+    return CalibrationConfig(**known)

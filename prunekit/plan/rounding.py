@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from prunekit.errors import PrunekitError
+from prunekit.plan.knobs import knob
 from prunekit.plan.shape import LayerShape, ModelShape
 
 
@@ -116,3 +117,23 @@ def rounding_preset(name: str, head_dim: int) -> Rounding:
             ways = int(count)
             return Rounding(ffn_multiple=64 * ways, head_multiple=ways, kv_multiple=ways, tensor_parallel=ways)
     raise PrunekitError(f"There is no rounding preset {name!r}; choose gpu, gguf or tp=N, such as tp=2.")
+
+
+@dataclass(frozen=True)
+class RoundingConfig:
+    """What is asked of widths, before the model is known: a preset, and multiples by hand on top of it."""
+
+    round_for: str | None = knob(None, "preset of multiples: gpu, gguf or tp=N")
+    ffn_multiple: int | None = knob(None, "FFN widths are multiples of this (64); 1 allows irregular ones")
+    min_ffn: int | None = knob(None, "no FFN becomes narrower than this (1)")
+    head_multiple: int | None = knob(None, "numbers of query heads are multiples of this (1)")
+    kv_multiple: int | None = knob(None, "numbers of KV heads are multiples of this (1)")
+
+    def __post_init__(self) -> None:
+        self.rounding(64)
+
+    def rounding(self, head_dim: int) -> Rounding:
+        """The widths allowed in a model with that ``head_dim``."""
+        base = rounding_preset(self.round_for, head_dim) if self.round_for else Rounding()
+        given = {name: value for name, value in asdict(self).items() if name != "round_for" and value is not None}
+        return replace(base, **given)

@@ -9,7 +9,8 @@ import torch
 
 from prunekit.data.calibration import CalibrationConfig, check_length, check_tokens
 from prunekit.data.mixture import calibration_text
-from prunekit.models.source import load_model, load_tokenizer
+from prunekit.models.dense import DenseModel
+from prunekit.models.source import load_tokenizer
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.pruning.importance import score
 from prunekit.utils.progress import progress
@@ -112,9 +113,10 @@ def analyze(
     find(importance)
     find_layer(layer_importance)
     check_length(calibration, source.config)
-    text = calibration_text(calibration, load_tokenizer(source), source, device)
+    dense = DenseModel(source, dtype=dtype, device=device)
+    text = calibration_text(calibration, load_tokenizer(source), dense)
     check_tokens(text.blocks, source.config)
-    model = load_model(source, dtype=dtype, device=device)
+    model = dense.share()
     batches = -(-calibration.sequences // calibration.batch_size)
     with progress("Scoring", calibration.sequences if importance == "taylor2" else batches) as advance:
         scores = score(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,14 @@ from torch import nn
 
 from prunekit.checkpoint.overrides import LAYER
 from prunekit.checkpoint.rebuild import Written, converted, natural, stored_dtype, write_checkpoint
-from prunekit.data.calibration import CalibrationConfig, check_length, check_tokens
+from prunekit.data.calibration import check_length, check_tokens
 from prunekit.data.mixture import calibration_text
 from prunekit.errors import PrunekitError
+from prunekit.models.dense import DenseModel
 from prunekit.models.families import PRE_NORMS, Family
 from prunekit.models.modeling import pruned_config, stock_config
-from prunekit.models.source import load_model, load_tokenizer
+from prunekit.models.source import load_tokenizer
 from prunekit.plan import Plan, whole_plan
-from prunekit.plan.goals import Target
-from prunekit.plan.methods import METHODS
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.progress import progress
@@ -43,53 +42,51 @@ from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
+    from prunekit.pruning.planner import PlanConfig
 
 # Rows of a matrix that are turned at once, in float64.
 _ROWS = 4096
 
 
-@dataclass(frozen=True)
-class SliceConfig:
-    """What decides a sliced model, apart from the dense one. ``multiple`` is what its hidden_size is rounded to (the
-    paper's 8); where the stock config wants a multiple of the number of heads, it is that instead."""
-
-    target: Target
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    multiple: int = 8
-    dtype: str = "auto"
-    store_dtype: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.multiple < 1:
-            raise PrunekitError(f"The hidden size is rounded to a multiple of at least 1, got {self.multiple}.")
-
-
 def slice_model(
-    source: Source, config: SliceConfig, out: Path, *, overwrite: bool = False, max_shard_bytes: int = 2 * 2**30
+    source: Source,
+    config: PlanConfig,
+    out: Path,
+    *,
+    dense: DenseModel | None = None,
+    multiple: int = 8,
+    overwrite: bool = False,
+    max_shard_bytes: int = 2 * 2**30,
 ) -> tuple[Plan, Written]:
     """Write ``source`` with the largest hidden_size that meets the target as the checkpoint ``out``.
 
-    The plan that comes back, and lies in ``out``, keeps every unit; it tells what the model became and how. Raises
-    PrunekitError where the family can't be turned, the target is out of reach or the text too short.
+    ``multiple`` is what the hidden_size is rounded to (the paper's 8); where the stock config wants a multiple of the
+    number of heads, it is that instead. The plan that comes back, and lies in ``out``, keeps every unit; it tells what
+    the model became and how. ``dense`` is the model, in ``config.dtype`` on ``config.device``, where other steps need
+    it too. Raises PrunekitError where the family can't be turned, layers are to stay whole, the target is out of reach
+    or the text too short.
     """
+    if multiple < 1:
+        raise PrunekitError(f"The hidden size is rounded to a multiple of at least 1, got {multiple}.")
     check_family(source.family)
+    if config.recipe.protected is not None:
+        raise PrunekitError("slicegpt narrows what all layers share, so none can be protected; leave it out.")
     source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
-    config.target.check_method(METHODS["slicegpt"])
+    config.target.check_method(config.recipe.method)
     dtype = stored_dtype(config.store_dtype)
     budget = config.target.budget(source.shape, (dtype or source.dtype).itemsize)
-    multiple = hidden_multiple(source, config.multiple)
+    multiple = hidden_multiple(source, multiple)
     width = widest_within(source, budget, multiple)
     new = sliced_config(source, width)
-    check_length(config.calibration, source.config)
-    calibration = calibration_text(config.calibration, load_tokenizer(source), source, config.device)
+    dense = dense or DenseModel(source, dtype=config.dtype, device=config.device)
+    text = config.recipe.calibration
+    check_length(text, source.config)
+    calibration = calibration_text(text, load_tokenizer(source), dense)
     check_tokens(calibration.blocks, source.config)
-    model = load_model(source, dtype=config.dtype, device=config.device)
-    batches = -(-len(calibration.input_ids) // config.calibration.batch_size)
+    model = dense.share()
+    batches = -(-len(calibration.input_ids) // text.batch_size)
     with progress("Turning (slicegpt)", batches) as advance:
-        axes, shares = principal_axes(
-            model, source.family, calibration.input_ids, config.calibration.batch_size, advance
-        )
+        axes, shares = principal_axes(model, source.family, calibration.input_ids, text.batch_size, advance)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
     del model
     changes = {"hidden_size": width, **({"tie_word_embeddings": False} if source.shape.tie_word_embeddings else {})}
@@ -102,7 +99,7 @@ def slice_model(
                 "family": source.family.name,
                 "fingerprint": source.fingerprint,
             },
-            "method": METHODS["slicegpt"].describe(),
+            "method": config.recipe.method.describe(),
             "target": {"asked": config.target.text, "parameters": budget},
             "rounding": {"hidden_multiple": multiple},
             "kept_variance": round(float(shares[:width].sum()), 6),
@@ -110,6 +107,7 @@ def slice_model(
             "computed_in": computed,
             "versions": versions(),
         },
+        recipe=config.recipe.with_text(calibration.describe()["source"]),
     )
     tensors = TurnedTensors(source, axes[:, :width], dtype)
     return plan, write_checkpoint(source, plan, new, tensors, out, "per-layer", overwrite, max_shard_bytes)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.models.families import BIASES, Coupling, Family, unit_rows
+from prunekit.models.families import Family, unit_rows
 from prunekit.models.slicing import expand
-from prunekit.models.source import load_model
 from prunekit.plan import Plan
 from prunekit.utils.numerics.channel_moments import ChannelMoments
 from prunekit.utils.numerics.finite import check_made, watched_layers
@@ -25,43 +24,14 @@ from prunekit.utils.progress import progress
 if TYPE_CHECKING:
     from prunekit.data.calibration import Calibration
     from prunekit.data.mixture import Mixed
-    from prunekit.models.source import Source
+    from prunekit.models.dense import DenseModel
+    from prunekit.plan.recipe import Recipe
 
 
-def _prunable(coupling: Coupling, units: tuple[str, ...]) -> bool:
-    return "ffn" in units if "ffn" in coupling.parts else bool({"kv", "query"} & set(units))
-
-
-def addable(family: Family, config: Any, units: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of ModelShape that compensation switches on in a model of that config when ``units`` are pruned, and
-    what a plan's provenance says of it: the ``projections`` that get a bias, and, where some can't, ``without``, a
-    sentence."""
-    changes: dict[str, Any] = {}
-    carried, bare = [], []
-    for coupling in family.output_projections():
-        if not _prunable(coupling, units):
-            continue
-        field = getattr(family, coupling.bias)
-        if family.flag(field, config):
-            carried.append(coupling.module)
-        elif isinstance(field, str):
-            carried.append(coupling.module)
-            changes |= {flag: True for flag in BIASES if getattr(family, flag) == field}
-        else:
-            bare.append(coupling.module)
-    said: dict[str, Any] = {"projections": carried}
-    if bare:
-        names = " and ".join(module.rpartition(".")[2] for module in bare)
-        said["without"] = (
-            f"{family.name} models have no bias on {names}, so what is cut of its input is not compensated there."
-        )
-    return changes, said
-
-
-def is_compensated(plan: Plan) -> bool:
-    """True where the method of ``plan`` compensates what it cuts, so that :func:`compensate` must follow."""
-    said = plan.provenance.get("compensation")
-    return bool(plan.added_biases) or (isinstance(said, dict) and bool(said.get("projections")))
+def is_compensated(plan: Plan, recipe: Recipe) -> bool:
+    """True where ``recipe`` compensates what it cuts and the pruned model has biases to hold that, so that
+    :func:`compensate` must follow ``plan``."""
+    return recipe.method.compensates and (plan.shape.o_bias or plan.shape.mlp_bias)
 
 
 def output_biases(
@@ -117,17 +87,12 @@ def _see(moments: ChannelMoments, module: nn.Module, args: tuple[torch.Tensor, .
 
 
 def compensate(
-    source: Source,
-    plan: Plan,
-    calibration: Calibration | Mixed,
-    *,
-    batch_size: int = 32,
-    dtype: str = "auto",
-    device: str = "auto",
+    dense: DenseModel, plan: Plan, recipe: Recipe, calibration: Calibration | Mixed, batch_size: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """:func:`output_biases` of ``source`` on the ``calibration`` text that ``plan`` was made with
-    (:func:`prunekit.data.from_plan.text_of`)."""
-    model = load_model(source, dtype=dtype, device=device)
-    passes = -(-len(calibration.input_ids) // batch_size)
-    with progress("Compensating", passes) as advance:
-        return output_biases(model, source.family, plan, calibration.input_ids, batch_size=batch_size, advance=advance)
+    """:func:`output_biases` of the ``dense`` model on the ``calibration`` text that ``plan`` was made with by
+    ``recipe`` (:func:`prunekit.data.from_plan.text_of`)."""
+    size = batch_size or recipe.calibration.batch_size
+    with progress("Compensating", -(-len(calibration.input_ids) // size)) as advance:
+        return output_biases(
+            dense.share(), dense.source.family, plan, calibration.input_ids, batch_size=size, advance=advance
+        )

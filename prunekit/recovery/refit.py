@@ -18,30 +18,11 @@ from prunekit.models.families import Family
 from prunekit.models.slicing import coupling_index, cut_layer, unit_slots
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
 from prunekit.plan import LayerKeep
+from prunekit.plan.settings import RefitConfig
 from prunekit.plan.shape import ModelShape
 from prunekit.recovery.rescale import Rescaled
 from prunekit.utils.numerics.finite import in_layer, is_finite
 from prunekit.utils.numerics.least_squares import Moments, solve
-
-
-@dataclass(frozen=True)
-class RefitConfig:
-    """How projections are solved anew.
-
-    ``towards`` says what the output projections should give: at 0 what the dense layer makes of the pruned model's
-    inputs, at 1 what brings the residual stream back to the dense model's, in between a blend. ``ridge`` holds
-    projections to their old weights, as a share of the inputs' mean square. Defaults are those of least perplexity on
-    other text (SmolLM2-135M).
-    """
-
-    towards: float = 0.5
-    ridge: float = 1e-1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.towards <= 1:
-            raise PrunekitError(f"A refit's `towards` must lie between 0 and 1, got {self.towards}.")
-        if not 0 < self.ridge <= 1e3:
-            raise PrunekitError(f"--ridge must lie above 0 and at most at 1000, got {self.ridge}.")
 
 
 @dataclass

@@ -19,6 +19,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.models.head import Head, hidden_states
+from prunekit.plan.settings import RescaleConfig
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.numerics.frozen import frozen
@@ -30,65 +31,27 @@ _OF_OTHERS = 2 / 3
 _TINY = 1e-6
 
 
-@dataclass(frozen=True)
-class RescaleConfig:
-    """``share`` of the calibration text is kept from the refit and serves the factors: on text that projections were
-    solved on, their errors are not what they are elsewhere. None: 0.4, and at most two thirds of what the model has not
-    written itself. A refit has enough of 50,000 tokens or so, factors gain from several times as many (SmolLM2-135M).
-    ``rate`` is Adam's step at its largest, after a tenth of the steps; it falls to 0 in a cosine. ``batch_size``
-    sequences make one step, and every sequence is seen once. ``held_out`` of the sequences make no step: factors that
-    don't bring the model closer on them are not used.
+def split_text(
+    config: RescaleConfig, ids: torch.Tensor, written: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them.
+
+    What the model has ``written`` itself (bool [N]) goes to the refit as far as there is other text: a refit on it
+    carries over to texts of other kinds, factors tuned on it do not (SmolLM2-135M).
     """
+    config.check(len(ids))
+    count = min(max(2, round(_share(config, len(ids), written) * len(ids))), len(ids) - 1)
+    order = torch.arange(len(ids)) if written is None else torch.argsort(written.int(), stable=True)
+    tuned = torch.zeros(len(ids), dtype=torch.bool)
+    tuned[order[:count]] = True
+    return ids[~tuned], ids[tuned]
 
-    share: float | None = None
-    rate: float = 5e-3
-    batch_size: int = 4
-    held_out: float = 1 / 16
 
-    def __post_init__(self) -> None:
-        if self.share is not None and not 0 < self.share < 1:
-            raise PrunekitError(f"A rescaling's `share` must lie above 0 and below 1, got {self.share}.")
-        if not 0 < self.rate <= 0.1:
-            raise PrunekitError(f"The rate of rescaling must lie above 0 and at most at 0.1, got {self.rate}.")
-        if self.batch_size < 1:
-            raise PrunekitError(f"A step of rescaling takes at least 1 sequence, got {self.batch_size}.")
-        if not 0 < self.held_out < 1:
-            raise PrunekitError(f"The held-out share must lie above 0 and below 1, got {self.held_out}.")
-
-    def held(self, sequences: int) -> int:
-        """How many of ``sequences`` are held out."""
-        return max(1, round(sequences * self.held_out))
-
-    def steps(self, sequences: int) -> int:
-        """Steps on ``sequences``, those that are held out left out."""
-        return math.ceil((sequences - self.held(sequences)) / self.batch_size)
-
-    def check(self, sequences: int) -> None:
-        """Raises PrunekitError where ``sequences`` are too few for :meth:`split`."""
-        if sequences < 3:
-            raise PrunekitError(
-                f"Refit and rescaling need 3 sequences at least, got {sequences}; raise --sequences, or use "
-                "--no-rescale."
-            )
-
-    def split(self, ids: torch.Tensor, written: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text ``ids`` [N, L] of the refit, and that of rescaling: a sequence at least, and two of them.
-
-        What the model has ``written`` itself (bool [N]) goes to the refit as far as there is other text: a refit on it
-        carries over to texts of other kinds, factors tuned on it do not (SmolLM2-135M).
-        """
-        self.check(len(ids))
-        count = min(max(2, round(self._share(len(ids), written) * len(ids))), len(ids) - 1)
-        order = torch.arange(len(ids)) if written is None else torch.argsort(written.int(), stable=True)
-        tuned = torch.zeros(len(ids), dtype=torch.bool)
-        tuned[order[:count]] = True
-        return ids[~tuned], ids[tuned]
-
-    def _share(self, sequences: int, written: torch.Tensor | None) -> float:
-        if self.share is not None:
-            return self.share
-        others = 0 if written is None else int((~written).sum())
-        return min(_SHARE, _OF_OTHERS * others / sequences) if others else _SHARE
+def _share(config: RescaleConfig, sequences: int, written: torch.Tensor | None) -> float:
+    if config.share is not None:
+        return config.share
+    others = 0 if written is None else int((~written).sum())
+    return min(_SHARE, _OF_OTHERS * others / sequences) if others else _SHARE
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 # Control characters (escape sequences begin with one), line separators, lone surrogates, what turns the direction of
 # what follows, and tags, which nobody sees.
@@ -29,6 +31,12 @@ def sentence(text: str) -> str:
     """:func:`printable`, with its middle left out where someone's file made it longer than anyone reads."""
     made = printable(text)
     return made if len(made) <= _LONGEST else f"{made[: _LONGEST // 2]} … {made[-_LONGEST // 2 :]}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``" (did you mean 'flap'?)"`` where one of ``names`` is nearly ``name``, else nothing."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def _spelled(found: re.Match[str]) -> str:

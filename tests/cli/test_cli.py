@@ -174,7 +174,7 @@ def test_every_method(name: str, command: Command, model: Path, text: Path, tmp_
     data = succeed(command, *arguments)
     assert data["method"]["name"].endswith(name) or name in data["method"]["name"]
     assert data["share_of_parameters"] <= 0.7
-    assert bool(data["dropped_layers"]) == (METHODS[name].allocation == "drop")
+    assert bool(data["dropped_layers"]) == (METHODS[name].allocation.name == "drop")
     made = AutoModelForCausalLM.from_pretrained(out)
     assert made.num_parameters() == data["pruned"]["parameters"]
     assert torch.isfinite(logits(out)).all()
@@ -185,17 +185,33 @@ def test_every_method(name: str, command: Command, model: Path, text: Path, tmp_
 def test_every_importance_with_every_allocation(
     importance: str, allocation: str, command: Command, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--importance", importance, "--allocate", allocation, "--prune", "ffn,kv,query", "--calib", text)
-    data = succeed(command, "plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", *arguments, *QUICK)
+    units = () if allocation == "drop" else ("--prune", "ffn,kv,query")
+    told = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", "--allocate", allocation, *units)
+    arguments = (*told, "--importance", importance, "--calib", text, *QUICK)
+    if allocation in ("drop", "optimal"):
+        # Where whole layers go, or loss curves decide, no score chooses a unit.
+        done = command(*arguments)
+        assert done.code == 2 and "importance has no effect" in done.err, done
+        return
+    data = succeed(command, *arguments)
     assert data["share_of_blocks"] <= 0.6
-    # Where whole layers go, or loss curves decide, no score chooses a unit, and the plan doesn't claim so.
-    chosen_by = None if allocation in ("drop", "optimal") else importance
-    assert (data["method"].get("importance"), data["method"]["allocation"]) == (chosen_by, allocation)
-    if allocation != "drop":
-        # With exact widths the rest of the budget is smaller than one FFN channel, where any could come back.
-        plan = Plan.load(tmp_path / "plan.json")
-        narrower = any(layer.intermediate_size < 96 for layer in plan.shape.layers)
-        assert not narrower or plan.provenance["target"]["parameters"] - plan.shape.parameters < 3 * 64
+    assert (data["method"]["importance"], data["method"]["allocation"]) == (importance, allocation)
+    # With exact widths the rest of the budget is smaller than one FFN channel, where any could come back.
+    plan = Plan.load(tmp_path / "plan.json")
+    narrower = any(layer.intermediate_size < 96 for layer in plan.shape.layers)
+    assert not narrower or plan.provenance["target"]["parameters"] - plan.shape.parameters < 3 * 64
+
+
+@pytest.mark.parametrize("allocation", ["drop", "optimal"])
+def test_allocations_that_need_no_scores_of_units(
+    allocation: str, command: Command, model: Path, text: Path, tmp_path: Path
+) -> None:
+    units = () if allocation == "drop" else ("--prune", "ffn,kv,query")
+    told = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", "--allocate", allocation, *units)
+    data = succeed(command, *told, "--calib", text, *QUICK)
+    assert data["share_of_blocks"] <= 0.6
+    # And the plan claims none.
+    assert "importance" not in data["method"] and data["method"]["allocation"] == allocation
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -8,6 +8,7 @@ from prunekit.data.calibration import CalibrationConfig
 from prunekit.data.mixture import calibration_text, parse_mix
 from prunekit.data.self_generated import self_written
 from prunekit.errors import PrunekitError
+from prunekit.models.dense import DenseModel
 from prunekit.models.source import resolve
 from prunekit.utils.numerics.categorical import sampled
 from tests.support.tiny import MODEL_TYPES, tiny_model
@@ -44,22 +45,22 @@ def _config(**given):
 
 def test_text_is_written_once_and_by_the_seed(tiny_source, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = self_written(tiny_source, 3, _config())
+    made = self_written(DenseModel(tiny_source), 3, _config())
     assert made.shape == (5, 24) and made.dtype == torch.int64
     assert (made[::2, 0] == 3).all() and not (made[1::2, 0] == 3).all()
-    assert not torch.equal(made, self_written(tiny_source, 3, _config(seed=1)))
+    assert not torch.equal(made, self_written(DenseModel(tiny_source), 3, _config(seed=1)))
     # From here on only the cache can answer.
     monkeypatch.setattr(self_text, "_sampler", lambda *args: pytest.fail("sampled twice"))
-    assert torch.equal(made, self_written(tiny_source, 3, _config()))
-    assert torch.equal(made[:2], self_written(tiny_source, 3, _config(sequences=2)))
+    assert torch.equal(made, self_written(DenseModel(tiny_source), 3, _config()))
+    assert torch.equal(made[:2], self_written(DenseModel(tiny_source), 3, _config(sequences=2)))
 
 
 def test_a_damaged_cache_is_written_anew(tiny_source, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = self_written(tiny_source, 3, _config())
+    made = self_written(DenseModel(tiny_source), 3, _config())
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:50])
-    assert torch.equal(made, self_written(tiny_source, 3, _config()))
+    assert torch.equal(made, self_written(DenseModel(tiny_source), 3, _config()))
 
 
 @pytest.mark.parametrize("family", MODEL_TYPES)
@@ -81,7 +82,7 @@ def test_what_is_sampled_is_what_the_model_would_say(family, tiny_tokenizer, mon
     tiny_model(family).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     source = resolve(str(tmp_path / "model"))
-    made = self_written(source, 3, _config(sequences=self_text.CHUNK))
+    made = self_written(DenseModel(source), 3, _config(sequences=self_text.CHUNK))
     with torch.no_grad():
         logits = load_model(source, device="cpu")(input_ids=made).logits
     assert torch.allclose(torch.stack(seen, 1), logits[:, :-1], atol=1e-4)
@@ -93,7 +94,7 @@ def test_broken_weights_write_nothing(tiny_source, monkeypatch, tmp_path):
     torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
     monkeypatch.setattr("prunekit.models.source.load_model", lambda *args, **kwargs: broken)
     with pytest.raises(PrunekitError, match="not finite"):
-        self_written(tiny_source, 3, _config())
+        self_written(DenseModel(tiny_source), 3, _config())
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -126,19 +127,19 @@ def test_a_file_may_have_a_comma_in_its_name(tmp_path, monkeypatch):
 def test_a_mix_holds_its_shares(tiny_source, tiny_tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = _config(source="builtin:0.7,self:0.3", sequences=10)
-    made = calibration_text(config, tiny_tokenizer, tiny_source)
+    made = calibration_text(config, tiny_tokenizer, DenseModel(tiny_source))
     assert made.input_ids.shape == (10, 24)
     described = made.describe()
     assert [part["sequences"] for part in described["mix"]] == [7, 3]
     assert described["sequences"] == 10 and described["seed"] == 0
-    again = calibration_text(config, tiny_tokenizer, tiny_source)
+    again = calibration_text(config, tiny_tokenizer, DenseModel(tiny_source))
     assert torch.equal(made.input_ids, again.input_ids)
-    itself = calibration_text(_config(sequences=3), tiny_tokenizer, tiny_source)
+    itself = calibration_text(_config(sequences=3), tiny_tokenizer, DenseModel(tiny_source))
     assert itself.written.all() and made.written.sum() == 3
     assert {tuple(row) for row in made.input_ids[made.written].tolist()} == set(map(tuple, itself.input_ids.tolist()))
-    alone = calibration_text(_config(source="builtin", sequences=7), tiny_tokenizer, tiny_source)
+    alone = calibration_text(_config(source="builtin", sequences=7), tiny_tokenizer, DenseModel(tiny_source))
     rows = {tuple(row) for row in made.input_ids.tolist()}
     assert {tuple(row) for row in alone.input_ids.tolist()} < rows
     assert not torch.equal(made.step(1).input_ids, made.input_ids)
     with pytest.raises(PrunekitError, match="at least 2"):
-        calibration_text(_config(source="builtin,self", sequences=1), tiny_tokenizer, tiny_source)
+        calibration_text(_config(source="builtin,self", sequences=1), tiny_tokenizer, DenseModel(tiny_source))

@@ -326,7 +326,9 @@ def test_a_first_run_has_an_end(made, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("prunekit.export.trial._SECONDS", 1)
     monkeypatch.setattr("prunekit.export.trial._LOADED", 1e12)
-    with pytest.raises(PrunekitError, match=r"can't be run: a first run, .* \(it (computed for|took) too long\)\. Export"):
+    with pytest.raises(
+        PrunekitError, match=r"can't be run: a first run, .* \(it (computed for|took) too long\)\. Export"
+    ):
         read_export(made("onnx")).open()
 
 

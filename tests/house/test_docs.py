@@ -144,12 +144,12 @@ def run_snippet(code: str, folder: Path, **changes: str) -> str:
 
 def test_the_readmes_snippet_runs(tmp_path: Path) -> None:
     (code,) = README.blocks("python")
-    share, parameters = run_snippet(code, tmp_path).split()
-    assert 0.7 < float(share) <= 0.8 and int(parameters) > 0
+    share, parameters, path = run_snippet(code, tmp_path).split()
+    assert 0.7 < float(share) <= 0.8 and int(parameters) > 0 and path == "smaller"
     assert (tmp_path / "smaller" / "model.safetensors").is_file()
 
 
 def test_the_default_method_in_python_runs(tmp_path: Path) -> None:
     (code,) = Page(ROOT / "docs" / "python.md").blocks("python")
-    run_snippet(code, tmp_path, **{"sequences=128, length=512": "sequences=8, length=32"})
+    run_snippet(code, tmp_path, **{"sequences=256, ffn_multiple=128": "sequences=8, length=32, ffn_multiple=8"})
     assert (tmp_path / "smaller" / "model.safetensors").is_file()

@@ -23,9 +23,6 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Imports that climb all the same, and why. The list shall get shorter.
 ALLOWED: dict[tuple[str, str], str] = {
     ("export.optimum_register.register_prunekit", "cli"): "`optimum-cli export prunekit` is a command",
-    ("pruning.planner", "recovery.flap_bias"): "a plan records how its model is to be solved",
-    ("pruning.planner", "recovery.refit"): "a plan records how its model is to be solved",
-    ("pruning.planner", "recovery.rescale"): "a plan records how its model is to be solved",
 }
 
 

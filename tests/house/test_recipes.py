@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.data.calibration import CalibrationConfig
 from prunekit.export import registry
 from prunekit.export.export import export
 from prunekit.export.target import Job, Target, Written
@@ -18,9 +17,10 @@ from prunekit.models import modeling
 from prunekit.models.families import FAMILIES, _family
 from prunekit.models.runner import Runner, TorchRunner
 from prunekit.models.source import load_model, resolve
-from prunekit.plan.goals import parse_target
-from prunekit.plan.methods import Method
-from prunekit.plan.rounding import Rounding
+from prunekit.pipeline import make_plan
+from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig
+from prunekit.plan.methods import METHODS, Method
+from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import LayerShape
 from prunekit.pruning.allocation import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.base import Advance
@@ -28,7 +28,6 @@ from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.importance import IMPORTANCE
 from prunekit.pruning.importance.base import Importance
 from prunekit.pruning.importance.scores import LayerScores
-from prunekit.pruning.planner import PlanConfig, make_plan
 from tests.support.command import ROOT, save_tiny
 from tests.support.pages import Page
 from tests.support.tiny import one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
@@ -50,7 +49,7 @@ class LastUnits(Importance):
         )
 
 
-def first_layers(session: Session, problem: Problem, advance: Advance) -> Allocated:
+def first_layers(session: Session, problem: Problem, advance: Advance, config: AllocationConfig) -> Allocated:
     """Takes FFN channels from one layer after the other, until the budget is met."""
     scores = session.score()
     advance()
@@ -62,15 +61,21 @@ def first_layers(session: Session, problem: Problem, advance: Advance) -> Alloca
     return Allocated(session.select(scores, tuple(shapes)))
 
 
+class FirstConfig(AllocationConfig):
+    """The first layers go first."""
+
+    name = "first-layers"
+    scores_units = True
+
+
 def test_a_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(IMPORTANCE, "last-units", LastUnits)
     monkeypatch.setitem(ALLOCATION, "first-layers", first_layers)
-    method = Method("mine", "for this test", "last-units", "first-layers", units=("ffn",))
-    config = PlanConfig(
-        parse_target(blocks="0.9"), method, Rounding(ffn_multiple=1), CalibrationConfig(sequences=2, length=8)
-    )
+    monkeypatch.setitem(ALLOCATIONS, "first-layers", FirstConfig)
+    monkeypatch.setitem(METHODS, "mine", Method("mine", "for this test", "last-units", FirstConfig(), units=("ffn",)))
+    recipe = Recipe.of("mine", ffn_multiple=1, sequences=2, length=8)
     with one_thread():
-        plan = make_plan(resolve(str(save_tiny(tmp_path / "model"))), config)
+        plan = make_plan(str(save_tiny(tmp_path / "model")), recipe=recipe, blocks=0.9)
     widths = [layer.intermediate_size for layer in plan.shape.layers]
     assert widths[0] < widths[1] == widths[2] == widths[3] == 96
     assert plan.layers[0].ffn == tuple(range(96 - widths[0], 96))

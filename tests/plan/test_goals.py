@@ -144,7 +144,7 @@ def test_nothing_to_prune_of_other_kinds(given: dict[str, str], part: str) -> No
         parse_target(**given).budgets(SMOLLM2, 2)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.allocation != "optimal"])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.allocation.draws_curves])
 def test_methods_that_keep_to_parameters_only(name: str) -> None:
     parse_target("0.8", "0.7", "1GB").check_method(METHODS[name])
     with pytest.raises(PrunekitError, match=f"--kv-cache 0.5 needs .* optimal, .* --method prunekit .* {name}"):

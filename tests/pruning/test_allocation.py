@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
+from prunekit.plan.allocations import ALLOCATIONS
 from prunekit.plan.budgets import Budgets
+from prunekit.plan.knobs import knobs_of
 from prunekit.plan.rounding import Rounding, rounding_preset
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation import ALLOCATION, Problem
@@ -21,8 +24,12 @@ from tests.support.fake_session import SMOLLM2, FakeSession
 WIDTH_METHODS = [name for name in ALLOCATION if name != "drop"]
 
 
-def allocate(name: str, session: FakeSession, problem: Problem) -> Plan:
-    return Plan(session.source, ALLOCATION[name](session, problem, lambda *a, **k: None).keeps)
+def allocate(name: str, session: FakeSession, problem: Problem, **settings: Any) -> Plan:
+    """With those of ``settings`` that the allocation has."""
+    kind = ALLOCATIONS[name]
+    own = {each.field for each in knobs_of(kind)}
+    config = kind(**{key: value for key, value in settings.items() if key in own})
+    return Plan(session.source, ALLOCATION[name](session, problem, lambda *a, **k: None, config).keeps)
 
 
 def one_unit(shape: ModelShape, rounding: Rounding) -> int:
@@ -88,14 +95,14 @@ def test_few_layers_with_few_heads_fill_the_budget(steps: int) -> None:
     source = ModelShape(64, 16, 128, True, (LayerShape(8, 4, 96),) * 4)
     for percent in range(32, 98, 3):
         budget = percent * source.block_parameters // 100 + source.embedding_parameters
-        plan = allocate("adapt", FakeSession(source), Problem(budget, Rounding(ffn_multiple=1), steps=steps))
+        plan = allocate("adapt", FakeSession(source), Problem(budget, Rounding(ffn_multiple=1)), steps=steps)
         assert 0 <= budget - plan.shape.parameters < one_unit(source, Rounding(ffn_multiple=1)), percent
 
 
 def test_attention_ratio_nought_leaves_attention_whole() -> None:
     budget = int(0.5 * SMOLLM2.block_parameters) + SMOLLM2.embedding_parameters
     for name in ("uniform", "adapt"):
-        plan = allocate(name, FakeSession(SMOLLM2), Problem(budget, Rounding(ffn_multiple=1), attention_ratio=0.0))
+        plan = allocate(name, FakeSession(SMOLLM2), Problem(budget, Rounding(ffn_multiple=1)), attention_ratio=0.0)
         assert all(layer.num_attention_heads == 9 for layer in plan.shape.layers)
 
 
@@ -189,7 +196,7 @@ def test_every_budget_is_met_and_filled(layers, multiple, share, name, units, se
     if budget >= source.parameters or budget < floor.parameters:
         return
     session = FakeSession(source, seed)
-    plan = allocate(name, session, Problem(budget, rounding, units=units, steps=10))
+    plan = allocate(name, session, Problem(budget, rounding, units=units), steps=10)
     assert plan.shape.parameters <= budget
     # No layer could take one more rounding unit (adapt never gives back what earlier steps took).
     if name != "adapt":

@@ -18,20 +18,22 @@ from transformers import AutoModelForCausalLM
 import prunekit  # noqa: F401  (registers the classes of per-layer checkpoints)
 from prunekit.checkpoint.manifest import verify
 from prunekit.checkpoint.rebuild import rebuild
-from prunekit.data.calibration import CalibrationConfig, load_calibration
+from prunekit.data.calibration import load_calibration
 from prunekit.data.from_plan import text_of
 from prunekit.errors import PrunekitError
+from prunekit.models.biases import addable
+from prunekit.models.dense import DenseModel
 from prunekit.models.families import FAMILIES
 from prunekit.models.source import Source, load_model, load_tokenizer, resolve
 from prunekit.plan import Plan
 from prunekit.plan.goals import parse_target
 from prunekit.plan.methods import METHODS
-from prunekit.plan.rounding import Rounding
+from prunekit.plan.recipe import Recipe
 from prunekit.pruning.allocation.global_sort import standardised
 from prunekit.pruning.importance.scores import LayerScores, Scores
-from prunekit.pruning.planner import PlanConfig, make_plan
-from prunekit.pruning.slicegpt import SliceConfig, TurnedTensors, principal_axes, slice_model, sliced_config
-from prunekit.recovery.flap_bias import addable, compensate, is_compensated, output_biases
+from prunekit.pruning.planner import PlanConfig, compute_plan
+from prunekit.pruning.slicegpt import TurnedTensors, principal_axes, slice_model, sliced_config
+from prunekit.recovery.flap_bias import compensate, is_compensated, output_biases
 from tests.support.command import QUICK, Command, save_tiny, write_text
 from tests.support.tiny import VOCAB, one_thread, random_plan, tiny_model, zeroed_model
 
@@ -59,12 +61,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def config(text: Path, method: str, blocks: str = "0.7", **fields: Any) -> PlanConfig:
     return PlanConfig(
         target=parse_target(None, blocks, None),
-        method=METHODS[method],
-        rounding=Rounding(ffn_multiple=1),
-        calibration=CalibrationConfig(str(text), sequences=4, length=16),
+        recipe=Recipe.of(method, ffn_multiple=1, calib=str(text), sequences=4, length=16, **fields),
         device="cpu",
-        **fields,
     )
+
+
+def slicing(text: Path) -> Recipe:
+    return Recipe.of("slicegpt", calib=str(text), sequences=4, length=16)
 
 
 def logits(model: Any, ids: torch.Tensor = INPUT_IDS) -> torch.Tensor:
@@ -87,7 +90,7 @@ def test_llm_pruner_keeps_the_ends_that_its_scripts_keep(layers: int, whole: set
 
 def test_llm_pruner_prunes_the_middle_alike(text: Path, tmp_path: Path) -> None:
     source = resolve(str(save_tiny(tmp_path / "deep", layers=16)))
-    plan = make_plan(source, config(text, "llm-pruner"))
+    plan = compute_plan(source, config(text, "llm-pruner"))
     assert plan.provenance["protected_layers"] == [0, 1, 15]
     assert plan.provenance["method"]["whole_ends"] == [0.125, 0.0625]
     for index, (now, dense) in enumerate(zip(plan.shape.layers, source.shape.layers, strict=True)):
@@ -95,14 +98,14 @@ def test_llm_pruner_prunes_the_middle_alike(text: Path, tmp_path: Path) -> None:
     middle = [layer.intermediate_size for layer in plan.shape.layers[2:15]]
     assert max(middle) - min(middle) <= 1
 
-    everywhere = make_plan(source, config(text, "llm-pruner", protected=frozenset()))
+    everywhere = compute_plan(source, config(text, "llm-pruner", protect_layers=frozenset()))
     assert everywhere.provenance["protected_layers"] == []
     assert everywhere.shape.layers[0] != source.shape.layers[0]
-    chosen = make_plan(source, config(text, "llm-pruner", protected=frozenset({7})))
+    chosen = compute_plan(source, config(text, "llm-pruner", protect_layers=frozenset({7})))
     assert [i for i, layer in enumerate(chosen.shape.layers) if layer == source.shape.layers[i]] == [7]
     with pytest.raises(PrunekitError, match=r"out of reach.*llm-pruner keeps the layers 0-1,15 whole"):
-        make_plan(source, config(text, "llm-pruner", "0.2"))
-    make_plan(source, config(text, "llm-pruner", "0.2", protected=frozenset()))
+        compute_plan(source, config(text, "llm-pruner", "0.2"))
+    compute_plan(source, config(text, "llm-pruner", "0.2", protect_layers=frozenset()))
 
 
 def test_protected_layers_on_the_command_line(command: Command, text: Path, tmp_path: Path) -> None:
@@ -191,10 +194,11 @@ with torch.no_grad():
 
 
 def test_flap_puts_removed_means_into_biases(llama: Source, text: Path, tmp_path: Path) -> None:
-    plan = make_plan(llama, config(text, "flap"))
-    assert is_compensated(plan) and plan.changes == BIASES and plan.provenance["method"]["compensate"] is True
-    calibration = text_of(llama, plan, str(text), "means were taken over", batch_size=32, device="cpu")
-    biases = compensate(llama, plan, calibration, device="cpu")
+    plan = compute_plan(llama, config(text, "flap"))
+    assert plan.recipe is not None and is_compensated(plan, plan.recipe)
+    assert plan.changes == BIASES and plan.provenance["method"]["compensate"] is True
+    calibration = text_of(DenseModel(llama), plan, plan.recipe, "means were taken over", given=str(text))
+    biases = compensate(DenseModel(llama, device="cpu"), plan, plan.recipe, calibration)
     written = rebuild(llama, plan, tmp_path / "out", weights=biases)
     # The target holds for all that was written, and nothing more would have fitted.
     budget = plan.provenance["target"]["parameters"]
@@ -204,7 +208,7 @@ def test_flap_puts_removed_means_into_biases(llama: Source, text: Path, tmp_path
     assert resolve(str(written.path)).shape == plan.shape
 
     dense = load_model(llama, device="cpu")
-    ids = load_calibration(config(text, "flap").calibration, load_tokenizer(llama)).input_ids
+    ids = load_calibration(config(text, "flap").recipe.calibration, load_tokenizer(llama)).input_ids
     want = removed_inputs(dense, plan, ids)
     assert set(biases) == set(want)
     for name, bias in want.items():
@@ -235,8 +239,8 @@ def test_flap_puts_removed_means_into_biases(llama: Source, text: Path, tmp_path
 
 def test_flap_keeps_biases_that_are_there(text: Path, tmp_path: Path) -> None:
     source = resolve(str(save_tiny(tmp_path / "biased", bias=True)))
-    plan = make_plan(source, config(text, "flap"))
-    assert plan.changes == {} and is_compensated(plan)
+    plan = compute_plan(source, config(text, "flap"))
+    assert plan.changes == {} and is_compensated(plan, plan.recipe)
     dense = load_model(source, device="cpu")
     biases = output_biases(dense, source.family, plan, INPUT_IDS, batch_size=2)
     want = removed_inputs(dense, plan, INPUT_IDS)
@@ -430,7 +434,7 @@ def test_slicegpt_on_the_command_line(tied: bool, command: Command, text: Path, 
 
 def test_slicegpt_of_layers_that_differ(llama: Source, text: Path, tmp_path: Path) -> None:
     pruned = resolve(str(rebuild(llama, random_plan(llama.shape), tmp_path / "pruned").path))
-    config = SliceConfig(parse_target("0.8", None, None), CalibrationConfig(str(text), 4, 16), device="cpu")
+    config = PlanConfig(parse_target("0.8", None, None), slicing(text), device="cpu")
     save_tiny(tmp_path / "tokenizer")
     for file in (tmp_path / "tokenizer").glob("tokenizer*"):
         (pruned.path / file.name).write_bytes(file.read_bytes())
@@ -445,7 +449,7 @@ def test_slicegpt_of_layers_that_differ(llama: Source, text: Path, tmp_path: Pat
 def test_slicegpt_minds_what_the_stock_config_takes(model_type: str, multiple: int, text: Path, tmp_path: Path) -> None:
     """Llama's config refuses hidden sizes that its heads don't divide, here six; Qwen2's does not."""
     folder = save_tiny(tmp_path / "m", model_type, hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
-    config = SliceConfig(parse_target("0.8", None, None), CalibrationConfig(str(text), 4, 16), device="cpu")
+    config = PlanConfig(parse_target("0.8", None, None), slicing(text), device="cpu")
     plan, written = slice_model(resolve(str(folder)), config, tmp_path / "out")
     width = plan.changes["hidden_size"]
     assert plan.provenance["rounding"]["hidden_multiple"] == multiple and width % multiple == 0

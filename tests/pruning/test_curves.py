@@ -68,7 +68,7 @@ def test_loss_is_the_divergence_that_removal_brings():
     layers = list(whole_plan(shape).layers)
     layers[1] = LayerKeep(1, layers[1].kv_heads, layers[1].query_heads, curve.kept(96 - gone))
     pruned = copy.deepcopy(model)
-    refit(pruned, family, shape, tuple(layers), ids, RefitConfig(towards=0.0, inputs=0.0, ridge=1e-3))
+    refit(pruned, family, shape, tuple(layers), ids, RefitConfig(towards=0.0, ridge=1e-3))
     with torch.no_grad():
         dense, other = (each(input_ids=ids).logits.log_softmax(-1) for each in (model, pruned))
     kl = (dense.exp() * (dense - other)).sum(-1).mean().item()

@@ -25,10 +25,11 @@ from prunekit.models.modeling import pruned_class, pruned_config, register_prune
 from prunekit.models.modeling.per_layer import NoAttention, NoFFN
 from prunekit.models.source import resolve
 from prunekit.plan import LayerKeep, Plan, whole_plan
+from prunekit.plan.allocations import check_units
 from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation import Problem, allocation
-from prunekit.pruning.allocation.base import check_compensable, check_units
+from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.curves.scale import measured
 from prunekit.recovery.refit import RefitConfig, refit
 from tests.support.command import Command, save_tiny, write_text

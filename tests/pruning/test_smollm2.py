@@ -11,22 +11,19 @@ from prunekit.checkpoint.rebuild import rebuild
 from prunekit.data.calibration import CalibrationConfig, load_calibration
 from prunekit.models.source import Source, load_model, load_tokenizer, resolve
 from prunekit.plan import Plan
+from prunekit.plan.allocations import AdaptConfig
 from prunekit.plan.goals import parse_target
-from prunekit.plan.methods import METHODS
-from prunekit.plan.rounding import Rounding
-from prunekit.pruning.allocation import Problem
-from prunekit.pruning.planner import PlanConfig, make_plan
+from prunekit.plan.recipe import Recipe
+from prunekit.pruning.planner import PlanConfig, compute_plan
 from tests.support.zeroing import LayerZeroer
 
 
 def make(source: Source, multiple: int, method: str = "magnitude") -> Plan:
     config = PlanConfig(
         target=parse_target(None, "0.79", None),
-        method=METHODS[method],
-        rounding=Rounding(ffn_multiple=multiple),
-        calibration=CalibrationConfig(sequences=8, length=32),
+        recipe=Recipe.of(method, ffn_multiple=multiple, sequences=8, length=32),
     )
-    return make_plan(source, config)
+    return compute_plan(source, config)
 
 
 @pytest.mark.parametrize("multiple", [1, 16, 64])
@@ -57,6 +54,6 @@ def test_rebuilt_equals_zeroed(smollm2: Source, tmp_path: Path) -> None:
     assert (load_model(smollm2, device="cpu")(ids).logits - got).abs().max() > 0.1
 
 
-def test_problem_defaults_are_the_papers() -> None:
-    problem = Problem(1, Rounding())
-    assert (problem.steps, problem.amplitude, problem.attention_ratio) == (50, 0.02, 1.0)
+def test_defaults_are_the_papers() -> None:
+    config = AdaptConfig()
+    assert (config.steps, config.amplitude, config.attention_ratio) == (50, 0.02, 1.0)

@@ -11,7 +11,7 @@ from prunekit.models.head import Head
 from prunekit.plan import LayerKeep
 from prunekit.recovery import rescale as module
 from prunekit.recovery.refit import layer_weights, refit
-from prunekit.recovery.rescale import RescaleConfig, final_hidden, rescale
+from prunekit.recovery.rescale import RescaleConfig, final_hidden, rescale, split_text
 from tests.support.tiny import MODEL_TYPES, VOCAB, random_plan, tiny_model
 from tests.support.tiny_session import logits
 
@@ -146,21 +146,21 @@ def test_values_that_are_not_finite_leave_the_weights_as_they_were() -> None:
 def test_text_is_split_between_refit_and_factors() -> None:
     ids = _ids(10)
     for share, count in ((0.5, 5), (0.01, 2), (0.99, 9)):
-        solved, tuned = RescaleConfig(share=share).split(ids)
+        solved, tuned = split_text(RescaleConfig(share=share), ids)
         assert len(tuned) == count and torch.equal(torch.cat([tuned, solved]), ids)
     # What the model wrote goes to the refit, as far as there is other text.
     written = torch.tensor([True, False, True, False, False, False, True, False, False, False])
     for share, places in ((0.3, [1, 3, 4]), (0.8, [0, 1, 3, 4, 5, 7, 8, 9])):
-        solved, tuned = RescaleConfig(share=share).split(ids, written)
+        solved, tuned = split_text(RescaleConfig(share=share), ids, written)
         assert torch.equal(tuned, ids[places])
         assert torch.equal(solved, ids[[place for place in range(10) if place not in places]])
     # Left to itself it takes 0.4, and at most two thirds of what the model has not written.
     for others, count in ((10, 4), (6, 4), (3, 2), (0, 4)):
-        _, tuned = RescaleConfig().split(ids, torch.arange(10) >= others)
+        _, tuned = split_text(RescaleConfig(), ids, torch.arange(10) >= others)
         assert len(tuned) == count
-    assert len(RescaleConfig().split(ids)[1]) == 4
+    assert len(split_text(RescaleConfig(), ids)[1]) == 4
     with pytest.raises(PrunekitError, match="--sequences"):
-        RescaleConfig().split(ids[:2])
+        split_text(RescaleConfig(), ids[:2])
     for wrong in ({"share": 0.0}, {"share": 1.0}, {"rate": 0.0}, {"batch_size": 0}, {"held_out": 1.0}):
         with pytest.raises(PrunekitError):
             RescaleConfig(**wrong)

@@ -22,7 +22,7 @@ SENTENCE = "The quick brown fox jumps over the lazy dog while the others look on
 DEFAULT = "the default method"
 """Among a command's arguments: leave its method out."""
 # Few and short sequences, and exact widths: a tiny model has no 64 channels to round to.
-QUICK = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--steps", "4", "--device", "cpu")
+QUICK = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--device", "cpu")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("single_threaded")
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.1."
-QUICK = ["--sequences", 8, "--length", 16, "--ffn-multiple", 1, "--steps", 2, "--device", "cpu"]
+QUICK = ["--sequences", 8, "--length", 16, "--ffn-multiple", 1, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,10 @@ def test_mixes_refuse_them_too(units: str, layers: str | None, command: Command,
     assert units in IMPORTANCE
     model = spoiled(shared, tmp_path, filled(f"{LAYER}mlp.up_proj.weight", math.nan))
     options = ["--importance", units]
+    method = "llm-pruner"
     if layers is not None and layers in LAYER_IMPORTANCE:
-        options += ["--layer-importance", layers]
-    assert "Layer 1: mlp.up_proj.weight" in refused(command, tmp_path, prune(model, shared, "llm-pruner", *options))
+        method, options = "adapt-pruner", [*options, "--layer-importance", layers]
+    assert "Layer 1: mlp.up_proj.weight" in refused(command, tmp_path, prune(model, shared, method, *options))
 
 
 COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {

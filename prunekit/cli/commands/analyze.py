@@ -10,7 +10,7 @@ import typer
 from prunekit.cli import options as o
 from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, deliver, table
 from prunekit.cli.tables.plan import bar
-from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import Recipe
 from prunekit.report.pictures import check_different, check_picture, draw_importance
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
@@ -44,8 +44,16 @@ def analyze(
     json: Json = False,
 ) -> None:
     """Show how much each layer matters, in plain words; nothing is changed."""
-    preset = METHODS["adapt-pruner"]
-    config = o.calibration(preset, None, calib, calib_field, calib_split, sequences, length, batch_size, seed)
+    config = Recipe.of(
+        "adapt-pruner",
+        calib=calib,
+        calib_field=calib_field,
+        calib_split=calib_split,
+        sequences=sequences,
+        length=length,
+        batch_size=batch_size,
+        seed=seed,
+    ).calibration
     inputs = local(model, calib)
     check_output_file(output, overwrite, what="report", inputs=inputs)
     picture = picture or output.with_suffix(".png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,103 +11,32 @@ from prunekit.cli import options as o
 from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, print_json
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
+from prunekit.plan.recipe import Recipe
 from prunekit.report.pictures import check_different, check_picture
-from prunekit.utils.files.atomic import check_output_file, check_output_folder
-from prunekit.utils.files.replacing import CHECKPOINT, local
-
-if TYPE_CHECKING:
-    from prunekit.checkpoint.rebuild import Written
-    from prunekit.models.source import Source
-    from prunekit.plan import Plan
+from prunekit.utils.files.atomic import check_output_file
+from prunekit.utils.files.replacing import local
 
 Picture = Annotated[Path | None, typer.Option(help="Also draw the widths of every layer into this .png or .svg.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 
 
-def _make(source: Source, settings: dict, store_dtype: str = "auto") -> Plan:  # type: ignore[type-arg]
-    from prunekit.pruning.planner import PlanConfig, make_plan
-
-    s = settings
-    config = PlanConfig(
-        target=s["target"],
-        method=s["chosen"],
-        rounding=o.rounding(s["round_for"], s["ffn_multiple"], s["min_ffn"], source.shape.head_dim),
-        calibration=s["calibration"],
-        protected=None if s["protect_layers"] is None else o.parse_layers(s["protect_layers"]),
-        seed=s["seed"],
-        dtype=s["dtype"],
-        store_dtype=store_dtype,
-        device=s["device"],
-        checkpoint=s["gradient_checkpointing"],
-        refit=s["refit"],
-        rescale=s["rescale"],
-    )
-    return make_plan(source, config)
+# Options that are knobs of the recipe under another name.
+_KNOBS = {"allocate": "allocation", "prune": "units"}
+_GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency", "latency_table")
+_MACHINE = ("dtype", "device", "gradient_checkpointing")
 
 
-def _slice(
-    source: Source,
-    settings: dict,  # type: ignore[type-arg]
-    output: Path,
-    store_dtype: str,
-    overwrite: bool,
-    shard_bytes: int,
-) -> tuple[Plan, Written]:
-    from prunekit.pruning.slicegpt import SliceConfig, slice_model
+def _settings(**given: Any) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
+    """The recipe that the options ask for, the goals, and what says how to compute; all checked before a model is
+    looked for."""
+    from prunekit.pipeline import read_goals
 
-    s = settings
-    if s["protect_layers"] is not None:
-        raise PrunekitError("slicegpt narrows what all layers share, so none can be protected; leave it out.")
-    config = SliceConfig(
-        target=s["target"],
-        calibration=s["calibration"],
-        dtype=s["dtype"],
-        store_dtype=store_dtype,
-        device=s["device"],
-    )
-    return slice_model(source, config, output, overwrite=overwrite, max_shard_bytes=shard_bytes)
-
-
-def _settings(**given: object) -> dict:  # type: ignore[type-arg]
-    """Everything that can be checked before the model is looked for, checked."""
-    g: dict = dict(given)  # type: ignore[type-arg]
-    g["target"] = o.target_of(
-        g["params"],
-        g["blocks"],
-        g["weights"],
-        g["flops"],
-        g["attended"],
-        g["kv_cache"],
-        g["latency"],
-        g["latency_table"],
-    )
-    o.parse_layers(g["protect_layers"])
-    o.rounding(g["round_for"], g["ffn_multiple"], g["min_ffn"], 64)
-    g["chosen"] = o.method_of(
-        g["method"],
-        g["importance"],
-        g["layer_importance"],
-        g["allocate"],
-        g["prune"],
-        g["steps"],
-        g["amplitude"],
-        g["attention_ratio"],
-    )
-    g["target"].check_method(g["chosen"])
-    g["refit"] = o.refit_of(g["chosen"], g["refit"], g["ridge"])
-    g["rescale"] = o.rescale_of(g["chosen"], g["refit"], g["rescale"])
-    g["calibration"] = o.calibration(
-        g["chosen"],
-        g["refit"],
-        g["calib"],
-        g["calib_field"],
-        g["calib_split"],
-        g["sequences"],
-        g["length"],
-        g["batch_size"],
-        g["seed"],
-    )
-    return g
+    goals = {**{name: given.pop(name) for name in _GOALS}, "context": given.pop("attended")}
+    machine = {name: given.pop(name) for name in _MACHINE}
+    target = read_goals(goals)
+    recipe = Recipe.of(given.pop("method"), **{_KNOBS.get(name, name): value for name, value in given.items()})
+    target.check_method(recipe.method)
+    return recipe, goals, machine
 
 
 @app.command()
@@ -153,16 +82,18 @@ def plan(
     json: Json = False,
 ) -> None:
     """Decide how wide every layer becomes, and show what that costs, before anything is cut."""
-    settings = _settings(**_without(locals(), "model", "output", "picture", "overwrite", "revision", "json"))
+    given = _without(locals(), "model", "output", "picture", "overwrite", "revision", "json")
+    recipe, goals, machine = _settings(**given)
     inputs = local(model, calib, latency_table)
     check_output_file(output, overwrite, what="plan", inputs=inputs)
     if picture:
         check_picture(picture, overwrite, inputs)
         check_different(output, picture)
     from prunekit.models.source import resolve
+    from prunekit.pipeline import make_plan
 
     source = resolve(model, revision=revision)
-    made = _make(source, settings)
+    made = make_plan(source, recipe=recipe, **machine, **goals)
     made.save(output, overwrite)
     if picture:
         from prunekit.report.pictures import draw_widths
@@ -232,74 +163,41 @@ def prune(
     json: Json = False,
 ) -> None:
     """Prune a model and write it as a Hugging Face checkpoint whose layers have their own widths."""
-    settings = None
-    if plan is None:
-        settings = _settings(**_without(locals(), *_WITH_PLAN, "context", "settings"))
-    if layout not in ("per-layer", "uniform"):
-        raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
-    check_output_folder(output, overwrite, kind=CHECKPOINT, inputs=local(model, plan, calib, latency_table))
-    from prunekit.checkpoint.rebuild import rebuild
-    from prunekit.models.source import pick_dtype, resolve
+    given = _without(locals(), *_WITH_PLAN, "context")
+    from prunekit import pipeline
+    from prunekit.models.source import pick_dtype
     from prunekit.plan import Plan
-    from prunekit.plan.goals import parse_size
 
-    pick_dtype(store_dtype)
-    shard_bytes = parse_size(max_shard, "--max-shard")
-    made = Plan.load(plan) if plan else None
-    if made is not None:
-        _refuse_beside_plan(context, _WITH_PLAN | (_COMPUTING if _computes(made) else set()))
-    source = resolve(model, revision=revision)
-    if settings is not None and settings["chosen"].rotates:
-        made, written = _slice(source, settings, output, store_dtype, overwrite, shard_bytes)
+    recipe, file = None, None
+    asked: dict[str, Any] = {"dtype": dtype, "device": device}
+    if plan is None:
+        recipe, goals, machine = _settings(**given)
+        asked = {**goals, **machine}
     else:
-        made = made or _make(source, settings or {}, store_dtype)
-        made, solved = _solved(
-            source, made, calib or (settings["chosen"].calib if settings else None), batch_size, dtype, device
-        )
-        written = rebuild(
-            source,
-            made,
-            output,
-            layout=layout,  # type: ignore[arg-type]
-            dtype=store_dtype,
-            weights=solved,
-            overwrite=overwrite,
-            max_shard_bytes=shard_bytes,
-        )
-    stored = (pick_dtype(store_dtype) or source.dtype).itemsize
+        file = Plan.load(plan)
+        _refuse_beside_plan(context, _WITH_PLAN | (_COMPUTING if pipeline.computes(file) else set()))
+    pruned = pipeline.prune(
+        model,
+        output,
+        plan=file,
+        recipe=recipe,
+        calib=calib,
+        batch_size=batch_size,
+        layout=layout,
+        store_dtype=store_dtype,
+        max_shard=max_shard,
+        overwrite=overwrite,
+        revision=revision,
+        **asked,
+    )
+    made, written = pruned.plan, pruned.written
+    stored = (pick_dtype(store_dtype) or pruned.source.dtype).itemsize
     if json:
         summary = plan_summary(made, stored)
         print_json({"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary})
         return
     console().print(plan_tables(made, stored))
     console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
-
-
-def _computes(plan: Plan) -> bool:
-    from prunekit.recovery.flap_bias import is_compensated
-    from prunekit.recovery.recover import refit_config
-
-    return refit_config(plan) is not None or is_compensated(plan)
-
-
-def _solved(
-    source: Source, plan: Plan, given: str | None, batch_size: int | None, dtype: str, device: str
-) -> tuple[Plan, dict[str, Any] | None]:
-    """What is computed between plan and rebuild: refitted projections, or FLAP's biases; None where nothing is. And the
-    plan, with the text that this was computed on if that is not its own."""
-    from prunekit.data.from_plan import text_of, told
-    from prunekit.recovery.flap_bias import compensate, is_compensated
-    from prunekit.recovery.recover import refit_config, refit_plan
-
-    if refit_config(plan) is not None:
-        size = batch_size or 8
-        text = text_of(source, plan, given, "projections are refitted on", batch_size=size, device=device)
-        return told(plan, text), refit_plan(source, plan, text, batch_size=size, dtype=dtype, device=device).weights
-    if is_compensated(plan):
-        size = batch_size or 32
-        text = text_of(source, plan, given, "means were taken over", batch_size=size, device=device)
-        return told(plan, text), compensate(source, plan, text, batch_size=size, dtype=dtype, device=device)
-    return plan, None
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -319,5 +217,5 @@ def _refuse_beside_plan(context: typer.Context, allowed: set[str]) -> None:
             )
 
 
-def _without(values: dict, *names: str) -> dict:  # type: ignore[type-arg]
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from prunekit.plan.allocations import AdaptConfig
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
@@ -20,7 +21,7 @@ def normalised(importance: Sequence[float]) -> list[float]:
     return [value / largest if largest else 0.0 for value in centred]
 
 
-def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
+def adapt(session: Session, problem: Problem, advance: Advance, config: AdaptConfig | None = None) -> Allocated:
     """Every step takes 1/T from each layer, more from layers that turn their input little, less from the others:
     s ← clip(s + 1/T − A·c, 0, 0.99), with c the normalised layer importance of the model as it is now. The best units
     by the unit importance of the same pass stay.
@@ -29,6 +30,7 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
     and its widths are rounded and fill the budget. A layer never gets back what an earlier step took; in between,
     widths are rounded up, so that the last step can still choose either neighbour.
     """
+    config = config or AdaptConfig()
     source = session.source
     attention = [0.0] * source.num_hidden_layers
     ffn = [0.0] * source.num_hidden_layers
@@ -38,24 +40,24 @@ def adapt(session: Session, problem: Problem, advance: Advance) -> Allocated:
         rounds += 1
         scores = session.score(rounds - 1)
         assert scores.layer_importance is not None
-        pull = [problem.amplitude * c for c in normalised(scores.layer_importance.tolist())]
-        losses = partial(_losses, attention, ffn, pull, problem.attention_ratio)
+        pull = [config.amplitude * c for c in normalised(scores.layer_importance.tolist())]
+        losses = partial(_losses, attention, ffn, pull, config.attention_ratio)
         record = {
             "step": rounds,
             "loss": scores.loss,
             "layer_importance": [round(value, 8) for value in scores.layer_importance.tolist()],
         }
-        whole_step = 1 / problem.steps
+        whole_step = 1 / config.steps
         fitting = Fitting(source, session.shape, problem)
         after = _full_step(fitting, losses(whole_step))
         reached = after.parameters <= problem.budget
         # Nothing moves any more, and still above: the target lies below what the clip at 0.99 leaves.
-        stalled = after == session.shape and rounds >= problem.steps
+        stalled = after == session.shape and rounds >= config.steps
         if reached or stalled:
             shapes = fitting.fit(
                 losses if reached else partial(losses, limit=1.0),
-                -problem.amplitude,
-                whole_step if reached else 1.0 + problem.amplitude,
+                -config.amplitude,
+                whole_step if reached else 1.0 + config.amplitude,
             )
         else:
             shapes = after.layers
@@ -102,4 +104,4 @@ def _full_step(fitting: Fitting, losses: list[tuple[float, float]]) -> ModelShap
     return source.with_layers(layers)
 
 
-ALLOCATION["adapt"] = adapt
+ALLOCATION[AdaptConfig.name] = adapt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.errors import PrunekitError
+from prunekit.plan.allocations import DropConfig
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
@@ -23,7 +24,7 @@ def _out_of_reach(budget: int, fewest: int) -> PrunekitError:
     )
 
 
-def drop(session: Session, problem: Problem, advance: Advance) -> Allocated:
+def drop(session: Session, problem: Problem, advance: Advance, config: DropConfig | None = None) -> Allocated:
     """Drops the layers of least importance until the budget is met (ShortGPT, arXiv 2403.03853: block influence
     1 − cos(input, output), measured once on the dense model)."""
     scores = session.score()
@@ -46,4 +47,4 @@ def drop(session: Session, problem: Problem, advance: Advance) -> Allocated:
     return Allocated(keeps, (record,))
 
 
-ALLOCATION["drop"] = drop
+ALLOCATION[DropConfig.name] = drop

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from prunekit.plan.allocations import GlobalConfig
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
@@ -48,9 +49,9 @@ class _Move:
 class _Ladder:
     """The moves of one layer, each the cheapest of its kind from the shape the layer has."""
 
-    def __init__(self, index: int, source: ModelShape, scores: LayerScores, problem: Problem):
+    def __init__(self, index: int, source: ModelShape, scores: LayerScores, problem: Problem, standardise: bool):
         self._index, self._source, self._problem = index, source, problem
-        self._dense = source.layers[index]
+        self._dense, self._standardise = source.layers[index], standardise
         self._ffn = torch.sort(scores.ffn, stable=True).values.cumsum(0)
         self._kv = torch.sort(scores.kv_heads, stable=True).values
         # Falling inside each group: what goes next is each group's weakest head.
@@ -102,17 +103,18 @@ class _Ladder:
     def _move(self, kind: str, loss: float, units: int, before: LayerShape, after: LayerShape) -> _Move:
         # z-scores have no unit and may be negative, so they compare by their mean, not by loss a parameter.
         cost = self._source.layer_parameters(before) - self._source.layer_parameters(after)
-        return _Move(loss / (units if self._problem.standardise else cost), self._index, kind, before, after)
+        return _Move(loss / (units if self._standardise else cost), self._index, kind, before, after)
 
 
-def greedy(session: Session, problem: Problem, advance: Advance) -> Allocated:
+def greedy(session: Session, problem: Problem, advance: Advance, config: GlobalConfig | None = None) -> Allocated:
     """Removes rounding units of FFN width, KV groups and query heads in the order of score per parameter (or z-score,
     where ``standardise`` asks for it) until the budget is met, then gives back what still fits, best first."""
+    standardise = (config or GlobalConfig()).standardise
     scores = session.score()
     advance()
-    judged = standardised(scores) if problem.standardise else scores
+    judged = standardised(scores) if standardise else scores
     source = session.source
-    ladders = [_Ladder(index, source, layer, problem) for index, layer in enumerate(judged.layers)]
+    ladders = [_Ladder(index, source, layer, problem, standardise) for index, layer in enumerate(judged.layers)]
     shapes = list(source.layers)
     count = source.parameters
     queue = [
@@ -164,4 +166,4 @@ def _one_step_back(dense: LayerShape, now: LayerShape, kind: str, problem: Probl
     return LayerShape(kv * group, kv, ffn)
 
 
-ALLOCATION["global"] = greedy
+ALLOCATION[GlobalConfig.name] = greedy

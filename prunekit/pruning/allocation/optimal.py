@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunekit.errors import PrunekitError
+from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.budgets import can_grow
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem, without_empty
@@ -20,7 +21,7 @@ from prunekit.pruning.curves.scale import measured
 _LEVELS = 48
 
 
-def optimal(session: Session, problem: Problem, advance: Advance) -> Allocated:
+def optimal(session: Session, problem: Problem, advance: Advance, config: OptimalConfig | None = None) -> Allocated:
     """Widths and units of least summed loss within the budgets, by curves (:mod:`prunekit.pruning.curves.loss_curves`)
     whose scale is measured (:mod:`prunekit.pruning.curves.scale`): a mixed-integer programme (HiGHS) picks heads and an
     FFN width for every layer, then FFNs take up what is left, the best gain a channel first."""
@@ -143,4 +144,4 @@ def _more_heads(source: ModelShape, problem: Problem, curves: Sequence[LayerCurv
         shapes[index] = shape
 
 
-ALLOCATION["optimal"] = optimal
+ALLOCATION[OptimalConfig.name] = optimal

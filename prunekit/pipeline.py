@@ -1,0 +1,230 @@
+"""The order of the steps: plan → solve → rebuild → recover. What `prunekit plan` and `prunekit prune` call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import PrunekitError
+from prunekit.plan import Plan
+from prunekit.plan.goals import Target, parse_target
+from prunekit.plan.latency_table import LatencyTable
+from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.utils.files.replacing import CHECKPOINT, local
+from prunekit.utils.names import nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.checkpoint.rebuild import Written
+    from prunekit.models.dense import DenseModel
+    from prunekit.models.source import Source
+    from prunekit.pruning.planner import PlanConfig
+
+LAYOUTS = ("per-layer", "uniform")
+_GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A model that was pruned: the dense ``source``, the plan that was carried out, and what was written."""
+
+    source: Source
+    plan: Plan
+    written: Written
+
+
+Recovery = Callable[[Pruned], Pruned]
+"""Trains back what pruning lost, from the checkpoint that was written. Closed-form solving is no part of it."""
+
+
+def read_goals(goals: Mapping[str, Any]) -> Target:
+    """What is asked of a pruned model, from the names that the options have: params, blocks, weights, flops (with
+    context), kv_cache, latency (with latency_table). Values are texts ("0.8", "80%", "1.0B", "4GiB") or numbers.
+
+    Raises PrunekitError where nothing is asked for, or a goal makes no sense.
+    """
+    extra = ("context", "latency_table")
+    for name in goals:
+        if name not in (*_GOALS, *extra):
+            known = ", ".join((*_GOALS, *extra))
+            raise PrunekitError(f"There is no goal {name!r}{nearest(name, (*_GOALS, *extra))}; there are {known}.")
+    asked = {name: None if goals.get(name) is None else str(goals[name]) for name in _GOALS}
+    table = goals.get("latency_table")
+    if table is not None and not isinstance(table, LatencyTable):
+        table = LatencyTable.load(table)
+    return parse_target(**asked, context=goals.get("context"), table=table)  # type: ignore[arg-type]
+
+
+def make_plan(
+    source: Source | str,
+    *,
+    method: str = DEFAULT,
+    calib: str | None = None,
+    recipe: Recipe | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    gradient_checkpointing: bool | None = None,
+    revision: str | None = None,
+    **goals: Any,
+) -> Plan:
+    """Decide how wide every layer of ``source`` becomes, as `prunekit plan` does: nothing is cut.
+
+    ``source`` is a model as :func:`prunekit.models.source.resolve` gives it, or its name. ``method`` names one of
+    `prunekit methods`, ``calib`` the calibration text; a ``recipe`` (:meth:`prunekit.plan.recipe.Recipe.of`) has both,
+    and every other setting. ``goals`` are called as the options are (:func:`read_goals`). Raises PrunekitError where
+    something makes no sense or can't be met.
+
+    >>> plan = make_plan("smollm2-135m", blocks=0.8)  # doctest: +SKIP
+    >>> plan.share_of_blocks  # doctest: +SKIP
+    0.7996
+    """
+    from prunekit.pruning.planner import compute_plan
+
+    config = _config(
+        goals, method, calib, recipe, dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing
+    )
+    return compute_plan(_resolved(source, revision), config)
+
+
+def prune(
+    source: Source | str,
+    out: str | Path,
+    *,
+    plan: Plan | str | Path | None = None,
+    method: str = DEFAULT,
+    calib: str | None = None,
+    recipe: Recipe | None = None,
+    batch_size: int | None = None,
+    layout: str = "per-layer",
+    store_dtype: str = "auto",
+    max_shard: str = "2GiB",
+    overwrite: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    gradient_checkpointing: bool | None = None,
+    revision: str | None = None,
+    recover: Recovery | None = None,
+    **goals: Any,
+) -> Pruned:
+    """Prune ``source`` and write it as the Hugging Face checkpoint ``out``, as `prunekit prune` does.
+
+    Either ``goals`` say what is wanted and a plan is made as :func:`make_plan` does, or ``plan`` has been made. What a
+    plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
+    ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, stored in ``store_dtype``
+    in files of at most ``max_shard``, and ``recover`` gets the result. Raises PrunekitError where something makes no
+    sense or can't be met; ``out`` appears only when it is whole.
+
+    >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP
+    >>> made.plan.share_of_blocks, made.written.path  # doctest: +SKIP
+    (0.7996, PosixPath('smaller'))
+    """
+    config = None
+    if plan is None:
+        machine = {"dtype": dtype, "device": device, "gradient_checkpointing": gradient_checkpointing}
+        config = _config(goals, method, calib, recipe, store_dtype=store_dtype, **machine)
+    elif any(value is not None for value in goals.values()):
+        raise PrunekitError("A plan already has its goals: give a plan or goals, not both.")
+    if layout not in LAYOUTS:
+        raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
+    from prunekit.models.dense import DenseModel
+    from prunekit.models.source import pick_dtype
+    from prunekit.plan.goals import parse_size
+    from prunekit.utils.files.atomic import check_output_folder
+
+    out = Path(out)
+    plan = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
+    named = source if isinstance(source, str) else str(source.path)
+    table = goals.get("latency_table")
+    inputs = local(named, plan.file if plan else None, calib, None if isinstance(table, LatencyTable) else table)
+    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+    pick_dtype(store_dtype)
+    shard_bytes = parse_size(max_shard, "--max-shard")
+    if plan is not None:
+        # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
+        plan.read_recipe()
+    source = _resolved(source, revision)
+    dense = DenseModel(source, dtype=dtype, device=device)
+    if config is not None and config.recipe.method.rotates:
+        from prunekit.pruning.slicegpt import slice_model
+
+        options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
+        pruned = Pruned(source, *slice_model(source, config, out, dense=dense, **options))
+    else:
+        from prunekit.checkpoint.rebuild import rebuild
+
+        if config is not None:
+            from prunekit.pruning.planner import compute_plan
+
+            plan = compute_plan(source, config, dense)
+        assert plan is not None
+        plan, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+        del dense
+        written = rebuild(
+            source,
+            plan,
+            out,
+            layout=layout,  # type: ignore[arg-type]
+            dtype=store_dtype,
+            weights=weights,
+            overwrite=overwrite,
+            max_shard_bytes=shard_bytes,
+        )
+        pruned = Pruned(source, plan, written)
+    return pruned if recover is None else recover(pruned)
+
+
+def computes(plan: Plan) -> bool:
+    """Whether :func:`solve` has something to compute for ``plan``, so that it needs the plan's text."""
+    from prunekit.recovery.flap_bias import is_compensated
+
+    recipe = plan.read_recipe()
+    return recipe is not None and (recipe.refit is not None or is_compensated(plan, recipe))
+
+
+def solve(
+    dense: DenseModel, plan: Plan, *, calib: str | None = None, batch_size: int | None = None
+) -> tuple[Plan, Mapping[str, torch.Tensor] | None]:
+    """What is computed between plan and rebuild, by the plan's recipe: refitted and rescaled projections, or FLAP's
+    biases, for ``rebuild(weights=...)``; None where nothing is. And the plan, with the text that this was computed on
+    if that is not its own. The ``dense`` model may be used up.
+
+    Raises PrunekitError where the text of the plan is missing, or something is not finite.
+    """
+    recipe = plan.read_recipe()
+    if recipe is None or not computes(plan):
+        return plan, None
+    from prunekit.data.from_plan import text_of, told
+    from prunekit.recovery.flap_bias import compensate
+    from prunekit.recovery.recover import refit_plan
+
+    what = "projections are refitted on" if recipe.refit else "means were taken over"
+    text = plan.text or text_of(dense, plan, recipe, what, given=calib)
+    if recipe.refit:
+        return told(plan, text), refit_plan(dense, plan, recipe, text, batch_size).weights
+    return told(plan, text), compensate(dense, plan, recipe, text, batch_size)
+
+
+def _config(
+    goals: Mapping[str, Any], method: str, calib: str | None, recipe: Recipe | None, **machine: Any
+) -> PlanConfig:
+    """What was asked for, and everything that can be checked before the model is looked for, checked."""
+    target = read_goals(goals)
+    if recipe is None:
+        recipe = Recipe.of(method, calib=calib)
+    elif method != DEFAULT:
+        raise PrunekitError("A recipe already names its method: give one of the two, such as Recipe.of('flap').")
+    elif calib is not None:
+        recipe = recipe.with_text(calib)
+    target.check_method(recipe.method)
+    from prunekit.pruning.planner import PlanConfig
+
+    return PlanConfig(target, recipe, **machine)
+
+
+def _resolved(source: Source | str, revision: str | None) -> Source:
+    from prunekit.models.source import resolve
+
+    return resolve(source, revision=revision) if isinstance(source, str) else source

@@ -1,0 +1,47 @@
+"""Knobs: the settings that a recipe can change, each written once, as a field of the config that obeys it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting. ``name`` is what users write, ``field`` its name in ``config``; ``default`` is the config's own."""
+
+    name: str
+    field: str
+    config: type
+    type: Any
+    default: Any
+    help: str
+
+    def fits(self, value: Any) -> bool:
+        """Whether ``value`` has the type of this knob."""
+        if get_origin(self.type) is tuple:
+            return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+        return any(_is(value, each) for each in get_args(self.type) or (self.type,))
+
+
+def knob(default: Any, about: str, *, name: str | None = None) -> Any:
+    """A dataclass field that users can set, under ``name`` where the field's own says too little by itself."""
+    return field(default=default, metadata={"knob": name, "help": about})
+
+
+def knobs_of(config: type) -> Iterator[Knob]:
+    """The knobs among the fields of a dataclass."""
+    types = get_type_hints(config)
+    for each in fields(config):
+        if "knob" in each.metadata:
+            name = each.metadata["knob"] or each.name
+            yield Knob(name, each.name, config, types[each.name], each.default, each.metadata["help"])
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)

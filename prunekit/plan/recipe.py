@@ -1,0 +1,235 @@
+"""Recipe: everything that decides a plan and how it is carried out, apart from the model, its goals and the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, TypeVar
+
+from prunekit.errors import PrunekitError
+from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig
+from prunekit.plan.knobs import Knob, knobs_of
+from prunekit.plan.methods import Method, method
+from prunekit.plan.ranges import encode_ranges, parse_layers
+from prunekit.plan.rounding import RoundingConfig
+from prunekit.plan.settings import MUCH_TEXT, CalibrationConfig, RefitConfig, RescaleConfig
+from prunekit.utils.names import nearest
+
+DEFAULT = "prunekit"
+"""The method that is taken where none is named."""
+
+_Config = TypeVar("_Config")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with all its settings, the widths allowed, the layers that stay whole (``protected``; None: those that
+    the method says) and the seed of every random choice.
+
+    >>> Recipe.of("adapt-pruner", steps=20, ffn_multiple=128).method.allocation.steps
+    20
+    """
+
+    method: Method
+    rounding: RoundingConfig = field(default_factory=RoundingConfig)
+    protected: frozenset[int] | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, method_name: str = DEFAULT, /, **changes: Any) -> Recipe:
+        """The method of that name, with the knobs named in ``changes`` turned; None leaves one as the method has it.
+
+        Raises PrunekitError where a name is unknown, a value makes no sense, or a knob has no effect.
+        """
+        preset = method(method_name)
+        given = {name: _typed(name, value) for name, value in changes.items() if value is not None}
+        chosen = _choosing(preset, given)
+        refit, rescale = _solving(preset, chosen, given)
+        calibration = replace(_text(preset, chosen, refit), **_fields_of(CalibrationConfig, given))
+        protected = given.get("protect_layers")
+        seed = given.get("seed", preset.calibration.seed)
+        return cls(
+            replace(chosen, refit=refit, rescale=rescale, calibration=replace(calibration, seed=seed)),
+            _changed(RoundingConfig(), given),
+            protected,
+            seed,
+        )
+
+    @property
+    def calibration(self) -> CalibrationConfig:
+        return self.method.calibration
+
+    @property
+    def refit(self) -> RefitConfig | None:
+        return self.method.refit
+
+    @property
+    def rescale(self) -> RescaleConfig | None:
+        return self.method.rescale
+
+    @property
+    def computes(self) -> bool:
+        """Whether something is to be computed on text between the plan and the rebuild."""
+        return self.refit is not None or self.method.compensates
+
+    def with_text(self, source: str) -> Recipe:
+        """The same on another text."""
+        calibration = replace(self.calibration, source=source)
+        return replace(self, method=replace(self.method, calibration=calibration))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: the method's name and every knob that has an effect, as :meth:`of` takes them."""
+        chosen, kind = self.method, self.method.allocation
+        data: dict[str, Any] = {"method": chosen.name}
+        if not chosen.rotates:
+            data["allocation"] = kind.name
+        if kind.scores_units:
+            data["importance"] = chosen.importance
+        if kind.scores_layers:
+            data["layer_importance"] = chosen.layer_importance
+        if kind.cuts_units:
+            data |= {"units": list(chosen.units), "compensate": chosen.compensate}
+        if not chosen.rotates:
+            data |= {"refit": self.refit is not None, "rescale": self.rescale is not None}
+        for config in (kind, self.refit, self.rescale, self.calibration, self.rounding):
+            if config is not None:
+                data |= {each.name: getattr(config, each.field) for each in knobs_of(type(config))}
+        if self.protected is not None:
+            data["protect_layers"] = encode_ranges(tuple(sorted(self.protected))) or "none"
+        data["seed"] = self.seed
+        return {name: value for name, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """Reverse of :meth:`to_dict`. Raises PrunekitError as :meth:`of` does."""
+        if not isinstance(data, dict) or not isinstance(data.get("method", DEFAULT), str):
+            raise PrunekitError('A recipe is a JSON object such as {"method": "adapt-pruner", "steps": 20}.')
+        knobs = {name: value for name, value in data.items() if name != "method"}
+        return cls.of(data.get("method", DEFAULT), **knobs)
+
+
+@cache
+def knobs() -> Mapping[str, Knob]:
+    """All knobs by name. One that several allocations have stands here once."""
+    extra = (
+        Knob("allocation", "allocation", Method, str, None, "how widths are decided"),
+        Knob("refit", "refit", Method, bool, None, "solve what is left of every layer anew, in closed form"),
+        Knob("rescale", "rescale", Method, bool, None, "after the refit, tune a factor of each input and output"),
+        Knob("protect_layers", "protected", Recipe, str, None, "layers that stay whole, as 0,1,29 or 0-2, or none"),
+        Knob("seed", "seed", Recipe, int, 0, "the seed of every random choice"),
+    )
+    solving = (RefitConfig, RescaleConfig, CalibrationConfig, RoundingConfig)
+    configs: tuple[type, ...] = (Method, *ALLOCATIONS.values(), *solving)
+    found = [*extra, *(each for config in configs for each in knobs_of(config))]
+    return {each.name: each for each in reversed(found)}
+
+
+def knob_named(name: str) -> Knob:
+    """The knob of that name. Raises PrunekitError where there is none."""
+    if name not in knobs():
+        raise PrunekitError(
+            f"There is no setting {name!r}{nearest(name, knobs())}; `prunekit methods` lists what there is."
+        )
+    return knobs()[name]
+
+
+def _typed(name: str, value: Any) -> Any:
+    """``value`` as the config holds it. Raises PrunekitError where it is of another type."""
+    known = knob_named(name)
+    if name == "units" and isinstance(value, (str, list)):
+        value = tuple(part.strip() for part in (value.split(",") if isinstance(value, str) else map(str, value)))
+    if name == "protect_layers":
+        return parse_layers(value) if isinstance(value, str) else _layers(value)
+    if not known.fits(value):
+        raise PrunekitError(f"{name} takes {words(known.type)}, got {value!r}.")
+    return float(value) if float in _types(known.type) else value
+
+
+def _types(kind: Any) -> tuple[Any, ...]:
+    return getattr(kind, "__args__", None) or (kind,)
+
+
+def words(kind: Any) -> str:
+    """A type in plain words."""
+    named = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return next((text for each, text in named.items() if each in _types(kind)), "names")
+
+
+def _layers(value: Any) -> frozenset[int]:
+    if isinstance(value, (list, tuple, set, frozenset)) and all(type(each) is int and each >= 0 for each in value):
+        return frozenset(value)
+    raise PrunekitError(f"protect_layers takes layer numbers such as 0,1,29 or 0-2, not {value!r}.")
+
+
+def _fields_of(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``given`` says of ``config``, by the names of its fields."""
+    return {each.field: given[each.name] for each in knobs_of(config) if each.name in given}
+
+
+def _changed(config: _Config, given: Mapping[str, Any]) -> _Config:
+    changed: _Config = replace(config, **_fields_of(type(config), given))  # type: ignore[type-var]
+    return changed
+
+
+def _choosing(preset: Method, given: Mapping[str, Any]) -> Method:
+    """``preset`` with what chooses units and widths changed as ``given`` says; then it is called custom."""
+    kind = _allocation(preset, given)
+    changed = {**_fields_of(Method, given), "allocation": kind}
+    if kind.scores_layers and preset.layer_importance is None:
+        changed.setdefault("layer_importance", "cosine")
+    changed = {name: value for name, value in changed.items() if value != getattr(preset, name)}
+    return replace(preset, custom=True, **changed) if changed else preset
+
+
+def _allocation(preset: Method, given: Mapping[str, Any]) -> AllocationConfig:
+    """The allocation asked for. Raises PrunekitError where something has no effect on what it does."""
+    name = given.get("allocation", preset.allocation.name)
+    if preset.rotates and {"importance", "layer_importance", "allocation", "units"} & set(given):
+        raise PrunekitError(
+            f"{preset.name} removes no units, so --importance, --layer-importance, --allocate and --prune have no "
+            "meaning there; leave them out."
+        )
+    if name not in ALLOCATIONS or (ALLOCATIONS[name] is not type(preset.allocation) and name == "rotate"):
+        there = [each for each in ALLOCATIONS if each != "rotate"]
+        raise PrunekitError(
+            f"There is no allocation {name!r}{nearest(name, there)}; choose one of: {', '.join(there)}."
+        )
+    kind = preset.allocation if name == preset.allocation.name else ALLOCATIONS[name]()
+    has = {"importance": kind.scores_units, "layer_importance": kind.scores_layers, "units": kind.cuts_units}
+    has |= {"compensate": kind.cuts_units}
+    own = {each.name for each in knobs_of(type(kind))}
+    for config in ALLOCATIONS.values():
+        has |= {each.name: each.name in own for each in knobs_of(config)}
+    for idle in (each for each in given if not has.get(each, True)):
+        raise PrunekitError(
+            f"{idle} has no effect on {preset.name} with the allocation {kind.name}; leave it out, or choose another "
+            "method or allocation."
+        )
+    return _changed(kind, given)
+
+
+def _solving(
+    preset: Method, chosen: Method, given: Mapping[str, Any]
+) -> tuple[RefitConfig | None, RescaleConfig | None]:
+    """What follows the cut. Raises PrunekitError where a setting is of what is not done."""
+    refits = given.get("refit", preset.refit is not None)
+    if refits and chosen.rotates:
+        raise PrunekitError(f"{chosen.name} leaves no projection as it was to be refitted; leave out --refit.")
+    rescales = given.get("rescale", refits and preset.rescale is not None)
+    told = ((refits, RefitConfig, "refit", "refitted"), (rescales, RescaleConfig, "rescale", "rescaled"))
+    for wanted, config, what, done in told:
+        idle = [each.name for each in knobs_of(config) if each.name in given]
+        if idle and not wanted:
+            raise PrunekitError(f"{idle[0]} says how to {what}, but nothing is {done}; add --{what}.")
+    return (
+        _changed(preset.refit or RefitConfig(), given) if refits else None,
+        _changed(preset.rescale or RescaleConfig(), given) if rescales else None,
+    )
+
+
+def _text(preset: Method, chosen: Method, refit: RefitConfig | None) -> CalibrationConfig:
+    """The text of the method; more of it where what was asked for needs more than the method does by itself."""
+    if (refit or chosen.allocation.draws_curves) and preset.refit is None:
+        return replace(MUCH_TEXT, source=preset.calibration.source)
+    return preset.calibration
