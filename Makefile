@@ -35,7 +35,7 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prunekit/wheels
 # For any CPU of the kind, since a kept wheel may meet another one, and since what is built for a CPU with AMX crashes
 # there on small models.
 LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(shell uname -m)
-# llama.cpp's library for its own programs takes two fifths of the compiling, and llama-cpp-python never loads it. It
+# llama.cpp's library for its own programs takes half of the compiling, and llama-cpp-python never loads it. It
 # forces LLAMA_BUILD_COMMON on in CMake's cache, but a variable of this name, set by a file, goes first.
 WITHOUT_COMMON := -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(abspath $(LLAMA_CPP_WHEEL))/parts.cmake
 
@@ -122,11 +122,11 @@ PYTEST := $(VENV)/bin/python -m pytest -q
 BY_FILE := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 # What is run apart: Triton's interpreter, which can't share a process with the compiler, and what torchao is needed for.
 INTERPRETED := tests/kernels/interpreted
-WITH_TORCHAO := tests/export/formats/test_executorch.py tests/kernels/test_quantize.py tests/kernels/test_runtime.py
+WITH_TORCHAO := $(wildcard tests/export/formats/test_executorch*.py) tests/kernels/test_quantize.py tests/kernels/test_runtime.py
 
 test: runtimes
-	$(BY_FILE) tests --ignore=$(INTERPRETED) --ignore=tests/export/formats/test_executorch.py
-	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup $(WITH_TORCHAO) -k "executorch or int4"
+	$(BY_FILE) tests --ignore=$(INTERPRETED) --ignore-glob='*/test_executorch*.py'
+	PYTHONPATH=$(CURDIR)/$(EXECUTORCH) $(BY_FILE) $(WITH_TORCHAO) -k "executorch or int4"
 	TRITON_INTERPRET=1 $(BY_FILE) $(INTERPRETED)
 
 FUZZ_MINUTES ?= 60
@@ -139,7 +139,7 @@ kill-test: runtimes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
 
 test-whole: runtimes
-	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k smollm2 --ignore=tests/export/formats/test_executorch.py
+	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k smollm2 --ignore-glob='*/test_executorch*.py'
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm:

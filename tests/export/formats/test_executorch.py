@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.export import export
 from prunekit.export.formats.pytorch import executorch
@@ -16,7 +14,6 @@ from prunekit.export.registry import target
 from prunekit.export.target import Job, Options
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import load_model, resolve
-from prunekit.plan import LayerKeep, Plan
 from tests.support.export_models import FAMILIES_TESTED, save_uneven
 from tests.support.torch_programs import expected_answer, run_alone, save_with_rope
 
@@ -68,10 +65,8 @@ def runtime():
     pytest.importorskip("executorch")
 
 
-# Lowering takes seconds a layer, so that few exports serve many checks. Tests of one export stay in one process.
-of_qwen3 = pytest.mark.xdist_group("executorch_qwen3")
-
-
+# Lowering takes seconds a layer, so that few exports serve many checks. Other exports have a file, and so a process of
+# `make test`, of their own: test_executorch_models.py.
 @pytest.fixture(scope="module")
 def qwen3(runtime, uneven, tmp_path_factory):
     folder = tmp_path_factory.mktemp("executorch") / "a folder, größer"
@@ -79,7 +74,6 @@ def qwen3(runtime, uneven, tmp_path_factory):
     return source, export(source, "executorch", folder, Options(context_length=200))
 
 
-@of_qwen3
 def test_equals_pytorch(qwen3):
     source, made = qwen3
     assert made.parity.ok and made.parity.greedy.equal == 72
@@ -94,7 +88,6 @@ def test_equals_pytorch(qwen3):
         np.testing.assert_allclose(runner.start(ids[None, 3:6]), wanted.start(ids[None, 3:6]), rtol=0, atol=2e-4)
 
 
-@of_qwen3
 def test_limits_are_sentences(qwen3):
     with target("executorch").open(qwen3[1].path, threads=1) as runner:
         with pytest.raises(PrunekitError, match="one sequence at a time"):
@@ -109,7 +102,6 @@ def test_limits_are_sentences(qwen3):
         runner.step(np.zeros(1, np.int64))
 
 
-@of_qwen3
 def test_program_names_its_limits(qwen3):
     from executorch.runtime import Runtime
 
@@ -119,12 +111,10 @@ def test_program_names_its_limits(qwen3):
     assert facts["get_vocab_size"] == qwen3[0].shape.vocab_size and facts["use_kv_cache"]
 
 
-@of_qwen3
 def test_runs_without_transformers(qwen3):
     assert run_alone(qwen3[1].path, dict(os.environ)) == expected_answer(qwen3[0])
 
 
-@of_qwen3
 def test_other_weights_are_caught(qwen3, tmp_path, monkeypatch):
     class Wrong:
         def write_to_file(self, file):
@@ -137,36 +127,9 @@ def test_other_weights_are_caught(qwen3, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@of_qwen3
 def test_damaged_file_is_one_sentence(qwen3, tmp_path):
     for file in qwen3[1].path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.pte").write_bytes(bytes(100))
     with pytest.raises(PrunekitError, match=r"ExecuTorch could not load .*model\.pte"):
         target("executorch").open(tmp_path)
-
-
-def test_half_precision_and_windows(runtime, uneven, tmp_path):
-    made = export(uneven("mistral", **FIELDS["mistral"]), "executorch", tmp_path / "out", Options(dtype="fp16"))
-    assert made.parity.ok
-    assert made.file_bytes < 0.7 * 4 * uneven("mistral", **FIELDS["mistral"]).shape.parameters
-
-
-def test_smollm2(runtime, pruned_smollm2, tmp_path):
-    """Its first layers with the whole vocabulary: all thirty take minutes to lower."""
-    shape = pruned_smollm2.shape
-    plan = Plan(shape, tuple(LayerKeep.everything(index, shape.layers[index]) for index in range(2)))
-    rebuild(pruned_smollm2, plan, tmp_path / "model")
-    made = export(resolve(str(tmp_path / "model")), "executorch", tmp_path / "out")
-    assert made.parity.ok and made.parity.greedy.equal == 72
-    assert (Path(made.path) / "tokenizer.json").is_file()
-    # ExecuTorch's own generation loop, with its own tokenizer.
-    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
-
-    pieces: list[str] = []
-    runner = TextLLMRunner(str(made.path / "model.pte"), str(made.path / "tokenizer.json"))
-    runner.generate(
-        "The meaning of life is", GenerationConfig(max_new_tokens=20, temperature=0.0, echo=False), pieces.append
-    )
-    assert expected_answer(resolve(str(tmp_path / "model"))).startswith("".join(pieces))
-    assert len(pieces) > 10
