@@ -16,6 +16,7 @@ LAYERS = (
     ("report",),
     ("pipeline", "monitoring", "kernels", "export"),
     ("cli",),
+    ("_register",),
     ("__init__", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
