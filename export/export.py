@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchanged
 from prunekit.utils.files.replacing import EXPORT
+from prunekit.utils.names import nearest
 from prunekit.utils.provenance import installed, model_label, versions
 
 MANIFEST = EXPORT.manifest
@@ -107,6 +108,26 @@ def export(
         _write_manifest(folder, job, target, written, parity, unverified)
         file_bytes = _size(folder)
     return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified)
+
+
+def export_model(
+    model: Source | str, to: str, out: Path | str, *, overwrite: bool = False, verify: bool = True, **options: Any
+) -> Exported:
+    """Write ``model``, a checkpoint's folder or name, for the target ``to``, as `prunekit export --to` does.
+
+    ``options`` are those of :class:`prunekit.export.target.Options`. Raises PrunekitError as :func:`export` does.
+
+    >>> export_model("smaller", "gguf", "smaller-gguf", dtype="q4_k_m").file_bytes  # doctest: +SKIP
+    101234567
+    """
+    known = [each.name for each in fields(Options)]
+    for name in options:
+        if name not in known:
+            raise PrunekitError(f"There is no option {name!r}{nearest(name, known)}; there are {', '.join(known)}.")
+    target_named(to)
+    chosen = Options(**options)
+    source = resolve(model) if isinstance(model, str) else model
+    return export(source, to, Path(out), chosen, overwrite=overwrite, verify=verify)
 
 
 def _padded_note(job: Job, target: Target, multiple: int) -> str:

@@ -1,16 +1,63 @@
-"""Make a pretrained decoder LLM smaller: adaptive structural pruning, rebuilt as an ordinary checkpoint."""
+"""Make a pretrained decoder LLM smaller: adaptive structural pruning, rebuilt as an ordinary checkpoint.
+
+>>> import prunekit
+>>> source = prunekit.resolve("smollm2-135m")  # doctest: +SKIP
+>>> plan = prunekit.make_plan(source, blocks=0.8)  # doctest: +SKIP
+>>> prunekit.prune(source, "smaller", plan=plan)  # doctest: +SKIP
+>>> prunekit.evaluate("smaller", baseline=source).perplexity  # doctest: +SKIP
+>>> prunekit.export_model("smaller", "gguf", "smaller-gguf", dtype="q4_k_m")  # doctest: +SKIP
+"""
 
 from __future__ import annotations
-
-import sys
 
 from prunekit.utils.process.working_folder import leave_working_folder
 
 leave_working_folder()  # before anything else is looked for
 
+from importlib import import_module  # noqa: E402
 from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
-from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from prunekit.utils.process.own_command import is_command  # noqa: E402
+
+if TYPE_CHECKING:
+    from prunekit.checkpoint.rebuild import rebuild
+    from prunekit.errors import PrunekitError
+    from prunekit.evaluation.run import evaluate
+    from prunekit.export.export import export_model
+    from prunekit.kernels import generate, optimize
+    from prunekit.models.source import resolve
+    from prunekit.pipeline import make_plan, prune
+    from prunekit.plan import Plan
+    from prunekit.profiling.run import bench
+
+__all__ = [
+    "Plan",
+    "PrunekitError",
+    "bench",
+    "evaluate",
+    "export_model",
+    "generate",
+    "make_plan",
+    "optimize",
+    "prune",
+    "rebuild",
+    "resolve",
+]
+_HOME = {
+    "Plan": "plan",
+    "PrunekitError": "errors",
+    "bench": "profiling.run",
+    "evaluate": "evaluation.run",
+    "export_model": "export.export",
+    "generate": "kernels",
+    "make_plan": "pipeline",
+    "optimize": "kernels",
+    "prune": "pipeline",
+    "rebuild": "checkpoint.rebuild",
+    "resolve": "models.source",
+}
 
 try:
     __version__ = version("prunekit")
@@ -18,19 +65,18 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
     __version__ = "0.0.0"
 
 
-def _is_command() -> bool:
-    """True in the process of the ``prunekit`` command, which registers when it loads a model.
-
-    Registering imports torch and nine families' modelling, which `prunekit --help` need not wait for.
-    """
-    if sys.argv and Path(sys.argv[0]).name in ("prunekit", "prunekit.exe"):
-        return True
-    # `python -m prunekit` imports this file before argv[0] is the path of __main__.
-    asked = sys.orig_argv
-    return "-m" in asked and asked[asked.index("-m") + 1 :][:1] == ["prunekit"]
+def __getattr__(name: str) -> Any:
+    """Each name is imported when it is first asked for: to plan, nobody needs what exports."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
+    return getattr(import_module(f"prunekit.{_HOME[name]}"), name)
 
 
-if _is_command():
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if is_command():
     from prunekit.utils.process.stopping import stop_quietly
 
     stop_quietly()

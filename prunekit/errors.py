@@ -8,4 +8,6 @@ class PrunekitError(Exception):
 
     The message is a whole sentence that says what was wrong, what was expected and what to do. The command line
     prints it without a traceback and exits with code 2.
+
+    >>> raise PrunekitError("There is no method 'flep' (did you mean 'flap'?).")  # doctest: +SKIP
     """

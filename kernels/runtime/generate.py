@@ -66,6 +66,9 @@ def generate(
     ``model`` comes from :func:`prunekit.kernels.optimize`. Each sequence ends at ``eos_token_id`` (default: what the
     model's generation config names) or after ``max_new_tokens``. ``on_tokens`` is called with every step's tokens as
     they come. Raises PrunekitError where a prompt is empty or an option out of range.
+
+    >>> generate(optimize(model), tokenizer(["Hello"])["input_ids"], max_new_tokens=8).sequences  # doctest: +SKIP
+    [[28, 339, 5248, 253, 1165, 3807, 281, 260]]
     """
     if not do_sample and (temperature != 1.0 or top_k is not None or top_p is not None or seed is not None):
         raise PrunekitError("temperature, top_k, top_p and seed draw tokens; give do_sample=True with them.")

@@ -74,6 +74,8 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     and is refused by :func:`prunekit.kernels.generate`. An optimised model can't be trained. Where Triton or the GPU
     can't, PyTorch computes: :func:`report` says what. Raises PrunekitError where the model can't be optimised, which
     leaves it as it was; only where memory runs out while weights are rounded, load the model again.
+
+    >>> model = optimize(AutoModelForCausalLM.from_pretrained("smaller").cuda())  # doctest: +SKIP
     """
     if weights not in ("keep", "int8", "int4"):
         raise PrunekitError(f"weights must be keep, int8 or int4, got {weights!r}.")

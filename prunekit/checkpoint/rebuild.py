@@ -58,6 +58,9 @@ def rebuild(
     adds must be among them; the other biases that their config switch brings along are zero where not given.
     Raises PrunekitError where the plan was made of another model, ``weights`` don't fit it, or the checkpoint can't be
     written.
+
+    >>> rebuild(source, Plan.load("plan.json"), Path("smaller")).parameters  # doctest: +SKIP
+    113000000
     """
     _check_match(source, plan)
     stored_dtype(dtype)

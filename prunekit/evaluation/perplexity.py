@@ -96,6 +96,11 @@ class Evaluation:
     device: str
     results: tuple[TextResult, ...]
 
+    @property
+    def perplexity(self) -> float:
+        """That on the first text."""
+        return self.results[0].perplexity
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values only; a perplexity too large for a float is null."""
         data = asdict(self)

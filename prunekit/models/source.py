@@ -129,6 +129,9 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
     ``revision`` is a branch, tag or commit of a hub repository. Files are downloaded or converted once. Config and
     safetensors headers are checked against each other; no weight is read and no code of the model is run.
     Raises PrunekitError where nothing of that name can be had, or it can't be pruned.
+
+    >>> resolve("smollm2-135m").shape.num_hidden_layers  # doctest: +SKIP
+    30
     """
     path = _locate(name, revision)
     config, family, shape = read_config(path)

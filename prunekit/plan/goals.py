@@ -20,6 +20,7 @@ _FLOPS = {**_COUNT, "G": 10**9, "T": 10**12}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _NANOSECONDS = {"S": 10**9, "MS": 10**6, "US": 10**3}
 
+_PERCENT = re.compile(r"([0-9]*\.?[0-9]+)\s*%")
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][0-9]{1,3})?)\s*([A-Za-z]*)")
 
 Option = Literal["params", "blocks", "weights", "flops", "kv-cache", "latency"]
@@ -171,6 +172,12 @@ def parse_target(
 
 def _goal(option: Option, text: str) -> Goal:
     said = f"--{option} {text}"
+    percent = _PERCENT.fullmatch(text.strip())
+    if percent and option != "weights":
+        if not 0 < float(percent[1]) < 100:
+            raise PrunekitError(f"{said} is not a target; a share lies above 0 % and below 100 %, as 80% does.")
+        # As text, so that 79% is the share that 0.79 is.
+        return Goal(option, float(f"{percent[1]}e-2"), True, said)
     match = _NUMBER.fullmatch(text.strip())
     if not match:
         raise PrunekitError(f"{said} is not a target; write a share like 0.8, a count like 1.0B or a size like 4GiB.")

@@ -84,6 +84,9 @@ class Plan:
     ``source``, beside its layers, that are another in the pruned model: biases that it gains (FLAP), its hidden_size
     and untied head (SliceGPT). ``file`` is where it was read from: nothing that it makes may replace that. ``text`` is
     the calibration text that it was made on, as long as it is at hand; it is not saved.
+
+    >>> Plan.load("plan.json").share_of_blocks  # doctest: +SKIP
+    0.7996
     """
 
     source: ModelShape
@@ -113,6 +116,39 @@ class Plan:
     def shape(self) -> ModelShape:
         """Shape of the pruned model."""
         return replace(self.source.with_layers(layer.shape for layer in self.layers), **self.changes)
+
+    def __repr__(self) -> str:
+        """A short table; layers in a row that are alike share a line."""
+        rows = [("layers", "query heads", "KV heads", "FFN width"), *self._rows()]
+        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows)
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        head = "".join(f"<th>{name}</th>" for name in ("layers", "query heads", "KV heads", "FFN width"))
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in self._rows())
+        return f"<p>{self._title()}</p><table><tr>{head}</tr>{body}</table>"
+
+    def _title(self) -> str:
+        return (
+            f"Plan: {self.share_of_blocks:.2%} of the decoder blocks, {self.share_of_parameters:.2%} of all parameters "
+            f"({self.shape.parameters:,} of {self.source.parameters:,})"
+        )
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Layers, query heads, KV heads and FFN width, each "now of before"."""
+        kept = {layer.index: layer.shape for layer in self.layers}
+        runs: list[tuple[list[int], tuple[str, ...]]] = []
+        for index, dense in enumerate(self.source.layers):
+            now = kept.get(index)
+            pairs = ("num_attention_heads", "num_key_value_heads", "intermediate_size") if now else ()
+            cells = tuple(f"{getattr(now, name)} of {getattr(dense, name)}" for name in pairs) or ("dropped", "", "")
+            if runs and runs[-1][1] == cells:
+                runs[-1][0].append(index)
+            else:
+                runs.append(([index], cells))
+        return [(encode_ranges(tuple(indices)), *cells) for indices, cells in runs]
 
     def read_recipe(self) -> Recipe | None:
         """The recipe, or what the provenance of an earlier version tells of it; None where nobody said.

@@ -144,6 +144,21 @@ def test_nothing_to_prune_of_other_kinds(given: dict[str, str], part: str) -> No
         parse_target(**given).budgets(SMOLLM2, 2)
 
 
+@pytest.mark.parametrize("option", ["params", "blocks", "flops", "kv_cache"])
+@pytest.mark.parametrize(("percent", "share"), [("80%", "0.8"), ("79 %", "0.79"), ("12.5%", "0.125"), (".5%", "0.005")])
+def test_percents_are_shares(option: str, percent: str, share: str) -> None:
+    (made,), (expected,) = (parse_target(**{option: text}).goals for text in (percent, share))
+    assert (made.value, made.is_share) == (expected.value, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("params", "0%"), ("blocks", "100%"), ("flops", "120%"), ("weights", "80%"), ("params", "%")]
+)
+def test_percents_that_are_no_shares(option: str, text: str) -> None:
+    with pytest.raises(PrunekitError, match=f"--{option} {text} is not a (target|size)"):
+        parse_target(**{option: text})
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.allocation.draws_curves])
 def test_methods_that_keep_to_parameters_only(name: str) -> None:
     parse_target("0.8", "0.7", "1GB").check_method(METHODS[name])
