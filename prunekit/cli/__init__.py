@@ -1,6 +1,11 @@
-"""The ``prunekit`` command: one module a command."""
+"""The ``prunekit`` command: one module a command, which importing registers."""
 
-from prunekit.cli.commands import analyze, plan, inspect, evaluate, generate, export, bench, latency_table, demo  # noqa: F401, I001  (importing a command registers it)
+# In the order in which help lists them.
+# isort: off
+from prunekit.cli.commands import analyze, plan, methods, inspect, evaluate, generate, export, bench  # noqa: F401
+from prunekit.cli.commands import latency_table, demo  # noqa: F401
+
+# isort: on
 from prunekit.cli.common import app, main
 
 __all__ = ["app", "main"]

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from prunekit.errors import PrunekitError
+from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe
+
 _TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
 _REFIT = "Refit"
 
@@ -55,16 +58,17 @@ Calib = Annotated[
     ),
 ]
 CalibField = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--calib-field",
         "--field",
         help="The field or column of the rows that holds the text or the chat; chats are also found under their usual "
         "names (messages, prompt with completion, ...).",
+        show_default="text",
         rich_help_panel=_TEXT,
     ),
 ]
-CalibSplit = Annotated[str, typer.Option(help="Dataset split.", rich_help_panel=_TEXT)]
+CalibSplit = Annotated[str | None, typer.Option(help="Dataset split.", show_default="train", rich_help_panel=_TEXT)]
 Sequences = Annotated[
     int | None, typer.Option(help="Sequences a scoring pass (default: the method's).", rich_help_panel=_TEXT)
 ]
@@ -84,9 +88,10 @@ Checkpointing = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--method",
+        show_default="prunekit",
         help="prunekit, adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, minitron, random, fisher-global, "
         "shortgpt or slicegpt (prune only: narrows hidden states by one rotation, where the paper has one a layer).",
         rich_help_panel=_METHOD,
@@ -179,3 +184,40 @@ ProtectLayers = Annotated[
         rich_help_panel=_WIDTHS,
     ),
 ]
+RecipeSeed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.", show_default="0")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting of the method, such as steps=20; repeatable. `prunekit methods` lists them.",
+        show_default=False,
+        rich_help_panel=_METHOD,
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="A JSON file of settings, or a plan: its own are taken. Options come on top.",
+        rich_help_panel=_METHOD,
+    ),
+]
+
+
+def recipe_of(method: str | None, file: Path | None, settings: list[str] | None, options: dict[str, object]) -> Recipe:
+    """The recipe in ``file``, or the method's, with the ``options`` that were given and each of --set on top.
+
+    Raises PrunekitError where something is said twice, unknown, or without effect.
+    """
+    told = {name: value for name, value in options.items() if value is not None}
+    for text in settings or ():
+        name, value = parse_setting(text)
+        if name in told:
+            raise PrunekitError(f"{name} is said twice, the second time with --set {text}; leave one out.")
+        told[name] = value
+    base = read_recipe(file) if file else {}
+    named = str(base.pop("method", DEFAULT))
+    if file and method is not None and method != named:
+        raise PrunekitError(f"The recipe {file} is one of {named}, so leave out --method {method}, or --recipe.")
+    return Recipe.of(method or named, **put_on_top(base, told))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig
+from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig, DropConfig
 from prunekit.plan.knobs import Knob, knobs_of
 from prunekit.plan.methods import Method, method
 from prunekit.plan.ranges import encode_ranges, parse_layers
 from prunekit.plan.rounding import RoundingConfig
 from prunekit.plan.settings import MUCH_TEXT, CalibrationConfig, RefitConfig, RescaleConfig
+from prunekit.utils.files.atomic import read_json
 from prunekit.utils.names import nearest
 
 DEFAULT = "prunekit"
@@ -122,7 +124,10 @@ def knobs() -> Mapping[str, Knob]:
     solving = (RefitConfig, RescaleConfig, CalibrationConfig, RoundingConfig)
     configs: tuple[type, ...] = (Method, *ALLOCATIONS.values(), *solving)
     found = [*extra, *(each for config in configs for each in knobs_of(config))]
-    return {each.name: each for each in reversed(found)}
+    named: dict[str, Knob] = {}
+    for each in found:
+        named.setdefault(each.name, each)
+    return named
 
 
 def knob_named(name: str) -> Knob:
@@ -132,6 +137,52 @@ def knob_named(name: str) -> Knob:
             f"There is no setting {name!r}{nearest(name, knobs())}; `prunekit methods` lists what there is."
         )
     return knobs()[name]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"steps=20"`` → ``("steps", 20)``. Raises PrunekitError where there is no such setting, or no such value."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise PrunekitError(f"--set takes a setting and its value, such as steps=20, got {text!r}.")
+    name = name.replace("-", "_")
+    kinds = _types(knob_named(name).type)
+    made: Any = value
+    try:
+        if bool in kinds:
+            made = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        elif int in kinds:
+            made = int(value)
+        elif float in kinds:
+            made = float(value)
+    except (KeyError, ValueError):
+        raise PrunekitError(f"{name} takes {words(knob_named(name).type)}, got {value!r}.") from None
+    return name, _typed(name, made)
+
+
+def read_recipe(file: str | Path) -> dict[str, Any]:
+    """The method and the settings that a recipe's JSON file names, or a plan: its own. Raises PrunekitError where it
+    has none."""
+    data = read_json(Path(file), "recipe")
+    if isinstance(data, dict) and data.get("format") == "prunekit-plan":
+        if data.get("recipe") is None:
+            raise PrunekitError(f"{file} is a plan of an earlier version, which holds no recipe; make the plan again.")
+        data = data["recipe"]
+    Recipe.from_dict(data)
+    return dict(data)
+
+
+def put_on_top(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings ``base`` with ``changes``; what only mattered to what the changes switch off goes."""
+    off: set[str] = set()
+    if changes.get("refit") is False:
+        off |= {"rescale", *(each.name for each in knobs_of(RefitConfig))}
+    if changes.get("rescale", changes.get("refit")) is False:
+        off |= {each.name for each in knobs_of(RescaleConfig)}
+    if changes.get("allocation", base.get("allocation")) != base.get("allocation"):
+        off |= {"importance", "layer_importance"}
+        off |= {each.name for config in ALLOCATIONS.values() for each in knobs_of(config)}
+        off |= {"units", "compensate"} if changes["allocation"] == DropConfig.name else set()
+    return {**{name: value for name, value in base.items() if name not in off}, **changes}
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -152,6 +203,8 @@ def _types(kind: Any) -> tuple[Any, ...]:
 
 def words(kind: Any) -> str:
     """A type in plain words."""
+    if getattr(kind, "__origin__", None) is tuple:
+        return "names, separated by commas"
     named = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return next((text for each, text in named.items() if each in _types(kind)), "names")
 

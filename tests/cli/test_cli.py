@@ -24,7 +24,7 @@ from prunekit.pruning.importance.base import IMPORTANCE
 from tests.support.command import QUICK, Command, make_command, run_apart, save_tiny, start, write_text
 from tests.support.tiny import MODEL_TYPES, one_thread, random_plan
 
-COMMANDS = ("analyze", "plan", "prune", "inspect", "eval", "bench", "latency-table", "demo")
+COMMANDS = ("analyze", "plan", "prune", "methods", "inspect", "eval", "bench", "latency-table", "demo")
 ANSI = re.compile(r"\x1b\[")
 
 

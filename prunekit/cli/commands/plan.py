@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, print_json
+from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, app, console, print_json
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
 from prunekit.plan.recipe import Recipe
@@ -34,7 +34,8 @@ def _settings(**given: Any) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
     goals = {**{name: given.pop(name) for name in _GOALS}, "context": given.pop("attended")}
     machine = {name: given.pop(name) for name in _MACHINE}
     target = read_goals(goals)
-    recipe = Recipe.of(given.pop("method"), **{_KNOBS.get(name, name): value for name, value in given.items()})
+    told = (given.pop("method"), given.pop("recipe"), given.pop("settings"))
+    recipe = o.recipe_of(*told, {_KNOBS.get(name, name): value for name, value in given.items()})
     target.check_method(recipe.method)
     return recipe, goals, machine
 
@@ -53,7 +54,9 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
     picture: Picture = None,
     overwrite: Overwrite = False,
-    method: o.MethodName = "prunekit",
+    method: o.MethodName = None,
+    recipe: o.RecipeFile = None,
+    settings: o.Settings = None,
     importance: o.ImportanceName = None,
     layer_importance: o.LayerImportanceName = None,
     allocate: o.AllocateName = None,
@@ -65,8 +68,8 @@ def plan(
     ridge: o.Ridge = None,
     rescale: o.Rescale = None,
     calib: o.Calib = None,
-    calib_field: o.CalibField = "text",
-    calib_split: o.CalibSplit = "train",
+    calib_field: o.CalibField = None,
+    calib_split: o.CalibSplit = None,
     sequences: o.Sequences = None,
     length: o.Length = None,
     batch_size: o.BatchSize = None,
@@ -75,7 +78,7 @@ def plan(
     min_ffn: o.MinFfn = None,
     round_for: o.RoundFor = None,
     protect_layers: o.ProtectLayers = None,
-    seed: Seed = 0,
+    seed: o.RecipeSeed = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     revision: Revision = None,
@@ -83,8 +86,8 @@ def plan(
 ) -> None:
     """Decide how wide every layer becomes, and show what that costs, before anything is cut."""
     given = _without(locals(), "model", "output", "picture", "overwrite", "revision", "json")
-    recipe, goals, machine = _settings(**given)
-    inputs = local(model, calib, latency_table)
+    made_by, goals, machine = _settings(**given)
+    inputs = local(model, calib, latency_table, recipe)
     check_output_file(output, overwrite, what="plan", inputs=inputs)
     if picture:
         check_picture(picture, overwrite, inputs)
@@ -93,7 +96,7 @@ def plan(
     from prunekit.pipeline import make_plan
 
     source = resolve(model, revision=revision)
-    made = make_plan(source, recipe=recipe, **machine, **goals)
+    made = make_plan(source, recipe=made_by, **machine, **goals)
     made.save(output, overwrite)
     if picture:
         from prunekit.report.pictures import draw_widths
@@ -134,7 +137,9 @@ def prune(
     kv_cache: o.KvCache = None,
     latency: o.Latency = None,
     latency_table: o.LatencyTable = None,
-    method: o.MethodName = "prunekit",
+    method: o.MethodName = None,
+    recipe: o.RecipeFile = None,
+    settings: o.Settings = None,
     importance: o.ImportanceName = None,
     layer_importance: o.LayerImportanceName = None,
     allocate: o.AllocateName = None,
@@ -146,8 +151,8 @@ def prune(
     ridge: o.Ridge = None,
     rescale: o.Rescale = None,
     calib: o.Calib = None,
-    calib_field: o.CalibField = "text",
-    calib_split: o.CalibSplit = "train",
+    calib_field: o.CalibField = None,
+    calib_split: o.CalibSplit = None,
     sequences: o.Sequences = None,
     length: o.Length = None,
     batch_size: o.BatchSize = None,
@@ -156,7 +161,7 @@ def prune(
     min_ffn: o.MinFfn = None,
     round_for: o.RoundFor = None,
     protect_layers: o.ProtectLayers = None,
-    seed: Seed = 0,
+    seed: o.RecipeSeed = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     revision: Revision = None,
@@ -168,10 +173,10 @@ def prune(
     from prunekit.models.source import pick_dtype
     from prunekit.plan import Plan
 
-    recipe, file = None, None
+    made_by, file = None, None
     asked: dict[str, Any] = {"dtype": dtype, "device": device}
     if plan is None:
-        recipe, goals, machine = _settings(**given)
+        made_by, goals, machine = _settings(**given)
         asked = {**goals, **machine}
     else:
         file = Plan.load(plan)
@@ -180,7 +185,7 @@ def prune(
         model,
         output,
         plan=file,
-        recipe=recipe,
+        recipe=made_by,
         calib=calib,
         batch_size=batch_size,
         layout=layout,
@@ -210,7 +215,7 @@ def _refuse_beside_plan(context: typer.Context, allowed: set[str]) -> None:
     """A plan has decided everything that these options decide: silently ignoring one would mislead."""
     for name in sorted(set(context.params) - allowed):
         if _is_given(context, name):
-            option = {"attended": "--context"}.get(name, f"--{name.replace('_', '-')}")
+            option = {"attended": "--context", "settings": "--set"}.get(name, f"--{name.replace('_', '-')}")
             raise PrunekitError(
                 f"A plan already has its target, method and widths, so {option} would have no effect; leave it out, or "
                 "leave out --plan."

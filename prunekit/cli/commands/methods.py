@@ -1,0 +1,52 @@
+"""``prunekit methods``: what there is to choose from, and every setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunekit.cli.common import Json, app, console, print_json, table
+from prunekit.plan.allocations import ALLOCATIONS, MEASURED, SCORED
+from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import Recipe, knobs, words
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List the methods, and the settings that --set and --recipe take."""
+    from prunekit.pruning.importance import IMPORTANCE, LAYER_IMPORTANCE
+
+    choices: dict[str, tuple[str, ...]] = {
+        "importance": tuple(IMPORTANCE),
+        "layer_importance": tuple(LAYER_IMPORTANCE),
+        "allocation": tuple(name for name in ALLOCATIONS if name != "rotate"),
+        "units": (*SCORED, *MEASURED),
+    }
+    recipes = {name: Recipe.of(name).to_dict() for name in METHODS}
+    data: dict[str, Any] = {
+        "methods": [
+            {"name": each.name, "summary": each.summary, "recipe": recipes[each.name]} for each in METHODS.values()
+        ],
+        "settings": [
+            {
+                "name": each.name,
+                "takes": words(each.type),
+                **({"choices": list(choices[each.name])} if each.name in choices else {}),
+                "default": list(each.default) if isinstance(each.default, tuple) else each.default,
+                "help": each.help,
+            }
+            for each in knobs().values()
+        ],
+    }
+    if json:
+        print_json(data)
+        return
+    shown = table("Methods (--method)", "name", "what it does")
+    settings = table("Settings (--set key=value, or a JSON file for --recipe)", "key", "takes", "what it is")
+    for column in (*shown.columns[1:], *settings.columns[1:]):
+        column.justify = "left"
+    for each in data["methods"]:
+        shown.add_row(each["name"], each["summary"])
+    for each in data["settings"]:
+        settings.add_row(each["name"], ", ".join(each.get("choices", ())) or each["takes"], each["help"])
+    console().print(shown)
+    console().print(settings)

@@ -1,0 +1,122 @@
+"""Settings by --set and --recipe, and `prunekit methods`, which lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunekit.plan import Plan
+from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import Recipe, knobs
+from tests.support.command import DEFAULT, Command, save_tiny, write_text
+from tests.support.tiny import one_thread
+
+SMALL = ("--set", "sequences=4", "--set", "length=16", "--set", "ffn-multiple=1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def _plan(command: Command, model: Path, out: Path, *arguments: object) -> Plan:
+    done = command("plan", model, "--blocks", "70%", "-o", out, "--overwrite", DEFAULT, *arguments)
+    assert done.code == 0, done
+    return Plan.load(out)
+
+
+def test_settings_do_what_options_do(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    named = ("--method", "adapt-pruner", "--calib", text, *SMALL)
+    options = ("--steps", "4", "--amplitude", "0.1", "--importance", "fisher", "--prune", "ffn,query")
+    settings = (
+        "--set",
+        "steps=4",
+        "--set",
+        "amplitude=0.1",
+        "--set",
+        "importance = fisher",
+        "--set",
+        "units=ffn,query",
+    )
+    by_option = _plan(command, model, tmp_path / "plan.json", *named, *options)
+    by_setting = _plan(command, model, tmp_path / "plan.json", *named, *settings)
+    assert by_option == by_setting and by_setting.recipe is not None
+    assert by_setting.recipe.method.units == ("ffn", "query")
+    # A plan is a recipe, of another model too; what is said beside it counts.
+    again = _plan(command, model, tmp_path / "again.json", "--recipe", tmp_path / "plan.json", "--calib", text)
+    assert again.layers == by_setting.layers and again.recipe == by_setting.recipe
+    told = ("--recipe", tmp_path / "plan.json", "--calib", text, "--allocate", "uniform", "--set", "seed=3")
+    other = _plan(command, model, tmp_path / "other.json", *told).recipe
+    assert other is not None and (other.method.allocation.name, other.seed) == ("uniform", 3)
+    (tmp_path / "recipe.json").write_text(json.dumps({"method": "adapt-pruner", "steps": 4}))
+    file = ("--recipe", tmp_path / "recipe.json", "--calib", text, *SMALL)
+    shared = _plan(command, model, tmp_path / "shared.json", *file).recipe
+    assert shared == Recipe.of("adapt-pruner", steps=4, calib="text.txt", sequences=4, length=16, ffn_multiple=1)
+
+
+def test_a_recipe_without_its_refit(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    named = ("--method", "magnitude", "--refit", "--rescale", "--ridge", "0.2", "--calib", text, *SMALL)
+    _plan(command, model, tmp_path / "plan.json", *named)
+    told = ("--recipe", tmp_path / "plan.json", "--no-refit", "--calib", text)
+    recipe = _plan(command, model, tmp_path / "other.json", *told).recipe
+    assert recipe is not None and recipe.refit is None and recipe.rescale is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "step=3"), "There is no setting 'step' (did you mean 'steps'?)"),
+        (("--set", "steps"), "such as steps=20"),
+        (("--set", "=3"), "such as steps=20"),
+        (("--set", "steps=many"), "steps takes a whole number, got 'many'"),
+        (("--set", "amplitude=much"), "amplitude takes a number"),
+        (("--set", "refit=perhaps"), "refit takes true or false"),
+        (("--set", "steps=3", "--set", "steps=4"), "steps is said twice"),
+        (("--steps", "3", "--set", "steps=4"), "steps is said twice"),
+        (("--set", "attention-ratio=3", "--method", "flap"), "attention_ratio has no effect on flap"),
+        (("--recipe", "RECIPE", "--method", "flap"), "is one of adapt-pruner"),
+        (("--recipe", "nowhere.json"), "does not exist"),
+        (("--recipe", "OLD"), "a plan of an earlier version"),
+        (("--recipe", "WRONG"), "There is no setting 'stepps' (did you mean 'steps'?)"),
+    ],
+)
+def test_bad_settings(arguments: tuple[str, ...], said: str, command: Command, model: Path, tmp_path: Path) -> None:
+    old = Path(__file__).parents[1] / "golden" / "written" / "plan.json"
+    files = {"RECIPE": tmp_path / "recipe.json", "OLD": old, "WRONG": tmp_path / "wrong.json"}
+    files["RECIPE"].write_text(json.dumps(Recipe.of("adapt-pruner").to_dict()))
+    files["WRONG"].write_text(json.dumps({"stepps": 3}))
+    told = [files.get(each, each) for each in arguments]
+    named = () if "--method" in arguments or "--recipe" in arguments else ("--method", "adapt-pruner")
+    for name in ("plan", "prune"):
+        done = command(name, model, DEFAULT, "--blocks", "0.7", "-o", tmp_path / "out", *named, *told)
+        assert done.code == 2 and said in " ".join(done.err.split()) and "Traceback" not in done.err, done
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_and_settings_are_listed(command: Command) -> None:
+    done = command("methods", "--json")
+    assert done.code == 0, done
+    data: dict[str, Any] = done.json
+    assert [each["name"] for each in data["methods"]] == [*METHODS]
+    assert all(Recipe.from_dict(each["recipe"]) == Recipe.of(each["name"]) for each in data["methods"])
+    listed = {each["name"]: each for each in data["settings"]}
+    assert [*listed] == [*knobs()] and all(each["help"] for each in listed.values())
+    assert listed["allocation"]["choices"] == ["uniform", "adapt", "global", "optimal", "drop"]
+    assert "taylor" in listed["importance"]["choices"] and listed["steps"]["default"] == 50
+    shown = command("methods").out
+    assert all(name in shown for name in (*METHODS, *knobs()))
