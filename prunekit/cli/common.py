@@ -108,6 +108,11 @@ def fail(message: str, as_json: bool) -> int:
     return 2
 
 
+def note(text: str) -> None:
+    """Say something that a user should know, on stderr; the run goes on."""
+    print(f"prunekit: {printable(text)}", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """Entry point of the ``prunekit`` command."""
     as_json = "--json" in sys.argv

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from prunekit.cli.common import note
 from prunekit.errors import PrunekitError
-from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe
+from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe, without_effect
 
 _TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
 _REFIT = "Refit"
@@ -208,9 +209,11 @@ RecipeFile = Annotated[
 def recipe_of(method: str | None, file: Path | None, settings: list[str] | None, options: dict[str, object]) -> Recipe:
     """The recipe in ``file``, or the method's, with the ``options`` that were given and each of --set on top.
 
-    Raises PrunekitError where something is said twice, unknown, or without effect.
+    An option without effect is told and left out: scripts give several methods the same ones. Raises PrunekitError
+    where something is said twice or unknown, or a --set has no effect.
     """
     told = {name: value for name, value in options.items() if value is not None}
+    given = [*told]
     for text in settings or ():
         name, value = parse_setting(text)
         if name in told:
@@ -220,4 +223,8 @@ def recipe_of(method: str | None, file: Path | None, settings: list[str] | None,
     named = str(base.pop("method", DEFAULT))
     if file and method is not None and method != named:
         raise PrunekitError(f"The recipe {file} is one of {named}, so leave out --method {method}, or --recipe.")
+    for name in without_effect(method or named, put_on_top(base, told)):
+        if name in given:
+            note(f"{name} has no effect on {method or named} and is left out.")
+            del told[name]
     return Recipe.of(method or named, **put_on_top(base, told))

@@ -249,17 +249,28 @@ def _allocation(preset: Method, given: Mapping[str, Any]) -> AllocationConfig:
             f"There is no allocation {name!r}{nearest(name, there)}; choose one of: {', '.join(there)}."
         )
     kind = preset.allocation if name == preset.allocation.name else ALLOCATIONS[name]()
-    has = {"importance": kind.scores_units, "layer_importance": kind.scores_layers, "units": kind.cuts_units}
-    has |= {"compensate": kind.cuts_units}
-    own = {each.name for each in knobs_of(type(kind))}
-    for config in ALLOCATIONS.values():
-        has |= {each.name: each.name in own for each in knobs_of(config)}
-    for idle in (each for each in given if not has.get(each, True)):
+    for idle in _idle(type(kind), given):
         raise PrunekitError(
             f"{idle} has no effect on {preset.name} with the allocation {kind.name}; leave it out, or choose another "
             "method or allocation."
         )
     return _changed(kind, given)
+
+
+def without_effect(method_name: str, changes: Mapping[str, Any]) -> list[str]:
+    """The names among ``changes`` that decide nothing for that method, with the allocation that they name."""
+    preset = method(method_name)
+    kind = ALLOCATIONS.get(changes.get("allocation", preset.allocation.name))
+    return [] if kind is None or preset.rotates else _idle(kind, changes)
+
+
+def _idle(kind: type[AllocationConfig], given: Mapping[str, Any]) -> list[str]:
+    has = {"importance": kind.scores_units, "layer_importance": kind.scores_layers, "units": kind.cuts_units}
+    has |= {"compensate": kind.cuts_units}
+    own = {each.name for each in knobs_of(kind)}
+    for config in ALLOCATIONS.values():
+        has |= {each.name: each.name in own for each in knobs_of(config)}
+    return [each for each in given if not has.get(each, True)]
 
 
 def _solving(

@@ -77,6 +77,15 @@ def test_a_recipe_without_its_refit(command: Command, model: Path, text: Path, t
     assert recipe is not None and recipe.refit is None and recipe.rescale is None
 
 
+def test_an_option_without_effect_is_told(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    told = ("--method", "magnitude", "--steps", "4", "--layer-importance", "loss", "--calib", text, *SMALL)
+    done = command("plan", model, "--blocks", "0.7", "-o", tmp_path / "plan.json", *told)
+    assert done.code == 0
+    for name in ("steps", "layer_importance"):
+        assert f"prunekit: {name} has no effect on magnitude and is left out." in done.err
+    assert Plan.load(tmp_path / "plan.json").recipe.method.label == "magnitude"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
