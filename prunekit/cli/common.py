@@ -23,6 +23,7 @@ from prunekit.utils.files.atomic import write_text
 from prunekit.utils.names import printable, sentence
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
+from prunekit.utils.provenance import installed
 from prunekit.utils.terminal import SafeConsole, show_notes
 
 # typer brought click along as a dependency first and as a copy of its own later; either way this is its base error.
@@ -49,7 +50,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prunekit {installed('prunekit') or '(not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 # What shells answer for a process that Ctrl-C ended.
 _STOPPED = 130

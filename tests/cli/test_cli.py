@@ -289,3 +289,12 @@ def test_python_m_is_the_same_command() -> None:
 
     done = subprocess.run([sys.executable, "-m", "prunekit", "--help"], capture_output=True, text=True, check=True)
     assert "Usage: prunekit " in done.stdout
+
+
+def test_version_and_short_help(command: Command) -> None:
+    from prunekit import __version__
+
+    assert (done := command("--version")).code == 0 and done.out == f"prunekit {__version__}\n"
+    for arguments in (("-h",), ("plan", "-h")):
+        done = command(*arguments)
+        assert done.code == 0 and "Usage: prunekit" in done.out
