@@ -19,7 +19,7 @@ from prunekit.export.target import Job, Options, Requirement, Target, Written, p
 from prunekit.export.trial import try_export
 from prunekit.models.origin import Origin, copy_legal_files, read_origin
 from prunekit.models.runner import Runner
-from prunekit.models.source import Source, resolve
+from prunekit.models.source import Source, as_source, resolve
 from prunekit.plan import whole_plan
 from prunekit.plan.shape import ModelShape
 from prunekit.utils.files.atomic import new_folder, read_json
@@ -126,8 +126,7 @@ def export_model(
             raise PrunekitError(f"There is no option {name!r}{nearest(name, known)}; there are {', '.join(known)}.")
     target_named(to)
     chosen = Options(**options)
-    source = resolve(model) if isinstance(model, str) else model
-    return export(source, to, Path(out), chosen, overwrite=overwrite, verify=verify)
+    return export(as_source(model), to, Path(out), chosen, overwrite=overwrite, verify=verify)
 
 
 def _padded_note(job: Job, target: Target, multiple: int) -> str:

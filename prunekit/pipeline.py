@@ -81,12 +81,13 @@ def make_plan(
     >>> plan.share_of_blocks  # doctest: +SKIP
     0.7996
     """
+    from prunekit.models.source import as_source
     from prunekit.pruning.planner import compute_plan
 
     config = _config(
         goals, method, calib, recipe, dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing
     )
-    return compute_plan(_resolved(source, revision), config)
+    return compute_plan(as_source(source, revision=revision), config)
 
 
 def prune(
@@ -130,7 +131,7 @@ def prune(
     if layout not in LAYOUTS:
         raise PrunekitError(f"The layout must be per-layer or uniform, got {layout!r}.")
     from prunekit.models.dense import DenseModel
-    from prunekit.models.source import pick_dtype
+    from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_size
     from prunekit.utils.files.atomic import check_output_folder
 
@@ -145,7 +146,7 @@ def prune(
     if plan is not None:
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
-    source = _resolved(source, revision)
+    source = as_source(source, revision=revision)
     dense = DenseModel(source, dtype=dtype, device=device)
     if config is not None and config.recipe.method.rotates:
         from prunekit.pruning.slicegpt import slice_model
@@ -222,9 +223,3 @@ def _config(
     from prunekit.pruning.planner import PlanConfig
 
     return PlanConfig(target, recipe, **machine)
-
-
-def _resolved(source: Source | str, revision: str | None) -> Source:
-    from prunekit.models.source import resolve
-
-    return resolve(source, revision=revision) if isinstance(source, str) else source

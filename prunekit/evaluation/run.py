@@ -9,7 +9,7 @@ from prunekit.data.calibration import check_length, check_tokens
 from prunekit.evaluation import perplexity
 from prunekit.evaluation.own_tokenizers import Read, evaluate_apart
 from prunekit.evaluation.perplexity import EvalConfig, Evaluation, read_texts
-from prunekit.models.source import load_model, load_tokenizer, resolve
+from prunekit.models.source import as_source, load_model, load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference
 from prunekit.utils.provenance import model_label
 
@@ -36,7 +36,7 @@ def evaluate(
     21.4
     """
     config = config or EvalConfig()
-    both = [_resolved(each) for each in (model, baseline) if each is not None]
+    both = [as_source(each) for each in (model, baseline) if each is not None]
     tokenizers = [load_tokenizer(each) for each in both]
     apart = len(both) > 1 and first_difference(tokenizers[1], tokenizers[0]) is not None
     texts = [text] if isinstance(text, str) else list(text)
@@ -55,7 +55,3 @@ def evaluate(
         first, second = (Read(*each) for each in zip(loaded, tokenizers, read, strict=True))
         return evaluate_apart(first, second, config, name=name, baseline_name=dense_name)
     return perplexity.evaluate(loaded[0], tokenizers[0], own, config, loaded[1], name=name, baseline_name=dense_name)
-
-
-def _resolved(model: Source | str) -> Source:
-    return resolve(model) if isinstance(model, str) else model

@@ -232,6 +232,11 @@ def pick_dtype(name: str) -> torch.dtype | None:
     return cast("torch.dtype", getattr(torch, name))
 
 
+def as_source(model: Source | str, *, revision: str | None = None) -> Source:
+    """``model`` as it is, or what its name means to :func:`resolve`: what the public functions take."""
+    return resolve(model, revision=revision) if isinstance(model, str) else model
+
+
 def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
     """The model in eval mode, in ``dtype`` (as stored) on ``device``; code that lies beside the weights is never run.
 

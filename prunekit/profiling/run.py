@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prunekit.models.source import load_model, resolve
+from prunekit.models.source import as_source, load_model
 from prunekit.profiling import compare
 from prunekit.profiling.compare import BenchConfig, BenchReport, Contender, check_room, check_vocabularies
 from prunekit.utils.provenance import model_label
@@ -31,7 +31,7 @@ def bench(
     0.83
     """
     config = config or BenchConfig()
-    dense, pruned = (resolve(each) if isinstance(each, str) else each for each in (baseline, model))
+    dense, pruned = as_source(baseline), as_source(model)
     for source in (dense, pruned):
         check_room(model_label(source.name), getattr(source.config, "max_position_embeddings", None), config)
     first, second = ((model_label(source.name), source.shape.vocab_size) for source in (dense, pruned))
