@@ -31,14 +31,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pruned", help="the pruned checkpoint")
     parser.add_argument("--baseline", default="smollm2-135m", help="the model it was pruned from")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--exports", type=Path, default=Path("exports"), help="folder to keep exports in")
     parser.add_argument("--only", action="append", metavar="RUNTIME", help="repeatable: only these runtimes")
     parser.add_argument("--output", type=Path, help="write the reports here as JSON")
     options = parser.parse_args()
-    shared = ["--prompt", str(options.prompt), "--tokens", str(options.tokens), "--repeats", str(options.repeats)]
+    shared = ["--prompt-tokens", str(options.prompt_tokens), "--new-tokens", str(options.new_tokens)]
+    shared += ["--repeats", str(options.repeats)]
     reports = []
     for runtime, dtype in ARMS:
         if options.only and runtime not in options.only:

@@ -22,14 +22,15 @@ def exports(
     runtime: str,
     dtype: str = "auto",
     *,
+    revisions: tuple[str | None, ...] | None = None,
     batch: int = 1,
     at_least: int = 1,
     keep: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[tuple[OpenedExport, ...]]:
-    """The models ``names`` as exports for ``runtime``: folders that are exports as they lie there, anything else
-    (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into ``keep`` or into a folder
-    that goes when the block ends.
+    """The models ``names``, of a hub in ``revisions``, as exports for ``runtime``: folders that are exports as they lie
+    there, anything else (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into
+    ``keep`` or into a folder that goes when the block ends.
 
     Exports that this call did not write are checked first, and tried on ``batch`` texts of ``at_least`` tokens; those
     that are programs need ``trust_remote_code``, which also lets tokenizers that are code run. Raises PrunekitError
@@ -48,21 +49,23 @@ def exports(
                 )
             return opened.checked(trust_remote_code, batch=batch, tokens=min(at_least, opened.context_length))
 
-        def place(index: int, name: str) -> Path:
+        def place(index: int, name: str, revision: str | None) -> Path:
             if is_export(folder := Path(name).expanduser()):
                 return folder
-            return (keep or temporary) / f"{index}-{model_label(name).replace('/', '-')}-{runtime}-{wanted}"
+            label = f"{model_label(name)}-{revision}" if revision else model_label(name)
+            return (keep or temporary) / f"{index}-{label.replace('/', '-')}-{runtime}-{wanted}"
 
-        folders = [place(index, name) for index, name in enumerate(names)]
+        asked = [*zip(names, revisions or (None,) * len(names), strict=True)]
+        folders = [place(index, *each) for index, each in enumerate(asked)]
         # What lies there already may be refused, which should not wait for exports.
         made = {
             folder: matching(name, read_export(folder))
             for name, folder in zip(names, folders, strict=True)
             if is_export(folder)
         }
-        for name, folder in zip(names, folders, strict=True):
+        for (name, revision), folder in zip(asked, folders, strict=True):
             if folder not in made:
-                source = resolve(name)
+                source = resolve(name, revision=revision)
                 options = Options(wanted, _context(source, at_least), trust_remote_code=trust_remote_code)
                 export(source, runtime, folder, options)
                 made[folder] = matching(name, read_export(folder, own=True))

@@ -66,7 +66,6 @@ def make_plan(
     recipe: Recipe | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    gradient_checkpointing: bool | None = None,
     revision: str | None = None,
     **goals: Any,
 ) -> Plan:
@@ -84,9 +83,7 @@ def make_plan(
     from prunekit.models.source import as_source
     from prunekit.pruning.planner import compute_plan
 
-    config = _config(
-        goals, method, calib, recipe, dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing
-    )
+    config = _config(goals, method, calib, recipe, dtype=dtype, device=device)
     return compute_plan(as_source(source, revision=revision), config)
 
 
@@ -105,7 +102,6 @@ def prune(
     overwrite: bool = False,
     dtype: str = "auto",
     device: str = "auto",
-    gradient_checkpointing: bool | None = None,
     revision: str | None = None,
     recover: Recovery | None = None,
     **goals: Any,
@@ -124,8 +120,7 @@ def prune(
     """
     config = None
     if plan is None:
-        machine = {"dtype": dtype, "device": device, "gradient_checkpointing": gradient_checkpointing}
-        config = _config(goals, method, calib, recipe, store_dtype=store_dtype, **machine)
+        config = _config(goals, method, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
         raise PrunekitError("A plan already has its goals: give a plan or goals, not both.")
     if layout not in LAYOUTS:

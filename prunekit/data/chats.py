@@ -39,7 +39,8 @@ class NoField(Exception):
         has = ", ".join(sorted(str(name) for name in row)) or "none"
         self.names = bool(names)
         super().__init__(
-            f"has no field {field!r}; it has {has}. Name one that holds text, such as --calib-field {names[0]}"
+            f"has no field {field!r}; it has {has}. Name one that holds text: --set calib_field={names[0]}, or for "
+            f"prunekit eval --field {names[0]}"
             if names
             else f"has no field {field!r}, and none of its fields ({has}) holds text; "
             f'write each row as {{"{field}": "..."}}'

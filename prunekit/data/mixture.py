@@ -120,7 +120,7 @@ def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseMode
 def _split(total: int, shares: list[float]) -> list[int]:
     """Whole numbers in these proportions that add up to ``total``, none of them 0."""
     if total < len(shares):
-        raise PrunekitError(f"{len(shares)} calibration texts need at least {len(shares)} --sequences, got {total}.")
+        raise PrunekitError(f"{len(shares)} calibration texts need at least {len(shares)} sequences, got {total}.")
     counts = [max(1, int(total * share)) for share in shares]
     while sum(counts) != total:
         step = 1 if sum(counts) < total else -1

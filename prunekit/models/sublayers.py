@@ -199,7 +199,7 @@ class Sublayers:
         if not error < 0.05:
             raise PrunekitError(
                 f"Layers of {self.family.name} are not put together as prunekit expects in this transformers "
-                "version, so nothing can be refitted; prune without --refit, and report this."
+                "version, so nothing can be refitted; prune with refit=false, and report this."
             )
 
     def _forward(self, ids: torch.Tensor) -> None:

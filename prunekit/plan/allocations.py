@@ -106,7 +106,7 @@ def check_unit_names(units: tuple[str, ...]) -> None:
     """Raises PrunekitError where ``units`` names nothing, or what no allocation can prune."""
     if set(units) - {*SCORED, *MEASURED} or not units:
         raise PrunekitError(
-            f"--prune takes {', '.join((*SCORED, *MEASURED))}, separated by commas; got {','.join(units)!r}."
+            f"units takes {', '.join((*SCORED, *MEASURED))}, separated by commas; got {','.join(units)!r}."
         )
 
 
@@ -115,8 +115,8 @@ def check_units(allocation: str, units: tuple[str, ...]) -> None:
     priceless = [unit for unit in units if unit in MEASURED]
     if priceless and not (allocation in ALLOCATIONS and ALLOCATIONS[allocation].draws_curves):
         raise PrunekitError(
-            f"--prune {priceless[0]} is decided by measured loss curves, which --allocate {allocation} has none of; "
-            f"take --allocate {OptimalConfig.name} (the default method's), or leave {priceless[0]} out."
+            f"{priceless[0]} is decided by measured loss curves, which the allocation {allocation} has none of; set "
+            f"allocation={OptimalConfig.name} (the default method's), or leave {priceless[0]} out of units."
         )
 
 

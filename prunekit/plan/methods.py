@@ -51,7 +51,7 @@ class Method:
         if self.allocation.scores_layers and self.layer_importance is None:
             raise PrunekitError(f"The allocation {self.allocation.name!r} needs a layer importance; name one.")
         if self.rescale is not None and self.refit is None:
-            raise PrunekitError("--rescale tunes what a refit has solved, but nothing is refitted; add --refit.")
+            raise PrunekitError("rescale tunes what a refit has solved, but nothing is refitted; set refit=true too.")
 
     @property
     def label(self) -> str:

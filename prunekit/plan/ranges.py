@@ -47,9 +47,9 @@ def parse_layers(text: str | None) -> frozenset[int]:
             continue
         first, _, last = run.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or len(first + last) > 12:
-            raise PrunekitError(f"--protect-layers takes layer numbers such as 0,1,29 or 0-2, not {text!r}.")
+            raise PrunekitError(f"protect_layers takes layer numbers such as 0,1,29 or 0-2, not {text!r}.")
         start, stop = int(first), int(last or first)
         if stop < start or stop > 4096:
-            raise PrunekitError(f"--protect-layers {text!r}: a range runs from a lower layer to a higher one.")
+            raise PrunekitError(f"protect_layers {text!r}: a range runs from a lower layer to a higher one.")
         layers.update(range(start, stop + 1))
     return frozenset(layers)

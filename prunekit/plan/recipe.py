@@ -181,7 +181,8 @@ def put_on_top(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     if changes.get("allocation", base.get("allocation")) != base.get("allocation"):
         off |= {"importance", "layer_importance"}
         off |= {each.name for config in ALLOCATIONS.values() for each in knobs_of(config)}
-        off |= {"units", "compensate"} if changes["allocation"] == DropConfig.name else set()
+        if changes["allocation"] == DropConfig.name:
+            off |= {"units", "compensate", *(each.name for each in knobs_of(RoundingConfig))}
     return {**{name: value for name, value in base.items() if name not in off}, **changes}
 
 
@@ -240,8 +241,8 @@ def _allocation(preset: Method, given: Mapping[str, Any]) -> AllocationConfig:
     name = given.get("allocation", preset.allocation.name)
     if preset.rotates and {"importance", "layer_importance", "allocation", "units"} & set(given):
         raise PrunekitError(
-            f"{preset.name} removes no units, so --importance, --layer-importance, --allocate and --prune have no "
-            "meaning there; leave them out."
+            f"{preset.name} removes no units, so importance, layer_importance, allocation and units have no meaning "
+            "there; leave them out."
         )
     if name not in ALLOCATIONS or (ALLOCATIONS[name] is not type(preset.allocation) and name == "rotate"):
         there = [each for each in ALLOCATIONS if each != "rotate"]
@@ -261,12 +262,13 @@ def without_effect(method_name: str, changes: Mapping[str, Any]) -> list[str]:
     """The names among ``changes`` that decide nothing for that method, with the allocation that they name."""
     preset = method(method_name)
     kind = ALLOCATIONS.get(changes.get("allocation", preset.allocation.name))
-    return [] if kind is None or preset.rotates else _idle(kind, changes)
+    return [] if kind is None else _idle(kind, changes)
 
 
 def _idle(kind: type[AllocationConfig], given: Mapping[str, Any]) -> list[str]:
     has = {"importance": kind.scores_units, "layer_importance": kind.scores_layers, "units": kind.cuts_units}
     has |= {"compensate": kind.cuts_units}
+    has |= {each.name: kind.cuts_units for each in knobs_of(RoundingConfig)}
     own = {each.name for each in knobs_of(kind)}
     for config in ALLOCATIONS.values():
         has |= {each.name: each.name in own for each in knobs_of(config)}
@@ -279,13 +281,13 @@ def _solving(
     """What follows the cut. Raises PrunekitError where a setting is of what is not done."""
     refits = given.get("refit", preset.refit is not None)
     if refits and chosen.rotates:
-        raise PrunekitError(f"{chosen.name} leaves no projection as it was to be refitted; leave out --refit.")
+        raise PrunekitError(f"{chosen.name} leaves no projection as it was to be refitted; leave refit out.")
     rescales = given.get("rescale", refits and preset.rescale is not None)
     told = ((refits, RefitConfig, "refit", "refitted"), (rescales, RescaleConfig, "rescale", "rescaled"))
     for wanted, config, what, done in told:
         idle = [each.name for each in knobs_of(config) if each.name in given]
         if idle and not wanted:
-            raise PrunekitError(f"{idle[0]} says how to {what}, but nothing is {done}; add --{what}.")
+            raise PrunekitError(f"{idle[0]} says how to {what}, but nothing is {done}; set {what}=true too.")
     return (
         _changed(preset.refit or RefitConfig(), given) if refits else None,
         _changed(preset.rescale or RescaleConfig(), given) if rescales else None,

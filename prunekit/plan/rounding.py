@@ -35,8 +35,8 @@ class Rounding:
         widest = max(layer.intermediate_size for layer in dense.layers)
         if self.min_ffn > widest:
             raise PrunekitError(
-                f"--min-ffn {self.min_ffn} is more than any FFN of the model has ({widest} channels), so none could be "
-                "pruned; give a smaller number, or leave ffn out of --prune."
+                f"min_ffn {self.min_ffn} is more than any FFN of the model has ({widest} channels), so none could be "
+                "pruned; give a smaller number, or leave ffn out of units."
             )
         ways = self.tensor_parallel
         for index, layer in enumerate(dense.layers):

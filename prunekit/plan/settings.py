@@ -26,6 +26,9 @@ class CalibrationConfig:
     seed: int = 0
     field: str = knob("text", "the field or column of the rows that holds the text or the chat", name="calib_field")
     split: str = knob("train", "the dataset's split", name="calib_split")
+    gradient_checkpointing: bool | None = knob(
+        None, "recompute activations instead of keeping them, where scores need gradients (where memory is short)"
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("sequences", 1), ("length", 2), ("batch_size", 1), ("seed", 0)):
@@ -64,7 +67,7 @@ class RefitConfig:
         if not 0 <= self.towards <= 1:
             raise PrunekitError(f"A refit's `towards` must lie between 0 and 1, got {self.towards}.")
         if not 0 < self.ridge <= 1e3:
-            raise PrunekitError(f"--ridge must lie above 0 and at most at 1000, got {self.ridge}.")
+            raise PrunekitError(f"ridge must lie above 0 and at most at 1000, got {self.ridge}.")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,6 @@ class RescaleConfig:
         """Raises PrunekitError where ``sequences`` are too few to be split between refit and rescaling."""
         if sequences < 3:
             raise PrunekitError(
-                f"Refit and rescaling need 3 sequences at least, got {sequences}; raise --sequences, or use "
-                "--no-rescale."
+                f"Refit and rescaling need 3 sequences at least, got {sequences}; raise the setting sequences, or "
+                "set rescale=false."
             )

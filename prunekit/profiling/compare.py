@@ -185,7 +185,7 @@ def check_contenders(dense: Contender, pruned: Contender, config: BenchConfig) -
         check_room(each.facts.name, each.positions, config)
         most = each.runner.max_batch
         if most is not None and max(config.batch) > most:
-            raise PrunekitError(f"This runtime takes at most {most} at once; choose a smaller --batch.")
+            raise PrunekitError(f"This runtime takes at most {most} at once; choose a smaller batch size.")
     check_vocabularies((dense.facts.name, dense.shape.vocab_size), (pruned.facts.name, pruned.shape.vocab_size))
 
 
@@ -194,7 +194,7 @@ def check_room(name: str, positions: int | None, config: BenchConfig) -> None:
     if positions is not None and config.prompt + config.tokens > positions:
         raise PrunekitError(
             f"A prompt of {config.prompt} and {config.tokens} more tokens are beyond the {positions} positions {name} "
-            "was made for; choose a smaller --prompt or --tokens."
+            "was made for; choose a shorter prompt or fewer new tokens."
         )
 
 

@@ -41,15 +41,16 @@ def measure_peak(
     config: BenchConfig,
     dtype: str = "auto",
     *,
+    name: str | None = None,
     runtime: str = "torch",
     own: bool = False,
     seen: Seen | None = None,
     trust_remote_code: bool = False,
 ) -> int | None:
-    """Peak bytes of one run of ``model`` on the CPU: a checkpoint's name or folder for the runtimes torch and prunekit,
-    an export's folder for others. ``own``: this process wrote that export; ``seen``: its files, where it was checked
-    already. Else it is checked there, with ``trust_remote_code``. None where the system doesn't tell. Raises
-    PrunekitError where that process fails.
+    """Peak bytes of one run of ``model`` on the CPU: a checkpoint's folder for the runtimes torch and prunekit, an
+    export's folder for others; messages call it ``name``. ``own``: this process wrote that export; ``seen``: its files,
+    where it was checked already. Else it is checked there, with ``trust_remote_code``. None where the system doesn't
+    tell. Raises PrunekitError where that process fails.
     """
     run = MemoryRun(
         model,
@@ -67,8 +68,8 @@ def measure_peak(
     if not done.ok:
         # A signal: the system kills a process for which there is no memory.
         raise PrunekitError(
-            f"Measuring the peak memory of {model} failed ({done.reason}); free some memory, or say --no-memory "
-            "to go without."
+            f"Measuring the peak memory of {name or model} failed ({done.reason}); free some memory, or say "
+            "--no-memory to go without."
         )
     answer = done.out.split()[-1]
     return None if answer == "None" else int(answer)

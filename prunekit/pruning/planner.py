@@ -38,15 +38,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PlanConfig:
     """Everything that decides a plan, apart from the model: what is asked for, the recipe, and how it is computed.
-    ``gradient_checkpointing`` None: as the free memory asks for. ``store_dtype`` is what the weights will be stored in
-    (auto: as they are), which a target in bytes is counted in."""
+    ``store_dtype`` is what the weights will be stored in (auto: as they are), which a target in bytes is counted in."""
 
     target: Target
     recipe: Recipe = field(default_factory=Recipe.of)
     dtype: str = "auto"
     store_dtype: str = "auto"
     device: str = "auto"
-    gradient_checkpointing: bool | None = None
 
 
 def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = None) -> Plan:
@@ -98,7 +96,7 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
             raise
         raise PrunekitError(
             f"{error} The method {method.name} keeps the layers {encode_ranges(tuple(sorted(protected)))} whole "
-            "where --protect-layers names no others; `none` lets all of them shrink."
+            "where the setting protect_layers names no others; `none` lets all of them shrink."
         ) from None
     dense = dense or DenseModel(source, dtype=config.dtype, device=config.device)
     check_length(recipe.calibration, source.config)
@@ -119,7 +117,7 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         layer_importance=method.layer_importance,
         batch_size=recipe.calibration.batch_size,
         seed=recipe.seed,
-        checkpoint=config.gradient_checkpointing,
+        gradient_checkpointing=recipe.calibration.gradient_checkpointing,
         counted=counted,
         store=level_store(source, calibration, computed) if method.allocation.draws_curves else None,
         fast=fast,

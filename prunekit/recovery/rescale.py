@@ -207,7 +207,7 @@ def rescale(
         factors.remove()
     if not all(map(math.isfinite, (*seen, before, after))):
         raise PrunekitError(
-            "Rescaling came to values that are not finite; use --no-rescale, or compute in float32 (--dtype float32)."
+            "Rescaling came to values that are not finite; set rescale=false, or compute in float32 (--dtype float32)."
         )
     made = Rescaled(tuple(seen), before, after)
     if made.used:

@@ -212,7 +212,7 @@ OPTIONS: dict[str, Case] = {
         ("--flops 0.8", "optimal, which", "--method prunekit", "adapt-pruner"),
     ),
     "KV cache out of reach": (
-        lambda p: p.plan("--kv-cache", "0.1", "--params", "0.8", "--allocate", "optimal"),
+        lambda p: p.plan("--kv-cache", "0.1", "--params", "0.8", "--set", "allocation=optimal"),
         ("--kv-cache 0.1", "out of reach", "least possible is 512", "--kv-cache 0.2501"),
     ),
     "latency without a table": (lambda p: p.plan("--latency", "0.8"), ("--latency 0.8", "--latency-table FILE")),
@@ -244,31 +244,37 @@ OPTIONS: dict[str, Case] = {
         lambda p: p.plan("--params", "0.8", "--method", "magic"),
         ("'magic'", "adapt-pruner, llm-pruner"),
     ),
-    "unknown importance": (lambda p: p.plan("--params", "0.8", "--importance", "luck"), ("'luck'", "taylor", "wanda")),
+    "unknown importance": (
+        lambda p: p.plan("--params", "0.8", "--set", "importance=luck"),
+        ("'luck'", "taylor", "wanda"),
+    ),
     "unknown layer importance": (
-        lambda p: p.plan("--params", "0.8", "--layer-importance", "height"),
+        lambda p: p.plan("--params", "0.8", "--set", "layer_importance=height"),
         ("'height'", "cosine"),
     ),
-    "unknown allocation": (lambda p: p.plan("--params", "0.8", "--allocate", "fair"), ("'fair'", "uniform")),
+    "unknown allocation": (lambda p: p.plan("--params", "0.8", "--set", "allocation=fair"), ("'fair'", "uniform")),
     "unknown unit": (
-        lambda p: p.plan("--params", "0.8", "--prune", "norms"),
-        ("--prune takes ffn, kv, query, attention-layer",),
+        lambda p: p.plan("--params", "0.8", "--set", "units=norms"),
+        ("units takes ffn, kv, query, attention-layer",),
     ),
-    "no unit": (lambda p: p.plan("--params", "0.8", "--prune", ","), ("--prune takes ffn, kv, query",)),
-    "steps 0": (lambda p: p.plan("--params", "0.8", "--steps", "0"), ("steps", "between 1 and 10000")),
+    "no unit": (lambda p: p.plan("--params", "0.8", "--set", "units=,"), ("units takes ffn, kv, query",)),
+    "steps 0": (lambda p: p.plan("--params", "0.8", "--set", "steps=0"), ("steps", "between 1 and 10000")),
     "steps many": (
-        lambda p: p.plan("--params", "0.8", "--steps", "many"),
-        ("--steps", "valid integer", "`prunekit plan --help`"),
+        lambda p: p.plan("--params", "0.8", "--set", "steps=many"),
+        ("steps takes a whole number", "'many'"),
     ),
-    "amplitude nan": (lambda p: p.plan("--params", "0.8", "--amplitude", "nan"), ("amplitude", "between 0 and 1")),
-    "attention ratio -1": (lambda p: p.plan("--params", "0.8", "--attention-ratio", "-1"), ("between 0 and 10",)),
-    "ffn-multiple 0": (lambda p: p.plan("--params", "0.8", "--ffn-multiple", "0"), ("ffn_multiple", "at least 1")),
-    "protect words": (lambda p: p.plan("--params", "0.8", "--protect-layers", "first"), ("layer numbers", "0-2")),
-    "protect superscript": (lambda p: p.plan("--params", "0.8", "--protect-layers", "²"), ("layer numbers", "0-2")),
-    "protect backwards": (lambda p: p.plan("--params", "0.8", "--protect-layers", "3-1"), ("lower layer",)),
-    "protect beyond": (lambda p: p.plan("--params", "0.8", "--protect-layers", "0,4"), ("Layer 4", "layers 0 to 3")),
+    "amplitude nan": (lambda p: p.plan("--params", "0.8", "--set", "amplitude=nan"), ("amplitude", "between 0 and 1")),
+    "attention ratio -1": (lambda p: p.plan("--params", "0.8", "--set", "attention_ratio=-1"), ("between 0 and 10",)),
+    "ffn-multiple 0": (lambda p: p.plan("--params", "0.8", "--set", "ffn_multiple=0"), ("ffn_multiple", "at least 1")),
+    "protect words": (lambda p: p.plan("--params", "0.8", "--set", "protect_layers=first"), ("layer numbers", "0-2")),
+    "protect superscript": (lambda p: p.plan("--params", "0.8", "--set", "protect_layers=²"), ("layer numbers", "0-2")),
+    "protect backwards": (lambda p: p.plan("--params", "0.8", "--set", "protect_layers=3-1"), ("lower layer",)),
+    "protect beyond": (
+        lambda p: p.plan("--params", "0.8", "--set", "protect_layers=0,4"),
+        ("Layer 4", "layers 0 to 3"),
+    ),
     "protect beyond, drop": (
-        lambda p: p.plan("--params", "0.8", "--method", "shortgpt", "--protect-layers", "9"),
+        lambda p: ["plan", p.shared.model, "--params", "0.8", "--method", "shortgpt", "--set", "protect_layers=9"],
         ("Layer 9", "layers 0 to 3"),
     ),
     "round for a toaster": (
@@ -281,9 +287,9 @@ OPTIONS: dict[str, Case] = {
     "unknown command": (lambda p: ["shrink", p.shared.model], ("shrink", "--help")),
     "unknown device": (lambda p: p.plan("--params", "0.8", "--device", "abacus"), ("'abacus'", "cpu")),
     "unknown dtype": (lambda p: p.plan("--params", "0.8", "--dtype", "int3"), ("'int3'", "bfloat16")),
-    "seed -1": (lambda p: p.plan("--params", "0.8", "--seed", "-1"), ("Seed", "at least 0")),
-    "seed beyond 64 bits": (lambda p: p.plan("--params", "0.8", "--seed", 1 << 70), ("Seed", "2^63")),
-    "batch size 0": (lambda p: p.plan("--params", "0.8", "--batch-size", "0"), ("Batch size", "at least 1")),
+    "seed -1": (lambda p: p.plan("--params", "0.8", "--set", "seed=-1"), ("Seed", "at least 0")),
+    "seed beyond 64 bits": (lambda p: p.plan("--params", "0.8", "--set", f"seed={1 << 70}"), ("Seed", "2^63")),
+    "batch size 0": (lambda p: p.plan("--params", "0.8", "--set", "batch_size=0"), ("Batch size", "at least 1")),
     "analyse by nothing": (lambda p: ["analyze", p.shared.model, "--layer-importance", "x"], ("'x'", "cosine")),
 }
 
@@ -311,11 +317,13 @@ TEXTS: dict[str, Case] = {
         ("Line 1", "not valid JSON"),
     ),
     "no such field": (
-        lambda p: p.plan("--params", "0.8", "--calib", p.write("t.jsonl", '{"body": "a"}'), "--calib-field", "text"),
+        lambda p: p.plan(
+            "--params", "0.8", "--calib", p.write("t.jsonl", '{"body": "a"}'), "--set", "calib_field=text"
+        ),
         ("no field 'text'", "body"),
     ),
     "longer than the positions": (
-        lambda p: p.plan("--params", "0.8", "--length", "257"),
+        lambda p: p.plan("--params", "0.8", "--set", "length=257"),
         ("257", "256 positions", "at most 256"),
     ),
     "eval --generate, other tokenizer": (
@@ -568,7 +576,7 @@ def test_in_processes_of_their_own(shared: Shared, tmp_path: Path) -> None:
     spoilt = place.weights(nan_in("model.layers.0.mlp.up_proj.weight"))
     for arguments, part in (
         (place.plan("--params", "0.8", model=spoilt), "Layer 0"),
-        (place.plan("--steps", "x"), "--steps"),
+        (place.plan("--params", "0.8", "--set", "steps=x"), "steps takes a whole number"),
     ):
         before = listing(tmp_path)
         done = run_apart(*arguments, "--json", cwd=tmp_path)
@@ -578,7 +586,7 @@ def test_in_processes_of_their_own(shared: Shared, tmp_path: Path) -> None:
 
 
 def test_a_plan_refuses_options_it_has_decided(command: Command, shared: Shared, tmp_path: Path) -> None:
-    for option in (("--method", "flap"), ("--ffn-multiple", "1"), ("--prune", "ffn")):
+    for option in (("--method", "flap"), ("--set", "ffn_multiple=1"), ("--set", "units=ffn")):
         done = command("prune", str(shared.model), "--plan", str(shared.plan), "-o", str(tmp_path / "new"), *option)
         assert done.code == 2 and option[0] in done.err
         assert not (tmp_path / "new").exists()

@@ -21,7 +21,7 @@ from prunekit.plan import Plan
 from prunekit.plan.methods import METHODS
 from prunekit.pruning.allocation import ALLOCATION
 from prunekit.pruning.importance.base import IMPORTANCE
-from tests.support.command import QUICK, Command, make_command, run_apart, save_tiny, start, write_text
+from tests.support.command import BRIEF, QUICK, Command, make_command, run_apart, save_tiny, start, write_text
 from tests.support.tiny import MODEL_TYPES, one_thread, random_plan
 
 COMMANDS = ("analyze", "plan", "prune", "methods", "inspect", "eval", "bench", "latency-table", "demo")
@@ -100,7 +100,7 @@ def test_no_command_shows_the_help(command: Command) -> None:
 
 
 def test_analyze(command: Command, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ("--calib", text, "--sequences", "4", "--length", "16", "--device", "cpu")
+    settings = ("--calib", text, "--set", "sequences=4", "--set", "length=16", "--device", "cpu")
     report = tmp_path / "report.json"
     data = succeed(command, "analyze", model, *settings, "-o", report, "--picture", tmp_path / "layers.svg")
     assert data == json.loads(report.read_text())
@@ -159,7 +159,9 @@ def test_narrow_encoding_does_not_end_in_a_traceback(model: Path, text: Path, tm
 def test_same_seed_same_bytes(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, seed in zip(folders, (5, 5, 6), strict=True):
-        succeed(command, "prune", model, "-o", folder, "--blocks", "0.7", "--calib", text, *QUICK, "--seed", seed)
+        succeed(
+            command, "prune", model, "-o", folder, "--blocks", "0.7", "--calib", text, *QUICK, "--set", f"seed={seed}"
+        )
     first, second, third = ((folder / "plan.json").read_bytes() for folder in folders)
     assert first == second != third
     assert digests(folders[0]) == digests(folders[1]) != {}
@@ -169,8 +171,8 @@ def test_same_seed_same_bytes(command: Command, model: Path, text: Path, tmp_pat
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name: str, command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / name
-    arguments = ("prune", model, "-o", out, "--params", "0.7", "--method", name, "--calib", text, *QUICK)
-    # shortgpt takes no steps from the paper's loop; the option must do no harm there.
+    quick = QUICK if METHODS[name].allocation.cuts_units else BRIEF
+    arguments = ("prune", model, "-o", out, "--params", "0.7", "--method", name, "--calib", text, *quick)
     data = succeed(command, *arguments)
     assert data["method"]["name"].endswith(name) or name in data["method"]["name"]
     assert data["share_of_parameters"] <= 0.7
@@ -185,9 +187,9 @@ def test_every_method(name: str, command: Command, model: Path, text: Path, tmp_
 def test_every_importance_with_every_allocation(
     importance: str, allocation: str, command: Command, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    units = () if allocation == "drop" else ("--prune", "ffn,kv,query")
-    told = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", "--allocate", allocation, *units)
-    arguments = (*told, "--importance", importance, "--calib", text, *QUICK)
+    units = () if allocation == "drop" else ("--set", "units=ffn,kv,query")
+    told = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", "--set", f"allocation={allocation}", *units)
+    arguments = (*told, "--set", f"importance={importance}", "--calib", text, *QUICK)
     if allocation in ("drop", "optimal"):
         # Where whole layers go, or loss curves decide, no score chooses a unit.
         done = command(*arguments, "--json")
@@ -207,9 +209,9 @@ def test_every_importance_with_every_allocation(
 def test_allocations_that_need_no_scores_of_units(
     allocation: str, command: Command, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    units = () if allocation == "drop" else ("--prune", "ffn,kv,query")
-    told = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", "--allocate", allocation, *units)
-    data = succeed(command, *told, "--calib", text, *QUICK)
+    units = () if allocation == "drop" else ("--set", "units=ffn,kv,query")
+    told = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.6", "--set", f"allocation={allocation}", *units)
+    data = succeed(command, *told, "--calib", text, *(BRIEF if allocation == "drop" else QUICK))
     assert data["share_of_blocks"] <= 0.6
     # And the plan claims none.
     assert "importance" not in data["method"] and data["method"]["allocation"] == allocation
@@ -260,7 +262,7 @@ def test_target_in_bytes_counts_what_is_stored(command: Command, model: Path, te
 
 def test_dropped_layers_claim_no_unit_scores(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "short"
-    succeed(command, "prune", model, "-o", out, "--blocks", "0.5", "--method", "shortgpt", "--calib", text, *QUICK)
+    succeed(command, "prune", model, "-o", out, "--blocks", "0.5", "--method", "shortgpt", "--calib", text, *BRIEF)
     assert "random" not in json.dumps(succeed(command, "inspect", out)["provenance"]["method"])
     assert "cosine layers" in command("inspect", out).out
 

@@ -85,7 +85,7 @@ def test_sampling_follows_the_seed(command: Command, pruned: Path) -> None:
 
 
 def test_int8(command: Command, pruned: Path) -> None:
-    made = generate(command, pruned, "-p", SENTENCE, "--weights", "int8", "--json").json
+    made = generate(command, pruned, "-p", SENTENCE, "--quantize", "int8", "--json").json
     assert made["model"]["weights"] == "int8" and made["results"][0]["tokens"]
 
 
@@ -105,7 +105,7 @@ def test_int8(command: Command, pruned: Path) -> None:
         (("-p", "a", "--sample", "--top-p", "nan"), ("top_p must be",)),
         (("-p", "a", "--sample", "--seed", -1), ("seed must be",)),
         (("-p", "a", "--sample", "--seed", 1 << 70), ("seed must be",)),
-        (("-p", "a", "--weights", "int3"), ("int3",)),
+        (("-p", "a", "--quantize", "int3"), ("int3",)),
         (("-p", "a", "--dtype", "float64"), ("no dtype 'float64'",)),
         (("-p", "a", "--device", "tpu"), ("no device 'tpu'",)),
         (("-p", "a", "--chat"), ("no chat template", "leave --chat out")),

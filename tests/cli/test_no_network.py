@@ -68,7 +68,19 @@ def test_commands_on_local_models_open_no_connection(tmp_path):
     text = write_text(tmp_path / "text.txt")
     lines = [json.dumps({"text": line}) for line in text.read_text().split("\n\n")]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
-    small = ("--prompt", "4", "--tokens", "2", "--repeats", "2", "--warmup", "0", "--device", "cpu", "--no-memory")
+    small = (
+        "--prompt-tokens",
+        "4",
+        "--new-tokens",
+        "2",
+        "--repeats",
+        "2",
+        "--warmup",
+        "0",
+        "--device",
+        "cpu",
+        "--no-memory",
+    )
     commands = [
         ("prune", "model", "--blocks", "0.8", "--method", "adapt-pruner", *QUICK, "--calib", "text.jsonl", "-o", "out"),
         ("inspect", "out"),

@@ -40,27 +40,20 @@ def _plan(command: Command, model: Path, out: Path, *arguments: object) -> Plan:
     return Plan.load(out)
 
 
-def test_settings_do_what_options_do(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+def test_settings_turn_every_knob(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     named = ("--method", "adapt-pruner", "--calib", text, *SMALL)
-    options = ("--steps", "4", "--amplitude", "0.1", "--importance", "fisher", "--prune", "ffn,query")
-    settings = (
-        "--set",
-        "steps=4",
-        "--set",
-        "amplitude=0.1",
-        "--set",
-        "importance = fisher",
-        "--set",
-        "units=ffn,query",
-    )
-    by_option = _plan(command, model, tmp_path / "plan.json", *named, *options)
-    by_setting = _plan(command, model, tmp_path / "plan.json", *named, *settings)
-    assert by_option == by_setting and by_setting.recipe is not None
-    assert by_setting.recipe.method.units == ("ffn", "query")
+    told = ("steps=4", "amplitude=0.1", "importance = fisher", "units=ffn,query", "gradient-checkpointing=true")
+    settings = [part for each in told for part in ("--set", each)]
+    by_setting = _plan(command, model, tmp_path / "plan.json", *named, "--set", "steps=9", *settings)
+    assert by_setting.recipe is not None and by_setting.recipe.method.units == ("ffn", "query")
+    # Of one setting the last word counts, as of an option.
+    knobs_told = {"steps": 4, "amplitude": 0.1, "importance": "fisher", "units": "ffn,query"}
+    small = {"calib": "text.txt", "sequences": 4, "length": 16, "ffn_multiple": 1, "gradient_checkpointing": True}
+    assert by_setting.recipe == Recipe.of("adapt-pruner", **knobs_told, **small)
     # A plan is a recipe, of another model too; what is said beside it counts.
     again = _plan(command, model, tmp_path / "again.json", "--recipe", tmp_path / "plan.json", "--calib", text)
     assert again.layers == by_setting.layers and again.recipe == by_setting.recipe
-    told = ("--recipe", tmp_path / "plan.json", "--calib", text, "--allocate", "uniform", "--set", "seed=3")
+    told = ("--recipe", tmp_path / "plan.json", "--calib", text, "--set", "allocation=uniform", "--set", "seed=3")
     other = _plan(command, model, tmp_path / "other.json", *told).recipe
     assert other is not None and (other.method.allocation.name, other.seed) == ("uniform", 3)
     (tmp_path / "recipe.json").write_text(json.dumps({"method": "adapt-pruner", "steps": 4}))
@@ -70,20 +63,54 @@ def test_settings_do_what_options_do(command: Command, model: Path, text: Path, 
 
 
 def test_a_recipe_without_its_refit(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    named = ("--method", "magnitude", "--refit", "--rescale", "--ridge", "0.2", "--calib", text, *SMALL)
+    named = (
+        "--method",
+        "magnitude",
+        "--set",
+        "refit=true",
+        "--set",
+        "rescale=true",
+        "--set",
+        "ridge=0.2",
+        "--calib",
+        text,
+        *SMALL,
+    )
     _plan(command, model, tmp_path / "plan.json", *named)
-    told = ("--recipe", tmp_path / "plan.json", "--no-refit", "--calib", text)
+    told = ("--recipe", tmp_path / "plan.json", "--set", "refit=false", "--calib", text)
     recipe = _plan(command, model, tmp_path / "other.json", *told).recipe
     assert recipe is not None and recipe.refit is None and recipe.rescale is None
 
 
 def test_an_option_without_effect_is_told(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    told = ("--method", "magnitude", "--steps", "4", "--layer-importance", "loss", "--calib", text, *SMALL)
+    small = ("--set", "sequences=4", "--set", "length=16", "--device", "cpu")
+    idle = ("--round-for", "gpu", "--set", "steps=4", "--set", "units=ffn")
+    told = ("--method", "shortgpt", *idle, "--calib", text, *small)
     done = command("plan", model, "--blocks", "0.7", "-o", tmp_path / "plan.json", *told)
-    assert done.code == 0
-    for name in ("steps", "layer_importance"):
-        assert f"prunekit: {name} has no effect on magnitude and is left out." in done.err
-    assert Plan.load(tmp_path / "plan.json").recipe.method.label == "magnitude"
+    assert done.code == 0, done
+    for name in ("round_for", "steps", "units"):
+        assert f"prunekit: {name} has no effect on shortgpt and is left out." in done.err
+    recipe = Plan.load(tmp_path / "plan.json").recipe
+    assert recipe is not None and recipe.rounding.round_for is None
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--steps", "steps=VALUE"),
+        ("--no-refit", "refit=false"),
+        ("--rescale", "rescale=true"),
+        ("--allocate", "allocation=VALUE"),
+        ("--prune", "units=VALUE"),
+        ("--batch-size", "batch_size=VALUE"),
+    ],
+)
+def test_who_takes_a_setting_for_an_option_is_told(
+    option: str, setting: str, command: Command, model: Path, tmp_path: Path
+) -> None:
+    for name in ("plan", "prune"):
+        done = command(name, model, DEFAULT, "--blocks", "0.7", "-o", tmp_path / "out", option, "4")
+        assert done.code == 2 and f"{option} is no option but a setting: say --set {setting}." in done.err, done
 
 
 @pytest.mark.parametrize(
@@ -95,9 +122,7 @@ def test_an_option_without_effect_is_told(command: Command, model: Path, text: P
         (("--set", "steps=many"), "steps takes a whole number, got 'many'"),
         (("--set", "amplitude=much"), "amplitude takes a number"),
         (("--set", "refit=perhaps"), "refit takes true or false"),
-        (("--set", "steps=3", "--set", "steps=4"), "steps is said twice"),
-        (("--steps", "3", "--set", "steps=4"), "steps is said twice"),
-        (("--set", "attention-ratio=3", "--method", "flap"), "attention_ratio has no effect on flap"),
+        (("--round-for", "gpu", "--set", "round_for=gguf"), "round_for is said twice"),
         (("--recipe", "RECIPE", "--method", "flap"), "is one of adapt-pruner"),
         (("--recipe", "nowhere.json"), "does not exist"),
         (("--recipe", "OLD"), "a plan of an earlier version"),

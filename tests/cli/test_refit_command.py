@@ -18,7 +18,18 @@ from prunekit.recovery.rescale import RescaleConfig
 from tests.support.command import DEFAULT, Command, save_tiny, write_text
 from tests.support.tiny import one_thread
 
-SHORT = ("--sequences", "24", "--length", "16", "--batch-size", "8", "--ffn-multiple", "1", "--device", "cpu")
+SHORT = (
+    "--set",
+    "sequences=24",
+    "--set",
+    "length=16",
+    "--set",
+    "batch_size=8",
+    "--set",
+    "ffn_multiple=1",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,18 +75,18 @@ def _kl(dense: Path, pruned: Path, text: Path) -> float:
 def test_a_plan_with_a_refit_is_applied_later_as_it_would_have_been_at_once(
     command: Command, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", text, *SHORT)
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--set", "refit=true", "--calib", text, *SHORT)
     _succeed(command, "prune", *arguments, "-o", tmp_path / "once")
     _succeed(command, "plan", *arguments, "-o", tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.provenance["refit"]["towards"] == 0.5
     assert str(text.parent) not in (tmp_path / "plan.json").read_text()
     apply = ("prune", model, "--plan", tmp_path / "plan.json")
-    _succeed(command, *apply, "--calib", text, "--batch-size", "8", "-o", tmp_path / "later")
+    _succeed(command, *apply, "--calib", text, "--set", "batch_size=8", "-o", tmp_path / "later")
     once, later = (tmp_path / name / "model.safetensors" for name in ("once", "later"))
     assert once.read_bytes() == later.read_bytes()
-    bare = (*arguments[:5], "--no-refit", *arguments[6:])
-    _succeed(command, "prune", *bare, "-o", tmp_path / "bare")
+    bare = ("--set", "refit=false")
+    _succeed(command, "prune", *arguments, *bare, "-o", tmp_path / "bare")
     assert "refit" not in Plan.load(tmp_path / "bare" / "plan.json").provenance
     assert _kl(model, tmp_path / "once", text) < _kl(model, tmp_path / "bare", text)
     # Without its text, or with another one, the plan can't be applied.
@@ -92,9 +103,9 @@ def test_a_plan_is_applied_where_the_model_writes_other_text(
 ) -> None:
     """As on another kind of machine: no text that is given there could be the plan's."""
     mix, plan = f"{text}:0.5,self:0.5", tmp_path / "plan.json"
-    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", mix, *SHORT)
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--set", "refit=true", "--calib", mix, *SHORT)
     _succeed(command, "plan", *arguments, "-o", plan)
-    apply = ("prune", model, "--plan", plan, "--calib", mix, "--batch-size", "8", "--device", "cpu")
+    apply = ("prune", model, "--plan", plan, "--calib", mix, "--set", "batch_size=8", "--device", "cpu")
     assert "computed_on" not in _succeed(command, *apply, "-o", tmp_path / "here")
     monkeypatch.setattr(self_text, "_folder", lambda *args: tmp_path / "written elsewhere")
     monkeypatch.setattr(self_text, "_digest", lambda seed, chunk: b"another")
@@ -123,19 +134,19 @@ def test_a_plan_is_applied_where_the_model_writes_other_text(
 
 def test_the_default_method_refits(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     arguments = (model, "--blocks", "0.6", DEFAULT, "--calib", text, *SHORT)
-    data = _succeed(command, "prune", *arguments, "--ridge", "0.2", "-o", tmp_path / "pruned")
+    data = _succeed(command, "prune", *arguments, "--set", "ridge=0.2", "-o", tmp_path / "pruned")
     assert data["method"]["name"] == "prunekit" and data["method"]["allocation"] == "optimal"
     assert Plan.load(tmp_path / "pruned" / "plan.json").provenance["refit"] == {"towards": 0.5, "ridge": 0.2}
     assert Plan.load(tmp_path / "pruned" / "plan.json").provenance["rescale"] == asdict(RescaleConfig())
 
 
 def test_rescaling_follows_the_refit(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", text, *SHORT)
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--set", "refit=true", "--calib", text, *SHORT)
     _succeed(command, "prune", *arguments, "-o", tmp_path / "refitted")
-    _succeed(command, "plan", *arguments, "--rescale", "-o", tmp_path / "plan.json")
+    _succeed(command, "plan", *arguments, "--set", "rescale=true", "-o", tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.provenance["rescale"] == asdict(RescaleConfig())
-    apply = ("prune", model, "--plan", tmp_path / "plan.json", "--calib", text, "--batch-size", "8")
+    apply = ("prune", model, "--plan", tmp_path / "plan.json", "--calib", text, "--set", "batch_size=8")
     for name in ("first", "again"):
         _succeed(command, *apply, "-o", tmp_path / name)
     first, again, refitted = (tmp_path / name / "model.safetensors" for name in ("first", "again", "refitted"))
@@ -143,17 +154,28 @@ def test_rescaling_follows_the_refit(command: Command, model: Path, text: Path, 
     # Nothing is rescaled where nothing is refitted, or where it was said not to.
     bare = (model, "--blocks", "0.6", "--calib", text, *SHORT, "-o", tmp_path / "no.json", "--overwrite")
     for told, expected in (
-        (("--method", "prunekit", "--no-rescale"), {"refit"}),
-        (("--method", "prunekit", "--no-refit"), set()),
+        (("--method", "prunekit", "--set", "rescale=false"), {"refit"}),
+        (("--method", "prunekit", "--set", "refit=false"), set()),
         (("--method", "prunekit"), {"refit", "rescale"}),
-        (("--method", "flap", "--refit", "--rescale"), {"refit", "rescale"}),
+        (("--method", "flap", "--set", "refit=true", "--set", "rescale=true"), {"refit", "rescale"}),
     ):
         _succeed(command, "plan", *bare, *told)
         assert {"refit", "rescale"} & {*Plan.load(tmp_path / "no.json").provenance} == expected
-    assert "add --refit" in _fail(command, "plan", *bare, "--method", "flap", "--rescale")
-    few = ("--sequences", "2", "--length", "16", "--method", "fisher-global", "--refit", "--rescale")
+    assert "refit=true" in _fail(command, "plan", *bare, "--method", "flap", "--set", "rescale=true")
+    few = (
+        "--set",
+        "sequences=2",
+        "--set",
+        "length=16",
+        "--method",
+        "fisher-global",
+        "--set",
+        "refit=true",
+        "--set",
+        "rescale=true",
+    )
     said = _fail(command, "prune", model, "--blocks", "0.6", "--calib", text, *few, "-o", tmp_path / "few")
-    assert "--no-rescale" in said and not (tmp_path / "few").exists()
+    assert "--set", "rescale=false" in said and not (tmp_path / "few").exists()
     damaged = json.loads((tmp_path / "plan.json").read_text())
     del damaged["recipe"]
     damaged["provenance"]["rescale"] = {"share": 0.5, "speed": 3}
@@ -166,11 +188,11 @@ def test_settings_of_refits_that_earlier_versions_could_do(
     command: Command, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """What they wrote of today's refit is read, and anything else refused before the model is looked for."""
-    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--refit", "--calib", text, *SHORT)
+    arguments = (model, "--blocks", "0.6", "--method", "fisher-global", "--set", "refit=true", "--calib", text, *SHORT)
     _succeed(command, "plan", *arguments, "-o", tmp_path / "new.json")
     plan = json.loads((tmp_path / "new.json").read_text())
     del plan["recipe"]
-    apply = ("--calib", text, "--batch-size", "8", "--device", "cpu")
+    apply = ("--calib", text, "--set", "batch_size=8", "--device", "cpu")
     _succeed(command, "prune", model, "--plan", tmp_path / "new.json", *apply, "-o", tmp_path / "new")
 
     def old(**told: object) -> Path:
@@ -188,7 +210,17 @@ def test_settings_of_refits_that_earlier_versions_could_do(
 
 
 def test_measured_allocation(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    arguments = ("--method", "fisher-global", "--allocate", "optimal", "--refit", "--calib", text, *SHORT)
+    arguments = (
+        "--method",
+        "fisher-global",
+        "--set",
+        "allocation=optimal",
+        "--set",
+        "refit=true",
+        "--calib",
+        text,
+        *SHORT,
+    )
     data = _succeed(command, "prune", model, "--blocks", "0.6", *arguments, "-o", tmp_path / "pruned")
     assert data["share_of_blocks"] <= 0.6 and data["method"]["allocation"] == "optimal"
     plan = Plan.load(tmp_path / "pruned" / "plan.json")
@@ -208,13 +240,13 @@ def test_text_that_the_model_writes(command: Command, model: Path, text: Path, t
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--ridge", "0.1"), "add --refit"),
-        (("--refit", "--ridge", "0"), "--ridge must lie above 0"),
-        (("--refit", "--ridge", "auto"), "valid number"),
-        (("--method", "slicegpt", "--refit"), "leave out --refit"),
-        (("--refit-towards", "0.5"), "No such option"),
-        (("--allocate", "search"), "no allocation 'search'; choose one of"),
-        (("--prune", "ffn,kv-merge"), "--prune takes ffn, kv, query, attention-layer, ffn-layer"),
+        (("--set", "ridge=0.1"), "refit=true"),
+        (("--set", "refit=true", "--set", "ridge=0"), "ridge must lie above 0"),
+        (("--set", "refit=true", "--set", "ridge=auto"), "ridge takes a number"),
+        (("--method", "slicegpt", "--set", "refit=true"), "leave refit out"),
+        (("--refit-towards", "0.5"), "no option but a setting"),
+        (("--set", "allocation=search"), "no allocation 'search'; choose one of"),
+        (("--set", "units=ffn,kv-merge"), "units takes ffn, kv, query, attention-layer, ffn-layer"),
         (("--calib", "self:0.5"), "add up to 1"),
     ],
 )

@@ -178,7 +178,7 @@ def test_rows_of_every_kind(tmp_path: Path, ending: str) -> None:
     # The advice that is given works.
     with pytest.raises(PrunekitError, match=r"no field 'text'") as caught:
         list(documents(str(path)))
-    named = re.search(r"--calib-field (\w+)", str(caught.value))
+    named = re.search(r"--set calib_field=(\w+)", str(caught.value))
     assert named is not None and list(documents(str(path), field=named[1]))
 
 
@@ -192,7 +192,7 @@ def test_rows_of_every_kind(tmp_path: Path, ending: str) -> None:
         ("a.json", "[" * 9000, "Entry 1 of .* is not valid JSON"),
         ("a.json", '[{"text": ' + "7" * 5000 + "}]", "Entry 1 of .* is not valid JSON"),
         ("a.jsonl", '{"id": 1}\n', 'none of its fields .id. holds text; write each row as {"text": "..."}'),
-        ("a.jsonl", '{"messages": "hello"}\n', "--calib-field messages"),
+        ("a.jsonl", '{"messages": "hello"}\n', "calib_field=messages"),
         ("a.jsonl", '{"text": {"a": 1}}\n', "holds no text in 'text' but dict"),
     ],
 )
@@ -252,7 +252,9 @@ def test_a_plan_on_chats_is_applied_and_evaluated(command: Command, tmp_path: Pa
     (model / "chat_template.jinja").write_text(TEMPLATE)
     path = write_rows(tmp_path / "chat.jsonl", [{"messages": TURNS}] * 40)
     plan = tmp_path / "plan.json"
-    assert command("plan", model, "--blocks", "0.8", "--calib", path, "-o", plan, "--refit", *QUICK).code == 0
+    assert (
+        command("plan", model, "--blocks", "0.8", "--calib", path, "-o", plan, "--set", "refit=true", *QUICK).code == 0
+    )
     assert json.loads(plan.read_text())["provenance"]["calibration"]["chat_template"]
     asked = ("prune", model, "--plan", plan, "--calib", path, "-o", tmp_path / "out", "--device", "cpu")
     assert command(*asked).code == 0

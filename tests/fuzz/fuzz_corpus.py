@@ -19,11 +19,11 @@ from tests.support.tiny_text import tiny_tokenizer
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
 )
-_DRAWN = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--device", "cpu")
+_DRAWN = ("--set", "sequences=4", "--set", "length=16", "--set", "ffn_multiple=1", "--device", "cpu")
 _TEXT = ("--calib", "{text}", "--device", "cpu")
 _MIXED = ("--calib", "{text}:0.5,self:0.5", "--device", "cpu")
 _ONCE = ("--repeats", "2", "--warmup", "0", "--no-memory")
-_KEPT = ("--sequences", "2", "--length", "8", "--ffn-multiple", "1", "--device", "cpu")
+_KEPT = ("--set", "sequences=2", "--set", "length=8", "--set", "ffn_multiple=1", "--device", "cpu")
 
 PRUNE = ("prune", "{m}", "-o", "{out}", "--blocks", "0.7", "--method", "magnitude", *_DRAWN)
 EVAL = ("eval", "{m}", "--text", "{text}", "--length", "16", "--max-tokens", "64", "--device", "cpu")
@@ -32,11 +32,49 @@ EXPORT = ("export", "{m}", "--to", "hf", "-o", "{out}")
 DRAW = ("plan", "{m}", "-o", "{out}", "--blocks", "0.7", "--calib", "{text}", "--method", "minitron", *_DRAWN)
 PLAN = ("prune", "{m}", "-o", "{out}", "--plan", "{plan}")
 FLAP = ("plan", "{m}", "-o", "{flap}", "--blocks", "0.7", "--calib", "{text}", "--method", "flap", *_DRAWN)
-REFIT = ("plan", "{m}", "-o", "{refit}", "--blocks", "0.7", "--calib", "{text}:0.5,self:0.5", "--prune", "ffn", *_DRAWN)
+REFIT = (
+    "plan",
+    "{m}",
+    "-o",
+    "{refit}",
+    "--blocks",
+    "0.7",
+    "--calib",
+    "{text}:0.5,self:0.5",
+    "--set",
+    "units=ffn",
+    *_DRAWN,
+)
 FAMILIES = ("gemma3_text", "qwen2", "phi3", "smollm3", "olmo2", "mistral")
-BENCH = ("bench", "{export}", "--baseline", "{export}", "--runtime", "hf", "--prompt", "4", "--tokens", "2", *_ONCE)
-OPTIMAL = ("plan", "{m}", "-o", "{out}", "--blocks", "0.7", "--calib", "self", "--no-refit", "--prune", "ffn", *_KEPT)
-LATENCY = ("--latency", "0.8", "--latency-table", "{table}", "--calib", "{text}", "--no-refit", *_KEPT)
+BENCH = (
+    "bench",
+    "{export}",
+    "--baseline",
+    "{export}",
+    "--runtime",
+    "hf",
+    "--prompt-tokens",
+    "4",
+    "--new-tokens",
+    "2",
+    *_ONCE,
+)
+OPTIMAL = (
+    "plan",
+    "{m}",
+    "-o",
+    "{out}",
+    "--blocks",
+    "0.7",
+    "--calib",
+    "self",
+    "--set",
+    "refit=false",
+    "--set",
+    "units=ffn",
+    *_KEPT,
+)
+LATENCY = ("--latency", "0.8", "--latency-table", "{table}", "--calib", "{text}", "--set", "refit=false", *_KEPT)
 CONVERT = ("export", "{gguf}", "--to", "hf", "-o", "{out}", "--no-verify")
 
 

@@ -65,7 +65,7 @@ SOLVED = {
 }
 TEXT = "TEXT"
 """Among a command's arguments: the text file beside the models."""
-SHORT = ("--sequences", "16", "--length", "32", "--ffn-multiple", "1", "--device", "cpu")
+SHORT = ("--set", "sequences=16", "--set", "length=32", "--set", "ffn_multiple=1", "--device", "cpu")
 # What is added up in bfloat16 where the processor can would be bound to such processors.
 EXACT = ("--dtype", "float32")
 BLOCKS = ("--blocks", "0.7")
@@ -108,9 +108,9 @@ CASES = (
     _llama("uniform layout", "magnitude", "--layout", "uniform"),
     _llama("bfloat16 on disk", "wanda-sp", "--store-dtype", "bfloat16"),
     _llama("float16 on disk, solved", "prunekit", "--store-dtype", "float16", *EXACT, solved=SOLVED["prunekit"]),
-    _llama("widths for two devices", "fisher-global", "--round-for", "tp=2", "--ffn-multiple", "4"),
-    _llama("some layers whole", "llm-pruner", "--protect-layers", "2"),
-    _llama("another seed", "random", "--seed", "1"),
+    _llama("widths for two devices", "fisher-global", "--round-for", "tp=2", "--set", "ffn_multiple=4"),
+    _llama("some layers whole", "llm-pruner", "--set", "protect_layers=2"),
+    _llama("another seed", "random", "--set", "seed=1"),
     _llama("text that comes with prunekit", "fisher-global", "--calib", "builtin"),
     _llama(
         "text that the model writes",
@@ -122,41 +122,41 @@ CASES = (
         rounded=True,
     ),
     _llama("as the processor likes", "prunekit", solved=SOLVED["prunekit"], rounded=True),
-    _llama("refit", "fisher-global", "--refit", *EXACT, solved=SOLVED["refit"]),
-    _llama("no rescaling", "prunekit", "--no-rescale", *EXACT, solved=SOLVED["refit"]),
-    _llama("no refit", "prunekit", "--no-refit", *EXACT),
+    _llama("refit", "fisher-global", "--set", "refit=true", *EXACT, solved=SOLVED["refit"]),
+    _llama("no rescaling", "prunekit", "--set", "rescale=false", *EXACT, solved=SOLVED["refit"]),
+    _llama("no refit", "prunekit", "--set", "refit=false", *EXACT),
     # Goals.
     _llama("goal params", "magnitude", goal=("--params", "0.8")),
     _llama("goal weights", "fisher-global", goal=("--weights", "600KB")),
-    _llama("goal flops", "prunekit", "--no-refit", *EXACT, goal=("--flops", "0.7", "--context", "64")),
-    _llama("goal kv-cache", "prunekit", "--no-refit", *EXACT, goal=("--kv-cache", "0.5", "--params", "0.9")),
+    _llama("goal flops", "prunekit", "--set", "refit=false", *EXACT, goal=("--flops", "0.7", "--context", "64")),
+    _llama("goal kv-cache", "prunekit", "--set", "refit=false", *EXACT, goal=("--kv-cache", "0.5", "--params", "0.9")),
     # Knobs.
-    _llama("units query", "minitron", "--prune", "ffn,query"),
-    _llama("units all", "fisher-global", "--prune", "ffn,kv,query", goal=("--blocks", "0.4")),
+    _llama("units query", "minitron", "--set", "units=ffn,query"),
+    _llama("units all", "fisher-global", "--set", "units=ffn,kv,query", goal=("--blocks", "0.4")),
     _llama(
         "units sublayers",
         "prunekit",
-        "--prune",
-        "ffn,attention-layer,ffn-layer",
+        "--set",
+        "units=ffn,attention-layer,ffn-layer",
         *EXACT,
         goal=("--blocks", "0.4"),
         solved=SOLVED["prunekit"],
     ),
     *(
-        _llama(f"importance {name}", "adapt-pruner", "--importance", name, "--steps", "8")
+        _llama(f"importance {name}", "adapt-pruner", "--set", f"importance={name}", "--set", "steps=8")
         for name in ("taylor2", "fisher", "magnitude-l1")
     ),
     *(
-        _llama(f"layer importance {name}", "adapt-pruner", "--layer-importance", name, "--steps", "8")
+        _llama(f"layer importance {name}", "adapt-pruner", "--set", f"layer_importance={name}", "--set", "steps=8")
         for name in ("euclidean", "manhattan", "loss")
     ),
-    _llama("attention slower", "magnitude", "--attention-ratio", "0.2"),
+    _llama("attention slower", "magnitude", "--set", "attention_ratio=0.2"),
 )
 SMOLLM2 = tuple(
     Case(
         "smollm2-135m",
         method,
-        ("--method", method, "--blocks", "0.79", "--sequences", "8", "--length", "64", "--device", "cpu"),
+        ("--method", method, "--blocks", "0.79", "--set", "sequences=8", "--set", "length=64", "--device", "cpu"),
     )
     for method in ("adapt-pruner", "magnitude")
 )

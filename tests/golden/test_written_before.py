@@ -34,7 +34,7 @@ RUNTIMES = 1e-2
 CHECKPOINTS = ("per-layer", "uniform", "sublayers")
 # Exports that are here whole, and those of which there is the manifest.
 RUN, DESCRIBED = ("onnx", "gguf"), ("hf", "torchscript", "torch-export", "vllm")
-READING = ("--sequences", "8", "--length", "32", "--ffn-multiple", "1", "--dtype", "float32")
+READING = ("--set", "sequences=8", "--set", "length=32", "--set", "ffn_multiple=1", "--dtype", "float32")
 ALONE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
@@ -132,7 +132,16 @@ def test_a_plan_with_a_refit_is_carried_out(command: Command, tmp_path: Path) ->
 
 
 def test_a_latency_table_predicts_what_it_did(command: Command, tmp_path: Path) -> None:
-    goal = ("--latency", "0.95", "--latency-table", WRITTEN / "latency.json", "--method", "prunekit", "--no-refit")
+    goal = (
+        "--latency",
+        "0.95",
+        "--latency-table",
+        WRITTEN / "latency.json",
+        "--method",
+        "prunekit",
+        "--set",
+        "refit=false",
+    )
     told = ("--calib", WRITTEN / "text.txt", *READING, "--device", "cpu", "-o", tmp_path / "plan.json")
     _succeed(command, "plan", WRITTEN / "base", *goal, *told)
     assert _widths(tmp_path / "plan.json") == EXPECTED["widths"]["latency.json"]

@@ -34,7 +34,18 @@ from tests.support.tiny import one_thread, tiny_model
 
 IDS = [7, 41, 100, 3, 250, 19, 19, 88, 201, 5]
 TOKENS = 12
-SHORT = ("--sequences", "8", "--length", "32", "--ffn-multiple", "1", "--device", "cpu", "--dtype", "float32")
+SHORT = (
+    "--set",
+    "sequences=8",
+    "--set",
+    "length=32",
+    "--set",
+    "ffn_multiple=1",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+)
 FIELDS = {
     "layers": 2,
     "tied": True,
@@ -64,13 +75,22 @@ def write(folder: Path) -> None:
     sliced = ("prune", base, "--method", "fisher-global", "--blocks", "0.7", *reading)
     run_command(*sliced, "-o", str(folder / "per-layer"))
     run_command(*sliced, "--layout", "uniform", "-o", str(folder / "uniform"))
-    bare = ("--method", "prunekit", "--no-refit", "--prune", "ffn,attention-layer,ffn-layer", "--blocks", "0.4")
+    bare = (
+        "--method",
+        "prunekit",
+        "--set",
+        "refit=false",
+        "--set",
+        "units=ffn,attention-layer,ffn-layer",
+        "--blocks",
+        "0.4",
+    )
     run_command("prune", base, *bare, *reading, "-o", str(folder / "sublayers"))
     run_command("plan", base, "--blocks", "0.7", *reading, "-o", str(folder / "plan.json"))
     measuring = ("--length", "64", "--widths", "3", "--repeats", "11", "--threads", "1", "--device", "cpu")
     run_command("latency-table", base, *measuring, "-o", str(folder / "latency.json"))
     with tempfile.TemporaryDirectory() as scratch:
-        goal = ("--method", "prunekit", "--no-refit", "--latency", "0.95", "--latency-table")
+        goal = ("--method", "prunekit", "--set", "refit=false", "--latency", "0.95", "--latency-table")
         run_command("plan", base, *goal, str(folder / "latency.json"), *reading, "-o", f"{scratch}/plan.json")
         by_latency = _widths(Path(scratch) / "plan.json")
         for target in ("hf", "onnx", "gguf", "torchscript", "torch-export", "vllm"):

@@ -25,7 +25,7 @@ from prunekit.utils.timing import Summary
 from tests.support.command import Command, save_tiny, write_text
 from tests.support.tiny import MODEL_TYPES, one_thread
 
-QUICK = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--device", "cpu")
+QUICK = ("--set", "sequences=4", "--set", "length=16", "--set", "ffn_multiple=1", "--device", "cpu")
 SHAPE = ModelShape(64, 16, 128, False, (LayerShape(4, 2, 100),) * 3)
 
 
@@ -215,7 +215,17 @@ def test_by_the_commands(command: Command, source: Source, tmp_path: Path) -> No
     table.write_text(json.dumps(measured))
     targets = ("--params", "0.9", "--flops", "0.8", "--context", "64", "--kv-cache", "0.75")
     targets = (*targets, "--latency", "0.9", "--latency-table", table)
-    method = ("--method", "adapt-pruner", "--allocate", "optimal", "--prune", "ffn,kv,query", "--calib", text, *QUICK)
+    method = (
+        "--method",
+        "adapt-pruner",
+        "--set",
+        "allocation=optimal",
+        "--set",
+        "units=ffn,kv,query",
+        "--calib",
+        text,
+        *QUICK,
+    )
     made = command("plan", source.path, "-o", plan, *targets, *method, "--json").json
     shape, said = Plan.load(plan).shape, made["target"]
     assert said == Plan.load(plan).provenance["target"] and said["parameters"] == int(0.9 * source.shape.parameters)
@@ -235,7 +245,7 @@ def test_by_the_commands(command: Command, source: Source, tmp_path: Path) -> No
 
 def test_an_allocation_by_the_command(command: Command, source: Source, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    options = ("--method", "adapt-pruner", "--allocate", "optimal")
+    options = ("--method", "adapt-pruner", "--set", "allocation=optimal")
     text = write_text(tmp_path / "text.txt")
     made = command(
         "plan",

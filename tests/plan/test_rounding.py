@@ -87,5 +87,5 @@ def test_a_layer_that_cannot_be_split_is_refused() -> None:
 def test_a_floor_above_every_ffn_is_refused() -> None:
     shape = ModelShape(576, 64, 100, True, (LayerShape(9, 3, 1024), LayerShape(9, 3, 1536)))
     Rounding(min_ffn=1536).check(shape)
-    with pytest.raises(PrunekitError, match="--min-ffn 1537 is more than any FFN of the model has"):
+    with pytest.raises(PrunekitError, match="min_ffn 1537 is more than any FFN of the model has"):
         Rounding(min_ffn=1537).check(shape)

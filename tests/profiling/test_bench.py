@@ -197,12 +197,12 @@ def test_command(tmp_path, monkeypatch):
     # One real measurement takes a new process; the other answers at once.
     measured = {str(tmp_path / "dense"): 500}
     monkeypatch.setattr(
-        "prunekit.profiling.memory.measure_peak",
+        "prunekit.profiling.run.measure_peak",
         lambda model, *rest, **known: measured.get(model) or measure_peak(model, *rest, **known),
     )
     out = tmp_path / "bench.json"
-    arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt", "8"]
-    arguments += ["--tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
+    arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt-tokens", "8"]
+    arguments += ["--new-tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert "ideal" in done.stdout

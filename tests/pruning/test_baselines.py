@@ -34,7 +34,7 @@ from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.pruning.planner import PlanConfig, compute_plan
 from prunekit.pruning.slicegpt import TurnedTensors, principal_axes, slice_model, sliced_config
 from prunekit.recovery.flap_bias import compensate, is_compensated, output_biases
-from tests.support.command import QUICK, Command, save_tiny, write_text
+from tests.support.command import BRIEF, QUICK, Command, save_tiny, write_text
 from tests.support.tiny import VOCAB, one_thread, random_plan, tiny_model, zeroed_model
 
 INPUT_IDS = torch.randint(2, VOCAB, (5, 12), generator=torch.Generator().manual_seed(3))
@@ -111,7 +111,7 @@ def test_llm_pruner_prunes_the_middle_alike(text: Path, tmp_path: Path) -> None:
 def test_protected_layers_on_the_command_line(command: Command, text: Path, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "deep", layers=8)
     arguments = ("--method", "llm-pruner", "--blocks", "0.7", "--calib", text, *QUICK, "--json")
-    for options, whole in (((), [0, 7]), (("--protect-layers", "none"), []), (("--protect-layers", "3"), [3])):
+    for options, whole in (((), [0, 7]), (("--set", "protect_layers=none"), []), (("--set", "protect_layers=3"), [3])):
         done = command("plan", model, "-o", tmp_path / "plan.json", "--overwrite", *arguments, *options)
         assert done.code == 0, done
         plan = Plan.load(tmp_path / "plan.json")
@@ -140,7 +140,7 @@ def test_alike_in_every_layer(name: str, command: Command, llama: Source, text: 
     kept = []
     for place, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(place)
-        done = command("prune", llama.path, "-o", out, *arguments, "--seed", seed)
+        done = command("prune", llama.path, "-o", out, *arguments, "--set", f"seed={seed}")
         assert done.code == 0, done
         plan = verify(out).plan
         kept.append([keep.ffn for keep in plan.layers])
@@ -392,7 +392,7 @@ def test_states_that_leave_axes_unused_lose_nothing(tmp_path: Path) -> None:
 def test_slicegpt_on_the_command_line(tied: bool, command: Command, text: Path, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", tied=tied)
     out = tmp_path / "out"
-    done = command("prune", model, "-o", out, "--method", "slicegpt", "--blocks", "0.79", "--calib", text, *QUICK)
+    done = command("prune", model, "-o", out, "--method", "slicegpt", "--blocks", "0.79", "--calib", text, *BRIEF)
     assert done.code == 0 and "Hidden states have" in done.out and not list(out.glob("*.py")), done
     made = FAMILIES["llama"].stock("LlamaForCausalLM").from_pretrained(out).eval()
     report = verify(out)
@@ -464,9 +464,8 @@ def test_slicegpt_minds_what_the_stock_config_takes(model_type: str, multiple: i
     [
         ("gemma2", (), "slicegpt can't turn Gemma 2 models"),
         ("olmo2", (), "slicegpt can't turn OLMo-2 models"),
-        ("llama", ("--importance", "taylor"), "slicegpt removes no units"),
-        ("llama", ("--prune", "ffn"), "slicegpt removes no units"),
-        ("llama", ("--protect-layers", "0"), "none can be protected"),
+        ("llama", ("--set", "allocation=uniform"), "slicegpt removes no units"),
+        ("llama", ("--set", "protect_layers=0"), "none can be protected"),
         ("llama", ("--blocks", "0.01"), "out of reach for slicegpt"),
     ],
 )
@@ -475,7 +474,7 @@ def test_slicegpt_refusals(
 ) -> None:
     model = save_tiny(tmp_path / "model", model_type)
     target = () if "--blocks" in options else ("--blocks", "0.79")
-    given = ("--method", "slicegpt", *target, *options, "--calib", text, *QUICK)
+    given = ("--method", "slicegpt", *target, *options, "--calib", text, *BRIEF)
     done = command("prune", model, "-o", tmp_path / "out", *given)
     assert done.code == 2 and said in done.err and "Traceback" not in done.err, done
     assert not (tmp_path / "out").exists()

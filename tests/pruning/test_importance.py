@@ -177,7 +177,7 @@ def test_loss_importance_equals_dropping_the_layer(case: str, importance: str) -
     model = make(case)
     shape = family_of(model.config.model_type).shape(model.config)
     # Gradient checkpointing wraps the very forward that is replaced.
-    got = scored(model, importance, "loss", checkpoint=True).layer_importance
+    got = scored(model, importance, "loss", gradient_checkpointing=True).layer_importance
     assert got is not None
     want = []
     with torch.no_grad():
@@ -204,9 +204,9 @@ def test_checkpointing_changes_nothing(case: str, method: str, recwarn: pytest.W
     model = make(case)
     calls: list[int] = []
     model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda *_: calls.append(1))
-    plain = scored(model, method, "cosine", checkpoint=False)
+    plain = scored(model, method, "cosine", gradient_checkpointing=False)
     single = len(calls)
-    checkpointed = scored(model, method, "cosine", checkpoint=True)
+    checkpointed = scored(model, method, "cosine", gradient_checkpointing=True)
     # It really was on: every layer's forward ran twice.
     assert len(calls) == 3 * single
     for a, b in zip(checkpointed.layers, plain.layers, strict=True):
@@ -252,7 +252,7 @@ def test_model_is_put_back(method: str, checkpoint: bool) -> None:
         )
 
     before, values = state(), copy.deepcopy(model.state_dict())
-    scored(model, method, "loss", checkpoint=checkpoint)
+    scored(model, method, "loss", gradient_checkpointing=checkpoint)
     assert state() == before and before[-1] == 0
     assert model.model.layers[2]._gradient_checkpointing_func is mine
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -262,7 +262,7 @@ def test_model_is_put_back(method: str, checkpoint: bool) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scored(model, "taylor", "cosine", checkpoint=checkpoint, on_batch=fail)
+        scored(model, "taylor", "cosine", gradient_checkpointing=checkpoint, on_batch=fail)
     assert state() == before
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -280,10 +280,10 @@ def test_gradients_of_training_are_not_scored() -> None:
 def test_neither_dropout_nor_training_mode_matters(method: str, checkpoint: bool) -> None:
     dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5}
     for case, fields in (("llama", {}), ("phi3", dropout)):
-        want = scored(make(case), method, "cosine", checkpoint=False)
+        want = scored(make(case), method, "cosine", gradient_checkpointing=False)
         for mode in (True, False):
             model = make(case, attention_dropout=0.5, **fields).train(mode)
-            got = scored(model, method, "cosine", checkpoint=checkpoint)
+            got = scored(model, method, "cosine", gradient_checkpointing=checkpoint)
             for a, b in zip(got.layers, want.layers, strict=True):
                 torch.testing.assert_close(a.kv_heads, b.kv_heads, rtol=1e-12, atol=0)
                 torch.testing.assert_close(a.ffn, b.ffn, rtol=1e-12, atol=0)
@@ -389,7 +389,7 @@ def test_one_weight_gradient_at_a_time(method: str, checkpoint: bool, monkeypatc
         take(self, *args)
 
     monkeypatch.setattr(Taylor, "_take", spy)
-    scored(model, method, checkpoint=checkpoint)
+    scored(model, method, gradient_checkpointing=checkpoint)
     assert max(alive) == 1
     # q, k, v, gate, up with biases, o and down without: 12 tensors a layer and backward pass.
     assert len(alive) == 12 * LAYERS * (5 if method == "taylor2" else BATCHES)
@@ -407,7 +407,7 @@ def test_fisher_makes_no_weight_gradient(checkpoint: bool, monkeypatch: pytest.M
         return scaled(self, gradient)
 
     monkeypatch.setattr(fisher.Fisher, "_scaled", spy)
-    scored(model, "fisher", checkpoint=checkpoint)
+    scored(model, "fisher", gradient_checkpointing=checkpoint)
     assert len(looked) == 2 * LAYERS * BATCHES
 
 

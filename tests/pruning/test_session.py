@@ -120,7 +120,7 @@ def test_scoring_and_checkpointing_go_on_after_a_cut(model_type: str) -> None:
     """New layers are as scorable as those they replace: same attention, same dtype, checkpointing included."""
     results = []
     for checkpoint in (False, True):
-        current = session(tiny_model(model_type).bfloat16(), checkpoint=checkpoint)
+        current = session(tiny_model(model_type).bfloat16(), gradient_checkpointing=checkpoint)
         implementation = current.model.config._attn_implementation
         current.shrink(narrowed(current, 4))
         assert {p.dtype for p in current.model.parameters()} == {torch.bfloat16}

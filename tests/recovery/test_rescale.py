@@ -137,7 +137,7 @@ def test_values_that_are_not_finite_leave_the_weights_as_they_were() -> None:
     wanted = final_hidden(model, ids)
     wanted[-1] = float("nan")
     before = copy.deepcopy(used.state_dict())
-    with pytest.raises(PrunekitError, match="--no-rescale"):
+    with pytest.raises(PrunekitError, match="rescale=false"):
         rescale(used, ids, wanted)
     for name, tensor in used.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -159,7 +159,7 @@ def test_text_is_split_between_refit_and_factors() -> None:
         _, tuned = split_text(RescaleConfig(), ids, torch.arange(10) >= others)
         assert len(tuned) == count
     assert len(split_text(RescaleConfig(), ids)[1]) == 4
-    with pytest.raises(PrunekitError, match="--sequences"):
+    with pytest.raises(PrunekitError, match="the setting sequences"):
         split_text(RescaleConfig(), ids[:2])
     for wrong in ({"share": 0.0}, {"share": 1.0}, {"rate": 0.0}, {"batch_size": 0}, {"held_out": 1.0}):
         with pytest.raises(PrunekitError):

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[2]
 SENTENCE = "The quick brown fox jumps over the lazy dog while the others look on in quiet wonder. "
 DEFAULT = "the default method"
 """Among a command's arguments: leave its method out."""
-# Few and short sequences, and exact widths: a tiny model has no 64 channels to round to.
-QUICK = ("--sequences", "4", "--length", "16", "--ffn-multiple", "1", "--device", "cpu")
+BRIEF = ("--set", "sequences=4", "--set", "length=16", "--device", "cpu")
+# And exact widths: a tiny model has no 64 channels to round to.
+QUICK = (*BRIEF, "--set", "ffn_multiple=1")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("single_threaded")
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.1."
-QUICK = ["--sequences", 8, "--length", 16, "--ffn-multiple", 1, "--device", "cpu"]
+BRIEF = ["--set", "sequences=8", "--set", "length=16", "--device", "cpu"]
+QUICK = [*BRIEF, "--set", "ffn_multiple=1"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def refused(command: Command, here: Path, arguments: list[object]) -> str:
 def prune(model: Path, shared: Path, method: str, *options: object) -> list[object]:
     named = [DEFAULT] if method == "prunekit" else ["--method", method]
     start = ["prune", model, "-o", model.parent / "out", "--params", "0.9", "--calib", shared / "text.txt"]
-    return [*start, *QUICK, *named, *options]
+    return [*start, *(QUICK if METHODS[method].allocation.cuts_units else BRIEF), *named, *options]
 
 
 PLACES = {
@@ -107,10 +108,10 @@ def full_name(place: str) -> str:
 def test_mixes_refuse_them_too(units: str, layers: str | None, command: Command, shared: Path, tmp_path: Path) -> None:
     assert units in IMPORTANCE
     model = spoiled(shared, tmp_path, filled(f"{LAYER}mlp.up_proj.weight", math.nan))
-    options = ["--importance", units]
+    options = ["--set", f"importance={units}"]
     method = "llm-pruner"
     if layers is not None and layers in LAYER_IMPORTANCE:
-        method, options = "adapt-pruner", [*options, "--layer-importance", layers]
+        method, options = "adapt-pruner", [*options, "--set", f"layer_importance={layers}"]
     assert "Layer 1: mlp.up_proj.weight" in refused(command, tmp_path, prune(model, shared, method, *options))
 
 
@@ -120,19 +121,20 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
         "prune", model, "-o", model.parent / "out", "--plan", shared / "plan.json",
     ],
     "analyze": lambda model, shared: [
-        "analyze", model, "--calib", shared / "text.txt", "--sequences", 2, "--length", 16,
+        "analyze", model, "--calib", shared / "text.txt", "--set", "sequences=2", "--set", "length=16",
     ],
     "eval": lambda model, shared: ["eval", model, "--text", shared / "text.txt", "--length", 16],
     "eval of a baseline": lambda model, shared: [
         "eval", shared / "model", "--baseline", model, "--text", shared / "text.txt", "--length", 16,
     ],
     "generate": lambda model, shared: ["generate", model, "-p", "abc", "--max-new-tokens", 2],
-    "generate in 8 bits": lambda model, shared: ["generate", model, "-p", "abc", "--weights", "int8"],
+    "generate in 8 bits": lambda model, shared: ["generate", model, "-p", "abc", "--quantize", "int8"],
     "bench": lambda model, shared: [
-        "bench", model, "--baseline", shared / "model", "--prompt", 4, "--tokens", 2, "--repeats", 2,
+        "bench", model, "--baseline", shared / "model", "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 2,
     ],
     "bench of a baseline": lambda model, shared: [
-        "bench", shared / "model", "--baseline", model, "--prompt", 4, "--tokens", 2, "--runtime", "prunekit",
+        "bench", shared / "model", "--baseline", model, "--prompt-tokens", 4, "--new-tokens", 2,
+        "--runtime", "prunekit",
     ],
     **{
         f"export to {target}": (

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, deliver, table
+from prunekit.cli.asked import text_asked
+from prunekit.cli.common import app, console, deliver, table
 from prunekit.cli.tables.plan import bar
-from prunekit.plan.recipe import Recipe
 from prunekit.report.pictures import check_different, check_picture, draw_importance
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
@@ -21,39 +21,25 @@ if TYPE_CHECKING:
 
 @app.command()
 def analyze(
-    model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the analysis as JSON.")] = Path(
-        "analysis.json"
-    ),
+    model: o.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("analysis.json"),
     picture: Annotated[
-        Path | None, typer.Option(help="Where to draw it, .png or .svg; default: beside the JSON.")
+        Path | None, typer.Option(help=f"{o.PICTURE}: .png or .svg.", show_default="beside the JSON")
     ] = None,
-    overwrite: Overwrite = False,
-    importance: Annotated[str, typer.Option(help="Unit importance; as for prunekit plan.")] = "taylor",
-    layer_importance: Annotated[str, typer.Option(help="cosine, euclidean, manhattan or loss.")] = "cosine",
+    overwrite: o.Overwrite = False,
+    importance: Annotated[str, typer.Option(help="Unit importance; `prunekit methods` lists them.")] = "taylor",
+    layer_importance: Annotated[str, typer.Option(help="Layer importance: cosine, euclidean, manhattan or loss.")] = (
+        "cosine"
+    ),
     calib: o.Calib = None,
-    calib_field: o.CalibField = None,
-    calib_split: o.CalibSplit = None,
-    sequences: o.Sequences = None,
-    length: o.Length = None,
-    batch_size: o.BatchSize = None,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    json: Json = False,
+    settings: o.Settings = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    json: o.Json = False,
 ) -> None:
     """Show how much each layer matters, in plain words; nothing is changed."""
-    config = Recipe.of(
-        "adapt-pruner",
-        calib=calib,
-        calib_field=calib_field,
-        calib_split=calib_split,
-        sequences=sequences,
-        length=length,
-        batch_size=batch_size,
-        seed=seed,
-    ).calibration
+    config = text_asked(calib, settings)
     inputs = local(model, calib)
     check_output_file(output, overwrite, what="report", inputs=inputs)
     picture = picture or output.with_suffix(".png")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.common import Json, app, console, print_json
+from prunekit.cli import options as o
+from prunekit.cli.common import app, console, print_json
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.replacing import DEMO, local
 from prunekit.utils.names import readable
@@ -15,21 +16,18 @@ from prunekit.utils.names import readable
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path(
-        "demo-output"
-    ),
-    blocks: Annotated[float, typer.Option(help="Share of the decoder blocks' parameters to keep.")] = 0.8,
-    calib: Annotated[str, typer.Option(help="Calibration text; as for prunekit plan.")] = "builtin",
-    text: Annotated[str, typer.Option(help="Text to measure quality on; as for prunekit eval.")] = "builtin",
-    ffn_multiple: Annotated[int, typer.Option(help="FFN widths are multiples of this.")] = 64,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote.")] = False,
-    json: Json = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")] = Path("demo-output"),
+    blocks: o.Blocks = "0.8",
+    calib: o.Calib = "builtin",
+    text: Annotated[str, typer.Option(help=f"{o.TEXT}: as for prunekit eval.")] = "builtin",
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
 ) -> None:
     """Prune SmolLM2-135M-Instruct by Adapt-Pruner, load it in a new process, and compare it with the dense model."""
     check_output_folder(output, overwrite, kind=DEMO, inputs=local(calib, text))
     from prunekit.cli.demo import run
 
-    report = run(output, str(blocks), calib, text, ffn_multiple, overwrite, quiet=json)
+    report = run(output, blocks or "0.8", calib or "builtin", text, overwrite, quiet=json)
     if json:
         print_json(report.data)
     else:

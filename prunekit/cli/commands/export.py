@@ -9,7 +9,8 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from prunekit.cli.common import Json, app, console, print_json, table
+from prunekit.cli import options as o
+from prunekit.cli.common import app, console, print_json, table
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.replacing import EXPORT, PROFILE, local
 
@@ -31,9 +32,9 @@ def export_command(
         typer.Option(help="Instead of --to: jetson-orin, server-gpu, cpu or mobile.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.", show_default=False)
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Precision, as --list names it; auto is the first.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"{o.DTYPE}: as --list names it; auto is the first.")] = "auto",
     context_length: Annotated[
         int | None, typer.Option(help="Most tokens of prompt and answer.", show_default=False)
     ] = None,
@@ -46,11 +47,14 @@ def export_command(
         ),
     ] = None,
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export of that name.")] = False,
+    overwrite: o.Overwrite = False,
+    revision: o.Revision = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run a tokenizer that is code in the checkpoint.")
+        bool, typer.Option("--trust-remote-code", help=f"{o.TRUST}: a tokenizer in the checkpoint.")
     ] = False,
-    layout: Annotated[str, typer.Option(help="hf: per-layer or uniform.", rich_help_panel=_SPECIAL)] = "per-layer",
+    layout: Annotated[
+        str, typer.Option(help=f"{o.LAYOUT}: for hf, per-layer or uniform.", rich_help_panel=_SPECIAL)
+    ] = "per-layer",
     tensor_parallel: Annotated[int, typer.Option("--tp", help="vllm: devices.", rich_help_panel=_SPECIAL)] = 1,
     aot: Annotated[
         bool, typer.Option("--aot", help="torch-export: compile with AOTInductor.", rich_help_panel=_SPECIAL)
@@ -58,7 +62,7 @@ def export_command(
     list_targets: Annotated[
         bool, typer.Option("--list", help="Show targets, runtimes, limits; export nothing.")
     ] = False,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Write a checkpoint for a runtime, load it there, and keep it only if it computes what PyTorch computes."""
     if list_targets:
@@ -75,7 +79,7 @@ def export_command(
 
     options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code)  # type: ignore[arg-type]
     if profile is not None:
-        _export_profile(model, profile, output, options, overwrite, verify, as_json)
+        _export_profile(model, revision, profile, output, options, overwrite, verify, as_json)
         return
     assert to is not None
 
@@ -86,7 +90,7 @@ def export_command(
 
     check_output_folder(output, overwrite, kind=EXPORT, inputs=local(model))
     check_packages(target(to), verify)
-    made = export(resolve(model), to, output, options, overwrite=overwrite, verify=verify)
+    made = export(resolve(model, revision=revision), to, output, options, overwrite=overwrite, verify=verify)
     if as_json:
         print_json(made.to_dict())
     else:
@@ -94,7 +98,14 @@ def export_command(
 
 
 def _export_profile(
-    model: str, name: str, output: Path, options: Options, overwrite: bool, verify: bool, as_json: bool
+    model: str,
+    revision: str | None,
+    name: str,
+    output: Path,
+    options: Options,
+    overwrite: bool,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     from prunekit.export.profiles import export_profile, profile_named
     from prunekit.models.source import resolve
@@ -104,7 +115,9 @@ def _export_profile(
     if options.dtype != "auto" or options.pad_ffn is not None:
         raise PrunekitError("A profile chooses dtype and padding itself; leave --dtype and --pad-ffn out.")
     check_output_folder(output, overwrite, kind=PROFILE, inputs=local(model))
-    bundle = export_profile(resolve(model), profile, output, options, overwrite=overwrite, verify=verify)
+    bundle = export_profile(
+        resolve(model, revision=revision), profile, output, options, overwrite=overwrite, verify=verify
+    )
     if as_json:
         print_json(bundle.to_dict())
         return

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, app, console, print_json, table
+from prunekit.cli import options as o
+from prunekit.cli.common import app, console, print_json, table
 from prunekit.errors import PrunekitError
 from prunekit.utils.names import readable
 
@@ -19,24 +20,25 @@ _SAMPLING = "Sampling"
 _LONGEST_PROMPT = 1 << 22
 
 
-class Rounding(str, Enum):
-    """What happens to the layers' weights; their names are those of ``optimize``."""
+class Quantize(str, Enum):
+    """What the layers' weights are rounded to; the names are those of ``optimize(weights=...)``."""
 
-    KEEP = "keep"
     INT8 = "int8"
     INT4 = "int4"
 
 
 @app.command("generate")
 def generate_command(
-    model: Model,
+    model: o.Model,
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", "-p", help="Text to continue; repeat it for a batch. Default: standard input."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many new tokens a prompt.")] = 128,
     chat: Annotated[bool, typer.Option("--chat", help="Send each prompt as a user's message.")] = False,
-    weights: Annotated[Rounding, typer.Option(help="Keep the layers' weights, or round them.")] = Rounding.KEEP,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Round the layers' weights to int8 or int4.", show_default=False)
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens.", rich_help_panel=_SAMPLING)] = False,
     temperature: Annotated[float, typer.Option(help="Divides the logits.", rich_help_panel=_SAMPLING)] = 1.0,
     top_k: Annotated[
@@ -47,11 +49,12 @@ def generate_command(
         typer.Option(help="Draw from the likeliest that add up to p.", show_default=False, rich_help_panel=_SAMPLING),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the draws.", show_default=False, rich_help_panel=_SAMPLING)
+        int | None, typer.Option(help=f"{o.SEED}: the draws.", show_default=False, rich_help_panel=_SAMPLING)
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    as_json: o.Json = False,
 ) -> None:
     """Continue prompts on the decode runtime: packed weights, Triton kernels and a CUDA graph where there is a GPU."""
     from prunekit.kernels.runtime.sampling import Sampling
@@ -70,11 +73,11 @@ def generate_command(
     from prunekit.kernels import generate, optimize, report
     from prunekit.models.source import load_model, load_tokenizer, resolve
 
-    source = resolve(model)
+    source = resolve(model, revision=revision)
     tokenizer = load_tokenizer(source)
     ids = _encode(tokenizer, texts, chat)
     _check_lengths(ids, getattr(source.config, "max_position_embeddings", None), chat)
-    fast = optimize(load_model(source, dtype=dtype, device=device), weights=weights.value)
+    fast = optimize(load_model(source, dtype=dtype, device=device), weights=quantize.value if quantize else "keep")
     streamer = _Streamer(tokenizer) if len(texts) == 1 and not as_json else None
     made = generate(
         fast,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit.cli.common import Json, app, console, print_json, table
+from prunekit.cli import options as o
+from prunekit.cli.common import app, console, print_json, table
 from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A checkpoint that prunekit wrote.", show_default=False)],
-    json: Json = False,
+    json: o.Json = False,
 ) -> None:
     """Show a pruned checkpoint's shapes and provenance, and verify the hashes of its files.
 

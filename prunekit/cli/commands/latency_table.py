@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit.cli.common import Device, Dtype, Json, Model, Overwrite, Seed, app, console, print_json, table
+from prunekit.cli import options as o
+from prunekit.cli.common import app, console, print_json, table
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
 
@@ -18,28 +19,30 @@ if TYPE_CHECKING:
 
 @app.command("latency-table")
 def latency_table_command(
-    model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the table.")] = Path("latency.json"),
-    overwrite: Overwrite = False,
+    model: o.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("latency.json"),
+    overwrite: o.Overwrite = False,
     phase: Annotated[
         str, typer.Option(help="prefill: time to the first token; decode: time of each further one.")
     ] = "prefill",
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    length: Annotated[int, typer.Option(help="prefill: tokens of the prompt; decode: tokens in the KV cache.")] = 512,
+    batch_size: Annotated[int, typer.Option(help=f"{o.BATCH_SIZE}.")] = 1,
+    length: Annotated[
+        int, typer.Option(help=f"{o.LENGTH}: for prefill the prompt, for decode what is in the KV cache.")
+    ] = 512,
     widths: Annotated[int, typer.Option(help="FFN widths to measure, about; those between are interpolated.")] = 16,
-    repeats: Annotated[int, typer.Option(help="Measured runs of each width.")] = 11,
-    warmup: Annotated[int, typer.Option(help="Runs of each width before measuring.")] = 2,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    seed: Seed = 0,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    json: Json = False,
+    repeats: o.Repeats = 11,
+    warmup: o.Warmup = 2,
+    threads: o.Threads = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 0,
+    revision: o.Revision = None,
+    json: o.Json = False,
 ) -> None:
     """Measure what attention and FFN take at every width, for --latency of plan and prune."""
     from prunekit.profiling.sublayer_latency import LatencyConfig, measure_table
 
-    config = LatencyConfig(batch, length, phase, widths, repeats, warmup, threads, seed)
+    config = LatencyConfig(batch_size, length, phase, widths, repeats, warmup, threads, seed)
     check_output_file(output, overwrite, what="latency-table", inputs=local(model))
     from prunekit.models.source import resolve
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit.cli.common import Json, app, console, print_json, table
+from prunekit.cli import options as o
+from prunekit.cli.common import app, console, print_json, table
 from prunekit.plan.allocations import ALLOCATIONS, MEASURED, SCORED
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs, words
 
 
 @app.command()
-def methods(json: Json = False) -> None:
+def methods(json: o.Json = False) -> None:
     """List the methods, and the settings that --set and --recipe take."""
     from prunekit.pruning.importance import IMPORTANCE, LAYER_IMPORTANCE
 

@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING
 from prunekit.cli.common import console, table
 
 if TYPE_CHECKING:
-    from prunekit.evaluation.continuations import GenerationQuality
     from prunekit.evaluation.perplexity import Evaluation
+    from prunekit.evaluation.run import Measured
     from prunekit.evaluation.task_types import TaskReport, TaskScore
 
 # Groups of more tasks than this together are shown without them.
 _SHOWN_TASKS = 30
 
 
-def show(
-    report: Evaluation | None, qualities: list[GenerationQuality], scored: TaskReport | None, names: dict[str, str]
-) -> None:
-    """Print what was measured; ``names`` are the models' as ``name`` and ``baseline_name``."""
-    if report is not None:
-        _print_texts(report)
-    if qualities:
-        _print_generation(qualities, names)
-    if scored is not None:
-        _print_tasks(scored)
+def show(measured: Measured) -> None:
+    """Print what was measured."""
+    if measured.texts is not None:
+        _print_texts(measured.texts)
+    if measured.generation:
+        _print_generation(measured)
+    if measured.tasks is not None:
+        _print_tasks(measured.tasks)
 
 
 def _print_texts(report: Evaluation) -> None:
@@ -75,8 +73,8 @@ def _error(scale: float, error: float | None, digits: int = 2) -> str:
     return "" if error is None else f" ± {scale * error:,.{digits}f}"
 
 
-def _print_generation(qualities: list[GenerationQuality], names: dict[str, str]) -> None:
-    first = qualities[0]
+def _print_generation(measured: Measured) -> None:
+    first = measured.generation[0]
     compared = first.baseline is not None
     caption = (
         "Greedy. Repeated: share of a continuation's 4-grams that it had before. Distinct: different tokens and pairs "
@@ -88,8 +86,8 @@ def _print_generation(qualities: list[GenerationQuality], names: dict[str, str])
         columns += ["follows", "equal"]
     title = f"{first.prompts} prompts of {first.prompt_length} tokens, continued by up to {first.new_tokens}"
     shown = table(title, *columns, caption=caption)
-    for quality in qualities:
-        for name, fluency in ((names["name"], quality.model), (names["baseline_name"], quality.baseline)):
+    for quality in measured.generation:
+        for name, fluency in ((measured.model, quality.model), (measured.baseline, quality.baseline)):
             if fluency is None:
                 continue
             row = [

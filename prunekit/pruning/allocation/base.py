@@ -52,8 +52,8 @@ def check_compensable(units: tuple[str, ...]) -> None:
     """Raises PrunekitError where biases can't make good for what goes."""
     if others := [unit for unit in units if unit in MEASURED]:
         raise PrunekitError(
-            f"Biases make good for units that are cut one by one, which {others[0]} doesn't do; add --refit, or leave "
-            f"{others[0]} out of --prune."
+            f"Biases make good for units that are cut one by one, which {others[0]} doesn't do; set refit=true, or "
+            f"leave {others[0]} out of units."
         )
 
 

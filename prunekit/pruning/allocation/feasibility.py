@@ -54,8 +54,7 @@ def check_reachable(
 
 def _out_of_reach(source: ModelShape, budget: Budget, least: int) -> PrunekitError:
     advice = (
-        "Ask for at least that, or lower --ffn-multiple and --min-ffn, protect fewer layers, or prune more kinds of "
-        "unit."
+        "Ask for at least that, or lower ffn_multiple and min_ffn, protect fewer layers, or prune more kinds of unit."
     )
     share = _up(least / budget.dense)
     if budget.cost.name == PARAMETERS:

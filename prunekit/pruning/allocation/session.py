@@ -55,7 +55,7 @@ class Session:
         layer_importance: str | None,
         batch_size: int = 32,
         seed: int = 0,
-        checkpoint: bool | None = None,
+        gradient_checkpointing: bool | None = None,
         counted: ModelShape | None = None,
         store: Path | None = None,
         fast: bool = False,
@@ -72,7 +72,7 @@ class Session:
         self._batch_size = batch_size
         self.seed = seed
         self.store = store
-        self._checkpoint = checkpoint
+        self._gradient_checkpointing = gradient_checkpointing
         self._fast = fast
 
     @property
@@ -91,7 +91,7 @@ class Session:
             layer_importance_name=self._layer_importance,
             batch_size=self._batch_size,
             seed=self.seed + step,
-            checkpoint=self._checkpoint,
+            gradient_checkpointing=self._gradient_checkpointing,
         )
 
     def _curves(

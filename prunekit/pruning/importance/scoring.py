@@ -35,14 +35,14 @@ def score(
     layer_importance_name: str | None = "cosine",
     batch_size: int = 32,
     seed: int = 0,
-    checkpoint: bool | None = None,
+    gradient_checkpointing: bool | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score every unit and layer of ``model`` on ``input_ids`` [sequences, length].
 
     Needs the weights, one batch of activations and a number a unit: weight gradients are used up and freed one tensor
-    at a time, and gradient checkpointing keeps one layer's activations where a batch would not fit (``checkpoint``
-    None: decided by the memory that is free). ``input_ids`` may be None for methods that need no text.
+    at a time, and ``gradient_checkpointing`` keeps one layer's activations where a batch would not fit (None: decided
+    by the memory that is free). ``input_ids`` may be None for methods that need no text.
 
     Raises PrunekitError where a method is unknown or a value is not finite; the message names the layer.
     """
@@ -56,7 +56,11 @@ def score(
         # Nothing runs the model here, and what a method doesn't look at (norms; `random`: all) would go unseen.
         _check_weights(watched)
     loss_sum = 0.0
-    with frozen(model), _prepared(watched, units.needs, checkpoint, input_ids, batch_size), _repeatable(model):
+    with (
+        frozen(model),
+        _prepared(watched, units.needs, gradient_checkpointing, input_ids, batch_size),
+        _repeatable(model),
+    ):
         units.attach(watched)
         if layers is not None:
             layers.attach(watched)
@@ -109,7 +113,7 @@ def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) ->
 
 @contextmanager
 def _prepared(
-    watched: Watched, needs: Needs, checkpoint: bool | None, input_ids: torch.Tensor | None, batch_size: int
+    watched: Watched, needs: Needs, gradient_checkpointing: bool | None, input_ids: torch.Tensor | None, batch_size: int
 ) -> Iterator[None]:
     """The frozen model in eval mode, nothing but what ``needs`` says under autograd, and everything put back
     afterwards."""
@@ -126,7 +130,7 @@ def _prepared(
             embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
         )
     use_checkpoints = needs in ("activation_gradients", "weight_gradients") and (
-        _memory_is_short(watched, input_ids, batch_size) if checkpoint is None else checkpoint
+        _memory_is_short(watched, input_ids, batch_size) if gradient_checkpointing is None else gradient_checkpointing
     )
     # The model's own switch would forget how a caller had set it, and is renamed between transformers versions.
     checkpointing = [

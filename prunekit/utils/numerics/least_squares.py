@@ -15,7 +15,7 @@ from prunekit.utils.numerics.finite import is_finite
 
 _UNSOLVABLE = (
     "The inputs of a projection can't be solved for: their moments are not finite, or the ridge is too small for them. "
-    "Compute in float32 (--dtype float32), or give more calibration text or a larger --ridge."
+    "Compute in float32 (--dtype float32), or give more calibration text or a larger ridge."
 )
 # The least rows of a product that are worth making by themselves.
 _BLOCK = 256
