@@ -70,8 +70,16 @@ def evaluate(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise PrunekitError("There is no text to evaluate on; name one, such as builtin.")
-    revisions = {"revision": revision, "baseline_revision": baseline_revision}
-    measured = measure(model, baseline=baseline, texts=texts, config=config, dtype=dtype, device=device, **revisions)
+    measured = measure(
+        model,
+        baseline=baseline,
+        texts=texts,
+        config=config,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        baseline_revision=baseline_revision,
+    )
     assert measured.texts is not None
     return measured.texts
 
@@ -112,12 +120,11 @@ def measure(
     for each, tokens in zip(sources, read, strict=True):
         if texts:
             check_length(config, each.config)
-        if continuations is not None:
-            check_room(each.config, model_label(each.name), continuations)
-        for ids in tokens.values():
+        for text, ids in tokens.items():
             check_tokens(ids, each.config)
-    for text, ids in read[0].items() if continuations is not None else ():
-        pick_prompts(ids, continuations, None, source_name(text))
+            if continuations is not None:
+                check_room(each.config, model_label(each.name), continuations)
+                pick_prompts(ids, continuations, None, source_name(text))
     name, dense_name = model_label(source.name), model_label(dense.name) if dense is not None else "baseline"
     names = {"name": name, "baseline_name": dense_name}
     loaded: dict[str, Any] = {}
@@ -128,7 +135,8 @@ def measure(
         pruned, dense_model = loaded[source.name], loaded[dense.name] if dense is not None else None
         if apart:
             first, second = (
-                Read(loaded[each.name], *rest) for each, *rest in zip(sources, tokenizers, read, strict=True)
+                Read(loaded[each.name], tokenizer, tokens)
+                for each, tokenizer, tokens in zip(sources, tokenizers, read, strict=True)
             )
             report = evaluate_apart(first, second, config, **names)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ def plan(
     json: o.Json = False,
 ) -> None:
     """Decide how wide every layer becomes, and show what that costs, before anything is cut."""
-    goals = {
+    goals: dict[str, Any] = {
         "params": params,
         "blocks": blocks,
         "weights": weights,
