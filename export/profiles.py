@@ -96,7 +96,8 @@ PROFILES = {
                     64,
                     "vLLM batches continuously and takes per-layer widths as they are; bfloat16 is what most models "
                     "were trained in. FFNs are padded to 64, one tensor-core tile, at a fraction of a percent.",
-                    "`pip install prunekit vllm`, then `sh vllm-bf16/serve.sh`.",
+                    "`pip install vllm` and prunekit (`pip install .` in the folder of its source), then "
+                    "`sh vllm-bf16/serve.sh`.",
                 ),
                 Choice(
                     "tensorrt",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from prunekit.errors import PrunekitError
 from prunekit.export.generation import Generation, generation_of
 from prunekit.models.source import Source, load_model, load_tokenizer
-from prunekit.utils.provenance import installed
+from prunekit.utils.provenance import install_extra, installed
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ class Requirement:
 
     @property
     def how(self) -> str:
-        return f"pip install 'prunekit[{self.extra}]'" if self.extra else f"pip install {self.package}"
+        return install_extra(self.extra) if self.extra else f"pip install {self.package}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.kernels.ops.utils.int8 import check_finite
 from prunekit.kernels.ops.utils.layout import padded
+from prunekit.utils.provenance import install_extra
 
 Library = Literal["torchao", "gemlite"]
 
@@ -94,7 +95,7 @@ def choose_library(device: torch.device, dtype: torch.dtype) -> Library:
         reasons.append(reason)
     raise PrunekitError(
         f"4-bit weights need {' or '.join(candidates)}: {'; '.join(reasons)}. Install it with "
-        "pip install 'prunekit[torchao]', or take int8, which needs no library."
+        f"{install_extra('torchao')}, or take int8, which needs no library."
     )
 
 

@@ -48,7 +48,6 @@ app = typer.Typer(
     name="prunekit",
     help="Make a pretrained decoder LLM smaller: adaptive structural pruning, rebuilt as an ordinary checkpoint.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

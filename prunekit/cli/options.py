@@ -5,13 +5,38 @@ One word has one meaning: a help text begins alike in every command, and what a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prunekit.plan.methods import METHODS
-from prunekit.plan.recipe import DEFAULT
+from prunekit.plan.recipe import DEFAULT, knobs
+
+
+def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
+    """What shells offer to complete a word."""
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    return _begin(incomplete, METHODS)
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    return _begin(incomplete, (f"{name}=" for name in knobs()))
+
+
+def complete_target(incomplete: str) -> list[str]:
+    from prunekit.export.registry import TARGET_NAMES
+
+    return _begin(incomplete, TARGET_NAMES)
+
+
+def complete_runtime(incomplete: str) -> list[str]:
+    return [*_begin(incomplete, ("torch", "prunekit")), *complete_target(incomplete)]
+
 
 # What a word means wherever it stands.
 BASELINE = "The model it was pruned from, to compare with"
@@ -98,6 +123,7 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
+        autocompletion=complete_method,
         show_default=DEFAULT,
         help=f"One of {', '.join(METHODS)}. `prunekit methods` says what each does.",
         rich_help_panel=_METHOD,
@@ -113,6 +139,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
+        autocompletion=complete_setting,
         metavar="KEY=VALUE",
         help="Any other setting, such as sequences=512; repeatable. `prunekit methods` lists them.",
         show_default=False,

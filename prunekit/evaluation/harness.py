@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: finding its tasks, giving them local data, and a model to ask. Needs ``prunekit[lm-eval]``."""
+"""lm-evaluation-harness: finding its tasks, giving them local data, and a model to ask. Needs the extra ``lm-eval``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.task_data import MissingData, TaskData
-from prunekit.utils.provenance import installed
+from prunekit.utils.provenance import install_extra, installed
 from prunekit.utils.quiet import quiet, reason
 
 # Reading all of lm-eval's 14,000 task files takes a minute; these folders hold what is asked for most.
@@ -27,7 +27,7 @@ def check_installed() -> str:
     """lm-eval's version. Raises PrunekitError where it is not installed."""
     version = installed("lm-eval")
     if version is None or find_spec("lm_eval") is None:
-        raise PrunekitError("--tasks needs lm-evaluation-harness; run `pip install prunekit[lm-eval]`.")
+        raise PrunekitError(f"--tasks needs lm-evaluation-harness: {install_extra('lm-eval')}.")
     return version
 
 

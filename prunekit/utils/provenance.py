@@ -25,6 +25,11 @@ def installed(package: str) -> str | None:
         return None
 
 
+def install_extra(extra: str) -> str:
+    """How to get what the extra of that name brings: prunekit is on no index, so it is installed from its source."""
+    return f"pip install '.[{extra}]' in the folder of prunekit's source"
+
+
 def versions() -> dict[str, Any]:
     """Versions that a plan or a report depends on."""
     return {

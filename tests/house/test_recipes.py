@@ -1,4 +1,5 @@
-"""What docs/architecture.md says of adding a method, a family or a target is enough: one of each is written here."""
+"""What docs/architecture.md says of adding a method, a family or a target is enough: one of each is written here (and
+an op in tests/support/added_op.py)."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Vllm(Target):
             {"model": served_name(job), "prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}
         )
         uniform = job.source.shape.is_uniform
-        needs = "" if uniform else " prunekit"
+        needs = "" if uniform else "\npip install .  # in the folder of prunekit's source"
         why = (
             ""
             if uniform

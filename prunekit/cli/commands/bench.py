@@ -26,9 +26,10 @@ def bench_command(
     runtime: Annotated[
         str,
         typer.Option(
+            autocompletion=o.complete_runtime,
             help="What runs both: torch (transformers), prunekit (the decode runtime of `prunekit generate`), or a "
             "target of `prunekit export`, such as onnx, onnx-genai, gguf. Checkpoints are exported first; folders "
-            "that are exports are checked against their manifest, and taken as they are."
+            "that are exports are checked against their manifest, and taken as they are.",
         ),
     ] = "torch",
     batch_size: Annotated[list[int] | None, typer.Option(help=f"{o.BATCH_SIZE}: repeatable.", show_default="1")] = None,

@@ -26,7 +26,12 @@ def export_command(
     model: Annotated[
         str | None, typer.Argument(help="A checkpoint: folder, hub id, .gguf file.", show_default=False)
     ] = None,
-    to: Annotated[str | None, typer.Option("--to", help="The target; --list shows all.", show_default=False)] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="The target; --list shows all.", show_default=False, autocompletion=o.complete_target
+        ),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Instead of --to: jetson-orin, server-gpu, cpu or mobile.", show_default=False),

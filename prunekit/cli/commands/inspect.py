@@ -1,4 +1,4 @@
-"""``prunekit inspect``: what a checkpoint is, where it came from, and whether its files are whole."""
+"""``prunekit inspect``: what something is that prunekit wrote, where it came from, and whether its files are whole."""
 
 from __future__ import annotations
 
@@ -9,22 +9,149 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
+from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
+from prunekit.utils.files.atomic import read_json
+from prunekit.utils.files.listed_folder import check_listed, is_plain
+from prunekit.utils.files.replacing import EXPORT, PROFILE
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from prunekit.models.source import Source
     from prunekit.plan import Plan
+    from prunekit.plan.shape import ModelShape
 
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint that prunekit wrote.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint, an export, or a plan that prunekit wrote.", show_default=False),
+    ],
     json: o.Json = False,
 ) -> None:
-    """Show a pruned checkpoint's shapes and provenance, and verify the hashes of its files.
+    """Show what prunekit wrote: a plan's widths, or a folder's shapes and origin; verify the hashes of its files.
 
     A pruned model that was trained and saved again has no such hashes: it is shown, and whether its weights changed.
     """
+    if path.is_file():
+        _plan(path, json)
+    elif (path / PROFILE.manifest).is_file():
+        _profile(path, json)
+    elif (path / EXPORT.manifest).is_file():
+        _export(path, json)
+    else:
+        _checkpoint(path, json)
+
+
+# A plan says how many parameters are left, not in how many bits they will be stored.
+_PLANNED_BYTES = 2
+
+
+def _plan(file: Path, json: bool) -> None:
+    from prunekit.plan import Plan
+
+    plan = Plan.load(file)
+    recipe = None if plan.recipe is None else plan.recipe.to_dict()
+    if json:
+        print_json({"plan": str(file), "recipe": recipe, **plan_summary(plan, _PLANNED_BYTES)})
+        return
+    said = plan.provenance
+    method, target, model = (_object(said.get(name)) for name in ("method", "target", "model"))
+    shown = table(f"{file}", "", "")
+    shown.columns[1].justify = "left"
+    for name, value in (
+        ("made for", model.get("name")),
+        ("method", method.get("name")),
+        ("target", target.get("asked")),
+        ("calibration", _text(_object(said.get("calibration")))),
+        ("settings", ", ".join(f"{key}={value}" for key, value in (recipe or {}).items() if key != "method")),
+    ):
+        if value:
+            shown.add_row(name, str(value))
+    console().print(shown)
+    console().print(plan_tables(plan, _PLANNED_BYTES))
+    console().print("Bytes are counted in 16 bits.")
+
+
+def _export(folder: Path, json: bool) -> None:
+    from prunekit.export.export import read_export
+
+    opened = read_export(folder)
+    seen = check_listed(folder, opened.files, EXPORT.manifest)
+    data: dict[str, Any] = {
+        "export": str(folder),
+        "target": opened.target.name,
+        "dtype": opened.dtype,
+        "source": opened.name,
+        "verified": opened.verified,
+        "verified_files": len(seen) - 1,
+        "context_length": opened.context_length,
+        "file_bytes": opened.file_bytes,
+        "decode_bytes": opened.decode_bytes,
+        "parameters": opened.shape.parameters,
+        "layers": _layers(opened.shape),
+    }
+    if json:
+        print_json(data)
+        return
+    shown = table(f"{folder}", "", "")
+    shown.columns[1].justify = "left"
+    for name, value in (
+        ("export for", f"{data['target']}, {data['dtype']}"),
+        ("made from", data["source"]),
+        ("compared with PyTorch", "yes, see parity.json" if opened.verified else "no"),
+        ("longest text", f"{opened.context_length:,} tokens"),
+        ("parameters", f"{opened.shape.parameters:,}"),
+        ("files", f"{opened.file_bytes:,} bytes"),
+        ("file hashes", f"{data['verified_files']} files as written"),
+    ):
+        shown.add_row(name, str(value))
+    console().print(shown)
+    console().print(_widths(opened.shape, ()))
+
+
+def _profile(folder: Path, json: bool) -> None:
+    from prunekit.export.export import read_export
+
+    said = read_json(folder / PROFILE.manifest, "profile manifest")
+    named = said.get("exports") if isinstance(said, dict) else None
+    files = said.get("files") if isinstance(said, dict) else None
+    if (
+        not isinstance(named, list)
+        or not all(isinstance(each, str) and is_plain(each) for each in named)
+        or not isinstance(files, dict)
+    ):
+        raise PrunekitError(f"{folder / PROFILE.manifest} is damaged; export the profile again.")
+    check_listed(folder, files, PROFILE.manifest)
+    exports = [read_export(folder / each) for each in named]
+    data = {
+        "profile": str(said.get("profile")),
+        "verified_files": len(files),
+        "exports": [
+            {
+                "export": str(each.path),
+                "target": each.target.name,
+                "dtype": each.dtype,
+                "verified": each.verified,
+                "file_bytes": each.file_bytes,
+            }
+            for each in exports
+        ],
+    }
+    if json:
+        print_json(data)
+        return
+    shown = table(f"{folder} for {data['profile']}", "folder", "target", "precision", "MiB", "compared with PyTorch")
+    for name, each in zip(named, exports, strict=True):
+        size = f"{each.file_bytes / 2**20:,.1f}"
+        shown.add_row(name, each.target.name, each.dtype, size, "yes" if each.verified else "no")
+    console().print(shown)
+    console().print(f"{len(files)} files as written.")
+
+
+def _checkpoint(folder: Path, json: bool) -> None:
     from prunekit.checkpoint.manifest import MANIFEST
     from prunekit.models.source import resolve
 
@@ -40,14 +167,7 @@ def inspect(
         "dtype": str(source.dtype).removeprefix("torch."),
         "weight_bytes": shape.weight_bytes(source.dtype.itemsize),
         "kv_bytes_per_token": shape.kv_bytes_per_token(source.dtype.itemsize),
-        "layers": [
-            {
-                "num_attention_heads": a.num_attention_heads,
-                "num_key_value_heads": a.num_key_value_heads,
-                "intermediate_size": a.intermediate_size,
-            }
-            for a in shape.layers
-        ],
+        "layers": _layers(shape),
     }
     if len(origins or shape.layers) != shape.num_hidden_layers:
         raise PrunekitError(
@@ -56,22 +176,35 @@ def inspect(
         )
     if json:
         print_json(data)
-    else:
-        shown = table(f"{folder}", "", "")
-        shown.columns[1].justify = "left"
-        for name, value in _facts(data):
-            shown.add_row(name, value)
-        console().print(shown)
-        widths = table("Layers", "layer", "from", "query heads", "KV heads", "FFN width")
-        for place, layer in enumerate(shape.layers):
-            widths.add_row(
-                str(place),
-                str(origins[place]) if origins else "unknown",
-                str(layer.num_attention_heads or "none"),
-                str(layer.num_key_value_heads or "none"),
-                str(layer.intermediate_size or "none"),
-            )
-        console().print(widths)
+        return
+    shown = table(f"{folder}", "", "")
+    shown.columns[1].justify = "left"
+    for name, value in _facts(data):
+        shown.add_row(name, value)
+    console().print(shown)
+    console().print(_widths(shape, origins))
+
+
+def _layers(shape: ModelShape) -> list[dict[str, int]]:
+    return [
+        {
+            "num_attention_heads": each.num_attention_heads,
+            "num_key_value_heads": each.num_key_value_heads,
+            "intermediate_size": each.intermediate_size,
+        }
+        for each in shape.layers
+    ]
+
+
+def _widths(shape: ModelShape, origins: tuple[int, ...]) -> Table:
+    """The layers; ``origins`` are their places in the model that was pruned, where that is known."""
+    shown = table("Layers", "layer", *(["from"] if origins else []), "query heads", "KV heads", "FFN width")
+    for place, layer in enumerate(shape.layers):
+        widths = (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size)
+        shown.add_row(
+            str(place), *([str(origins[place])] if origins else []), *(str(width or "none") for width in widths)
+        )
+    return shown
 
 
 def _as_written(folder: Path) -> tuple[dict[str, Any], Plan, tuple[int, ...]]:
@@ -143,12 +276,7 @@ def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
             f"{method.get('name')}: {chosen}{method.get('allocation')} allocation" if said else data.get("method"),
         ),
         ("target", str(target.get("asked")) if said else data.get("target")),
-        (
-            "calibration",
-            f"{calibration.get('source')}, {calibration.get('sequences')} x {calibration.get('length')} tokens a pass"
-            if said
-            else None,
-        ),
+        ("calibration", _text(calibration)),
         ("left of blocks", f"{data['share_of_blocks']:.2%}" if source else None),
         ("left of all parameters", f"{data['share_of_parameters']:.2%}" if source else None),
         ("layout", f"{data['layout']} ({data['architecture']})" if source else data["architecture"]),
@@ -159,6 +287,12 @@ def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("file hashes", f"{data['verified_files']} files as written" if data["verified_files"] else None),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _text(calibration: dict[str, Any]) -> str | None:
+    if not calibration:
+        return None
+    return f"{calibration.get('source')}, {calibration.get('sequences')} x {calibration.get('length')} tokens a pass"
 
 
 def _state(changed: bool | None) -> str:

@@ -69,7 +69,8 @@ def test_serve_script_gives_vllm_the_exact_command(uneven, tmp_path):
     script = (out / "serve.sh").read_text()
     assert str(tmp_path) not in script and "trust-remote-code" not in script
     readme = (out / "README.md").read_text()
-    assert "pip install vllm prunekit" in readme and '"model": "pruned"' in readme and str(tmp_path) not in readme
+    assert "pip install vllm\npip install .  #" in readme
+    assert '"model": "pruned"' in readme and str(tmp_path) not in readme
 
 
 def test_corrupted_copy_is_refused(uneven, tmp_path, monkeypatch):
