@@ -13,7 +13,7 @@ from prunekit.checkpoint.card import card_head, licence_text, plain
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
-from prunekit.export.parity import Parity, compare, sample
+from prunekit.export.parity import Parity, check_parity, compare, sample
 from prunekit.export.registry import target as target_named
 from prunekit.export.target import Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.trial import try_export
@@ -99,11 +99,7 @@ def export(
         (folder / "README.md").write_text(_readme(job, target, written, origin), encoding="utf-8")
         parity, unverified = _verified(job, target, folder, verify)
         if parity is not None:
-            if not parity.ok:
-                raise PrunekitError(
-                    f"The {target.name} export of {model_label(source.name)} does not compute what PyTorch computes, "
-                    f"so it was removed: {'; '.join(parity.failures)}. Take another dtype or target, and report this."
-                )
+            check_parity(f"The {target.name} export of {model_label(source.name)}", parity, job)
             (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
         _write_manifest(folder, job, target, written, parity, unverified)
         file_bytes = _size(folder)

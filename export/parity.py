@@ -146,6 +146,21 @@ class Parity:
         return {"ok": self.ok, **clean(asdict(self))}
 
 
+def check_parity(what: str, parity: Parity, job: Job) -> None:
+    """Raises PrunekitError where ``what`` differs from PyTorch. Of a model that guesses it says so: where no token is
+    likelier than others, rounding decides which comes first."""
+    if parity.ok:
+        return
+    said = f"{what} does not compute what PyTorch computes, so it was removed: {'; '.join(parity.failures)}."
+    advice = "Take another dtype or target, and report this."
+    if parity.perplexity_reference > job.source.shape.vocab_size / 2:
+        advice += (
+            f" The model itself has a perplexity of {parity.perplexity_reference:,.0f}, about what guessing gives: "
+            "where pruning destroyed it, rounding decides its answers, and pruning less is what helps."
+        )
+    raise PrunekitError(f"{said} {advice}")
+
+
 @dataclass(frozen=True)
 class Sample:
     """What both sides are given: windows of token ids, int64 [n] each, and what text they are of."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import Calibration
-from prunekit.data.mixture import Mixed, calibration_text
+from prunekit.data.mixture import CalibrationText, calibration_text
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def text_of(
     dense: DenseModel, plan: Plan, recipe: Recipe, what_for: str, *, given: str | None = None
-) -> Calibration | Mixed:
+) -> CalibrationText:
     """The calibration text of ``plan``, made by ``recipe``, token for token. Only what the model writes itself may be
     another text, for it is one on another kind of machine (:func:`told`).
 
@@ -37,7 +36,7 @@ def text_of(
     return made
 
 
-def told(plan: Plan, made: Calibration | Mixed) -> Plan:
+def told(plan: Plan, made: CalibrationText) -> Plan:
     """``plan``, which names the text it is ``computed_on`` where :func:`text_of` gave another than its own."""
     if made.fingerprint == plan.provenance["calibration"].get("fingerprint"):
         return plan

@@ -102,7 +102,11 @@ class Mixed:
         }
 
 
-def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration | Mixed:
+CalibrationText = Calibration | Mixed
+"""Text to calibrate on, whichever way it was asked for."""
+
+
+def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> CalibrationText:
     """The calibration text that ``config.source`` asks for: one text, ``self`` (what the ``dense`` model writes, which
     is loaded if need be), or a mix.
 

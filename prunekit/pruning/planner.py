@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import Calibration, check_length, check_tokens
-from prunekit.data.mixture import Mixed, calibration_text
+from prunekit.data.calibration import check_length, check_tokens
+from prunekit.data.mixture import CalibrationText, calibration_text
 from prunekit.errors import PrunekitError
 from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
@@ -178,7 +178,7 @@ def _steps(session: Session, method: Method, budget: int) -> int:
     return max(1, round((shape.parameters - budget) / shape.block_parameters * method.allocation.steps) + 1)
 
 
-def level_store(source: Source, calibration: Calibration | Mixed, computed: dict[str, str]) -> Path:
+def level_store(source: Source, calibration: CalibrationText, computed: dict[str, str]) -> Path:
     """Where level databases of that model on that text are kept: a plan for another target finds them there."""
     key = [source.fingerprint, calibration.fingerprint, computed, versions()]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

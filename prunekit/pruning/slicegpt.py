@@ -37,7 +37,7 @@ from prunekit.models.source import load_tokenizer
 from prunekit.plan import Plan, whole_plan
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.utils.numerics.finite import watched_layers
-from prunekit.utils.progress import progress
+from prunekit.utils.progress import Advance, progress, untold
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def principal_axes(
     family: Family,
     input_ids: torch.Tensor,
     batch_size: int = 32,
-    advance: Callable[..., None] = lambda *args, **kwargs: None,
+    advance: Advance = untold,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Principal axes Q [d, d] of the hidden states of ``model``, float64 with the columns by falling share of the
     energy, and these shares [d].

@@ -7,7 +7,6 @@ the switch, which count as parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,10 @@ from prunekit.models.slicing import expand
 from prunekit.plan import Plan
 from prunekit.utils.numerics.channel_moments import ChannelMoments
 from prunekit.utils.numerics.finite import check_made, watched_layers
-from prunekit.utils.progress import progress
+from prunekit.utils.progress import Advance, progress, untold
 
 if TYPE_CHECKING:
-    from prunekit.data.calibration import Calibration
-    from prunekit.data.mixture import Mixed
+    from prunekit.data.mixture import CalibrationText
     from prunekit.models.dense import DenseModel
     from prunekit.plan.recipe import Recipe
 
@@ -41,7 +39,7 @@ def output_biases(
     input_ids: torch.Tensor,
     *,
     batch_size: int = 32,
-    advance: Callable[..., None] = lambda *args, **kwargs: None,
+    advance: Advance = untold,
 ) -> dict[str, torch.Tensor]:
     """Biases [hidden_size], float64, of every o_proj and down_proj that has one in the pruned model, by their names in
     the source, for ``rebuild(weights=...)``. A bias that the source has is part of them.
@@ -87,7 +85,7 @@ def _see(moments: ChannelMoments, module: nn.Module, args: tuple[torch.Tensor, .
 
 
 def compensate(
-    dense: DenseModel, plan: Plan, recipe: Recipe, calibration: Calibration | Mixed, batch_size: int | None = None
+    dense: DenseModel, plan: Plan, recipe: Recipe, calibration: CalibrationText, batch_size: int | None = None
 ) -> dict[str, torch.Tensor]:
     """:func:`output_biases` of the ``dense`` model on the ``calibration`` text that ``plan`` was made with by
     ``recipe`` (:func:`prunekit.data.from_plan.text_of`)."""

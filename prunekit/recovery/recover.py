@@ -11,15 +11,14 @@ from prunekit.utils.progress import progress
 if TYPE_CHECKING:
     import torch
 
-    from prunekit.data.calibration import Calibration
-    from prunekit.data.mixture import Mixed
+    from prunekit.data.mixture import CalibrationText
     from prunekit.models.dense import DenseModel
     from prunekit.plan import Plan
     from prunekit.plan.recipe import Recipe
 
 
 def refit_plan(
-    dense: DenseModel, plan: Plan, recipe: Recipe, calibration: Calibration | Mixed, batch_size: int | None = None
+    dense: DenseModel, plan: Plan, recipe: Recipe, calibration: CalibrationText, batch_size: int | None = None
 ) -> Refitted:
     """Solve what ``plan`` leaves of the ``dense`` model anew by its ``recipe``, on the ``calibration`` text that the
     plan was made with (:func:`prunekit.data.from_plan.text_of`), and tune its scales on a part of that text which the

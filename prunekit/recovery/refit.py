@@ -6,7 +6,6 @@ Two residual streams run through the model side by side, the dense model's and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from prunekit.plan.shape import ModelShape
 from prunekit.recovery.rescale import Rescaled
 from prunekit.utils.numerics.finite import in_layer, is_finite
 from prunekit.utils.numerics.least_squares import Moments, solve
+from prunekit.utils.progress import Advance, untold
 
 
 @dataclass
@@ -44,7 +44,7 @@ def refit(
     *,
     batch_size: int = 8,
     fast: bool = False,
-    advance: Callable[..., None] = lambda *args, **kwargs: None,
+    advance: Advance = untold,
 ) -> Refitted:
     """Cut the dense ``model`` down to ``keeps`` and solve what is left on ``ids`` [N, L].
 

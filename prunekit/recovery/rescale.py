@@ -23,6 +23,7 @@ from prunekit.plan.settings import RescaleConfig
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.progress import Advance, untold
 
 # Of all the text, and of what the model has not written, where no share is asked for.
 _SHARE = 0.4
@@ -170,7 +171,7 @@ def rescale(
     *,
     seed: int = 0,
     fast: bool = False,
-    advance: Callable[..., None] = lambda *args, **kwargs: None,
+    advance: Advance = untold,
 ) -> Rescaled:
     """Tune the factors of the pruned ``model`` in place on ``ids`` [N, L], toward the dense model whose
     :func:`final_hidden` on them is ``wanted`` [N, L, hidden_size]; both share the head. ``fast`` allows

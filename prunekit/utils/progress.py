@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -13,14 +14,24 @@ from prunekit.utils.terminal import SafeConsole
 console = SafeConsole(stderr=True)
 
 
+class Advance(Protocol):
+    """Told of ``steps`` that are done; ``note`` is a short text to show beside them (a loss, a width)."""
+
+    def __call__(self, steps: float = 1, note: str = "") -> None: ...
+
+
+def untold(steps: float = 1, note: str = "") -> None:
+    """An :class:`Advance` where nobody watches."""
+
+
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+def progress(title: str, total: int) -> Iterator[Advance]:
     """Shows ``title`` and a bar of ``total`` steps on stderr while the block runs.
 
-    Yields ``advance(steps=1, note="")``, where ``note`` is a short text shown behind the bar (a loss, a width).
+    Yields what is to be told of each step.
     """
     if not console.is_terminal:
-        yield lambda steps=1, note="": None
+        yield untold
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -33,4 +44,8 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(printable(title), total=total, note="")
-        yield lambda steps=1, note="": bar.update(task, advance=steps, note=printable(note))
+
+        def advance(steps: float = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, note=printable(note))
+
+        yield advance

@@ -120,7 +120,7 @@ class Gguf(Target):
 
 ```sh
 llama-cli -m {name} -p "Once upon a time"
-llama-server -m {name}
+llama-server -m {name} -fa on
 ```
 
 With llama-cpp-python (`pip install llama-cpp-python`):

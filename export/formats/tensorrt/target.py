@@ -13,7 +13,7 @@ from prunekit.checkpoint.rebuild import copy_tokenizer
 from prunekit.errors import PrunekitError
 from prunekit.export.formats.onnx.target import export_onnx
 from prunekit.export.formats.tensorrt.check import Shapes, check_operators
-from prunekit.export.parity import compare, sample
+from prunekit.export.parity import check_parity, compare, sample
 from prunekit.export.target import Job, Requirement, Target, Written
 from prunekit.models.runner import Runner
 from prunekit.plan.shape import ModelShape
@@ -175,11 +175,7 @@ def _compared(job: Job, path: Path) -> dict[str, Any]:
     with OnnxRunner(path) as runner:
         parity = compare(job, runner, given)
         before = runner.start(prompt)
-    if not parity.ok:
-        raise PrunekitError(
-            f"The ONNX graph of {model_label(job.source.name)} does not compute what PyTorch computes, so it was "
-            f"removed: {'; '.join(parity.failures)}. Take another dtype or target, and report this."
-        )
+    check_parity(f"The ONNX graph of {model_label(job.source.name)}", parity, job)
     _last_logits_only(path)
     with OnnxRunner(path) as runner:
         after = runner.start(prompt)

@@ -16,7 +16,7 @@ import numpy as np
 from prunekit.checkpoint.layout import padded
 from prunekit.errors import PrunekitError
 from prunekit.export.formats.hf import HuggingFace
-from prunekit.export.parity import compare, sample
+from prunekit.export.parity import check_parity, compare, sample
 from prunekit.export.target import FOLDER, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, Decoded, Runner
 from prunekit.models.source import resolve
@@ -95,11 +95,7 @@ class Vllm(Target):
         """What can be told of the copy without vLLM. Raises PrunekitError where it isn't the same model."""
         with HuggingFace().open(folder) as runner:
             parity = compare(job, runner, sample(job))
-        if not parity.ok:
-            raise PrunekitError(
-                f"The copy of {model_label(job.source.name)} for vLLM does not compute what the original computes, so "
-                f"it was removed: {'; '.join(parity.failures)}. Take another dtype, and report this."
-            )
+        check_parity(f"The copy of {model_label(job.source.name)} for vLLM", parity, job)
         return parity.to_dict()
 
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:

@@ -74,7 +74,7 @@ def _folder_error(folder: str, *digests: tuple[str, str]) -> str | None:
     seconds = _SECONDS + _IMPORTS
     limits = Limits(data_bytes=_MEMORY, cpu_seconds=seconds, output_bytes=_OUTPUT, file_bytes=_TEMPORARY)
     with temporary_folder("tokenizer") as temporary:
-        return _tried("prunekit.models.tokenizer.trial", folder, limits, {**_QUIET, "TMPDIR": str(temporary)})
+        return _tried("prunekit.models.tokenizer.folder_child", folder, limits, {**_QUIET, "TMPDIR": str(temporary)})
 
 
 def _tried(module: str, argument: str, limits: Limits, variables: dict[str, str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +13,7 @@ from prunekit.plan.budgets import Budgets
 from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation.session import Session
-
-Advance = Callable[..., None]
+from prunekit.utils.progress import Advance
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from prunekit.errors import PrunekitError
 from prunekit.plan.allocations import DropConfig
 from prunekit.plan.shape import ModelShape
-from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
+from prunekit.utils.progress import Advance
 
 
 def check_droppable(source: ModelShape, budget: int, protected: frozenset[int]) -> None:

@@ -9,9 +9,10 @@ import torch
 
 from prunekit.plan.allocations import GlobalConfig
 from prunekit.plan.shape import LayerShape, ModelShape
-from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.importance.scores import LayerScores, Scores
+from prunekit.utils.progress import Advance
 
 
 def standardised(scores: Scores) -> Scores:

@@ -11,11 +11,12 @@ from prunekit.errors import PrunekitError
 from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.budgets import can_grow
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
-from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem, without_empty
+from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem, without_empty
 from prunekit.pruning.allocation.knapsack import choose
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_shape
 from prunekit.pruning.curves.scale import measured
+from prunekit.utils.progress import Advance
 
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
 _LEVELS = 48

@@ -20,6 +20,7 @@ from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.files.leftovers import TemporaryFolder
+from prunekit.utils.progress import Advance
 
 if TYPE_CHECKING:
     from prunekit.pruning.curves.divergence import Fitness
@@ -95,7 +96,7 @@ class Session:
         )
 
     def _curves(
-        self, advance: Callable[..., None], widths: Callable[[int], Sequence[int]] | None
+        self, advance: Advance, widths: Callable[[int], Sequence[int]] | None
     ) -> Iterator[tuple[LayerCurves, Solved]]:
         ids = self._level_text()
         some = ids[: self._fisher_sequences(ids)]
@@ -115,7 +116,7 @@ class Session:
             advance=advance,
         )
 
-    def levels(self, advance: Callable[..., None]) -> Levels:
+    def levels(self, advance: Advance) -> Levels:
         """The level database of the dense model (:mod:`prunekit.pruning.curves.level_store`), made where ``store`` has
         none yet.
 

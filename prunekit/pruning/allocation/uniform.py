@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from prunekit.plan.allocations import UniformConfig
-from prunekit.pruning.allocation.base import ALLOCATION, Advance, Allocated, Problem
+from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.allocation.width_fit import SPARSITY_LIMIT, Fitting
+from prunekit.utils.progress import Advance
 
 
 def uniform(session: Session, problem: Problem, advance: Advance, config: UniformConfig | None = None) -> Allocated:

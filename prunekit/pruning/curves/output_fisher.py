@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.categorical import sampled
 from prunekit.utils.numerics.finite import check_computed, watched_layers
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.progress import Advance
 
 # Times the usual size of the residual stream.
 _ENORMOUS = 8.0
@@ -42,7 +42,7 @@ def output_fisher(
     batch_size: int = 4,
     seed: int = 0,
     fast: bool = False,
-    advance: Callable[..., None],
+    advance: Advance,
 ) -> Fisher:
     """E[s² g gᵀ], float32 [d, d] on the CPU, for every output projection: g is the gradient of a sequence's summed loss
     at the projection's output for one token, s the root mean square of the residual stream behind it.

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
-from prunekit.pruning.allocation.base import Advance
 from prunekit.pruning.curves.loss_curves import NONE, LayerCurves, layer_shape
+from prunekit.utils.progress import Advance
 
 if TYPE_CHECKING:
     from prunekit.pruning.curves.divergence import Fitness

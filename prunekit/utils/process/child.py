@@ -2,7 +2,7 @@
 
     ended = run_python(module="prunekit.cli.memory_probe", arguments=[json.dumps(what)])
     ended = run_python(
-        module="prunekit.utils.example",
+        module="prunekit.data.chat_child",
         input=json.dumps(work),
         timeout=10,
         limits=Limits(memory_bytes=2**30, cpu_seconds=5, output_bytes=2**20, file_bytes=0),

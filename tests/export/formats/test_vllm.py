@@ -86,7 +86,7 @@ def test_corrupted_copy_is_refused(uneven, tmp_path, monkeypatch):
         return written
 
     monkeypatch.setattr(hf.HuggingFace, "write", corrupted)
-    with pytest.raises(PrunekitError, match="does not compute what the original computes"):
+    with pytest.raises(PrunekitError, match="does not compute what PyTorch computes"):
         export(uneven("llama"), "vllm", tmp_path / "out", Options("fp32"))
     assert not (tmp_path / "out").exists()
 

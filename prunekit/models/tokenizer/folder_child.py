@@ -1,7 +1,7 @@
 """Loads a tokenizer that has no tokenizer.json, for a parent that has set limits: transformers makes one from its other
 files. Prints what :mod:`prunekit.models.tokenizer.check_child` prints.
 
-    python -m prunekit.models.tokenizer.trial folder
+    python -m prunekit.models.tokenizer.folder_child folder
 """
 
 from __future__ import annotations
