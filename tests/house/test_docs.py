@@ -151,8 +151,8 @@ def run_snippet(code: str, folder: Path, **changes: str) -> str:
 def test_the_readmes_snippet_runs(tmp_path: Path) -> None:
     (code,) = README.blocks("python")
     share, parameters, path = run_snippet(code, tmp_path).split()
-    assert 0.7 < float(share) <= 0.8 and int(parameters) > 0 and path == "smaller"
-    assert (tmp_path / "smaller" / "model.safetensors").is_file()
+    assert 0.7 < float(share) <= 0.8 and int(parameters) > 0 and path == "from-python"
+    assert (tmp_path / "from-python" / "model.safetensors").is_file()
 
 
 def test_the_default_method_in_python_runs(tmp_path: Path) -> None:
