@@ -36,8 +36,9 @@ from prunekit.models.modeling import pruned_config, stock_config
 from prunekit.models.source import load_tokenizer
 from prunekit.plan import Plan, whole_plan
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
+from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.finite import watched_layers
-from prunekit.utils.progress import Advance, progress, untold
+from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:

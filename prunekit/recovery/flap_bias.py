@@ -16,9 +16,10 @@ from torch import nn
 from prunekit.models.families import Family, unit_rows
 from prunekit.models.slicing import expand
 from prunekit.plan import Plan
+from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.channel_moments import ChannelMoments
 from prunekit.utils.numerics.finite import check_made, watched_layers
-from prunekit.utils.progress import Advance, progress, untold
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     from prunekit.data.mixture import CalibrationText

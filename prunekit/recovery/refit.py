@@ -20,9 +20,9 @@ from prunekit.plan import LayerKeep
 from prunekit.plan.settings import RefitConfig
 from prunekit.plan.shape import ModelShape
 from prunekit.recovery.rescale import Rescaled
+from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.finite import in_layer, is_finite
 from prunekit.utils.numerics.least_squares import Moments, solve
-from prunekit.utils.progress import Advance, untold
 
 
 @dataclass

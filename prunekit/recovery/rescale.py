@@ -20,10 +20,10 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.models.head import Head, hidden_states
 from prunekit.plan.settings import RescaleConfig
+from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.numerics.frozen import frozen
-from prunekit.utils.progress import Advance, untold
 
 # Of all the text, and of what the model has not written, where no share is asked for.
 _SHARE = 0.4

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prunekit.utils.advance import Advance, untold
 from prunekit.utils.names import printable
 from prunekit.utils.terminal import SafeConsole
 
 console = SafeConsole(stderr=True)
-
-
-class Advance(Protocol):
-    """Told of ``steps`` that are done; ``note`` is a short text to show beside them (a loss, a width)."""
-
-    def __call__(self, steps: float = 1, note: str = "") -> None: ...
-
-
-def untold(steps: float = 1, note: str = "") -> None:
-    """An :class:`Advance` where nobody watches."""
 
 
 @contextmanager

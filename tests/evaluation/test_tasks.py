@@ -478,7 +478,7 @@ def test_without_a_network_the_hub_says_so():
 
 def test_without_lm_eval(data, monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    with pytest.raises(PrunekitError, match=r"run `pip install prunekit\[lm-eval\]`"):
+    with pytest.raises(PrunekitError, match=r"pip install '\.\[lm-eval\]' in the folder"):
         prepare_tasks(TasksConfig(("mmlu",), data))
 
 

@@ -28,7 +28,7 @@ from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.importance import IMPORTANCE
 from prunekit.pruning.importance.base import Importance
 from prunekit.pruning.importance.scores import LayerScores
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 from tests.support.command import ROOT, save_tiny
 from tests.support.pages import Page
 from tests.support.tiny import one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model

@@ -120,7 +120,7 @@ def test_int4_leading_dimensions_and_zero_rows() -> None:
 def test_int4_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torchao", "torchao.quantization", "torchao.prototype.quantization.int4"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(PrunekitError, match=r"4-bit weights need torchao: .* pip install 'prunekit\[torchao\]'"):
+    with pytest.raises(PrunekitError, match=r"4-bit weights need torchao: .* pip install '\.\[torchao\]'"):
         quantize_int4(torch.ones(16, 128))
 
 

@@ -11,7 +11,7 @@ from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.allocation.width_fit import SPARSITY_LIMIT, Fitting
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 
 def normalised(importance: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from prunekit.plan.budgets import Budgets
 from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation.session import Session
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from prunekit.plan.allocations import DropConfig
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 
 def check_droppable(source: ModelShape, budget: int, protected: frozenset[int]) -> None:

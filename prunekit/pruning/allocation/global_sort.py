@@ -12,7 +12,7 @@ from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.importance.scores import LayerScores, Scores
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 
 def standardised(scores: Scores) -> Scores:

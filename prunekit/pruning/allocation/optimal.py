@@ -16,7 +16,7 @@ from prunekit.pruning.allocation.knapsack import choose
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_shape
 from prunekit.pruning.curves.scale import measured
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
 _LEVELS = 48

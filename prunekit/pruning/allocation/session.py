@@ -19,8 +19,8 @@ from prunekit.pruning.curves.loss_curves import LayerCurves, Solved, layer_curve
 from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
+from prunekit.utils.advance import Advance
 from prunekit.utils.files.leftovers import TemporaryFolder
-from prunekit.utils.progress import Advance
 
 if TYPE_CHECKING:
     from prunekit.pruning.curves.divergence import Fitness

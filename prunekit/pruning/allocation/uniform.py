@@ -6,7 +6,7 @@ from prunekit.plan.allocations import UniformConfig
 from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.allocation.width_fit import SPARSITY_LIMIT, Fitting
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 
 def uniform(session: Session, problem: Problem, advance: Advance, config: UniformConfig | None = None) -> Allocated:

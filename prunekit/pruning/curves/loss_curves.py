@@ -25,9 +25,9 @@ from prunekit.models.sublayers import KINDS, Kind, Sublayers
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
 from prunekit.pruning.curves.output_fisher import Fisher, stream_size
+from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.finite import check_computed, in_layer
 from prunekit.utils.numerics.least_squares import Elimination, Moments
-from prunekit.utils.progress import Advance
 
 NONE: Heads = (0, 0)
 """No attention at all."""

@@ -11,11 +11,11 @@ from torch import nn
 from prunekit.models.families import Family
 from prunekit.models.head import Head, hidden_states
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
+from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.categorical import sampled
 from prunekit.utils.numerics.finite import check_computed, watched_layers
 from prunekit.utils.numerics.frozen import frozen
-from prunekit.utils.progress import Advance
 
 # Times the usual size of the residual stream.
 _ENORMOUS = 8.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
 from prunekit.pruning.curves.loss_curves import NONE, LayerCurves, layer_shape
-from prunekit.utils.progress import Advance
+from prunekit.utils.advance import Advance
 
 if TYPE_CHECKING:
     from prunekit.pruning.curves.divergence import Fitness

@@ -1,0 +1,15 @@
+"""What long work tells of its steps. Apart from the bar, which needs a library that a bare GPU machine has not."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Told of ``steps`` that are done; ``note`` is a short text to show beside them (a loss, a width)."""
+
+    def __call__(self, steps: float = 1, note: str = "") -> None: ...
+
+
+def untold(steps: float = 1, note: str = "") -> None:
+    """An :class:`Advance` where nobody watches."""
