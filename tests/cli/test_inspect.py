@@ -42,7 +42,18 @@ def test_a_plan(command: Command, tmp_path: Path) -> None:
         layer.intermediate_size for layer in plan.shape.layers
     ]
     shown = command("inspect", file).out
-    assert all(each in shown for each in ("--blocks 0.7", "flap", "text.txt", "protect_layers=1", "FFN width"))
+    assert all(
+        each in shown
+        for each in (
+            "--blocks 0.7",
+            "flap",
+            "text.txt",
+            "protect_layers=1",
+            "units=ffn,kv ",
+            "compensate=true",
+            "FFN width",
+        )
+    )
 
 
 def test_a_plan_of_an_earlier_version(command: Command) -> None:

@@ -66,13 +66,20 @@ def _plan(file: Path, json: bool) -> None:
         ("method", method.get("name")),
         ("target", target.get("asked")),
         ("calibration", _text(_object(said.get("calibration")))),
-        ("settings", ", ".join(f"{key}={value}" for key, value in (recipe or {}).items() if key != "method")),
+        ("settings", " ".join(f"{key}={_as_set(value)}" for key, value in (recipe or {}).items() if key != "method")),
     ):
         if value:
             shown.add_row(name, str(value))
     console().print(shown)
     console().print(plan_tables(plan, _PLANNED_BYTES))
     console().print("Bytes are counted in 16 bits.")
+
+
+def _as_set(value: Any) -> str:
+    """A setting's value as --set takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _export(folder: Path, json: bool) -> None:
