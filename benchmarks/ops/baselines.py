@@ -18,10 +18,10 @@ def mlp_separate(x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor
     return x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), down)
 
 
-def mlp_packed(x: Tensor, norm: Tensor, gate_up: Tensor, down_t: Tensor, eps: float) -> Tensor:
+def mlp_packed(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
     """The same with gate and up in one padded matrix, and the sum in the last product's epilogue."""
     gate, up = F.linear(_norm(x, norm, eps), gate_up).chunk(2, -1)
-    return torch.addmm(x, F.silu(gate) * up, down_t)
+    return torch.addmm(x, F.silu(gate) * up, down.T)
 
 
 def gate_up_separate(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:

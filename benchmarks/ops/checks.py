@@ -93,15 +93,15 @@ def ffn(data: Data, width: int, hidden: int, rows: int, int8: bool, full: bool, 
     """Arguments of mlp and mlp_decode. Pads are zero in whatever is stored by neuron, as layout makes them."""
     stored = layout.padded(width)
     gate_up = data.int8(2, stored, hidden) if int8 else data.weight(2, stored, hidden)
-    down_t = data.int8(stored, hidden) if int8 else data.normal(stored, hidden, scale=width**-0.5)
+    down = data.int8(hidden, stored) if int8 else data.normal(hidden, stored, scale=width**-0.5)
     bias = data.small(2, stored)
     gate_up[:, width:] = 0
-    down_t[width:] = 0
+    down[:, width:] = 0
     bias[:, width:] = 0
     return {
         "x": data.normal(rows, hidden),
         "gate_up": gate_up,
-        "down_t": down_t,
+        "down": down,
         "activation": activation,
         "norm_weight": data.norm(hidden) if full else None,
         "eps": 1e-5,
@@ -143,20 +143,13 @@ def ffn_checks(data: Data, sizes: Sizes) -> Iterator[Check]:
                 full = int8 or rows > 1
                 text = label(f"{rows}x{hidden} to {width}", int8 and "int8", full and "all options")
                 yield Check("linear_decode", text, partial(linear, data, width, hidden, rows, int8, full))
-        for op, all_rows, forms in (("mlp_decode", sizes.rows, ("fused", "split")), ("mlp", prompts, (None,))):
+        for op, all_rows in (("mlp_decode", sizes.rows), ("mlp", prompts)):
             for rows in all_rows:
                 for int8 in (False, True):
                     full = int8 != (rows > 1)
                     make = partial(ffn, data, width, hidden, rows, int8, full, activation)
-                    for form in forms:
-                        text = label(
-                            f"{rows}x{hidden}, {width} wide",
-                            activation,
-                            int8 and "int8",
-                            full and "all options",
-                            form,
-                        )
-                        yield Check(op, text, make, (("mlp_decode", form),) if form else ())
+                    text = label(f"{rows}x{hidden}, {width} wide", activation, int8 and "int8", full and "all options")
+                    yield Check(op, text, make)
         for rows in prompts:
             bias = index % 3 == 0
             stored, tile = layout.padded(width), tiles[index % len(tiles)]

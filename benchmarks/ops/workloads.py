@@ -80,40 +80,40 @@ class _FFN(Workload):
         self.scales: tuple[Any, Any] = (None, None)
         if self.int8:
             self.gate_up = data.int8(2, size.padded_ffn, hidden)
-            self.down_t = data.int8(size.padded_ffn, hidden)
+            self.down = data.int8(hidden, size.padded_ffn)
             self.scales = (data.scale(2, size.padded_ffn), data.scale(hidden))
         else:
             self.gate_up = data.weight(2, size.padded_ffn, hidden)
-            self.down_t = data.normal(size.padded_ffn, hidden, scale=width**-0.5)
+            self.down = data.normal(hidden, size.padded_ffn, scale=width**-0.5)
         self.gate_up[:, width:] = 0
-        self.down_t[width:] = 0
+        self.down[:, width:] = 0
         self.set_work(width)
 
     def set_work(self, width: int) -> None:
         self.work = 3 * width * self.size.hidden * self.gate_up.element_size()
 
     def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """gate_up and down_t as PyTorch multiplies them."""
-        gate_up, down_t, dtype = self.gate_up, self.down_t, self.x.dtype
+        """gate_up and down as PyTorch multiplies them."""
+        gate_up, down, dtype = self.gate_up, self.down, self.x.dtype
         if self.int8:
             gate_up = (gate_up.float() * self.scales[0][..., None]).to(dtype)
-            down_t = (down_t.float() * self.scales[1]).to(dtype)
-        return gate_up, down_t
+            down = (down.float() * self.scales[1][:, None]).to(dtype)
+        return gate_up, down
 
     def irregular(self) -> Baseline:
         width = self.size.layer.intermediate_size
-        gate_up, down_t = self.dense()
+        gate_up, down = self.dense()
         gate, up = (half[:width].clone() for half in gate_up)
-        arguments = (self.x, self.norm.to(self.x.dtype), gate, up, down_t[:width].T.contiguous(), self.size.eps)
+        arguments = (self.x, self.norm.to(self.x.dtype), gate, up, down[:, :width].contiguous(), self.size.eps)
         return baselines.mlp_separate, arguments
 
     def padded(self) -> Baseline:
-        gate_up, down_t = self.dense()
+        gate_up, down = self.dense()
         return baselines.mlp_packed, (
             self.x,
             self.norm.to(self.x.dtype),
             gate_up.flatten(0, 1),
-            down_t,
+            down,
             self.size.eps,
         )
 
@@ -124,7 +124,7 @@ class MLPDecode(_FFN):
         return op("mlp_decode")(
             self.x,
             self.gate_up,
-            self.down_t,
+            self.down,
             ACTIVATION,
             self.norm,
             self.size.eps,
@@ -145,7 +145,7 @@ class MLP(_FFN):
         self.work = 6 * width * self.size.hidden * self.size.rows
 
     def ours(self) -> Any:
-        return op("mlp")(self.x, self.gate_up, self.down_t, ACTIVATION, self.norm, self.size.eps, residual=self.x)
+        return op("mlp")(self.x, self.gate_up, self.down, ACTIVATION, self.norm, self.size.eps, residual=self.x)
 
 
 class GateUpGemm(_FFN):

@@ -112,7 +112,7 @@ class PackedMLP(_Packed):
     """
 
     gate_up: torch.Tensor
-    down_t: torch.Tensor
+    down: torch.Tensor
     gate_up_bias: torch.Tensor | None
     down_bias: torch.Tensor | None
     gate_up_scale: torch.Tensor | None
@@ -134,13 +134,13 @@ class PackedMLP(_Packed):
         if "gate_up_proj" in dict(children):
             self.register_state_dict_post_hook(_close_gap)
             self.register_load_state_dict_pre_hook(_open_gap)
-        gate_up, down_t, gate_up_scale, down_scale = packed.gate_up, packed.down_t, None, None
+        gate_up, down, gate_up_scale, down_scale = packed.gate_up, packed.down, None, None
         if int8:
-            gate_up, gate_up_scale, down_t, down_scale = quantize_ffn(packed)
+            gate_up, gate_up_scale, down, down_scale = quantize_ffn(packed)
             self.extra_bytes //= packed.gate_up.element_size()
         tensors = {
             "gate_up": gate_up,
-            "down_t": down_t,
+            "down": down,
             "gate_up_bias": packed.gate_up_bias,
             "down_bias": packed.down_bias,
             "gate_up_scale": gate_up_scale,
@@ -162,7 +162,7 @@ class PackedMLP(_Packed):
         gate_up = self.gate_up[:, : self.width]
         # Of a fused gate_up_proj [2, width, hidden]: gate and up no longer follow each other without a gap.
         first = [gate_up] if len(self.sealed) == 2 else [*gate_up]
-        return [*first, self.down_t[: self.width].T]
+        return [*first, self.down[:, : self.width]]
 
     def _tie(self) -> None:
         for linear, view in zip(self.sealed, self._views(), strict=True):
@@ -180,7 +180,7 @@ class PackedMLP(_Packed):
         same = tuple(self._modules.values()) == self.sealed
         if same and not torch.compiler.is_compiling():
             step = self.gate_up.element_size() * self.gate_up.shape[-1] * self.gate_up.shape[-2]
-            gate, down = self.gate_up.data_ptr(), self.down_t.data_ptr()
+            gate, down = self.gate_up.data_ptr(), self.down.data_ptr()
             places = (gate, down) if len(self.sealed) == 2 else (gate, gate + step, down)
             for linear, place in zip(self.sealed, places, strict=False):
                 same = same and type(linear) is nn.Linear and linear.weight.data_ptr() == place and not hooked(linear)
@@ -203,7 +203,7 @@ class PackedMLP(_Packed):
         return mlp(
             x,
             self.gate_up,
-            self.down_t,
+            self.down,
             self.activation,
             norm_weight,
             eps,

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from prunekit.kernels.ops.rms_norm import rms_norm_torch
-from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
+from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
 from prunekit.kernels.ops.utils.dispatch import overlapped
-from prunekit.kernels.ops.utils.inner_product import products
+from prunekit.kernels.ops.utils.inner_product import Tile, products
 from prunekit.kernels.ops.utils.int8 import dequantize
 from prunekit.kernels.ops.utils.launch import Launch, run
 
@@ -30,6 +30,7 @@ def _linear_decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    ONCE: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -37,13 +38,27 @@ def _linear_decode_kernel(
 
     One program computes BLOCK_N output features for every row, as :mod:`prunekit.kernels.ops.utils.inner_product` says.
     """
-    start_after_previous(PDL)
+    let_next_start(PDL)
     features = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows past the end are clamped, not masked: a mask along n would cost registers and change nothing.
     feature = tl.minimum(features, n - 1).to(tl.int64)
     row = tl.arange(0, ROWS)
     out = products(
-        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, BLOCK_N, BLOCK_K, STAGES, UPCAST
+        x_ptr,
+        weight_ptr,
+        feature,
+        weight_stride,
+        norm_ptr,
+        rows,
+        k,
+        eps,
+        ROWS,
+        BLOCK_N,
+        BLOCK_K,
+        STAGES,
+        ONCE,
+        UPCAST,
+        PDL,
     )
     if scale_ptr is not None:
         out *= tl.load(scale_ptr + feature)[:, None]
@@ -70,20 +85,11 @@ def launches(
     """What :func:`linear_decode` starts. Tensors as there; ``out`` [rows, n] takes the result."""
     rows, k = x.shape
     n = weight.shape[0]
-    # Enough programs to fill the chip twice where the layer allows it, and no more rows a program than that needs.
-    if rows == 1:
-        block_n = 4 if n < 4096 else 8
-        # Fewer than 16 bytes a thread would make loads narrow.
-        block_k = 256 if k <= 1024 and weight.element_size() > 1 else 512
-    else:
-        block_n = 16 if n < 8192 else 32
-        # Products of float32 weights are summed without tensor cores, and a larger block would spill.
-        block_k = 64 if k <= 1024 or weight.element_size() > 2 else 128
-    stages = 4 if rows > 1 else 3
+    tile = Tile.of_one_row(n, k, normed=norm_weight is not None) if rows == 1 else Tile.of_rows(n, weight)
     return [
         Launch(
             _linear_decode_kernel,
-            (cdiv(n, block_n),),
+            (cdiv(n, tile.n),),
             {
                 "x_ptr": x,
                 "weight_ptr": weight,
@@ -98,13 +104,14 @@ def launches(
                 "weight_stride": weight.stride(0),
                 "eps": eps,
                 "ROWS": 1 if rows == 1 else 16,
-                "BLOCK_N": block_n,
-                "BLOCK_K": block_k,
-                "STAGES": stages,
+                "BLOCK_N": tile.n,
+                "BLOCK_K": tile.k,
+                "STAGES": tile.stages,
+                "ONCE": tile.k >= k,
                 "UPCAST": INTERPRETING,
             },
             num_warps=4,
-            num_stages=stages,
+            num_stages=max(1, tile.stages),
             overlap=overlapped(x.device, x.dtype),
         )
     ]

@@ -155,7 +155,7 @@ def gate_up_gemm(x: Tensor, gate_up: Tensor, activation: str, bias: Tensor | Non
 def mlp(
     x: Tensor,
     gate_up: Tensor,
-    down_t: Tensor,
+    down: Tensor,
     activation: str,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
@@ -167,7 +167,7 @@ def mlp(
 ) -> Tensor:
     """down(act(gate(norm(x))) · up(norm(x))) + residual in the packed layout; [rows, hidden]."""
     gates = _norm(x, norm_weight, eps) @ _scaled(gate_up, gate_up_scale).flatten(0, 1).T
-    out = gated_act(gates, activation, gate_up_bias) @ _scaled(down_t.T, down_scale).T
+    out = gated_act(gates, activation, gate_up_bias) @ _scaled(down, down_scale).T
     if down_bias is not None:
         out = out + down_bias.double()
     return out if residual is None else out + residual.double()

@@ -195,5 +195,5 @@ def _int4_mlp(packed: PackedFFN, activation: str) -> Int4MLP:
     """Padded to whole groups: the library's input then needn't be padded at every call."""
     bias = packed.gate_up_bias
     gate_up = Int4Linear(quantize_int4(packed.gate_up.flatten(0, 1)), None if bias is None else bias.flatten())
-    down = Int4Linear(quantize_int4(packed.down_t.T.contiguous()), packed.down_bias)
-    return Int4MLP(gate_up, down, activation, packed.extra_bytes // (2 * packed.down_t.element_size()))
+    down = Int4Linear(quantize_int4(packed.down), packed.down_bias)
+    return Int4MLP(gate_up, down, activation, packed.extra_bytes // (2 * packed.down.element_size()))

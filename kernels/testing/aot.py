@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ _POINTERS = {
 }
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
 _BRANCH_TARGET = re.compile(r"0x([0-9a-f]+)")
+# Of Triton's own language: a value and what it is made from, the pointer of a load, the first value of a line.
+_DEFINITION = re.compile(r"(%[\w#]+)(?::\d+)? = (.*)")
+_LOAD = re.compile(r"tt\.load (%[\w#]+)")
+_FIRST = re.compile(r"%[\w#]+")
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,16 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tupl
     return types, constants, attributes
 
 
-_done: dict[Any, MachineCode] = {}
+_done: dict[Any, tuple[MachineCode, str]] = {}
 
 
 def compile_launch(launch: Launch, arch: int) -> MachineCode:
     """Compile the launch's kernel for compute capability ``arch`` (80 for 8.0). Equal signatures compile once."""
+    return _compiled(launch, arch)[0]
+
+
+def _compiled(launch: Launch, arch: int) -> tuple[MachineCode, str]:
+    """Its machine code, and what Triton made of its source."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -133,8 +142,22 @@ def compile_launch(launch: Launch, arch: int) -> MachineCode:
     if key not in _done:
         source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
-        _done[key] = _read(arch, compiled.asm["cubin"], compiled.metadata.shared)
+        _done[key] = _read(arch, compiled.asm["cubin"], compiled.metadata.shared), compiled.asm["ttir"]
     return _done[key]
+
+
+def read_before_wait(launch: Launch) -> set[str]:
+    """The names of the pointer arguments that a launch reads before it waits for the one before it."""
+    text = _compiled(replace(launch, overlap=True), 90)[1]
+    before, wait, _ = text.partition("tt.grid_dependency_wait")
+    assert wait, f"{launch.kernel.__name__} never waits"
+    made = {name: rest for name, rest in _DEFINITION.findall(before)}
+    found = set()
+    for pointer in _LOAD.findall(before):
+        while pointer in made:
+            (pointer,) = _FIRST.findall(made[pointer])[:1]
+        found.add(pointer.removeprefix("%"))
+    return found
 
 
 @lru_cache

@@ -38,7 +38,6 @@ def pruned(hidden: int, width: int) -> list[Shape]:
 # SmolLM2-135M, Llama-3.2-1B, Qwen2.5-7B, Llama-3.1-8B. A bucket serves all sizes within a factor of two.
 SHAPES = [*pruned(576, 1536), *pruned(2048, 8192), *pruned(3584, 18944), *pruned(4096, 14336)]
 PREFILL_ROWS = (32, 128, 512, 2048, 8192)
-DECODE_ROWS = (1, 2, 4, 8, 16)
 
 
 def workload(op: str, data: Data, rows: int = 1, width: int = 0, hidden: int = 0) -> Call:
@@ -54,10 +53,6 @@ def workload(op: str, data: Data, rows: int = 1, width: int = 0, hidden: int = 0
         product = gate_up if op == "gate_up" else gate_up_gemm
         return lambda: product(x, weight, "silu")
     norm = data.normal(hidden, dtype=torch.float32)
-    if op == "mlp_decode":
-        weight = data.normal(2, padded(width), hidden, scale=hidden**-0.5)
-        down_t = data.normal(padded(width), hidden, scale=max(1, width) ** -0.5)
-        return lambda: mlp_decode(x, weight, down_t, "silu", norm, EPS, residual=x)
     residual = data.normal(rows, hidden)
     if op == "rms_norm":
         return lambda: rms_norm(x, norm, EPS)
@@ -71,24 +66,24 @@ def _chain(data: Data, hidden: int = 2048, width: int = 4915) -> Call:
     x = data.normal(1, hidden)
     weights = [data.normal(hidden, hidden, scale=hidden**-0.5) for _ in range(2)]
     gate_up = data.normal(2, padded(width), hidden, scale=hidden**-0.5)
-    down_t = data.normal(padded(width), hidden, scale=width**-0.5)
+    down = data.normal(hidden, padded(width), scale=width**-0.5)
     norm = data.normal(hidden, dtype=torch.float32)
 
     def run() -> torch.Tensor:
         y = x
         for weight in weights:
             y = linear_decode(y, weight, None, None, norm, EPS, x)
-            y = mlp_decode(y, gate_up, down_t, "silu", norm, EPS, residual=x)
+            y = mlp_decode(y, gate_up, down, "silu", norm, EPS, residual=x)
         return y
 
     return run
 
 
-def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int], decode: Sequence[int]) -> Iterator[dict[str, int]]:
+def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int]) -> Iterator[dict[str, int]]:
     """The sizes at which an op is measured, each bucket once."""
     seen = set()
     for shape in shapes:
-        for rows in decode if op == "mlp_decode" else prefill:
+        for rows in prefill:
             sizes = {"rows": rows, "width": shape.width, "hidden": shape.hidden}
             sizes = {name: sizes[name] for name in OPS[op].sizes}
             key = select.bucket(op, tuple(sizes.values()))
@@ -100,7 +95,7 @@ def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int], decode: Sequ
 def candidates(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
     """The choices that can run here."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    no_triton = why_not_triton(device, dtype, dot=op in ("gate_up", "gate_up_tile", "mlp_decode"))
+    no_triton = why_not_triton(device, dtype, dot=op in ("gate_up", "gate_up_tile"))
     for choice in OPS[op].choices:
         if choice == "torch":
             yield choice

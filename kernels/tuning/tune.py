@@ -29,7 +29,7 @@ from prunekit.errors import PrunekitError
 from prunekit.kernels.ops.utils import dispatch as select
 from prunekit.kernels.ops.utils.backend import using, why_not_triton
 from prunekit.kernels.ops.utils.dispatch import OPS, choosing
-from prunekit.kernels.tuning.cases import DECODE_ROWS, PREFILL_ROWS, SHAPES, Shape, candidates, cases, workload
+from prunekit.kernels.tuning.cases import PREFILL_ROWS, SHAPES, Shape, candidates, cases, workload
 from prunekit.kernels.tuning.measure import Call, Data, copies, in_turns, replayable
 from prunekit.utils.files.atomic import check_output_file, rewrite_text, write_text
 from prunekit.utils.names import sentence
@@ -101,7 +101,6 @@ def tune(
     shapes: Sequence[Shape] = SHAPES,
     *,
     prefill: Sequence[int] = PREFILL_ROWS,
-    decode: Sequence[int] = DECODE_ROWS,
     ops: Iterable[str] = tuple(OPS),
     dtype: torch.dtype = torch.bfloat16,
     rounds: int = 20,
@@ -112,7 +111,7 @@ def tune(
     entries = []
     tiles: dict[tuple[int, ...], str] = {}
     for op in sorted(ops, key=lambda op: op != "gate_up_tile"):
-        for sizes in cases(op, shapes, prefill, decode):
+        for sizes in cases(op, shapes, prefill):
             tile = tiles.get(tuple(sizes.values())) if op == "gate_up" else None
             forced = {"gate_up_tile": tile} if tile else None
             try:
@@ -207,7 +206,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
         if options.ship:
             raise PrunekitError("A rehearsal measures nothing, so its table can't be shipped; leave --ship out.")
         device, path = torch.device("cpu"), options.output
-        settings: dict[str, Any] = {"shapes": [Shape(64, 37)], "prefill": (17,), "decode": (1, 2), "rounds": 1}
+        settings: dict[str, Any] = {"shapes": [Shape(64, 37)], "prefill": (17,), "rounds": 1}
         settings["dtype"] = torch.float16
     else:
         if not torch.cuda.is_available():

@@ -23,14 +23,14 @@ def test_packed_ffn_computes_the_same(width: int) -> None:
     got = reference.mlp_decode(
         x,
         packed.gate_up,
-        packed.down_t,
+        packed.down,
         "silu",
         gate_up_bias=packed.gate_up_bias,
         down_bias=packed.down_bias,
     )
     torch.testing.assert_close(got, expected)
-    assert packed.down_t.shape == (padded(width), hidden)
-    assert not packed.gate_up[:, width:].any() and not packed.down_t[width:].any()
+    assert packed.down.shape == (hidden, padded(width))
+    assert not packed.gate_up[:, width:].any() and not packed.down[:, width:].any()
     assert packed.extra_bytes == 3 * (padded(width) - width) * hidden * 8
     if width > 1000:
         assert packed.extra_bytes <= 0.02 * 3 * width * hidden * 8

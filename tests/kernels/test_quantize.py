@@ -62,9 +62,9 @@ def test_int8_of_a_packed_ffn() -> None:
     packed = pack_ffn(random(37, 64), random(37, 64), random(64, 37))
     made = quantize_ffn(packed)
     assert made.gate_up.shape == (2, 48, 64) and made.gate_up_scale.shape == (2, 48)
-    assert made.down_t.shape == (48, 64) and made.down_scale.shape == (64,)
-    assert (made.gate_up[:, 37:] == 0).all() and (made.down_t[37:] == 0).all()
-    error = (dequantize(made.down_t.T, made.down_scale, torch.float32).T - packed.down_t).norm() / packed.down_t.norm()
+    assert made.down.shape == (64, 48) and made.down_scale.shape == (64,)
+    assert (made.gate_up[:, 37:] == 0).all() and (made.down[:, 37:] == 0).all()
+    error = (dequantize(made.down, made.down_scale, torch.float32) - packed.down).norm() / packed.down.norm()
     assert error < 0.01
 
 

@@ -283,7 +283,7 @@ def test_moving_counts_in_the_models_own_forward(name: str, model_type: str) -> 
             for weight in (each for each in ffn.parameters() if each.dim() > 1):
                 assert weight.untyped_storage().data_ptr() in (
                     ffn.gate_up.untyped_storage().data_ptr(),
-                    ffn.down_t.untyped_storage().data_ptr(),
+                    ffn.down.untyped_storage().data_ptr(),
                 )
         again = optimize(restore(packed)) if name != "double" else restore(packed)
         assert sum(each.nbytes for each in again.parameters()) == bytes_

@@ -14,7 +14,7 @@ from prunekit.kernels.ops.utils.backend import why_not_triton
 from prunekit.kernels.ops.utils.dispatch import OPS, choose
 from prunekit.kernels.tuning import cases as tune_cases
 from prunekit.kernels.tuning import tune
-from prunekit.kernels.tuning.cases import DECODE_ROWS, PREFILL_ROWS, SHAPES, cases
+from prunekit.kernels.tuning.cases import PREFILL_ROWS, SHAPES, cases
 from prunekit.kernels.tuning.measure import copies, in_turns
 from prunekit.kernels.tuning.tune import Shape, fastest, main, measure
 
@@ -31,14 +31,14 @@ def test_the_default_stays_unless_clearly_beaten() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_bucket_is_measured_once_and_serves_its_neighbours(op: str, tmp_path: Path) -> None:
-    sizes = list(cases(op, SHAPES, PREFILL_ROWS, DECODE_ROWS))
+    sizes = list(cases(op, SHAPES, PREFILL_ROWS))
     buckets = [select.bucket(op, tuple(size.values())) for size in sizes]
     assert len(buckets) == len(set(buckets))
     entries = [{"op": op, **size, "choice": OPS[op].choices[-1]} for size in sizes]
     file = tmp_path / "t.json"
     file.write_text(json.dumps({"schema": select.SCHEMA, "gpu": "x", "provenance": {}, "entries": entries}))
     table = select.read(file)
-    for rows in (1, 3, 16) if op == "mlp_decode" else (17, 300, 5000):
+    for rows in (17, 300, 5000):
         for shape in (Shape(2048, 3333), Shape(4096, 8192), Shape(576, 1013)):
             size = {"rows": rows, "width": shape.width, "hidden": shape.hidden}
             assert select.nearest(table, op, tuple(size[name] for name in OPS[op].sizes)) is not None

@@ -22,11 +22,12 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def check(launch: Launch, arch: int, *, gemm: bool = False) -> MachineCode:
-    """Assert what every kernel owes: 16-byte loads, none of 1 or 2 bytes in a loop, no spills, shared memory that
-    the chip has; a GEMM also copies asynchronously."""
+    """Assert what every kernel owes: 16-byte loads, none of 1 or 2 bytes in a loop and fewer of them elsewhere, no
+    spills, shared memory that the chip has; a GEMM also copies asynchronously."""
     code = compile_launch(launch, arch)
     assert code.narrow_loads == 0, {name: n for name, n in code.in_loops.items() if name.startswith("LDG")}
     assert code.wide_loads > 0, code.instructions
+    assert code.narrow_loads_anywhere <= code.wide_loads, code.instructions
     assert code.spilled == 0, f"{code.spilled} bytes spilled, {code.registers} registers"
     assert code.shared <= MAX_SHARED[arch]
     if gemm:

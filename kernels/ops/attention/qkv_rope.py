@@ -4,10 +4,10 @@ import torch
 
 from prunekit.kernels.ops.attention.rope_cache import rope_cache_torch
 from prunekit.kernels.ops.linear_decode import linear_decode_torch
-from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, start_after_previous, tl
+from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
 from prunekit.kernels.ops.utils.dispatch import overlapped
-from prunekit.kernels.ops.utils.inner_product import products
+from prunekit.kernels.ops.utils.inner_product import Tile, products
 from prunekit.kernels.ops.utils.launch import Launch, run
 
 
@@ -42,6 +42,7 @@ def _qkv_rope_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    ONCE: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -51,7 +52,7 @@ def _qkv_rope_kernel(
     row 2p is the first channel of pair p, 2p + 1 the second. Channels that don't turn (those from 2 · half on, and all
     of a value head) are paired too, at an angle of zero. The products are those of linear_decode.
     """
-    start_after_previous(PDL)
+    let_next_start(PDL)
     head = tl.program_id(0)
     first_pair = tl.program_id(1) * BLOCK_P
     tile = tl.arange(0, 2 * BLOCK_P)
@@ -63,21 +64,36 @@ def _qkv_rope_kernel(
     feature = (head * head_dim + channel).to(tl.int64)
     row = tl.arange(0, ROWS)
     real = row < rows
+    # What an angle is looked up by, first: its loads follow from each other, and end while weights are on their way.
+    position = tl.load(positions_ptr + row, mask=real, other=0).to(tl.int64)[None, :]
+    if cos_ptr is not None:
+        angle = first_pair + tl.arange(0, BLOCK_P)[:, None]
+        turns = real[None, :] & (angle < turning)
+        cos = tl.load(cos_ptr + position * half + angle, mask=turns, other=1.0)
+        sin = tl.load(sin_ptr + position * half + angle, mask=turns, other=0.0)
     out = products(
-        x_ptr, weight_ptr, feature, weight_stride, norm_ptr, rows, k, eps, ROWS, 2 * BLOCK_P, BLOCK_K, STAGES, UPCAST
+        x_ptr,
+        weight_ptr,
+        feature,
+        weight_stride,
+        norm_ptr,
+        rows,
+        k,
+        eps,
+        ROWS,
+        2 * BLOCK_P,
+        BLOCK_K,
+        STAGES,
+        ONCE,
+        UPCAST,
+        PDL,
     )
     if scale_ptr is not None:
         out *= tl.load(scale_ptr + feature)[:, None]
     if bias_ptr is not None:
         out += tl.load(bias_ptr + feature)[:, None]
-
-    position = tl.load(positions_ptr + row, mask=real, other=0).to(tl.int64)[None, :]
     if cos_ptr is not None:
         left, right = tl.split(tl.permute(tl.reshape(out, (BLOCK_P, 2, ROWS)), (0, 2, 1)))
-        angle = first_pair + tl.arange(0, BLOCK_P)[:, None]
-        turns = real[None, :] & (angle < turning)
-        cos = tl.load(cos_ptr + position * half + angle, mask=turns, other=1.0)
-        sin = tl.load(sin_ptr + position * half + angle, mask=turns, other=0.0)
         turned = tl.join(left * cos - right * sin, right * cos + left * sin)
         out = tl.reshape(tl.permute(turned, (0, 2, 1)), (2 * BLOCK_P, ROWS))
     there = real[None, :] & (first_pair + tile // 2 < head_dim // 2)[:, None]
@@ -116,18 +132,11 @@ def launches(
     num_kv, head_dim = k_cache.shape[1], k_cache.shape[3]
     n = weight.shape[0]
     # Weight rows a program as in linear_decode, two a pair.
-    if rows == 1:
-        block_p = 2 if n < 4096 else 4
-        block_k = 256 if k <= 1024 and weight.element_size() > 1 else 512
-    else:
-        block_p = 8 if n < 8192 else 16
-        # Products of float32 weights are summed without tensor cores, and a larger block would spill.
-        block_k = 64 if k <= 1024 or weight.element_size() > 2 else 128
-    stages = 4 if rows > 1 else 3
+    tile = Tile.of_one_row(n, k, normed=norm_weight is not None) if rows == 1 else Tile.of_rows(n, weight)
     return [
         Launch(
             _qkv_rope_kernel,
-            (num_heads + 2 * num_kv, cdiv(head_dim // 2, block_p)),
+            (num_heads + 2 * num_kv, cdiv(head_dim // 2, tile.n // 2)),
             {
                 "x_ptr": x,
                 "weight_ptr": weight,
@@ -155,13 +164,14 @@ def launches(
                 "v_token_stride": v_cache.stride(2),
                 "eps": eps,
                 "ROWS": 1 if rows == 1 else 16,
-                "BLOCK_P": block_p,
-                "BLOCK_K": block_k,
-                "STAGES": stages,
+                "BLOCK_P": tile.n // 2,
+                "BLOCK_K": tile.k,
+                "STAGES": tile.stages,
+                "ONCE": tile.k >= k,
                 "UPCAST": INTERPRETING,
             },
             num_warps=4,
-            num_stages=stages,
+            num_stages=max(1, tile.stages),
             overlap=overlapped(x.device, x.dtype),
         )
     ]

@@ -11,7 +11,7 @@ from prunekit.kernels.ops.utils.backend import by_pieces, decode_pieces
 def mlp(
     x: torch.Tensor,
     gate_up: torch.Tensor,
-    down_t: torch.Tensor,
+    down: torch.Tensor,
     activation: str,
     norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
@@ -23,7 +23,7 @@ def mlp(
 ) -> torch.Tensor:
     """down(act(gate(norm(x))) · up(norm(x))) + residual; [rows, hidden] in the dtype of ``x``.
 
-    ``x`` [rows, hidden] is contiguous; ``gate_up`` [2, Fp, hidden] and ``down_t`` [Fp, hidden] are in the dtype of
+    ``x`` [rows, hidden] is contiguous; ``gate_up`` [2, Fp, hidden] and ``down`` [hidden, Fp] are in the dtype of
     ``x`` or int8 with ``gate_up_scale`` [2, Fp] and ``down_scale`` [hidden], in the layout of
     :class:`prunekit.kernels.ops.utils.layout.PackedFFN`. Biases [2, Fp] and [hidden], scales and ``norm_weight``
     [hidden] are float32; without ``norm_weight`` there is no norm. ``activation`` is ``silu`` or ``gelu_tanh``.
@@ -34,10 +34,8 @@ def mlp(
     rest = (norm_weight, eps, gate_up_bias, down_bias, gate_up_scale, down_scale)
     pieces = decode_pieces(x, gate_up_scale is not None)
     if not pieces:
-        return mlp_prefill(x, gate_up, down_t, activation, *rest, residual)
-    return by_pieces(
-        pieces, x, residual, lambda x, residual: mlp_decode(x, gate_up, down_t, activation, *rest, residual)
-    )
+        return mlp_prefill(x, gate_up, down, activation, *rest, residual)
+    return by_pieces(pieces, x, residual, lambda x, residual: mlp_decode(x, gate_up, down, activation, *rest, residual))
 
 
 @mlp.register_fake

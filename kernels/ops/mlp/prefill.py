@@ -29,7 +29,7 @@ def gate_up(x: torch.Tensor, weight: torch.Tensor, activation: str, bias: torch.
 def mlp_prefill(
     x: torch.Tensor,
     gate_up_weight: torch.Tensor,
-    down_t: torch.Tensor,
+    down: torch.Tensor,
     activation: str,
     norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
@@ -48,7 +48,7 @@ def mlp_prefill(
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
     hidden = gate_up(x, dequantize(gate_up_weight, gate_up_scale, x.dtype), activation, gate_up_bias)
-    down = dequantize(down_t.T, down_scale, x.dtype).T
+    down = dequantize(down, down_scale, x.dtype).T
     # One of the sums is made in the GEMM's epilogue.
     if down_bias is not None:
         out = torch.addmm(down_bias.to(x.dtype), hidden, down)

@@ -27,12 +27,26 @@ INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in
 
 
 @jit
-def start_after_previous(PDL: tl.constexpr):
+def let_next_start(PDL: tl.constexpr):
     """First line of a kernel that may be launched while the one before it still runs (with ``PDL``): lets the next one
-    do the same, and waits until all that went before is done and visible. Nothing may be read or written earlier."""
+    do the same. Until :func:`wait_for_previous`, only what no kernel of the same step writes may be read: weights,
+    norms, rotary tables, and what plain launches before the step have written (positions)."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Waits until all that went before is done and visible."""
+    if PDL:
         tl.extra.cuda.gdc_wait()
+
+
+@jit
+def start_after_previous(PDL: tl.constexpr):
+    """Both at once, where there is nothing to be read before."""
+    let_next_start(PDL)
+    wait_for_previous(PDL)
 
 
 def next_power_of_2(value: int) -> int:

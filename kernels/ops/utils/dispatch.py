@@ -54,7 +54,8 @@ class Op:
     default: str
 
 
-# Unmeasured, products of many rows are left to cuBLAS on padded weights, and all else is ours.
+# Unmeasured, products of many rows are left to cuBLAS on padded weights, and all else is ours; decode kernels start
+# while the one before still runs.
 OPS = {
     "rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "add_rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
@@ -62,8 +63,7 @@ OPS = {
     "gated_act": Op(("rows", "width"), ("triton", "torch"), "triton"),
     "gate_up": Op(("rows", "width", "hidden"), ("torch", "triton"), "torch"),
     "gate_up_tile": Op(("rows", "width", "hidden"), ("auto", "small", "medium", "large", "huge"), "auto"),
-    "overlap": Op((), ("off", "on"), "off"),
-    "mlp_decode": Op(("rows", "width", "hidden"), ("auto", "fused", "split"), "auto"),
+    "overlap": Op((), ("on", "off"), "on"),
 }
 
 

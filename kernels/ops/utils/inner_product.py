@@ -1,6 +1,46 @@
 """The inner loop of the decode kernels: some rows of a weight times the normalised input."""
 
-from prunekit.kernels.ops.utils._triton import jit, tl
+from typing import NamedTuple
+
+import torch
+
+from prunekit.kernels.ops.utils._triton import jit, next_power_of_2, tl, wait_for_previous
+
+# Above it, a row of a weight no longer fits into the registers of one program.
+_ONCE = 4096
+# Output features from which on there are so many programs that each may be a plain pipeline: an output head.
+_MANY = 65536
+# Programs that give every multiprocessor of a large GPU one.
+_FEW = 132
+
+
+class Tile(NamedTuple):
+    """What a program takes at a time: ``n`` rows of a weight by ``k`` columns. ``stages`` 0: a row's columns at once,
+    or one block while the next is on its way to registers; else a pipeline of so many blocks in shared memory."""
+
+    n: int
+    k: int
+    stages: int
+
+    @classmethod
+    def of_one_row(cls, n: int, k: int, *, normed: bool = False) -> "Tile":
+        """For one row of input and a weight [n, k]: 16 or 32 KB of 16-bit weights a program, whole rows where that
+        goes. ``normed`` input costs instructions, which more weight rows share."""
+        if n >= _MANY:
+            return cls(8, 256 if k <= 1024 else 512, 3)
+        if k > _ONCE:
+            return cls(8 if normed else 4, 1024, 0)
+        return cls(8 if normed and k <= 2048 and n >= 8 * _FEW else 4, max(1024, next_power_of_2(k)), 0)
+
+    @classmethod
+    def of_rows(cls, n: int, weight: torch.Tensor) -> "Tile":
+        """For several rows of input: the operands of tensor cores, of which 16 weight rows are the least. Few programs
+        must each have much on its way. Products of float32 weights are summed without tensor cores, and a larger block
+        would spill."""
+        rows = 16 if n < 8192 else 32
+        if weight.element_size() > 2:
+            return cls(rows, 64, 4)
+        return cls(rows, 128, 4) if weight.shape[-1] <= 1024 or n >= 8192 else cls(rows, 256, 5)
 
 
 @jit
@@ -17,19 +57,59 @@ def products(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    ONCE: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Σ_k norm(x)[r, k] · weight[feature, k] in float32, [BLOCK_N, ROWS].
 
     ``feature`` [BLOCK_N] int64 names the weight's rows; ``x`` [rows, k] is contiguous. ``k`` bounds every load along
     the contiguous axis, so it must be a multiple of 16 for 16-byte loads. With ROWS == 1 the products are summed in
-    registers; else the weights are the left operand of a tensor-core product whose other side is padded to ROWS rows.
+    registers: with STAGES 0 the first block of weights (ONCE: all of them) is on its way before the kernel waits for
+    the one before it (PDL), each further one while the last is multiplied. With several rows the weights are the left
+    operand of a tensor-core product whose other side is padded to ROWS rows.
+
+    Nothing that the kernel before has written is read before the wait; after it, everything may be.
     """
     inner = tl.arange(0, BLOCK_K)
-    if ROWS == 1:
+    if ROWS == 1 and STAGES == 0:
+        weight_row = weight_ptr + feature[:, None] * weight_stride
+        inside = inner < k
+        weight = tl.load(weight_row + inner[None, :], mask=inside[None, :], other=0.0)
+        if ONCE:
+            if norm_ptr is not None:
+                norm = tl.load(norm_ptr + inner, mask=inside, other=0.0)
+            wait_for_previous(PDL)
+            x = tl.load(x_ptr + inner, mask=inside, other=0.0).to(tl.float32)
+            square = tl.sum(x * x, axis=0)
+            if norm_ptr is not None:
+                x *= norm
+            out = tl.sum(weight.to(tl.float32) * x[None, :], axis=1)
+        else:
+            wait_for_previous(PDL)
+            total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+            squares = tl.zeros((BLOCK_K,), dtype=tl.float32)
+            # No pipeline of Triton's: it would go through shared memory.
+            for start in tl.range(0, k, BLOCK_K, num_stages=1):
+                column = start + inner
+                later = column + BLOCK_K
+                following = tl.load(weight_row + later[None, :], mask=(later < k)[None, :], other=0.0)
+                x = tl.load(x_ptr + column, mask=column < k, other=0.0).to(tl.float32)
+                squares += x * x
+                if norm_ptr is not None:
+                    x *= tl.load(norm_ptr + column, mask=column < k, other=0.0)
+                total += weight.to(tl.float32) * x[None, :]
+                weight = following
+            out = tl.sum(total, axis=1)
+            square = tl.sum(squares, axis=0)
+        if norm_ptr is not None:
+            out *= tl.rsqrt(square / k + eps)
+        out = out[:, None]
+    elif ROWS == 1:
+        wait_for_previous(PDL)
         total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
         squares = tl.zeros((BLOCK_K,), dtype=tl.float32)
-        # Told so, Triton keeps the next blocks on their way meanwhile; small layers have too few programs to do it.
+        # Told so, Triton keeps the next blocks on their way meanwhile.
         for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
             inside = start + inner < k
             x = tl.load(x_ptr + start + inner, mask=inside, other=0.0).to(tl.float32)
@@ -47,17 +127,20 @@ def products(
             out *= tl.rsqrt(tl.sum(squares, axis=0) / k + eps)
         out = out[:, None]
     else:
+        wait_for_previous(PDL)
         row = tl.arange(0, ROWS)
         real = row < rows
         rstd = tl.full((ROWS,), 1.0, dtype=tl.float32)
         if norm_ptr is not None:
-            # The statistic first: x · weight before it is scaled could leave float16's range.
-            squares = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
-            for start in range(0, k, BLOCK_K):
-                inside = real[:, None] & (start + inner < k)[None, :]
-                x = tl.load(x_ptr + row[:, None] * k + (start + inner)[None, :], mask=inside, other=0.0).to(tl.float32)
-                squares += x * x
-            rstd = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)
+            # The statistic first: x · weight before it is scaled could leave float16's range. In few, wide blocks, for
+            # nothing else is on its way meanwhile.
+            wide = tl.arange(0, 512)
+            square = tl.zeros((ROWS,), dtype=tl.float32)
+            for start in range(0, k, 512):
+                inside = real[:, None] & (start + wide < k)[None, :]
+                x = tl.load(x_ptr + row[:, None] * k + (start + wide)[None, :], mask=inside, other=0.0).to(tl.float32)
+                square += tl.sum(x * x, axis=1)
+            rstd = tl.rsqrt(square / k + eps)
         out = tl.zeros((BLOCK_N, ROWS), dtype=tl.float32)
         for start in range(0, k, BLOCK_K):
             inside = start + inner < k

@@ -1,7 +1,7 @@
-"""Weights in 8 bits: one scale for each output feature, also of the down projection, whose features are columns.
+"""Weights in 8 bits: one scale for each output feature.
 
-A scale for each neuron would suit down's storage, but a few neurons have both large activations and an outlying weight,
-whose step then blurs all that they add: on SmolLM2-135M the KL divergence was 0.031 instead of 0.003.
+A scale for each neuron of the down projection would be worse: a few neurons have both large activations and an outlying
+weight, whose step then blurs all that they add (KL divergence on SmolLM2-135M: 0.031 instead of 0.003).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _LEAST = 127 * torch.finfo(torch.float32).tiny
 
 
 class QuantizedFFN(NamedTuple):
-    """``gate_up`` int8 [2, Fp, hidden] with ``gate_up_scale`` [2, Fp], ``down_t`` int8 [Fp, hidden] with ``down_scale``
+    """``gate_up`` int8 [2, Fp, hidden] with ``gate_up_scale`` [2, Fp], ``down`` int8 [hidden, Fp] with ``down_scale``
     [hidden]; scales are float32."""
 
     gate_up: torch.Tensor
     gate_up_scale: torch.Tensor
-    down_t: torch.Tensor
+    down: torch.Tensor
     down_scale: torch.Tensor
 
 
@@ -51,8 +51,7 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def quantize_ffn(packed: PackedFFN) -> QuantizedFFN:
     """The matrices of a packed FFN in 8 bits; its biases stay what they are."""
-    down, down_scale = quantize_rows(packed.down_t.T)
-    return QuantizedFFN(*quantize_rows(packed.gate_up), down.T.contiguous(), down_scale)
+    return QuantizedFFN(*quantize_rows(packed.gate_up), *quantize_rows(packed.down))
 
 
 def dequantize(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

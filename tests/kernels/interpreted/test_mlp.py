@@ -27,17 +27,17 @@ def case(rows: int, width: int, dtype: torch.dtype, parts: str, activation: str 
         return torch.randn(*shape, generator=g)
 
     gate_up = normal(2, rows_of_neurons, HIDDEN) * real[:, None] / HIDDEN**0.5
-    down_t = normal(rows_of_neurons, HIDDEN) * real[:, None] / width**0.5
+    down = normal(HIDDEN, rows_of_neurons) * real / width**0.5
     scales = (None, None)
     if "scale" in parts:
-        gate_up, gate_up_scale, down_t, down_scale = quantize_ffn(PackedFFN(width, gate_up, down_t))
+        gate_up, gate_up_scale, down, down_scale = quantize_ffn(PackedFFN(width, gate_up, down))
         scales = (gate_up_scale, down_scale)
     else:
-        gate_up, down_t = gate_up.to(dtype), down_t.to(dtype)
+        gate_up, down = gate_up.to(dtype), down.to(dtype)
     return {
         "x": (2 * normal(rows, HIDDEN)).to(dtype),
         "gate_up": gate_up,
-        "down_t": down_t,
+        "down": down,
         "activation": activation,
         "norm_weight": 1 + 0.3 * normal(HIDDEN) if "norm" in parts else None,
         "eps": 1e-5,
@@ -109,10 +109,10 @@ def test_exports_without_a_guard_on_rows() -> None:
         def __init__(self) -> None:
             super().__init__()
             arguments = case(4, 37, torch.float32, "")
-            self.gate_up, self.down_t = (torch.nn.Buffer(arguments[name]) for name in ("gate_up", "down_t"))
+            self.gate_up, self.down = (torch.nn.Buffer(arguments[name]) for name in ("gate_up", "down"))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return mlp(x, self.gate_up, self.down_t, "silu")
+            return mlp(x, self.gate_up, self.down, "silu")
 
     layer = Layer()
     rows = torch.export.Dim("rows", min=1, max=4096)

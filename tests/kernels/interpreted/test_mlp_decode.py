@@ -6,18 +6,14 @@ import pytest
 import torch
 
 from prunekit.kernels.ops import reference
-from prunekit.kernels.ops.mlp import decode as module
-from prunekit.kernels.ops.mlp.decode import launches, mlp_decode
-from prunekit.kernels.ops.mlp.launch_plan import variant
+from prunekit.kernels.ops.mlp.decode import mlp_decode
 from prunekit.kernels.ops.utils.backend import using
-from prunekit.kernels.ops.utils.dispatch import choosing
 from prunekit.kernels.ops.utils.int8 import quantize_ffn
 from prunekit.kernels.ops.utils.layout import pack_ffn, padded
 from tests.support.close import WIDTHS, assert_close
 from tests.support.guard import guarded
 
 ALL = "norm bias scale residual"
-both_variants = pytest.mark.parametrize("plan", ("fused", "split"))
 
 
 def case(
@@ -37,14 +33,14 @@ def case(
     packed = pack_ffn(
         *((weight / width**0.5 if i == 2 else weight).to(dtype) for i, weight in enumerate(weights)), *bias
     )
-    gate_up, down_t, scales = packed.gate_up, packed.down_t, (None, None)
+    gate_up, down, scales = packed.gate_up, packed.down, (None, None)
     if "scale" in parts:
-        gate_up, gate_up_scale, down_t, down_scale = quantize_ffn(packed)
+        gate_up, gate_up_scale, down, down_scale = quantize_ffn(packed)
         scales = (gate_up_scale, down_scale)
     arguments = {
         "x": (2 * normal(rows, hidden)).to(dtype),
         "gate_up": gate_up,
-        "down_t": down_t,
+        "down": down,
         "activation": activation,
         "norm_weight": 1 + 0.3 * normal(hidden) if "norm" in parts else None,
         "eps": 1e-5,
@@ -55,103 +51,57 @@ def case(
         "residual": normal(rows, hidden).to(dtype) if "residual" in parts else None,
     }
     real = dict(arguments)
-    for name in ("gate_up", "down_t", "gate_up_bias", "gate_up_scale"):
+    for name in ("gate_up", "down", "gate_up_bias", "gate_up_scale"):
         if real[name] is not None:
-            assert real[name].shape[name != "down_t"] == padded(width)
-            real[name] = real[name][:, :width] if name.startswith("gate") else real[name][:width]
+            assert real[name].shape[1] == padded(width)
+            real[name] = real[name][:, :width]
     guard = {name: guarded(value) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
     return guard, reference.mlp_decode(**real)
 
 
-@both_variants
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("rows", (1, 5))
 @pytest.mark.parametrize("width", WIDTHS)
-def test_width(width: int, rows: int, dtype: torch.dtype, plan: str) -> None:
+def test_width(width: int, rows: int, dtype: torch.dtype) -> None:
     """Each width; the widths take the activations and the options in turn."""
     index = WIDTHS.index(width)
     parts = (ALL, "norm residual", "", "norm bias", "scale", "bias residual")[index]
     arguments, expected = case(rows, width, 64, dtype, parts, ("silu", "gelu_tanh")[index % 2])
-    with choosing(mlp_decode=plan):
-        assert_close(mlp_decode(**arguments), expected)
+    assert_close(mlp_decode(**arguments), expected)
 
 
-@both_variants
 @pytest.mark.parametrize("rows", (1, 2, 5, 16))
 @pytest.mark.parametrize(
     ("parts", "dtype"),
     [(parts, torch.float32) for parts in ("", "norm", "bias", "scale residual", ALL)]
     + [(parts, torch.float16) for parts in ("norm residual", ALL)],
 )
-def test_options(parts: str, rows: int, dtype: torch.dtype, plan: str) -> None:
+def test_options(parts: str, rows: int, dtype: torch.dtype) -> None:
     arguments, expected = case(rows, 37, 96, dtype, parts, "silu" if rows % 2 else "gelu_tanh")
-    with choosing(mlp_decode=plan):
-        assert_close(mlp_decode(**arguments), expected)
+    assert_close(mlp_decode(**arguments), expected)
 
 
-@both_variants
-@pytest.mark.parametrize(("rows", "hidden"), ((1, 17), (3, 17), (1, 576), (1, 2064), (3, 1040)))
-def test_hidden(hidden: int, rows: int, plan: str) -> None:
+@pytest.mark.parametrize(("rows", "hidden"), ((1, 17), (3, 17), (1, 576), (1, 2064), (1, 4112), (3, 1040), (2, 2064)))
+def test_hidden(hidden: int, rows: int) -> None:
     """Several turns of every loop over the hidden size; a size that is no multiple of 16 is right too, though slow."""
     arguments, expected = case(rows, 17, hidden, torch.float32, ALL)
-    with choosing(mlp_decode=plan):
-        assert_close(mlp_decode(**arguments), expected)
+    assert_close(mlp_decode(**arguments), expected)
 
 
-@both_variants
-@pytest.mark.parametrize("rows", (1, 3))
-@pytest.mark.parametrize("width", (16, 37, 100))
-def test_several_blocks_a_program(width: int, rows: int, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a chip of two multiprocessors every program walks over several blocks, and the last one over fewer."""
-    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
-    arguments, expected = case(rows, width, 64, torch.float32, ALL)
-    with choosing(mlp_decode=plan):
-        assert_close(mlp_decode(**arguments), expected)
-
-
-@both_variants
 @pytest.mark.parametrize("rows", (1, 4))
-def test_same_bits(rows: int, plan: str) -> None:
+def test_same_bits(rows: int) -> None:
     arguments, _ = case(rows, 100, 64, torch.float16, ALL)
-    with choosing(mlp_decode=plan):
-        first = mlp_decode(**arguments)
-        assert torch.equal(first, mlp_decode(**arguments))
+    first = mlp_decode(**arguments)
+    assert torch.equal(first, mlp_decode(**arguments))
 
 
-@both_variants
 @pytest.mark.parametrize("rows", (1, 4))
-def test_float16_range(rows: int, plan: str) -> None:
+def test_float16_range(rows: int) -> None:
     """x · norm weight alone is past float16's range, and activation · scale of int8 is below its normal numbers."""
     arguments, _ = case(rows, 37, 96, torch.float16, "norm scale")
     for name, factor in (("x", 2000), ("norm_weight", 40), ("gate_up_scale", 1 / 40), ("down_scale", 1e-3)):
         arguments[name] = arguments[name] * factor
-    with choosing(mlp_decode=plan):
-        assert_close(mlp_decode(**arguments), reference.mlp_decode(**arguments))
-
-
-def test_choice() -> None:
-    """One row of a narrow FFN takes fewer launches, many rows the plan with fewer partial sums."""
-    assert variant(1, 2048, 1024, 132) == "fused"
-    assert variant(1, 4096, 14336, 132) == "fused"
-    assert variant(16, 2048, 1024, 132) == "split"
-    assert variant(16, 4096, 14336, 132) == "split"
-    for rows in range(2, 16):
-        for width in (16, 1024, 4096, 14336):
-            assert (variant(rows, 2048, width, 132), variant(rows + 1, 2048, width, 132)) != ("split", "fused")
-
-
-@both_variants
-@pytest.mark.parametrize(("rows", "width", "hidden"), ((1, 1024, 2048), (2, 14336, 4096), (16, 16, 576)))
-def test_partial_sums_are_small(rows: int, width: int, hidden: int, plan: str) -> None:
-    """As the module says: at most two programs a multiprocessor have one, or a share of the columns of one."""
-    x = torch.empty(rows, hidden, dtype=torch.bfloat16, device="meta")
-    weight = x.new_empty(width, hidden)
-    *_, last = launches(x, weight.new_empty(2, width, hidden), weight, "silu", x, variant=plan)
-    partial = last.args["partial_ptr"]
-    assert partial.shape[1:] == (rows, hidden)
-    assert partial.shape[0] <= (2 * 132 if plan == "fused" else -(-2 * 132 // (hidden // 128)))
-    if (rows, width) == (1, 1024):
-        assert 2 * 4 * partial.numel() == {"fused": 2_097_152, "split": 262_144}[plan]
+    assert_close(mlp_decode(**arguments), reference.mlp_decode(**arguments))
 
 
 @pytest.mark.parametrize("parts", ("", ALL))
@@ -171,6 +121,6 @@ def test_errors_name_the_value() -> None:
     arguments, _ = case(1, 16, 32, torch.float32, "")
     with pytest.raises(ValueError, match="relu"):
         mlp_decode(**{**arguments, "activation": "relu"})
-    unpadded = {"gate_up": arguments["gate_up"][:, :13].contiguous(), "down_t": arguments["down_t"][:13]}
-    with pytest.raises(ValueError, match="13 rows"):
+    unpadded = {"gate_up": arguments["gate_up"][:, :13].contiguous(), "down": arguments["down"][:, :13].contiguous()}
+    with pytest.raises(ValueError, match="13 columns"):
         mlp_decode(**arguments | unpadded)

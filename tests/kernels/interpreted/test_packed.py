@@ -32,6 +32,6 @@ def test_int8_ffn_rows_go_sixteen_at_a_time(rows: int, monkeypatch: pytest.Monke
     x, norm = normal(rows, 64), 1 + 0.1 * normal(64)
     monkeypatch.setattr("prunekit.kernels.ops.mlp.op.mlp_prefill", None)
     expected = reference.mlp(
-        x, mlp.gate_up, mlp.down_t, "silu", norm, 1e-5, None, None, mlp.gate_up_scale, mlp.down_scale, x
+        x, mlp.gate_up, mlp.down, "silu", norm, 1e-5, None, None, mlp.gate_up_scale, mlp.down_scale, x
     )
     assert_close(mlp.apply_to(x, norm, 1e-5, x), expected)

@@ -1,0 +1,107 @@
+"""What decides how near a decode kernel comes to the memory's bandwidth, read from its machine code and its grid.
+
+A kernel that only streams weights is slow for one of few reasons: too few bytes on their way (Little's law: bandwidth
+times latency, 36 KB a multiprocessor on an H200), programs that are shared out unevenly, instructions, or weights that
+are asked for only after the kernel before has ended. None of them needs a GPU to be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from prunekit.kernels.ops.utils.launch import Launch
+from prunekit.kernels.testing.aot import MachineCode, compile_launch
+
+# Of one multiprocessor of compute capability 9.0 (CUDA C++ Programming Guide, technical specifications).
+_WARPS, _REGISTERS, _SHARED, _BLOCKS = 64, 65536, 228 * 1024, 32
+_MULTIPROCESSORS = 132
+_LEAST_IN_FLIGHT = 48 * 1024
+_MOST_UNEVEN = 1.15
+_MOST_INSTRUCTIONS = 0.11
+# Waves of programs that last long: a second one that is nearly empty doubles the time.
+_FULL_WAVES = 1.9
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """One launch with one row of input on an H100 or H200.
+
+    ``resident`` is how many programs one multiprocessor holds at once, ``in_flight`` how many bytes of weights it has
+    on their way at most, ``waves`` how often all places are taken; ``uneven`` is the share of the busiest
+    multiprocessor over the mean, ``early_loads`` the 16-byte loads before the wait for the kernel before,
+    ``instructions`` those of a warp for each byte of weights.
+    """
+
+    name: str
+    grid: int
+    registers: int
+    shared: int
+    resident: int
+    in_flight: int
+    waves: float
+    uneven: float
+    early_loads: int
+    instructions: float
+    once: bool
+
+    def failures(self) -> list[str]:
+        """The gates that it doesn't pass, in words."""
+        failed = []
+        if self.in_flight < _LEAST_IN_FLIGHT:
+            failed.append(f"{self.in_flight:,} bytes in flight, {_LEAST_IN_FLIGHT:,} wanted")
+        if self.waves <= 1 and self.uneven > _MOST_UNEVEN:
+            failed.append(f"the busiest multiprocessor has {self.uneven:.2f} times the mean")
+        # Programs without a loop end one by one, so that a further wave costs no more than its share.
+        if self.once and self.waves > 1 and self.uneven > _MOST_UNEVEN:
+            failed.append(f"the busiest multiprocessor has {self.uneven:.2f} times the mean")
+        if not self.once and 1 < self.waves < _FULL_WAVES:
+            failed.append(f"{self.waves:.2f} waves of programs with a loop")
+        if self.early_loads == 0:
+            failed.append("no weight is asked for before the wait")
+        if self.instructions > _MOST_INSTRUCTIONS:
+            failed.append(f"{self.instructions:.3f} instructions a byte")
+        return failed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.grid} programs, {self.registers} registers, {self.shared} B shared, {self.resident} "
+            f"resident, {self.in_flight // 1024} KB in flight, {self.waves:.2f} waves, uneven {self.uneven:.2f}, "
+            f"{self.early_loads} early loads, {self.instructions:.3f} instructions a byte"
+        )
+
+
+def streaming(name: str, launch: Launch) -> Streaming:
+    """Compile ``launch`` for compute capability 9.0 and read it. It must have BLOCK_N, BLOCK_F or BLOCK_P rows a
+    program, BLOCK_K columns at a time, and STAGES, as the kernels of one row have."""
+    code = compile_launch(replace(launch, overlap=True), 90)
+    args, warps = launch.args, launch.num_warps
+    grid = 1
+    for size in launch.grid:
+        grid *= size
+    registers = 32 * -(-code.registers // 8) * 8
+    places = min(_WARPS // warps, _REGISTERS // registers // warps, _SHARED // (code.shared + 1024), _BLOCKS)
+    resident = min(places, -(-grid // _MULTIPROCESSORS))
+    rows = args["BLOCK_N"] if "BLOCK_N" in args else 2 * args.get("BLOCK_F", args.get("BLOCK_P", 0))
+    weight = next(args[key] for key in ("weight_ptr", "gate_up_ptr") if key in args)
+    block = rows * args["BLOCK_K"] * weight.element_size()
+    turns = 1 if args["ONCE"] else (max(1, args["STAGES"] - 1) if args["STAGES"] else 2)
+    counted = code.instructions if args["ONCE"] else code.in_loops
+    issued = sum(count for opcode, count in counted.items() if opcode != "NOP")
+    return Streaming(
+        name,
+        grid,
+        code.registers,
+        code.shared,
+        resident,
+        resident * block * turns,
+        grid / (_MULTIPROCESSORS * places),
+        -(-grid // _MULTIPROCESSORS) * _MULTIPROCESSORS / grid,
+        _early(code),
+        issued * warps / block,
+        args["ONCE"],
+    )
+
+
+def _early(code: MachineCode) -> int:
+    before = code.opcodes[: code.opcodes.index("ACQBULK")]
+    return sum(opcode.startswith("LDG") and "128" in opcode for opcode in before)

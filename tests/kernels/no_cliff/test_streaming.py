@@ -1,0 +1,80 @@
+"""Gates on what makes decode kernels slow, for the layers of 1B and 8B models, dense and pruned to 40 %.
+
+What they predict is in kernels/testing/streaming.py; only a GPU measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from prunekit.kernels.ops import linear_decode
+from prunekit.kernels.ops.attention import qkv_rope
+from prunekit.kernels.ops.mlp import decode as mlp_decode
+from prunekit.kernels.ops.utils.launch import Launch
+from prunekit.kernels.ops.utils.layout import padded
+from prunekit.kernels.testing.streaming import streaming
+from tests.support.gate import meta, needs_compiler
+
+pytestmark = needs_compiler
+
+VOCABULARY = 128256
+# Hidden size, head_dim, query and KV heads, FFN width: Llama-3.2-1B and Llama-3.1-8B, dense and with 40 % of the blocks
+# left (as `prunekit plan --blocks 0.4` gives on the mean).
+MODELS = {
+    "1B dense": (2048, 64, 32, 8, 8192),
+    "1B 40 %": (2048, 64, 20, 5, 3202),
+    "8B dense": (4096, 128, 32, 8, 14336),
+    "8B 40 %": (4096, 128, 16, 4, 5701),
+}
+# What a layer's launch must read to be bound by bandwidth; less is bound by the launch itself.
+LEAST_BYTES = 4 * 2**20
+
+
+def layer(model: str) -> Iterator[tuple[str, Launch]]:
+    """The launches of one layer at batch 1 that read weights, and the output head."""
+    hidden, head_dim, heads, kv, width = MODELS[model]
+    small, width = torch.float32, padded(width)
+    x, norm = meta(1, hidden), meta(hidden, dtype=small)
+    cache, table = meta(1, kv, 2048, head_dim), meta(2048, head_dim // 2, dtype=small)
+    weight = meta((heads + 2 * kv) * head_dim, hidden)
+    (qkv,) = qkv_rope.launches(
+        x, weight, heads, cache, cache, meta(1, dtype=torch.int32), meta(1, heads, head_dim), table, table,
+        norm_weight=norm, eps=1e-5,
+    )  # fmt: skip
+    yield "QKV", qkv
+    (o,) = linear_decode.launches(meta(1, heads * head_dim), meta(hidden, heads * head_dim), x, residual=x)
+    yield "O", o
+    both = meta(2, width, hidden), meta(hidden, width)
+    gate_up, down = mlp_decode.launches(x, *both, "silu", x, norm, 1e-5, residual=x)
+    yield "gate_up", gate_up
+    yield "down", down
+
+
+def weight_bytes(launch: Launch) -> int:
+    weight = next(launch.args[name] for name in ("weight_ptr", "gate_up_ptr") if name in launch.args)
+    return weight.numel() * weight.element_size()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_layers_are_bound_by_memory(model: str) -> None:
+    seen = [streaming(f"{model} {name}", each) for name, each in layer(model) if weight_bytes(each) >= LEAST_BYTES]
+    assert len(seen) >= 3
+    failed = [f"{each}: {'; '.join(reasons)}" for each in seen if (reasons := each.failures())]
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_layer_without_attention_is_four_launches(model: str) -> None:
+    assert len(list(layer(model))) == 4
+
+
+@pytest.mark.parametrize("hidden", (2048, 4096))
+def test_the_head_is_a_pipeline(hidden: int) -> None:
+    """It has so many programs that each may wait: measured at 102 % of a copy's bandwidth on an H200."""
+    x, norm = meta(1, hidden), meta(hidden, dtype=torch.float32)
+    (head,) = linear_decode.launches(x, meta(VOCABULARY, hidden), meta(1, VOCABULARY), norm_weight=norm, eps=1e-5)
+    seen = streaming("head", head)
+    assert seen.failures() == ["no weight is asked for before the wait"], str(seen)
