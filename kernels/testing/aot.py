@@ -38,6 +38,8 @@ _BRANCH_TARGET = re.compile(r"0x([0-9a-f]+)")
 _DEFINITION = re.compile(r"(%[\w#]+)(?::\d+)? = (.*)")
 _LOAD = re.compile(r"tt\.load (%[\w#]+)")
 _FIRST = re.compile(r"%[\w#]+")
+# Of newer Tritons, and of 3.6.
+_WAIT = re.compile(r"tt\.grid_dependency_wait|griddepcontrol\.wait")
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,9 @@ def _compiled(launch: Launch, arch: int) -> tuple[MachineCode, str]:
 def read_before_wait(launch: Launch) -> set[str]:
     """The names of the pointer arguments that a launch reads before it waits for the one before it."""
     text = _compiled(replace(launch, overlap=True), 90)[1]
-    before, wait, _ = text.partition("tt.grid_dependency_wait")
+    wait = _WAIT.search(text)
     assert wait, f"{launch.kernel.__name__} never waits"
+    before = text[: wait.start()]
     made = {name: rest for name, rest in _DEFINITION.findall(before)}
     found = set()
     for pointer in _LOAD.findall(before):

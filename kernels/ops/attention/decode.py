@@ -18,6 +18,8 @@ from prunekit.kernels.ops.utils.launch import Launch, run
 # Query heads of a tile: what a tensor core takes at least, so a group of 1 costs the same as one of 16.
 HEADS = 16
 MAX_SPLITS = 128
+# Tokens of a split, where a sequence has so many.
+LEAST_SPLIT = 256
 _UNLIMITED = 2**31 - 1
 
 
@@ -168,13 +170,11 @@ def _combine_kernel(
 def cut(programs: int, tokens: int, head_dim: int, dtype: torch.dtype, processors: int) -> tuple[int, int]:
     """(tokens of a tile, splits) where ``programs`` would run without splits, each seeing ``tokens`` at the most.
 
-    The aim is two programs a multiprocessor, each with at least a tile. Tiles are 16 KiB of keys, so that three
-    pipeline stages fit any supported chip, and as small as 32 tokens where larger ones would make too few programs.
+    A split has at least 256 tokens: fewer are read in the time that a second launch takes. No more splits than make two
+    programs a multiprocessor. Tiles are 64 tokens, or 16 KiB of keys, so that three pipeline stages fit any chip.
     """
-    block = min(128, 16384 // (max(16, next_power_of_2(head_dim)) * dtype.itemsize))
-    while block > 32 and programs * cdiv(tokens, block) < 2 * processors:
-        block //= 2
-    return block, max(1, min(cdiv(2 * processors, programs), cdiv(tokens, block), MAX_SPLITS))
+    block = min(64, 16384 // (max(16, next_power_of_2(head_dim)) * dtype.itemsize))
+    return block, max(1, min(cdiv(tokens, LEAST_SPLIT), cdiv(2 * processors, programs), MAX_SPLITS))
 
 
 def launches(

@@ -87,7 +87,7 @@ def test_range(softcap: float, window: int, splits: object, request: pytest.Fixt
     check(case(4, 2, [1, 128, 129, 255, 384], capacity=384, window=window, softcap=softcap))
 
 
-@pytest.mark.parametrize("count, block, splits", ((1, 128, 1), (2, 128, 2), (5, 128, 5), (12, 64, 12), (132, 32, 32)))
+@pytest.mark.parametrize("count, block, splits", ((1, 64, 1), (2, 64, 2), (3, 64, 3), (132, 64, 4)))
 def test_splits(count: int, block: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same result however the cache is cut; lengths leave some splits empty and others short."""
     processors(monkeypatch, count)
@@ -100,9 +100,12 @@ def test_splits(count: int, block: int, splits: int, monkeypatch: pytest.MonkeyP
 
 def test_cut() -> None:
     half = torch.float16
-    assert module.cut(264, 10**6, 64, half, 132) == (128, 1)
-    assert module.cut(1, 10**6, 64, half, 132) == (128, module.MAX_SPLITS)
-    assert module.cut(3, 2048, 64, half, 132) == (32, 64)
+    assert module.cut(264, 10**6, 64, half, 132) == (64, 1)
+    assert module.cut(1, 10**6, 64, half, 132) == (64, module.MAX_SPLITS)
+    # A short context has one split, and so one launch.
+    assert module.cut(8, 256, 64, half, 132) == (64, 1)
+    assert module.cut(8, 2048, 64, half, 132) == (64, 8)
+    assert module.cut(8, 32768, 64, half, 132) == (64, 33)
     assert module.cut(264, 4096, 256, half, 132) == (32, 1)
     assert module.cut(264, 4096, 256, torch.float32, 132) == (16, 1)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from prunekit.kernels.ops import linear_decode
+from prunekit.kernels.ops.attention import decode as attention_decode
 from prunekit.kernels.ops.attention import qkv_rope
 from prunekit.kernels.ops.mlp import decode as mlp_decode
 from prunekit.kernels.ops.utils.launch import Launch
@@ -66,9 +67,14 @@ def test_layers_are_bound_by_memory(model: str) -> None:
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.parametrize(("capacity", "launches"), ((256, 5), (2048, 6)))
 @pytest.mark.parametrize("model", MODELS)
-def test_a_layer_without_attention_is_four_launches(model: str) -> None:
-    assert len(list(layer(model))) == 4
+def test_launches_of_a_layer(model: str, capacity: int, launches: int) -> None:
+    """A short context needs no second launch of attention."""
+    _, head_dim, heads, kv, _ = MODELS[model]
+    q, cache = meta(1, heads, head_dim), meta(1, kv, capacity, head_dim)
+    attention = attention_decode.launches(q, cache, cache, meta(1, dtype=torch.int32), q, 0.1)
+    assert len(attention) + len(list(layer(model))) == launches
 
 
 @pytest.mark.parametrize("hidden", (2048, 4096))
