@@ -32,6 +32,8 @@ def test_packed_ffn_computes_the_same(width: int) -> None:
     assert packed.down.shape == (hidden, padded(width))
     assert not packed.gate_up[:, width:].any() and not packed.down[:, width:].any()
     assert packed.extra_bytes == 3 * (padded(width) - width) * hidden * 8
+    # Large weights that need no pads take no second place in memory.
+    assert (packed.down.data_ptr() == down.data_ptr()) == (width % 16 == 0)
     if width > 1000:
         assert packed.extra_bytes <= 0.02 * 3 * width * hidden * 8
 

@@ -54,13 +54,16 @@ def pack_ffn(
     down_bias: torch.Tensor | None = None,
     multiple: int = ALIGNMENT,
 ) -> PackedFFN:
-    """Pack ``gate`` and ``up`` [F, hidden] and ``down`` [hidden, F] as nn.Linear holds them."""
+    """Pack ``gate`` and ``up`` [F, hidden] and ``down`` [hidden, F] as nn.Linear holds them. A ``down`` that needs no
+    pads is not copied."""
     width, hidden = gate.shape
     rows = padded(width, multiple)
     gate_up = gate.new_zeros(2, rows, hidden)
     gate_up[0, :width], gate_up[1, :width] = gate, up
-    packed_down = down.new_zeros(hidden, rows)
-    packed_down[:, :width] = down
+    packed_down = down
+    if rows != width or not down.is_contiguous():
+        packed_down = down.new_zeros(hidden, rows)
+        packed_down[:, :width] = down
     bias = None
     if gate_bias is not None and up_bias is not None:
         bias = torch.zeros(2, rows, dtype=torch.float32, device=gate.device)
