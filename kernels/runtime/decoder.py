@@ -70,16 +70,17 @@ class Decoder:
         logits = self.head.apply_to(x, self.final_norm, self.blocks[0].eps)
         return logits if not self.final_softcap else self.final_softcap * torch.tanh(logits / self.final_softcap)
 
-    def step(self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]) -> Any:
-        """One new token for every sequence: ``tokens`` [B] int64 at ``positions`` [B] int32 → logits [B, V]."""
-        lengths = positions + 1
-        rows = torch.arange(len(tokens), dtype=torch.int32, device=tokens.device)
+    def step(
+        self, tokens: torch.Tensor, where: Where, lengths: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]
+    ) -> torch.Tensor:
+        """One new token for every sequence: ``tokens`` [B] int64 at ``where`` → logits [B, V]. ``lengths`` [B] int32,
+        the sequences' with it, are one more than its positions."""
 
         def attend(block: Block, query: torch.Tensor, layer: LayerCache) -> torch.Tensor:
             return attention_decode(query, layer.key, layer.value, lengths, block.scaling, block.window, block.softcap)
 
         x = self.embed(tokens)
-        return self.logits(self._run(x, cache, Where(positions, rows, True), ropes, attend))
+        return self.logits(self._run(x, cache, where, ropes, attend))
 
     def prefill(self, ids: torch.Tensor, lengths: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]) -> torch.Tensor:
         """Prompts ``ids`` [B, L] int64, of which sequence b has ``lengths[b]`` tokens from the left → logits [B, V] of

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from prunekit.errors import PrunekitError
+from prunekit.kernels.ops.next_token import next_token
 from prunekit.kernels.ops.utils.layout import padded
+from prunekit.kernels.runtime.block import Where
 from prunekit.kernels.runtime.decoder import Decoder
 from prunekit.kernels.runtime.seal import Seal, unwrapped
 
@@ -83,6 +85,9 @@ class Runtime:
             self.state = torch.zeros(2, self.slots, dtype=torch.int64, device=self.device)
             self.tokens = self.state[0]
             self.positions = torch.zeros(self.slots, dtype=torch.int32, device=self.device)
+            self.lengths = torch.ones_like(self.positions)
+            rows = torch.arange(self.slots, dtype=torch.int32, device=self.device)
+            self.where = Where(self.positions, rows, True)
         self.batch = batch
         self._used = self.capacity
         self._graph: Any = None
@@ -126,6 +131,7 @@ class Runtime:
         self.positions.zero_()
         self.tokens.zero_()
         self.positions[: self.batch] = lengths
+        torch.add(self.positions, 1, out=self.lengths)
         logits = self.decoder.prefill(ids, lengths, self.cache, self.ropes)
         self._choose(logits)
         self._used = ids.shape[1]
@@ -153,9 +159,8 @@ class Runtime:
         return self._logits[: self.batch]
 
     def _body(self) -> torch.Tensor:
-        logits = self.decoder.step(self.tokens, self.positions, self.cache, self.ropes)
-        self._choose(logits)
-        self.positions.add_(1)
+        logits = self.decoder.step(self.tokens, self.where, self.lengths, self.cache, self.ropes)
+        next_token(logits, self.tokens, highest_logits(self.state), self.positions, self.lengths)
         return logits
 
     def _choose(self, logits: torch.Tensor) -> None:
@@ -173,11 +178,12 @@ class Runtime:
         """
         if not self.uses_graph or self._graph is not None:
             return
-        before = (self.tokens.clone(), self.positions.clone())
+        changing = (self.tokens, self.positions, self.lengths)
+        before = [each.clone() for each in changing]
 
         def rewind() -> None:
-            self.tokens.copy_(before[0])
-            self.positions.copy_(before[1])
+            for each, value in zip(changing, before, strict=True):
+                each.copy_(value)
 
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))

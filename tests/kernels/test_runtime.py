@@ -451,9 +451,10 @@ class _FakeGraphs:
     @contextmanager
     def recording(self) -> Any:
         runtime = self.runtime
-        before = [tensor.clone() for tensor in (runtime.tokens, runtime.positions, runtime.cache.arena)]
+        changing = (runtime.tokens, runtime.positions, runtime.lengths, runtime.cache.arena)
+        before = [tensor.clone() for tensor in changing]
         yield
-        for tensor, value in zip((runtime.tokens, runtime.positions, runtime.cache.arena), before, strict=True):
+        for tensor, value in zip(changing, before, strict=True):
             tensor.copy_(value)
         self.recorded += 1
 
