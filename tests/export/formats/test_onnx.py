@@ -344,12 +344,13 @@ def test_subcommand_of_optimum_imports_little():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-def test_pruned_smollm2(pruned_smollm2, tmp_path):
-    made = export(pruned_smollm2, "onnx", tmp_path / "out")
+def test_pruned_smollm2(shortened_smollm2, tmp_path):
+    made = export(shortened_smollm2, "onnx", tmp_path / "out")
     assert made.parity.ok and made.parity.logits.rms_relative < 5e-5
     assert made.parity.greedy.equal == made.parity.greedy.compared == 72
-    assert (made.path / "model.onnx_data").stat().st_size < pruned_smollm2.shape.parameters * 4 * 1.01
+    assert (made.path / "model.onnx_data").stat().st_size < shortened_smollm2.shape.parameters * 4 * 1.01
     assert (made.path / "model.onnx").stat().st_size < 2e7
-    assert made.written.decode_bytes == pruned_smollm2.shape.decode_bytes(4)
+    assert made.written.decode_bytes == shortened_smollm2.shape.decode_bytes(4)
     nodes = Counter(node.op_type for node in graph_of(made.path).graph.node)
-    assert nodes["Attention"] == 30 and nodes["SkipSimplifiedLayerNormalization"] == 60
+    layers = shortened_smollm2.shape.num_hidden_layers
+    assert nodes["Attention"] == layers and nodes["SkipSimplifiedLayerNormalization"] == 2 * layers
