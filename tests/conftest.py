@@ -23,6 +23,7 @@ from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.goals import parse_target
 from prunekit.plan.recipe import Recipe
 from prunekit.pruning.planner import PlanConfig, compute_plan
+from tests.support.run_folder import run_folder
 
 if TYPE_CHECKING:
     from tests.support.command import Command
@@ -92,9 +93,7 @@ def smollm2() -> Source:
 @pytest.fixture(scope="session")
 def pruned_smollm2(smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Source:
     """SmolLM2-135M with 79 % of its blocks left, at irregular widths: made once for all processes of a test run."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    folder = run_folder(tmp_path_factory)
     with FileLock(folder / "pruned_smollm2.lock"):
         if not (folder / "pruned_smollm2").exists():
             config = PlanConfig(

@@ -89,7 +89,7 @@ class ModelBench:
         arms: dict[str, Any] = {}
         agrees: dict[str, Any] = {}
         for group in groups:
-            runs: dict[str, Run] = {}
+            runs: dict[str, Any] = {}
             for name in group:
                 try:
                     with bounded(PREPARE_S):
@@ -103,7 +103,7 @@ class ModelBench:
                 agrees = self._agreement(ids, runs["ours"])
             if {"ours", "ours_waiting"} <= {*runs}:
                 # A read before its time would show as another token, now and then.
-                first, second = (self._tokens(ids, runs[name]) for name in ("ours", "ours_waiting"))
+                first, second = (runs[name].tokens(ids, self.tokens) for name in ("ours", "ours_waiting"))
                 agrees["overlap_same_tokens"] = first == second
             runs.clear()
             self._tidy()
@@ -205,10 +205,6 @@ class ModelBench:
         with torch.no_grad():
             expected = self.stock(input_ids=ids[:1], use_cache=False, logits_to_keep=1).logits[:, -1]
         return agreement(ours.runtime.prefill(ids)[:1], expected)
-
-    def _tokens(self, ids: torch.Tensor, ours: Run) -> list[list[int]]:
-        assert isinstance(ours, OursRun)
-        return ours.tokens(ids, self.tokens)
 
 
 @torch.no_grad()

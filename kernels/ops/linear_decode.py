@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from prunekit.kernels.ops.rms_norm import rms_norm_torch
-from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, let_next_start, tl
+from prunekit.kernels.ops.utils._triton import cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
-from prunekit.kernels.ops.utils.dispatch import overlapped
 from prunekit.kernels.ops.utils.inner_product import Tile, products
 from prunekit.kernels.ops.utils.int8 import dequantize
 from prunekit.kernels.ops.utils.launch import Launch, run
@@ -85,7 +84,7 @@ def launches(
     """What :func:`linear_decode` starts. Tensors as there; ``out`` [rows, n] takes the result."""
     rows, k = x.shape
     n = weight.shape[0]
-    tile = Tile.of_one_row(n, k, normed=norm_weight is not None) if rows == 1 else Tile.of_rows(n, weight)
+    tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
     return [
         Launch(
             _linear_decode_kernel,
@@ -103,16 +102,10 @@ def launches(
                 "k": k,
                 "weight_stride": weight.stride(0),
                 "eps": eps,
-                "ROWS": 1 if rows == 1 else 16,
                 "BLOCK_N": tile.n,
-                "BLOCK_K": tile.k,
-                "STAGES": tile.stages,
-                "ONCE": tile.k >= k,
-                "UPCAST": INTERPRETING,
+                **tile.constants(rows, k),
             },
-            num_warps=4,
-            num_stages=max(1, tile.stages),
-            overlap=overlapped(x.device, x.dtype),
+            **tile.options(x),
         )
     ]
 

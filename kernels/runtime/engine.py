@@ -129,11 +129,11 @@ class Runtime:
         lengths = lengths.to(self.device, torch.int32)
         # The slots that no sequence fills decode a token over and over at place 0.
         self.positions.zero_()
+        self.lengths.fill_(1)
         self.tokens.zero_()
-        self.positions[: self.batch] = lengths
-        torch.add(self.positions, 1, out=self.lengths)
+        self.positions[: self.batch] = lengths - 1
         logits = self.decoder.prefill(ids, lengths, self.cache, self.ropes)
-        self._choose(logits)
+        self._go_on(logits)
         self._used = ids.shape[1]
         return logits
 
@@ -160,14 +160,13 @@ class Runtime:
 
     def _body(self) -> torch.Tensor:
         logits = self.decoder.step(self.tokens, self.where, self.lengths, self.cache, self.ropes)
-        next_token(logits, self.tokens, highest_logits(self.state), self.positions, self.lengths)
+        self._go_on(logits)
         return logits
 
-    def _choose(self, logits: torch.Tensor) -> None:
-        best = logits.max(-1)
-        count = len(logits)
-        self.tokens[:count].copy_(best.indices)
-        highest_logits(self.state)[:count].copy_(best.values)
+    def _go_on(self, logits: torch.Tensor) -> None:
+        """The likeliest tokens, and the places after those that were read."""
+        changing = (self.tokens, highest_logits(self.state), self.positions, self.lengths)
+        next_token(logits, *(each[: len(logits)] for each in changing))
 
     @torch.inference_mode()
     def record(self) -> None:

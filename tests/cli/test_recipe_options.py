@@ -12,7 +12,7 @@ import pytest
 from prunekit.plan import Plan
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs
-from tests.support.command import DEFAULT, Command, save_tiny, write_text
+from tests.support.command import BRIEF, DEFAULT, Command, save_tiny, write_text
 from tests.support.tiny import one_thread
 
 SMALL = ("--set", "sequences=4", "--set", "length=16", "--set", "ffn-multiple=1", "--device", "cpu")
@@ -83,9 +83,8 @@ def test_a_recipe_without_its_refit(command: Command, model: Path, text: Path, t
 
 
 def test_an_option_without_effect_is_told(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    small = ("--set", "sequences=4", "--set", "length=16", "--device", "cpu")
     idle = ("--round-for", "gpu", "--set", "steps=4", "--set", "units=ffn")
-    told = ("--method", "shortgpt", *idle, "--calib", text, *small)
+    told = ("--method", "shortgpt", *idle, "--calib", text, *BRIEF)
     done = command("plan", model, "--blocks", "0.7", "-o", tmp_path / "plan.json", *told)
     assert done.code == 0, done
     for name in ("round_for", "steps", "units"):

@@ -15,21 +15,10 @@ from prunekit.data import self_generated as self_text
 from prunekit.models.source import load_model, resolve
 from prunekit.plan import Plan
 from prunekit.recovery.rescale import RescaleConfig
-from tests.support.command import DEFAULT, Command, save_tiny, write_text
+from tests.support.command import DEFAULT, Command, save_tiny, set_options, write_text
 from tests.support.tiny import one_thread
 
-SHORT = (
-    "--set",
-    "sequences=24",
-    "--set",
-    "length=16",
-    "--set",
-    "batch_size=8",
-    "--set",
-    "ffn_multiple=1",
-    "--device",
-    "cpu",
-)
+SHORT = (*set_options(sequences=24, length=16, batch_size=8, ffn_multiple=1), "--device", "cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,10 +22,9 @@ from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.profiling import sublayer_latency as latency
 from prunekit.profiling.sublayer_latency import LatencyConfig, layer_kinds, measure_table, width_grid
 from prunekit.utils.timing import Summary
-from tests.support.command import Command, save_tiny, write_text
+from tests.support.command import QUICK, Command, save_tiny, write_text
 from tests.support.tiny import MODEL_TYPES, one_thread
 
-QUICK = ("--set", "sequences=4", "--set", "length=16", "--set", "ffn_multiple=1", "--device", "cpu")
 SHAPE = ModelShape(64, 16, 128, False, (LayerShape(4, 2, 100),) * 3)
 
 

@@ -32,7 +32,7 @@ from prunekit.pruning.allocation import Problem, allocation
 from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.curves.scale import measured
 from prunekit.recovery.refit import RefitConfig, refit
-from tests.support.command import Command, save_tiny, write_text
+from tests.support.command import Command, save_tiny, set_options, write_text
 from tests.support.fake_session import SMOLLM2, FakeSession
 from tests.support.tiny import (
     MODEL_TYPES,
@@ -438,18 +438,7 @@ def _fail(command: Command, *arguments: object) -> str:
     return " ".join(ended.err.split())
 
 
-SHORT = (
-    "--set",
-    "sequences=24",
-    "--set",
-    "length=16",
-    "--set",
-    "batch_size=8",
-    "--set",
-    "ffn_multiple=1",
-    "--device",
-    "cpu",
-)
+SHORT = (*set_options(sequences=24, length=16, batch_size=8, ffn_multiple=1), "--device", "cpu")
 
 
 def test_from_the_command_line(command: Command, tmp_path: Path) -> None:

@@ -19,11 +19,20 @@ from tests.support.tiny_text import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SENTENCE = "The quick brown fox jumps over the lazy dog while the others look on in quiet wonder. "
+
 DEFAULT = "the default method"
 """Among a command's arguments: leave its method out."""
-BRIEF = ("--set", "sequences=4", "--set", "length=16", "--device", "cpu")
+
+
+def set_options(**values: object) -> tuple[str, ...]:
+    """``--set`` for each."""
+    return tuple(part for name, value in values.items() for part in ("--set", f"{name}={value}"))
+
+
+# Few and short sequences.
+BRIEF = (*set_options(sequences=4, length=16), "--device", "cpu")
 # And exact widths: a tiny model has no 64 channels to round to.
-QUICK = (*BRIEF, "--set", "ffn_multiple=1")
+QUICK = (*BRIEF, *set_options(ffn_multiple=1))
 
 
 @dataclass(frozen=True)

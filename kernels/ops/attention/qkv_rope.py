@@ -4,9 +4,8 @@ import torch
 
 from prunekit.kernels.ops.attention.rope_cache import rope_cache_torch
 from prunekit.kernels.ops.linear_decode import linear_decode_torch
-from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, let_next_start, tl
+from prunekit.kernels.ops.utils._triton import cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
-from prunekit.kernels.ops.utils.dispatch import overlapped
 from prunekit.kernels.ops.utils.inner_product import Tile, products
 from prunekit.kernels.ops.utils.launch import Launch, run
 
@@ -132,7 +131,7 @@ def launches(
     num_kv, head_dim = k_cache.shape[1], k_cache.shape[3]
     n = weight.shape[0]
     # Weight rows a program as in linear_decode, two a pair.
-    tile = Tile.of_one_row(n, k, normed=norm_weight is not None) if rows == 1 else Tile.of_rows(n, weight)
+    tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
     return [
         Launch(
             _qkv_rope_kernel,
@@ -163,16 +162,10 @@ def launches(
                 "v_head_stride": v_cache.stride(1),
                 "v_token_stride": v_cache.stride(2),
                 "eps": eps,
-                "ROWS": 1 if rows == 1 else 16,
                 "BLOCK_P": tile.n // 2,
-                "BLOCK_K": tile.k,
-                "STAGES": tile.stages,
-                "ONCE": tile.k >= k,
-                "UPCAST": INTERPRETING,
+                **tile.constants(rows, k),
             },
-            num_warps=4,
-            num_stages=max(1, tile.stages),
-            overlap=overlapped(x.device, x.dtype),
+            **tile.options(x),
         )
     ]
 

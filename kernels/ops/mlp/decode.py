@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from prunekit.kernels.ops import linear_decode
 from prunekit.kernels.ops.gated_act import gated_act_torch
 from prunekit.kernels.ops.rms_norm import rms_norm_torch
-from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, let_next_start, tl
+from prunekit.kernels.ops.utils._triton import cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.activation import activate, check_activation
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
-from prunekit.kernels.ops.utils.dispatch import overlapped
 from prunekit.kernels.ops.utils.inner_product import Tile, products
 from prunekit.kernels.ops.utils.int8 import dequantize
 from prunekit.kernels.ops.utils.launch import Launch, run
@@ -119,16 +118,10 @@ def launches(
             "width": width,
             "eps": eps,
             "ACTIVATION": activation,
-            "ROWS": 1 if rows == 1 else 16,
             "BLOCK_F": tile.n // 2,
-            "BLOCK_K": tile.k,
-            "STAGES": tile.stages,
-            "ONCE": tile.k >= hidden,
-            "UPCAST": INTERPRETING,
+            **tile.constants(rows, hidden),
         },
-        num_warps=4,
-        num_stages=max(1, tile.stages),
-        overlap=overlapped(x.device, x.dtype),
+        **tile.options(x),
     )
     return [first, *linear_decode.launches(act, down, out, down_bias, down_scale, residual=residual)]
 

@@ -1,10 +1,11 @@
 """The inner loop of the decode kernels: some rows of a weight times the normalised input."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from prunekit.kernels.ops.utils._triton import jit, next_power_of_2, tl, wait_for_previous
+from prunekit.kernels.ops.utils._triton import INTERPRETING, jit, next_power_of_2, tl, wait_for_previous
+from prunekit.kernels.ops.utils.dispatch import overlapped
 
 # Above it, a row of a weight no longer fits into the registers of one program.
 _ONCE = 4096
@@ -21,6 +22,11 @@ class Tile(NamedTuple):
     n: int
     k: int
     stages: int
+
+    @classmethod
+    def of(cls, rows: int, n: int, weight: torch.Tensor, *, normed: bool) -> "Tile":
+        """For ``rows`` of input, one or several, and a ``weight`` [n, k]."""
+        return cls.of_one_row(n, weight.shape[-1], normed=normed) if rows == 1 else cls.of_rows(n, weight)
 
     @classmethod
     def of_one_row(cls, n: int, k: int, *, normed: bool = False) -> "Tile":
@@ -41,6 +47,20 @@ class Tile(NamedTuple):
         if weight.element_size() > 2:
             return cls(rows, 64, 4)
         return cls(rows, 128, 4) if weight.shape[-1] <= 1024 or n >= 8192 else cls(rows, 256, 5)
+
+    def constants(self, rows: int, k: int) -> dict[str, Any]:
+        """What :func:`products` is told of it, by the names of its parameters; of BLOCK_N each kernel has its own."""
+        return {
+            "ROWS": 1 if rows == 1 else 16,
+            "BLOCK_K": self.k,
+            "STAGES": self.stages,
+            "ONCE": self.k >= k,
+            "UPCAST": INTERPRETING,
+        }
+
+    def options(self, x: torch.Tensor) -> dict[str, Any]:
+        """How a launch with it, whose input is ``x``, is started."""
+        return {"num_warps": 4, "num_stages": max(1, self.stages), "overlap": overlapped(x.device, x.dtype)}
 
 
 @jit

@@ -16,7 +16,7 @@ from prunekit.kernels.ops.attention import qkv_rope
 from prunekit.kernels.ops.mlp import decode as mlp_decode
 from prunekit.kernels.ops.utils.launch import Launch
 from prunekit.kernels.ops.utils.layout import padded
-from prunekit.kernels.testing.streaming import streaming
+from prunekit.kernels.testing.streaming import streaming, weight_of
 from tests.support.gate import meta, needs_compiler
 
 pytestmark = needs_compiler
@@ -54,14 +54,9 @@ def layer(model: str) -> Iterator[tuple[str, Launch]]:
     yield "down", down
 
 
-def weight_bytes(launch: Launch) -> int:
-    weight = next(launch.args[name] for name in ("weight_ptr", "gate_up_ptr") if name in launch.args)
-    return weight.numel() * weight.element_size()
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_layers_are_bound_by_memory(model: str) -> None:
-    seen = [streaming(f"{model} {name}", each) for name, each in layer(model) if weight_bytes(each) >= LEAST_BYTES]
+    seen = [streaming(f"{model} {name}", each) for name, each in layer(model) if weight_of(each).nbytes >= LEAST_BYTES]
     assert len(seen) >= 3
     failed = [f"{each}: {'; '.join(reasons)}" for each in seen if (reasons := each.failures())]
     assert not failed, "\n".join(failed)
