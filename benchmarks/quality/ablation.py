@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prunekit.plan.shape import LayerShape
     from prunekit.pruning.allocation import Problem
     from prunekit.pruning.allocation.session import Session
-    from prunekit.pruning.curves.level_store import Levels
+    from prunekit.pruning.curves.loss_curves import LayerCurves
 
 # Name: allocation, unit scores and layer scores it goes by.
 WIDTHS = {
@@ -116,14 +116,14 @@ class _Text:
 
 
 class Bench:
-    """The dense model, and what all combinations share: text, level database, widths."""
+    """The dense model, and what all combinations share: text, loss curves, widths."""
 
     def __init__(self, options: argparse.Namespace):
         from prunekit.data.mixture import calibration_text
         from prunekit.evaluation.perplexity import EvalConfig, read_texts
         from prunekit.models.dense import DenseModel
         from prunekit.models.source import load_model, load_tokenizer, resolve
-        from prunekit.pruning.planner import level_store
+        from prunekit.pruning.planner import curve_folder
         from prunekit.recovery.rescale import RescaleConfig, split_text
         from prunekit.utils.numerics.bf16 import has_fast_products
 
@@ -143,11 +143,11 @@ class Bench:
         computed = {"dtype": str(self._model.dtype).removeprefix("torch."), "device": self._model.device.type}
         if self._fast:
             computed["products"] = "bfloat16"
-        # Where `prunekit plan` keeps the same levels: by model, text, precision and versions.
-        self._store = level_store(self._source, calibration, computed)
+        # Where `prunekit plan` keeps the same curves: by model, text, precision and versions.
+        self._store = curve_folder(self._source, calibration, computed)
         self._config = EvalConfig(max_tokens=options.max_tokens)
         self._texts = read_texts(options.text, tokenizer, self._config)
-        self._levels: Levels | None = None
+        self._curves: tuple[LayerCurves, ...] | None = None
         self._shapes: dict[str, tuple[LayerShape, ...]] = {}
 
     def _mix(self) -> Any:
@@ -177,7 +177,7 @@ class Bench:
         return final_hidden(self._model, self._tuned, self._scales.batch_size, self._fast)
 
     def run(self, widths: str, units: str) -> list[dict[str, Any]]:
-        """One combination, a record a stage. Seconds are of the stage, the levels' and widths' left out."""
+        """One combination, a record a stage. Seconds are of the stage, the curves' and widths' left out."""
         from prunekit.recovery.refit import refit
         from prunekit.recovery.rescale import rescale
 
@@ -262,10 +262,10 @@ class Bench:
         if units != "elimination":
             session = self._session(units, None)
             return session.select(session.score(), tuple(shapes))
-        if self._levels is None:
-            self._levels = self._session("curves", None).levels(lambda *args, **kwargs: None)
-        curves = self._levels.curves
-        return tuple(curve.keep(place, shape) for place, (curve, shape) in enumerate(zip(curves, shapes, strict=True)))
+        if self._curves is None:
+            self._curves = self._session("curves", None).curves(lambda *args, **kwargs: None)
+        pairs = zip(self._curves, shapes, strict=True)
+        return tuple(curve.keep(place, shape) for place, (curve, shape) in enumerate(pairs))
 
 
 def table(report: dict[str, Any]) -> str:

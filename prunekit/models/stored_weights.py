@@ -30,7 +30,7 @@ def check_tensors(
             "the two don't belong together."
         )
     places = {HEAD}
-    for name, expected in _expected(prefix, family, shape):
+    for name, expected in expected_tensors(family, shape, prefix):
         places.add(name)
         if name not in tensors:
             raise PrunekitError(
@@ -103,8 +103,10 @@ def _check_shape(folder: Path, name: str, tensor: StoredTensor, expected: tuple[
         )
 
 
-def _expected(prefix: str, family: Family, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor but the head, with its shape."""
+def expected_tensors(
+    family: Family, shape: ModelShape, prefix: str = "model."
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor but the head, with its shape: layer after layer, then the embedding table and the last norm."""
     hidden = (shape.hidden_size,)
     for index, layer in enumerate(shape.layers):
         for name, size in _layer_tensors(family, shape, layer):

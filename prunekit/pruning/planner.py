@@ -119,7 +119,7 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         seed=recipe.seed,
         gradient_checkpointing=recipe.calibration.gradient_checkpointing,
         counted=counted,
-        store=level_store(source, calibration, computed) if method.allocation.draws_curves else None,
+        store=curve_folder(source, calibration, computed) if method.allocation.draws_curves else None,
         fast=fast,
     )
     with progress(f"Planning ({method.label})", _steps(session, method, budget)) as advance:
@@ -170,16 +170,16 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
 def _steps(session: Session, method: Method, budget: int) -> int:
     """How often ``advance`` is to be expected: adapt takes 1/T of the blocks a scoring pass."""
     if method.allocation.draws_curves:
-        a_layer = 2 + len({"attention-layer", "ffn-layer"} & set(method.units))
-        return session.curve_steps() + session.source.num_hidden_layers * a_layer
+        whole = len({"attention-layer", "ffn-layer"} & set(method.units))
+        return session.curve_steps() + session.source.num_hidden_layers * (1 + whole)
     if not isinstance(method.allocation, AdaptConfig):
         return 1
     shape = session.source
     return max(1, round((shape.parameters - budget) / shape.block_parameters * method.allocation.steps) + 1)
 
 
-def level_store(source: Source, calibration: CalibrationText, computed: dict[str, str]) -> Path:
-    """Where level databases of that model on that text are kept: a plan for another target finds them there."""
+def curve_folder(source: Source, calibration: CalibrationText, computed: dict[str, str]) -> Path:
+    """Where the loss curves of that model on that text are kept: a plan for another target finds them there."""
     key = [source.fingerprint, calibration.fingerprint, computed, versions()]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_place("levels", name)
+    return cache_place("curves", name)

@@ -117,7 +117,7 @@ KINDS = (
     Kind("export manifest", ("export/prunekit-export.json", "export/config.json"), ("export",), (BENCH,)),
     Kind(
         "cache",
-        ("cache/levels/*/*", "cache/self/*/*", "cache/levels/*", "cache/self/*"),
+        ("cache/curves/*/*", "cache/self/*/*", "cache/curves/*", "cache/self/*"),
         ("m", "cache"),
         (OPTIMAL,),
     ),

@@ -56,7 +56,7 @@ def budgets_of(source: ModelShape, asked: dict[str, float], smallest: ModelShape
 def solved(
     source: ModelShape, budgets: Budgets, rounding: Rounding, units: tuple[str, ...] = EVERYTHING, seed: int = 0
 ):
-    curves = FakeSession(source, seed).levels(lambda *args, **kwargs: None).curves
+    curves = FakeSession(source, seed).curves(lambda *args, **kwargs: None)
     problem = Problem(budgets.parameters or source.parameters, rounding, units, budgets=budgets)
     made = solve(source, problem, curves)
     return made, sum(curve.loss(each) for curve, each in zip(curves, made, strict=True)), curves

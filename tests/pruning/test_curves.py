@@ -83,10 +83,12 @@ def test_heads_of_a_layer_that_nobody_reads_cost_nothing():
     weight[:, 16:24] = 0  # KV group 2
     moments = Moments(24, 6)
     moments.add(z, z @ weight.T)
-    made, _ = head_choices(Elimination(moments, weight, 1e-9, rows=4), LayerShape(6, 3, 8))
+    made, cut = head_choices(Elimination(moments, weight, 1e-9, rows=4), LayerShape(6, 3, 8), (2, 2))
     assert made[2, 2].kv_heads == (0, 1) and made[2, 2].loss < 1e-6
     assert 3 in made[3, 1].query_heads and 2 not in made[3, 1].query_heads
     assert made[1, 2].query_heads == (0, 1)
+    # Nothing is lost with these heads, so that the weights are as before.
+    assert cut is not None and cut.left == (2, 2) and torch.allclose(cut.projection, weight, atol=1e-4)
 
 
 def test_channels_that_go_together_share_what_they_cost():
@@ -94,12 +96,13 @@ def test_channels_that_go_together_share_what_they_cost():
     z, weight = torch.randn(800, 200, generator=generator), torch.randn(5, 200, generator=generator)
     moments = Moments(200, 5)
     moments.add(z, z @ weight.T)
-    curve, solved = ffn_curve(Elimination(moments, weight, 1e-6), (100, 33))
     for width in (100, 33):
+        curve, cut = ffn_curve(Elimination(moments, weight, 1e-6), width)
         kept = list(curve.kept(width))
         best = torch.linalg.lstsq(z[:, kept], z @ weight.T).solution.T
-        assert set(solved[width].abs().sum(0).nonzero()[:, 0].tolist()) == set(kept)
-        assert torch.allclose(solved[width][:, kept], best, atol=1e-3)
+        assert cut is not None and cut.left == width
+        assert set(cut.projection.abs().sum(0).nonzero()[:, 0].tolist()) == set(kept)
+        assert torch.allclose(cut.projection[:, kept], best, atol=1e-3)
     assert len(curve.loss) == 201 and list(curve.loss) == sorted(curve.loss)
     # With everything gone the outputs are lost whole.
     assert curve.loss[-1] == pytest.approx((z @ weight.T).square().sum().item() / 800 / 2, rel=1e-3)
@@ -113,13 +116,13 @@ def test_cutting_out_what_has_gone_changes_nothing(monkeypatch):
     sizes = []
     compacted = Elimination.compacted
     monkeypatch.setattr(Elimination, "compacted", lambda self: sizes.append(len(self.alive)) or compacted(self))
-    made, solved = ffn_curve(Elimination(moments, weight, 1e-3), (90, 40, 1))
+    made, cut = ffn_curve(Elimination(moments, weight, 1e-3), 40)
     assert len(sizes) > 5 and sizes == sorted(sizes, reverse=True) and sizes[0] == 120
     monkeypatch.setattr("prunekit.pruning.curves.loss_curves._DENSE", 0.0)
-    wanted, wanted_solved = ffn_curve(Elimination(moments, weight, 1e-3), (90, 40, 1))
+    wanted, wanted_cut = ffn_curve(Elimination(moments, weight, 1e-3), 40)
     assert made.order == wanted.order and made.loss == pytest.approx(wanted.loss, rel=1e-9)
-    for width in (90, 40, 1):
-        assert torch.allclose(solved[width], wanted_solved[width], rtol=1e-5, atol=1e-7)
+    assert cut is not None and wanted_cut is not None
+    assert torch.allclose(cut.projection, wanted_cut.projection, rtol=1e-5, atol=1e-7)
 
 
 def _made_up(shape, generator):

@@ -30,7 +30,6 @@ from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation import Problem, allocation
 from prunekit.pruning.allocation.base import check_compensable
-from prunekit.pruning.curves.scale import measured
 from prunekit.recovery.refit import RefitConfig, refit
 from tests.support.command import Command, save_tiny, set_options, write_text
 from tests.support.fake_session import SMOLLM2, FakeSession
@@ -339,12 +338,10 @@ def test_a_missing_sublayer_is_measured_as_it_is(model_type: str) -> None:
     model = tiny_model(model_type, bias=True)
     dense = copy.deepcopy(model)
     session = tiny_session(model, _ids())
-    levels = session.levels(nothing)
-    fitness = session.fitness(levels)
     calls: list[int] = []
     units = ("ffn", "attention-layer", "ffn-layer")
-    curves = measured(session.source, levels, fitness, lambda *args, **kwargs: calls.append(1), units).curves
-    assert len(calls) == 4 * 4
+    curves = session.curves(lambda steps=1: calls.append(steps), units)
+    assert sum(calls) == session.curve_steps() + 2 * 4
     ids = _ids()
     first = logits(dense, ids).log_softmax(-1)
     for kind, what in (("attention", LayerShape(0, 0, 96)), ("ffn", LayerShape(8, 4, 0))):
@@ -356,7 +353,6 @@ def test_a_missing_sublayer_is_measured_as_it_is(model_type: str) -> None:
         kl = (first.exp() * (first - second)).sum(-1).mean().item()
         assert curves[1].loss(what) == pytest.approx(kl, rel=1e-3)
         assert curves[1].keep(1, what).shape == what
-    fitness.close()
     assert torch.equal(logits(model, ids), logits(dense, ids))
 
 

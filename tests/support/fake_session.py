@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation.session import Session
-from prunekit.pruning.curves.level_store import Candidate, Levels
-from prunekit.pruning.curves.loss_curves import NONE, FfnCurve, HeadChoice, LayerCurves, layer_shape
+from prunekit.pruning.curves.loss_curves import NONE, FfnCurve, HeadChoice, LayerCurves
 from prunekit.pruning.importance.scores import LayerScores, Scores
 
 SMOLLM2 = ModelShape(576, 64, 49152, True, (LayerShape(9, 3, 1536),) * 30)
@@ -44,35 +42,14 @@ class FakeSession(Session):
             layers.append(LayerScores(unit.kv_heads[list(keep.kv_heads)], query, unit.ffn[list(keep.ffn)]))
         return Scores("taylor", tuple(layers), torch.tensor(self._layers, dtype=torch.float64), "cosine", 1.0, 1)
 
-    def levels(self, advance: Callable[..., None]) -> Levels:
+    def curves(self, advance: Callable[..., None], units: Sequence[str] = ()) -> tuple[LayerCurves, ...]:
         """Curves that rise by the scores of what goes, the lowest first."""
-        return Levels(
-            Path("nowhere"),
-            tuple(_curves(unit, dense) for unit, dense in zip(self._units, self.source.layers, strict=True)),
-            tuple((1, *range(96, dense.intermediate_size, 96)) for dense in self.source.layers),
-        )
-
-    def fitness(self, levels: Levels) -> FakeFitness:  # type: ignore[override]
-        return FakeFitness(levels)
+        return tuple(_curves(unit, dense) for unit, dense in zip(self._units, self.source.layers, strict=True))
 
     def shrink(self, keeps: tuple[LayerKeep, ...]) -> None:
         for old, new in zip(self.keeps, keeps, strict=True):
             assert set(new.ffn) <= set(old.ffn) and set(new.query_heads) <= set(old.query_heads)
         self.keeps = keeps
-
-
-class FakeFitness:
-    """What the curves say, added up."""
-
-    def __init__(self, levels: Levels):
-        self._curves = levels.curves
-
-    def measure(self, candidate: Candidate) -> float:
-        shapes = (layer_shape(*each) for each in candidate)
-        return sum(curve.loss(shape) for curve, shape in zip(self._curves, shapes, strict=True))
-
-    def close(self) -> None:
-        pass
 
 
 def _curves(unit: LayerScores, dense: LayerShape) -> LayerCurves:

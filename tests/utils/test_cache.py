@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from prunekit.data import self_generated as self_text
 from prunekit.errors import PrunekitError
 from prunekit.models.source import resolve
-from prunekit.pruning.curves.level_store import read_levels, room, write_levels
+from prunekit.pruning.curves.curve_store import CurveStore
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves
 from prunekit.utils.files import cache
 from prunekit.utils.files.cache import cache_place, is_as_sealed, read_kept, seal, write_kept
@@ -69,30 +69,23 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_levels(damage: str, tmp_path: Path) -> None:
-    folder = tmp_path / "levels"
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "rewritten"])
+def test_loss_curves(damage: str, tmp_path: Path) -> None:
+    store = CurveStore(tmp_path / "curves")
     curves = LayerCurves(FfnCurve((1, 0), (0.0, 1.0, 2.0)), {(1, 1): HeadChoice((0,), (0,), 0.5)})
-
-    def write() -> None:
-        for index in range(2):
-            write_levels(folder, index, curves, {"ffn.1": torch.full((2, 2), index + 1.0)}, torch.float32)
-
-    write()
-    before = read_levels(folder, 2)
-    assert before is not None and before.curves == (curves, curves) and before.ffn == ((1,), (1,))
-    DAMAGE[damage](folder / "layer-1.safetensors")
-    assert read_levels(folder, 2) is None
-    with room(folder, 2) as kept:
-        assert kept is None
-        write()
-    assert read_levels(folder, 2) is not None
-    # Whole files of another database, or of another layer, are none of this one.
-    shutil.copy(folder / "layer-0.safetensors", folder / "layer-1.safetensors")
-    assert read_levels(folder, 2) is None
-    write()
-    folder.rename(tmp_path / "other")
-    assert read_levels(tmp_path / "other", 2) is None
+    for index in range(2):
+        store.keep(index, curves)
+    store.keep_removed(1, {"ffn": 3.5})
+    assert store.curves(0) == store.curves(1) == curves and store.removed(1) == {"ffn": 3.5} and not store.removed(0)
+    DAMAGE[damage](tmp_path / "curves" / "layer-1.json")
+    assert store.curves(1) is None and store.curves(0) == curves
+    store.keep(1, curves)
+    assert store.curves(1) == curves
+    # Whole files of another model, or of another layer, are none of this one.
+    shutil.copy(tmp_path / "curves" / "layer-0.json", tmp_path / "curves" / "layer-1.json")
+    assert store.curves(1) is None
+    (tmp_path / "curves").rename(tmp_path / "other")
+    assert CurveStore(tmp_path / "other").curves(0) is None
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -157,45 +150,45 @@ def test_a_converted_gguf_with_other_weights_is_made_again(tmp_path: Path) -> No
 def test_it_is_made_for_its_owner_alone(place: Path) -> None:
     before = os.umask(0)
     try:
-        made = cache_place("levels", "x")
+        made = cache_place("curves", "x")
     finally:
         os.umask(before)
-    assert made == place / "levels" / "x"
-    assert {each.stat().st_mode & 0o777 for each in (place, place / "levels", made)} == {0o700}
+    assert made == place / "curves" / "x"
+    assert {each.stat().st_mode & 0o777 for each in (place, place / "curves", made)} == {0o700}
 
 
-@pytest.mark.parametrize("which", ["", "levels", "levels/x"])
+@pytest.mark.parametrize("which", ["", "curves", "curves/x"])
 def test_others_may_not_write_to_it(which: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_place("levels", "x")
+    cache_place("curves", "x")
     place.joinpath(which).chmod(0o777)
     with pytest.raises(PrunekitError, match=r"other users may write to .*PRUNEKIT_TRUST_CACHE=1"):
-        cache_place("levels", "x")
+        cache_place("curves", "x")
     monkeypatch.setenv(cache.TRUST, "1")
-    cache_place("levels", "x")
+    cache_place("curves", "x")
 
 
 def test_folders_above_it(tmp_path: Path, place: Path) -> None:
-    cache_place("levels")
+    cache_place("curves")
     tmp_path.chmod(0o777)
     with pytest.raises(PrunekitError, match="other users may write"):
-        cache_place("levels")
+        cache_place("curves")
     # As in /tmp: what is there can only be moved by its owner.
     tmp_path.chmod(0o1777)
-    assert cache_place("levels") == place / "levels"
+    assert cache_place("curves") == place / "curves"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_another_users_folder(place: Path) -> None:
-    cache_place("levels")
+    cache_place("curves")
     os.chown(place, 12345, 12345)
     with pytest.raises(PrunekitError, match="belongs to another user"):
-        cache_place("levels")
+        cache_place("curves")
 
 
 def test_what_is_no_folder_is_taken_away(place: Path) -> None:
     cache_place()
-    (place / "levels").write_text("x")
-    assert cache_place("levels", "x").is_dir()
-    clear(place / "levels")
-    (place / "levels").symlink_to("nowhere")
-    assert cache_place("levels", "x").is_dir()
+    (place / "curves").write_text("x")
+    assert cache_place("curves", "x").is_dir()
+    clear(place / "curves")
+    (place / "curves").symlink_to("nowhere")
+    assert cache_place("curves", "x").is_dir()

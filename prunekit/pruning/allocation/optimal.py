@@ -15,7 +15,6 @@ from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem, wit
 from prunekit.pruning.allocation.knapsack import choose
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_shape
-from prunekit.pruning.curves.scale import measured
 from prunekit.utils.advance import Advance
 
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
@@ -26,12 +25,7 @@ def optimal(session: Session, problem: Problem, advance: Advance, config: Optima
     """Widths and units of least summed loss within the budgets, by curves (:mod:`prunekit.pruning.curves.loss_curves`)
     whose scale is measured (:mod:`prunekit.pruning.curves.scale`): a mixed-integer programme (HiGHS) picks heads and an
     FFN width for every layer, then FFNs take up what is left, the best gain a channel first."""
-    levels = session.levels(advance)
-    fitness = session.fitness(levels)
-    try:
-        curves = measured(session.source, levels, fitness, advance, problem.units).curves
-    finally:
-        fitness.close()
+    curves = session.curves(advance, problem.units)
     shapes = solve(session.source, problem, curves)
     keeps = without_empty(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, curves, shapes, strict=True)

@@ -13,26 +13,24 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
 from prunekit.models.slicing import cut_layer
+from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import LayerShape, ModelShape
-from prunekit.pruning.curves.loss_curves import LayerCurves, Solved, layer_curves
+from prunekit.pruning.curves.loss_curves import LayerCurves, layer_curves
 from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.advance import Advance
-from prunekit.utils.files.leftovers import TemporaryFolder
 
 if TYPE_CHECKING:
-    from prunekit.pruning.curves.divergence import Fitness
-    from prunekit.pruning.curves.level_store import Levels
+    from prunekit.pruning.curves.curve_store import CurveStore
+    from prunekit.pruning.curves.divergence import Divergence
 
-# Levels of an FFN in a database, the whole among them; each takes d · n numbers on disk.
-_LEVELS = 16
 # Tokens that the scale of a loss curve is measured on. Sequences differ much: of scales
 # from half as many, a model's widths would lose 2 % more, and twice as many would win 1 % (SmolLM2-135M).
-_FITNESS_TOKENS = 4096
+_MEASURED_TOKENS = 4096
 # Tokens that curves are drawn on: of more text, the rest serves the refit alone.
-_LEVEL_TOKENS = 32768
+_CURVE_TOKENS = 32768
 # A backward pass costs twice a forward one, and a Fisher matrix of hidden_size squared needs no more.
 _FISHER_TOKENS = 16384
 
@@ -42,8 +40,8 @@ class Session:
 
     ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
     model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
-    what is worth keeping between runs on the same model and text (level databases). ``fast``
-    allows :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and fitness.
+    the loss curves of that model on that text. ``fast`` allows
+    :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and their scale.
     """
 
     def __init__(
@@ -95,71 +93,83 @@ class Session:
             gradient_checkpointing=self._gradient_checkpointing,
         )
 
-    def _curves(
-        self, advance: Advance, widths: Callable[[int], Sequence[int]] | None
-    ) -> Iterator[tuple[LayerCurves, Solved]]:
-        ids = self._level_text()
+    def curves(self, advance: Advance, units: Sequence[str] = ()) -> tuple[LayerCurves, ...]:
+        """The loss curves of every layer of the dense model, brought to scale
+        (:func:`~prunekit.pruning.curves.scale.scaled`), and what it loses with a whole attention or FFN where ``units``
+        lets that go: so large an error is beyond what a Fisher matrix tells, so it is measured and nothing else. What
+        ``store`` has is taken from there.
+
+        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
+        """
+        # Here, for the GPU check allocates widths on machines that have torch and little else.
+        from prunekit.pruning.curves.curve_store import CurveStore
+
+        store = CurveStore(self.store)
+        known = [store.curves(index) for index in range(self.source.num_hidden_layers)]
+        divergence: list[Divergence] = []
+
+        def measured() -> Divergence:
+            """Made where something has to be measured, and once."""
+            if not divergence:
+                divergence.append(self.divergence())
+            return divergence[0]
+
+        if any(each is None for each in known):
+            known = [*self._drawn(store, measured, advance)]
+        else:
+            advance(self.curve_steps())
+        kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
+        made = []
+        for index, curves in enumerate(known):
+            assert curves is not None
+            removed = store.removed(index)
+            for kind in kinds:
+                if kind not in removed:
+                    removed[kind] = measured().of(index, kind, None)
+                    store.keep_removed(index, removed)
+                curves = curves.without(kind, removed[kind])
+                advance()
+            made.append(curves)
+        return tuple(made)
+
+    def _drawn(
+        self, store: CurveStore, divergence: Callable[[], Divergence], advance: Advance
+    ) -> Iterator[LayerCurves]:
+        from prunekit.pruning.curves.scale import scaled
+
+        ids = self._curve_text()
         some = ids[: self._fisher_sequences(ids)]
         size = max(1, self._batch_size // 2)
         fisher = output_fisher(
             self.model, self.family, some, batch_size=size, seed=self.seed, fast=self._fast, advance=advance
         )
-        return layer_curves(
+        drawn = layer_curves(
             self.model,
             self.family,
             self.source,
             ids,
             fisher,
             batch_size=self._batch_size,
-            widths=widths,
             fast=self._fast,
             advance=advance,
         )
+        for index, (curves, cuts) in enumerate(drawn):
+            made = scaled(index, curves, self.source.layers[index], cuts, divergence())
+            advance()
+            store.keep(index, made)
+            yield made
 
-    def levels(self, advance: Advance) -> Levels:
-        """The level database of the dense model (:mod:`prunekit.pruning.curves.level_store`), made where ``store`` has
-        none yet.
-
-        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
-        """
-        # Here, for the GPU check allocates widths on machines that have torch and little else.
-        from prunekit.pruning.curves.level_store import level_name, read_levels, room, write_levels
-
-        count = self.source.num_hidden_layers
-        if self.store is None:
-            self._temporary = TemporaryFolder("levels")
-        # Below it, so that the lock beside the database goes too.
-        folder = self.store or self._temporary.path / "levels"
-        if (kept := read_levels(folder, count)) is not None:
-            advance(self.curve_steps())
-            return kept
-        with room(folder, count) as kept:
-            # Another process may have made them while this one waited.
-            if kept is not None:
-                advance(self.curve_steps())
-                return kept
-            for index, (curves, projections) in enumerate(self._curves(advance, _level_widths)):
-                named = {
-                    level_name("ffn" if isinstance(what, int) else "attention", what): tensor
-                    for what, tensor in projections.items()
-                }
-                write_levels(folder, index, curves, named, next(self.model.parameters()).dtype)
-            made = read_levels(folder, count)
-        if made is None:
-            raise PrunekitError(f"The level database in {folder} can't be read back; is the disk full?")
-        return made
-
-    def fitness(self, levels: Levels) -> Fitness:
-        """What candidates of ``levels`` are measured by: some of the calibration text, where there is enough of it such
-        as levels were not solved on."""
-        from prunekit.pruning.curves.divergence import Fitness
+    def divergence(self) -> Divergence:
+        """Measures what a changed sub-layer does to predictions, on some of the calibration text: where there is enough
+        of it, such as curves were not drawn on."""
+        from prunekit.pruning.curves.divergence import Divergence
 
         ids = self._text()
-        count = max(4, -(-_FITNESS_TOKENS // ids.shape[1]))
-        # Levels err less on what they were solved on than elsewhere, and not all of them by as much.
-        unseen = ids[len(self._level_text()) :][:count]
+        count = max(4, -(-_MEASURED_TOKENS // ids.shape[1]))
+        # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
+        unseen = ids[len(self._curve_text()) :][:count]
         some = unseen if len(unseen) == count else ids[:count]
-        return Fitness(self.model, self.family, self.source, some, levels, self._batch_size, self._fast)
+        return Divergence(self.model, self.family, some, self._batch_size, self._fast)
 
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""
@@ -173,16 +183,16 @@ class Session:
             raise PrunekitError("Loss curves need calibration text; name some with --calib.")
         return ids
 
-    def _level_text(self) -> torch.Tensor:
-        """What levels are solved on."""
+    def _curve_text(self) -> torch.Tensor:
+        """What curves are drawn on."""
         ids = self._text()
-        return ids[: -(-_LEVEL_TOKENS // ids.shape[1])]
+        return ids[: -(-_CURVE_TOKENS // ids.shape[1])]
 
     def curve_steps(self) -> int:
-        """How often :meth:`levels` calls ``advance``."""
-        ids = self._level_text()
+        """How often :meth:`curves` calls ``advance``, beside once for every whole sub-layer that may go."""
+        ids = self._curve_text()
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
-        return batches + 2 * self.source.num_hidden_layers
+        return batches + 3 * self.source.num_hidden_layers
 
     @staticmethod
     def _fisher_sequences(ids: torch.Tensor) -> int:
@@ -205,11 +215,6 @@ class Session:
                 cut = cut_layer(self.model, self.family, self.shape, layers[index], relative(old, new))  # type: ignore[operator, index]
                 layers[index] = cut  # type: ignore[operator, index]
         self.keeps = keeps
-
-
-def _level_widths(dense: int) -> tuple[int, ...]:
-    """FFN widths of a level database, beside the whole; a single channel stands for whatever the floor may be."""
-    return tuple(sorted({max(1, dense * step // _LEVELS) for step in range(_LEVELS)}))
 
 
 def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:

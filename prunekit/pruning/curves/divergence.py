@@ -1,8 +1,9 @@
-"""How far a stitched candidate's predictions are from the dense model's, measured from where it first differs."""
+"""How far the dense model's predictions move when one of its sub-layers is replaced, computed from that layer on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,36 +12,24 @@ from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
 from prunekit.models.head import Head
 from prunekit.models.sublayers import KINDS, Sublayers
-from prunekit.plan.shape import ModelShape
-from prunekit.pruning.curves.level_store import Candidate, Levels, Stitched
+from prunekit.plan.shape import Kind
 
 # The dense model's most likely tokens at a position; what all others have together is one more outcome.
 _TOP = 256
 
 
-class Fitness:
-    """KL(dense ‖ candidate) in nats a token over ``ids`` [N, L], of the dense model's 256 most likely tokens and the
+class Divergence:
+    """KL(dense ‖ changed) in nats a token over ``ids`` [N, L], of the dense model's 256 most likely tokens and the
     rest as one (a lower bound of the whole divergence, by the data-processing inequality).
 
     Keeps the residual stream of the dense model at every layer, (layers + 1) · N · L · hidden_size numbers of the
-    model's dtype. ``close`` puts the dense projections back.
+    model's dtype.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        family: Family,
-        shape: ModelShape,
-        ids: torch.Tensor,
-        levels: Levels,
-        batch_size: int,
-        fast: bool = False,
-    ):
+    def __init__(self, model: Any, family: Family, ids: torch.Tensor, batch_size: int, fast: bool = False):
         self._model = model
         self._parts = Sublayers(model, family, ids.shape[1], fast)
         self._batch = self._parts.at_a_time(batch_size)
-        self._stitched = Stitched(levels, shape.layers, self._projection)
-        self._whole = self._stitched.now
         self._head = Head(model, fast)
         self._streams: list[torch.Tensor] = []
         with torch.no_grad():
@@ -48,31 +37,35 @@ class Fitness:
             self._streams = self._run(hidden, 0)
             self._order, self._dense = self._dense_top(self._streams[-1])
 
-    def _projection(self, index: int, kind: Any) -> Any:
-        return self._parts.projection(self._parts.layers[index], kind)
-
-    def measure(self, candidate: Candidate) -> float:
-        """The divergence of ``candidate``. Raises PrunekitError where it is not finite."""
-        self._stitched.set(candidate)
-        first = self._differs(candidate)
-        with torch.no_grad():
-            last = self._run(self._streams[first], first, keep=False)[-1]
+    def of(self, index: int, kind: Kind, projection: torch.Tensor | None) -> float:
+        """The divergence with ``projection`` [d, n] in place of the output projection of that sub-layer of layer
+        ``index``; without the whole sub-layer where it is None. Raises PrunekitError where it is not finite."""
+        with self._replaced(index, kind, projection), torch.no_grad():
+            last = self._run(self._streams[index], index, keep=False)[-1]
             total = sum(
                 self._kl(batch, place * self._batch).item() for place, batch in enumerate(last.split(self._batch))
             )
         kl = total / last[..., 0].numel()
         if not kl < float("inf"):
-            raise PrunekitError("A candidate's divergence is not finite; plan in float32 (--dtype float32).")
+            raise PrunekitError(
+                f"Layer {index}: without some of its {kind}, the model's predictions are not finite; plan in float32 "
+                "(--dtype float32)."
+            )
         return kl
 
-    def close(self) -> None:
-        self._stitched.restore()
-        self._streams = []
-
-    def _differs(self, candidate: Candidate) -> int:
-        """The first layer where ``candidate`` is not the dense model; their number where none."""
-        places = (place for place, (a, b) in enumerate(zip(self._whole, candidate, strict=True)) if a != b)
-        return next(places, len(candidate))
+    @contextmanager
+    def _replaced(self, index: int, kind: Kind, projection: torch.Tensor | None) -> Iterator[None]:
+        module = self._parts.projection(self._parts.layers[index], kind)
+        weight, bias = module.weight.data, None if module.bias is None else module.bias.data
+        module.weight.data = torch.zeros_like(weight) if projection is None else projection.to(weight)
+        if bias is not None and projection is None:
+            module.bias.data = torch.zeros_like(bias)
+        try:
+            yield
+        finally:
+            module.weight.data = weight
+            if bias is not None:
+                module.bias.data = bias
 
     def _run(self, hidden: torch.Tensor, first: int, keep: bool = True) -> list[torch.Tensor]:
         """The stream [N, L, d] at layer ``first`` and behind every layer from there on (or behind the last only)."""

@@ -14,7 +14,7 @@ that make them so large would go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,8 +32,18 @@ from prunekit.utils.numerics.least_squares import Elimination, Moments
 NONE: Heads = (0, 0)
 """No attention at all."""
 
-Solved = dict[Heads | int, torch.Tensor]
-"""Output projections [d, n] by what is left of their inputs: heads, or an FFN width."""
+
+@dataclass(frozen=True)
+class Cut:
+    """A sub-layer with some of its units: the heads or the FFN width that are left, and its output projection [d, n],
+    solved for them, in the dense shape with zeros where units have gone."""
+
+    left: Heads | int
+    projection: torch.Tensor
+
+
+CUT_TO = 5 / 8
+"""The share of its units that a sub-layer keeps in a :class:`Cut`."""
 
 # Channels are eliminated in at most this many rounds: each costs a pass over a matrix of the FFN's width squared.
 _ROUNDS = 96
@@ -110,22 +120,21 @@ def layer_curves(
     *,
     ridge: float = _RIDGE,
     batch_size: int = 8,
-    widths: Callable[[int], Sequence[int]] | None = None,
     fast: bool = False,
     advance: Advance,
-) -> Iterator[tuple[LayerCurves, Solved]]:
+) -> Iterator[tuple[LayerCurves, dict[Kind, Cut]]]:
     """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
 
-    ``widths`` names, for FFNs of a width, the widths whose projections are wanted; then each layer comes with its
-    output projections [d, n], in the dense shape, of these widths and of every choice of heads. ``fast`` allows
-    :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises PrunekitError, which names the layer, where a moment or
-    a loss is not finite.
+    Each layer comes with its attention and its FFN cut to about :data:`CUT_TO` of their units, where a cut is smaller
+    than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises PrunekitError, which
+    names the layer, where a moment or a loss is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
         stream = [parts.embed(batch) for batch in ids.split(parts.at_a_time(batch_size))]
         for index, shape_of_layer in enumerate(shape.layers):
             layer = parts.layers[index]
+            cuts: dict[Kind, Cut] = {}
             for kind in KINDS:
                 projection = parts.projection(layer, kind)
                 moments = Moments(projection.in_features, 0, projection.weight.device, fast)
@@ -144,36 +153,58 @@ def layer_curves(
                 with in_layer(index):
                     start = Elimination(moments, projection.weight, ridge, rows=rows, metric=metric)
                     if kind == "ffn":
-                        wanted = widths(shape_of_layer.intermediate_size) if widths else ()
-                        ffn, ffn_solved = ffn_curve(start, wanted)
+                        ffn, cut = ffn_curve(start, cut_width(shape_of_layer))
                     else:
-                        heads, heads_solved = head_choices(start, shape_of_layer, widths is not None)
+                        heads, cut = head_choices(start, shape_of_layer, cut_heads(shape_of_layer))
+                    del start, moments
                 losses = [*ffn.loss] if kind == "ffn" else [choice.loss for choice in heads.values()]
                 check_computed(torch.tensor(losses), index, f"the losses of its {parts.output_name(kind)}")
+                if cut is not None:
+                    check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
+                    cuts[kind] = cut
                 advance()
-            yield LayerCurves(ffn, heads), {**heads_solved, **ffn_solved}
+            yield LayerCurves(ffn, heads), cuts
 
 
-def ffn_curve(state: Elimination, widths: Sequence[int] = ()) -> tuple[FfnCurve, Solved]:
-    """Channels in the order they are worth least, some at a time; and what is solved [d, n] at each of ``widths``."""
+def cut_width(layer: LayerShape) -> int:
+    """The FFN width of a layer's :class:`Cut`."""
+    return max(1, int(layer.intermediate_size * CUT_TO))
+
+
+def cut_heads(layer: LayerShape) -> Heads:
+    """The heads of a layer's :class:`Cut`: the choice other than all of them that is nearest to the share."""
+    choices = [
+        (kv, group)
+        for kv in range(layer.num_key_value_heads, 0, -1)
+        for group in range(layer.group_size, 0, -1)
+        if kv * group < layer.num_attention_heads
+    ]
+    whole = (layer.num_key_value_heads, layer.group_size)
+    wanted = CUT_TO * layer.num_attention_heads
+    return min(choices, key=lambda heads: abs(heads[0] * heads[1] - wanted), default=whole)
+
+
+def ffn_curve(state: Elimination, width: int) -> tuple[FfnCurve, Cut | None]:
+    """Channels in the order they are worth least, some at a time; and what is left at ``width``, None where that is
+    all."""
     size = len(state.alive)
     # The channels that the state's inputs are.
     channels = torch.arange(size, device=state.alive.device)
     order: list[int] = []
     loss = [0.0]
-    solved: Solved = {}
-    stops = sorted({*widths, 0}, reverse=True)
+    cut: Cut | None = None
     while True:
         left = size - len(order)
         if left < _DENSE * len(channels):
             # Updates of what has gone would cost as much as those of what is left.
             channels, state = channels[state.alive], state.compacted()
-        if left in widths:
-            solved[left] = state.weight.new_zeros(len(state.weight), size, dtype=torch.float32)
-            solved[left][:, channels] = state.weight.float()
+        if left == width < size:
+            solved = state.weight.new_zeros(len(state.weight), size, dtype=torch.float32)
+            solved[:, channels] = state.weight.float()
+            cut = Cut(width, solved)
         if not left:
-            return FfnCurve(tuple(order), tuple(loss)), solved
-        stop = next(width for width in stops if width < left)
+            return FfnCurve(tuple(order), tuple(loss)), cut
+        stop = width if width < left else 0
         costs = state.costs()
         going = costs.topk(min(-(-size // _ROUNDS), left - stop), largest=False).indices
         going = going[torch.argsort(costs[going], stable=True)]
@@ -185,26 +216,26 @@ def ffn_curve(state: Elimination, widths: Sequence[int] = ()) -> tuple[FfnCurve,
         order += channels[going].tolist()
 
 
-def head_choices(state: Elimination, layer: LayerShape, keep: bool = False) -> tuple[dict[Heads, HeadChoice], Solved]:
-    """Whole KV groups go one by one; from what is left then, one query head of every group a round. Also what is solved
-    for each choice [d, n], where ``keep`` asks for it."""
+def head_choices(state: Elimination, layer: LayerShape, wanted: Heads) -> tuple[dict[Heads, HeadChoice], Cut | None]:
+    """Whole KV groups go one by one; from what is left then, one query head of every group a round. Also what is left
+    with the heads ``wanted``, None where these are all."""
     groups = torch.arange(layer.num_attention_heads, device=state.alive.device).view(-1, layer.group_size)
     made: dict[Heads, HeadChoice] = {}
-    solved: Solved = {}
+    cut: Cut | None = None
     left = list(range(layer.num_key_value_heads))
     while True:
         inner = state.copy()
         for size in range(layer.group_size, 0, -1):
             query = tuple(inner.alive.nonzero()[:, 0].tolist())
             made[len(left), size] = HeadChoice(tuple(left), query, inner.loss / 2)
-            if keep:
-                solved[len(left), size] = inner.weight.float()
+            if (len(left), size) == wanted and len(query) < layer.num_attention_heads:
+                cut = Cut(wanted, inner.weight.float())
             if size > 1:
                 for kv in left:
                     costs = inner.costs()[groups[kv]]
                     inner.remove(groups[kv][costs.argmin()][None])
         if len(left) == 1:
-            return made, solved
+            return made, cut
         worth = []
         for kv in left:
             trial = state.copy()
