@@ -13,7 +13,7 @@ from prunekit.checkpoint.card import card_head, licence_text, plain
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
-from prunekit.export.parity import Parity, check_parity, compare, sample
+from prunekit.export.parity import Parity, ask, check_parity, judge, sample
 from prunekit.export.registry import target as target_named
 from prunekit.export.target import Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.trial import try_export
@@ -163,9 +163,11 @@ def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Par
     if target.unverified is not None:
         return None, target.unverified
     given = sample(job)
-    stored = target.stored_weights(job, folder)
     with target.open_exactly(folder) as runner:
-        return compare(job, runner, given, stored, half_sums=target.half_sums), None
+        answers = ask(job, runner, given)
+    # Only now: a large model must not be in memory twice.
+    stored = target.stored_weights(job, folder)
+    return judge(job, answers, given, stored, half_sums=target.half_sums), None
 
 
 def _parity_report(job: Job, target: Target, parity: Parity) -> dict[str, Any]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunekit.errors import PrunekitError
 from prunekit.export.target import Job
-from prunekit.models.runner import Array, Runner, TorchRunner
-from prunekit.utils.numerics.finite import blame_layer
+from prunekit.models.runner import Array, Runner
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
+
+    from prunekit.models.stored_tensor import StoredWeights
 
 WINDOWS = 4
 WINDOW = 128
@@ -201,6 +201,45 @@ def sample(job: Job) -> Sample:
     return Sample("builtin", tuple(windows))
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a runtime computes of a :class:`Sample`: ``windows``, the logits of each window, float32 [n, vocab_size];
+    ``cached``, those of one window's last positions through the KV cache; ``greedy``, the tokens behind each prompt,
+    int64 [:data:`CONTINUED`]; ``together``, the first :data:`TOGETHER` of these from one batch of as many prompts as it
+    takes, None where it takes one text at a time."""
+
+    windows: tuple[Array, ...]
+    cached: Array
+    greedy: tuple[Array, ...]
+    together: Array | None
+
+
+def ask(job: Job, runner: Runner, given: Sample) -> Answers:
+    """Run an export on ``given``. Raises PrunekitError where the runtime gives logits of another shape."""
+    shape = (job.source.shape.vocab_size,)
+    with progress("Running the export", len(given.windows) + len(PROMPTS) + 1) as advance:
+        windows = []
+        for window in given.windows:
+            windows.append(runner.logits(window))
+            if windows[-1].shape != (len(window), *shape):
+                raise PrunekitError(
+                    f"The runtime gave logits of the shape {windows[-1].shape} and PyTorch {(len(window), *shape)}; "
+                    "the export does not hold this model."
+                )
+            advance()
+        cached = _cached(runner, given.windows[-1])
+        advance()
+        greedy = []
+        for prompt in given.prompts:
+            greedy.append(runner.greedy(prompt, CONTINUED).tokens[0])
+            advance()
+        prompts = _fitting(given.prompts, job.context_length)
+        together = None
+        if runner.mixes_lengths and len(prompts) > 1:
+            together = runner.together([prompt[0] for prompt in prompts], TOGETHER)
+    return Answers(tuple(windows), cached, tuple(greedy), together)
+
+
 def compare(
     job: Job,
     runner: Runner,
@@ -209,55 +248,68 @@ def compare(
     *,
     half_sums: bool = False,
 ) -> Parity:
-    """Run the export and PyTorch on ``given`` and judge by the tolerance of ``job.dtype`` and ``half_sums``.
+    """:func:`ask` the export, then :func:`judge` it."""
+    return judge(job, ask(job, runner, given), given, stored, half_sums=half_sums)
 
-    Raises PrunekitError where the runtime gives logits of another shape.
+
+def judge(
+    job: Job,
+    answers: Answers,
+    given: Sample,
+    stored: Mapping[str, torch.Tensor] | None = None,
+    *,
+    half_sums: bool = False,
+) -> Parity:
+    """Compare ``answers`` with PyTorch in float32, by the tolerance of ``job.dtype`` and ``half_sums``.
+
+    PyTorch reads the runtime's own tokens: as long as both take the same ones, that is what it would decode. So one
+    pass computes all, and the model need not be in memory (:class:`~prunekit.models.streamed.StreamedModel`). Call it
+    when the runtime has been closed, and only one model is there at a time.
     """
+    import torch
+
+    from prunekit.models.stored_tensor import Replaced, StoredWeights
+    from prunekit.models.streamed import StreamedModel
+
     tolerance = tolerance_of(job.dtype, half_sums)
-    original = TorchRunner(job.reference)
-    # Rounded weights have the shapes of what was exported, which may be padded.
-    dense = original if stored is None else TorchRunner(job.model)
-    weights = None if stored is None else _worst_weight(job.model.state_dict(), stored)
-    with progress("Comparing with PyTorch", 2 * len(given.windows) + len(PROMPTS) + 1) as advance:
-        originals = []
-        for window in given.windows:
-            originals.append(original.logits(window))
-            if not np.isfinite(originals[-1]).all():
-                blame_layer(job.reference, partial(original.logits, window))
-                raise PrunekitError(
-                    f"{job.source.name} gives logits that are not finite numbers in PyTorch already; its weights are "
-                    "broken, so make the checkpoint again."
-                )
-            advance()
-        # One set of weights in memory at a time would need a second model; swapping them in needs only the tensors.
-        with _weights(job.model, stored):
-            reference = originals if stored is None else [dense.logits(window) for window in given.windows]
-            made = []
-            for window, expected in zip(given.windows, reference, strict=True):
-                logits = runner.logits(window)
-                if logits.shape != expected.shape:
-                    raise PrunekitError(
-                        f"The runtime gave logits of the shape {logits.shape} and PyTorch {expected.shape}; the "
-                        "export does not hold this model."
-                    )
-                made.append(logits)
-                advance()
-            spread = _spread(reference)
-            cached, expected = _cached(runner, given.windows[-1], reference[-1])
-            advance()
-            near = tolerance.largest * spread
-            greedy, alone = Greedy(0, 0, 0, 0), []
-            for prompt in given.prompts:
-                alone.append(runner.greedy(prompt, CONTINUED).tokens[0])
-                greedy = _add(
-                    greedy, _greedy(dense, prompt, dense.greedy(prompt, CONTINUED).tokens[0], alone[-1], near)
-                )
-                advance()
-            together = _together(dense, runner, _fitting(given.prompts, job.context_length), alone, near)
-    logits = _difference(made, reference, spread)
-    through_cache = _difference([cached], [expected], spread)
-    perplexities = [_perplexity(each, given.windows) for each in (originals, made, reference)]
+    count = len(given.windows)
+    decoded = [_decodable(tokens, job.source.shape.vocab_size) for tokens in answers.greedy]
+    continued = [
+        np.concatenate([prompt[0], tokens])[:-1] if len(tokens) else prompt[0]
+        for prompt, tokens in zip(given.prompts, decoded, strict=True)
+    ]
+    passes = 1 if stored is None else 2
+    with progress("Comparing with PyTorch", passes * job.source.shape.num_hidden_layers) as advance:
+        # What was padded has the weights of another folder; what the user gave is what counts.
+        own = job.original or job.source
+        asked = [*given.windows, *(continued if stored is None else ())]
+        expected = StreamedModel(own, torch.float32).logits(asked, advance)
+        originals = expected[:count]
+        if not all(np.isfinite(each).all() for each in originals):
+            raise PrunekitError(
+                f"{job.source.name} gives logits that are not finite numbers in PyTorch already; its weights are "
+                "broken, so make the checkpoint again."
+            )
+        weights = None
+        if stored is not None:
+            unrounded = StoredWeights(job.source)
+            weights = _worst_weight(unrounded, stored)
+            rounded = StreamedModel(job.source, torch.float32, Replaced(unrounded, stored))
+            expected = rounded.logits([*given.windows, *continued], advance)
+    reference, behind = expected[:count], expected[count:]
+    spread = _spread(reference)
+    near = tolerance.largest * spread
+    greedy = Greedy(0, 0, 0, 0)
+    rows = [logits[prompt.shape[1] - 1 :] for logits, prompt in zip(behind, given.prompts, strict=True)]
+    for logits, tokens in zip(rows, decoded, strict=True):
+        greedy = _add(greedy, _greedy(logits, logits.argmax(-1), tokens, CONTINUED, near))
+    together = _together(rows, decoded, answers.together, near)
+    prompt, steps = _cached_lengths(given.windows[-1])
+    logits = _difference(answers.windows, reference, spread)
+    through_cache = _difference([answers.cached], [reference[-1][prompt - 1 : prompt + steps]], spread)
+    perplexities = [_perplexity(each, given.windows) for each in (originals, answers.windows, reference)]
     failures = _failures(tolerance, logits, through_cache, greedy, together, perplexities, weights)
+    pairs = [*zip(originals, answers.windows, strict=True)]
     return Parity(
         dtype=job.dtype,
         text=given.text,
@@ -269,47 +321,28 @@ def compare(
         perplexity_reference=perplexities[0],
         perplexity_runtime=perplexities[1],
         perplexity_stored=None if stored is None else perplexities[2],
-        agreement=float(np.mean([a.argmax(-1) == b.argmax(-1) for a, b in zip(made, originals, strict=True)])),
-        kl=float(np.mean([_kl(a, b) for a, b in zip(originals, made, strict=True)])),
+        agreement=float(np.mean([a.argmax(-1) == b.argmax(-1) for a, b in pairs])),
+        kl=float(np.mean([_kl(a, b) for a, b in pairs])),
         weights=weights,
         tolerance=tolerance,
         failures=failures,
     )
 
 
-class _weights:
-    """The model's weights are ``stored`` while the block runs (where given)."""
-
-    def __init__(self, model: Any, stored: Mapping[str, torch.Tensor] | None):
-        self.model, self.stored = model, stored
-
-    def __enter__(self) -> None:
-        if self.stored is not None:
-            state = self.model.state_dict()
-            self.before = {name: state[name].clone() for name in self.stored}
-            self._load(self.stored)
-
-    def __exit__(self, *raised: object) -> None:
-        if self.stored is not None:
-            self._load(self.before)
-
-    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        import torch
-
-        state = self.model.state_dict()
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                state[name].copy_(tensor)
+def _decodable(tokens: Array, vocab_size: int) -> Array:
+    """``tokens`` up to the first that is none: behind an end of its text a runtime may say nothing more."""
+    wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+    return tokens[: int(wrong[0])] if len(wrong) else tokens
 
 
-def _worst_weight(state: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> tuple[float, str]:
+def _worst_weight(unrounded: StoredWeights, stored: Mapping[str, torch.Tensor]) -> tuple[float, str]:
     """The largest relative error of a row of a stored weight, and the weight's name."""
     worst = (0.0, "")
-    unknown = sorted(set(stored) - set(state))
+    unknown = sorted(set(stored) - set(unrounded.names()))
     if unknown:
         raise PrunekitError(f"The export holds a weight {unknown[0]} that the model has not.")
     for name, tensor in stored.items():
-        wanted = state[name]
+        wanted = unrounded.read(name)
         if tensor.shape != wanted.shape:
             return math.inf, name
         rows = wanted.reshape(wanted.shape[0], -1).float() if wanted.ndim > 1 else wanted.reshape(1, -1).float()
@@ -322,24 +355,30 @@ def _worst_weight(state: Mapping[str, torch.Tensor], stored: Mapping[str, torch.
     return worst
 
 
-def _cached(runner: Runner, window: Array, reference: Array) -> tuple[Array, Array]:
-    """Logits of a prompt's last position and of single tokens behind it, and PyTorch's at the same positions."""
+def _cached_lengths(window: Array) -> tuple[int, int]:
+    """Of a window, how many tokens go in as a prompt, and how many one by one behind it."""
     prompt = min(CACHED_PROMPT, len(window) // 2)
-    steps = min(CACHED_STEPS, len(window) - prompt)
+    return prompt, min(CACHED_STEPS, len(window) - prompt)
+
+
+def _cached(runner: Runner, window: Array) -> Array:
+    """Logits of a prompt's last position and of single tokens behind it."""
+    prompt, steps = _cached_lengths(window)
     made = [runner.start(window[None, :prompt])[0]]
     made += [runner.step(window[place : place + 1])[0] for place in range(prompt, prompt + steps)]
-    return np.stack(made), reference[prompt - 1 : prompt + steps]
+    return np.stack(made)
 
 
-def _greedy(dense: TorchRunner, prompt: Array, wanted: Array, made: Array, near: float) -> Greedy:
-    """Tokens ``made`` after ``prompt`` [1, n] against those that were ``wanted``. ``dense`` says what is a tie."""
-    both = min(len(wanted), len(made))
+def _greedy(logits: Array, wanted: Array, made: Array, count: int, near: float) -> Greedy:
+    """``count`` tokens of ``made`` against those that were ``wanted``, as far as both go. ``logits`` [n, vocab_size],
+    PyTorch's in front of each token, say what is a tie."""
+    both = min(len(wanted), len(made), count)
     differ = np.flatnonzero(wanted[:both] != made[:both])
     if not len(differ):
         # A runtime that broken numbers made stop early is wrong, too.
-        return Greedy(len(wanted), both, 0, int(both < len(wanted)))
+        return Greedy(count, both, 0, int(both < count))
     at = int(differ[0])
-    row = dense.logits(np.concatenate([prompt[0], wanted[:at]]))[-1]
+    row = logits[at]
     tie = bool(row[wanted[at]] - row[made[at]] <= near)
     return Greedy(at + 1, at, int(tie), int(not tie))
 
@@ -350,18 +389,15 @@ def _fitting(prompts: Sequence[Array], room: int) -> list[Array]:
     return list(prompts[: int((lengths <= room).sum())])
 
 
-def _together(
-    dense: TorchRunner, runner: Runner, prompts: Sequence[Array], alone: Sequence[Array], near: float
-) -> Greedy | None:
-    """The tokens after ``prompts`` in one batch against those of each ``alone``. None where nothing can be compared."""
-    if not runner.mixes_lengths or len(prompts) < 2:
+def _together(logits: Sequence[Array], alone: Sequence[Array], made: Array | None, near: float) -> Greedy | None:
+    """The tokens ``made`` of prompts in one batch against those of each ``alone``; None where there are none."""
+    if made is None:
         return None
     found = Greedy(0, 0, 0, 0)
-    made = runner.together([prompt[0] for prompt in prompts], TOGETHER)
-    for prompt, wanted, row in zip(prompts, alone, made, strict=False):
+    for rows, wanted, row in zip(logits, alone, made, strict=False):
         # Behind an end of its text a runtime may say nothing more.
-        until = int((row >= 0).sum())
-        found = _add(found, _greedy(dense, prompt, wanted[:until], row[:until], near))
+        until = min(len(wanted), int((row >= 0).sum()))
+        found = _add(found, _greedy(rows, wanted, row[:until], until, near))
     return found
 
 

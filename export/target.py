@@ -79,11 +79,6 @@ class Job:
         return load_model(self.source, dtype="float32", device="cpu")
 
     @cached_property
-    def reference(self) -> Any:
-        """What every export is compared with: the model as the user gave it."""
-        return self.model if self.original is None else load_model(self.original, dtype="float32", device="cpu")
-
-    @cached_property
     def tokenizer(self) -> Any:
         """Raises PrunekitError where the checkpoint has none that works without running its code."""
         return load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
@@ -194,7 +189,7 @@ class Target(ABC):
         return self.open(folder)
 
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
-        """The weights as ``folder`` holds them, dequantised to float32, by their names in ``job.model.state_dict()``.
+        """The weights as ``folder`` holds them, dequantised to float32, by their names in transformers.
 
         Only where ``job.dtype`` rounds so hard that logits of the original model prove nothing (below 16 bits): the
         parity gate then compares weights with weights, and the runtime with PyTorch on *these* weights. None elsewhere.

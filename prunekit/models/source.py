@@ -276,11 +276,11 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
     model, info = loaded
     _check_loaded(source, info)
     _check_finite(source, model, wanted)
-    _check_runs(source, model.eval())
+    check_runs(source, model.eval())
     return cast("PreTrainedModel", model)
 
 
-def _check_runs(source: Source, model: Any) -> None:
+def check_runs(source: Source, model: Any) -> None:
     """transformers finds out at the first tokens whether some fields of a config fit each other: three are run, one of
     them after a cache."""
     import torch
