@@ -13,18 +13,19 @@ from prunekit.data.mixture import CalibrationText, calibration_text
 from prunekit.errors import PrunekitError
 from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
-from prunekit.models.source import load_tokenizer, pick_dtype
+from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
 from prunekit.plan import Plan, encode_ranges
 from prunekit.plan.allocations import AdaptConfig, DropConfig
 from prunekit.plan.goals import Target
 from prunekit.plan.methods import Method
 from prunekit.plan.recipe import Recipe
-from prunekit.plan.shape import PRUNE_THE_ORIGINAL, LayerShape
+from prunekit.plan.shape import PRUNE_THE_ORIGINAL, LayerShape, ModelShape
 from prunekit.pruning.allocation import Problem, allocation
 from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.allocation.drop import check_droppable
 from prunekit.pruning.allocation.feasibility import check_protected, check_reachable
 from prunekit.pruning.allocation.session import Session
+from prunekit.pruning.allocation.stored_session import StoredSession, takes_weights_alone
 from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.numerics.bf16 import has_fast_products
@@ -104,25 +105,17 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         recipe.rescale.check(recipe.calibration.sequences)
     calibration = calibration_text(recipe.calibration, load_tokenizer(source), dense)
     check_tokens(calibration.blocks, source.config)
-    model = dense.take() if method.allocation.uses_up_model else dense.share()
-    computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-    fast = method.allocation.draws_curves and config.dtype == "auto" and has_fast_products(model.device)
-    if fast:
-        computed["products"] = "bfloat16"
-    session = Session(
-        model,
-        source.family,
-        lambda step: calibration.step(step).input_ids,
-        importance=method.importance,
-        layer_importance=method.layer_importance,
-        batch_size=recipe.calibration.batch_size,
-        seed=recipe.seed,
-        gradient_checkpointing=recipe.calibration.gradient_checkpointing,
-        counted=counted,
-        store=curve_folder(source, calibration, computed) if method.allocation.draws_curves else None,
-        fast=fast,
-    )
+    session: Session
+    if takes_weights_alone(method):
+        pick_device(config.device)
+        dtype = pick_dtype(config.dtype) or source.dtype
+        computed = {"dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
+        session = StoredSession(source, method, seed=recipe.seed, counted=counted, dtype=dtype)
+    else:
+        session, computed = _loaded_session(source, config, calibration, dense, counted)
     with progress(f"Planning ({method.label})", _steps(session, method, budget)) as advance:
+        if isinstance(session, StoredSession):
+            session.on_layer = advance
         allocated = allocate(session, problem, advance, method.allocation)
     # Costs are of layers by their place in the source: what is dropped is there and has nothing.
     kept = {keep.index: keep.shape for keep in allocated.keeps}
@@ -167,11 +160,40 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
     return plan
 
 
+def _loaded_session(
+    source: Source, config: PlanConfig, calibration: CalibrationText, dense: DenseModel, counted: ModelShape
+) -> tuple[Session, dict[str, str]]:
+    """The model in memory, and what a plan says of how it is computed."""
+    recipe, method = config.recipe, config.recipe.method
+    model = dense.take() if method.allocation.uses_up_model else dense.share()
+    computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
+    fast = method.allocation.draws_curves and config.dtype == "auto" and has_fast_products(model.device)
+    if fast:
+        computed["products"] = "bfloat16"
+    session = Session(
+        model,
+        source.family,
+        lambda step: calibration.step(step).input_ids,
+        importance=method.importance,
+        layer_importance=method.layer_importance,
+        batch_size=recipe.calibration.batch_size,
+        seed=recipe.seed,
+        gradient_checkpointing=recipe.calibration.gradient_checkpointing,
+        counted=counted,
+        store=curve_folder(source, calibration, computed) if method.allocation.draws_curves else None,
+        fast=fast,
+    )
+    return session, computed
+
+
 def _steps(session: Session, method: Method, budget: int) -> int:
-    """How often ``advance`` is to be expected: adapt takes 1/T of the blocks a scoring pass."""
+    """How often ``advance`` is to be expected: weights alone are read a layer at a time, and adapt takes 1/T of the
+    blocks a scoring pass."""
     if method.allocation.draws_curves:
         whole = len({"attention-layer", "ffn-layer"} & set(method.units))
         return session.curve_steps() + session.source.num_hidden_layers * (1 + whole)
+    if isinstance(session, StoredSession):
+        return session.source.num_hidden_layers + 1
     if not isinstance(method.allocation, AdaptConfig):
         return 1
     shape = session.source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -61,6 +61,21 @@ class Importance:
     def result(self) -> tuple[LayerScores, ...]:
         """Scores of every layer, once the pass is over."""
         raise NotImplementedError
+
+
+class WeightImportance(Importance):
+    """Base of the methods that look at weights alone. They need no model that runs: a layer's weights at a time do."""
+
+    def of_weights(
+        self, family: Family, shape: ModelShape, seed: int, layers: Iterable[Mapping[str, torch.Tensor]]
+    ) -> tuple[LayerScores, ...]:
+        """Scores of every layer. ``layers`` holds each layer's tensors by their names in it."""
+        raise NotImplementedError
+
+    def result(self) -> tuple[LayerScores, ...]:
+        watched = self.watched
+        layers = (dict(layer.named_parameters()) for layer in watched.layers)
+        return self.of_weights(watched.family, watched.shape, watched.seed, layers)
 
 
 class LayerImportance:

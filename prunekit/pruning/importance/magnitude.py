@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
 
-from prunekit.pruning.importance.base import IMPORTANCE, Importance
+from prunekit.models.families import Family
+from prunekit.plan.shape import ModelShape
+from prunekit.pruning.importance.base import IMPORTANCE, WeightImportance
 from prunekit.pruning.importance.scores import LayerScores, unit_sums
 
 
-class Magnitude(Importance):
+class Magnitude(WeightImportance):
     """The sum of |w|^p over all weights of a unit; p = 1 or 2."""
 
     def __init__(self, power: int):
         self._power = power
 
-    def result(self) -> tuple[LayerScores, ...]:
-        watched = self.watched
+    def of_weights(
+        self, family: Family, shape: ModelShape, seed: int, layers: Iterable[Mapping[str, torch.Tensor]]
+    ) -> tuple[LayerScores, ...]:
         return tuple(
-            unit_sums(watched.family, shape, watched.shape.head_dim, module, self._power).scores()
-            for shape, module in zip(watched.shape.layers, watched.layers, strict=True)
+            unit_sums(family, layer, shape.head_dim, tensors, self._power).scores()
+            for layer, tensors in zip(shape.layers, layers, strict=True)
         )
 
 
-class Random(Importance):
+class Random(WeightImportance):
     """Uniform in [0, 1), from the seed."""
 
-    def result(self) -> tuple[LayerScores, ...]:
-        generator = torch.Generator().manual_seed(self.watched.seed)
+    def of_weights(
+        self, family: Family, shape: ModelShape, seed: int, layers: Iterable[Mapping[str, torch.Tensor]]
+    ) -> tuple[LayerScores, ...]:
+        generator = torch.Generator().manual_seed(seed)
         scores = []
-        for layer in self.watched.shape.layers:
+        for layer, _ in zip(shape.layers, layers, strict=True):
             query = torch.rand(layer.num_key_value_heads, layer.group_size, dtype=torch.float64, generator=generator)
             ffn = torch.rand(layer.intermediate_size, dtype=torch.float64, generator=generator)
             scores.append(LayerScores(query.sum(1), query, ffn))

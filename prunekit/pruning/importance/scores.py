@@ -5,7 +5,7 @@ Legend: L layers, H query heads, K KV heads, G query heads a KV head, D head_dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,10 +82,12 @@ class UnitSums:
         return LayerScores(self.sums["kv"] * scale + query.sum(1), query, self.sums["ffn"] * scale)
 
 
-def unit_sums(family: Family, layer: LayerShape, head_dim: int, module: torch.nn.Module, power: int) -> UnitSums:
-    """Sums of |w|^power over every tensor of each unit of one decoder layer."""
+def unit_sums(
+    family: Family, layer: LayerShape, head_dim: int, tensors: Mapping[str, torch.Tensor], power: int
+) -> UnitSums:
+    """Sums of |w|^power over every tensor of each unit of one decoder layer, whose ``tensors`` have their names in it
+    (``mlp.down_proj.weight``)."""
     sums = UnitSums(layer, head_dim)
-    tensors = dict(module.named_parameters())
     for name, axis, parts in family.unit_tensors():
         if name in tensors:
             saliency = tensors[name].detach().float().abs() ** power
