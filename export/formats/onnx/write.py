@@ -65,7 +65,6 @@ def export_onnx(
     path = folder / MODEL
     with runtime_errors(f"{job.source.name} can't be written as ONNX"):
         made = _traced(job, config, model, plain, logits)
-        del model
         _name_axes(made, config)
         tidy(made)
         if not plain:
@@ -75,6 +74,9 @@ def export_onnx(
         weights = sum(value.const_value.nbytes for value in made.graph.initializers.values())
         onnx_ir.save(made, path, external_data=DATA if weights > external_from else None)
         del made
+        # torch keeps what it has traced, and the next steps need the memory of these weights.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.new_empty(0)
         onnx.checker.check_model(str(path), full_check=True)
     return path
 
