@@ -89,6 +89,7 @@ def export(
             rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
         written = target.write(job, folder)
+        job.release()
         left_out = job.generation.left_out(written.placed)
         if left_out:
             written = replace(written, notes=(*written.notes, left_out))

@@ -72,11 +72,27 @@ class Job:
 
     @cached_property
     def model(self) -> Any:
-        """The checkpoint as transformers runs it, float32 on the CPU.
+        """The checkpoint as transformers runs it, float32 on the CPU, to be read and not changed."""
+        return self.load("float32")
 
-        A target that changes it (another attention implementation, wrapped modules) must load one of its own.
-        """
-        return load_model(self.source, dtype="float32", device="cpu")
+    def load(self, dtype: str) -> Any:
+        """The checkpoint in ``dtype`` (a name in torch) on the CPU, a model of its own that may be changed."""
+        made: Any = load_model(self.source, dtype=dtype, device="cpu")
+        self._loaded.append(made)
+        return made
+
+    def release(self) -> None:
+        """Give back the memory of all weights that were loaded: nothing made of them may be used any more. torch keeps
+        what it has traced, so that forgetting a model does not free it."""
+        self.__dict__.pop("model", None)
+        for model in self._loaded:
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.new_empty(0)
+        self._loaded.clear()
+
+    @cached_property
+    def _loaded(self) -> list[Any]:
+        return []
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prunekit.errors import PrunekitError
 from prunekit.export.target import Job, runtime_errors
-from prunekit.models.source import load_model
 from prunekit.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def export_onnx(
         raise PrunekitError(f"ONNX is written in fp32 or fp16, not {dtype}.")
     check_rotation(job)
     config = PrunedOnnxConfig.of(job.source, dtype)
-    model = load_model(job.source, dtype=_DTYPES[dtype], device="cpu")
+    model = job.load(_DTYPES[dtype])
     if dtype == "fp16":
         _check_range(model)
     path = folder / MODEL
@@ -74,9 +73,7 @@ def export_onnx(
         weights = sum(value.const_value.nbytes for value in made.graph.initializers.values())
         onnx_ir.save(made, path, external_data=DATA if weights > external_from else None)
         del made
-        # torch keeps what it has traced, and the next steps need the memory of these weights.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.new_empty(0)
+        job.release()
         onnx.checker.check_model(str(path), full_check=True)
     return path
 

@@ -105,10 +105,9 @@ def joined(weights: Mapping[str, torch.Tensor], job: Job, shape: ModelShape) -> 
     import torch
 
     made = dict(weights)
-    for layer in range(shape.num_hidden_layers):
+    modules = {coupling.module for coupling in job.source.family.couplings}
+    for layer in range(shape.num_hidden_layers if "self_attn.qkv_proj" in modules else 0):
         place = f"model.layers.{layer}"
-        if f"{place}.{_FUSED_QKV}" not in job.model.state_dict():
-            break
         for fused, parts in (
             (_FUSED_QKV, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             (_FUSED_FFN, ("mlp.gate_proj", "mlp.up_proj")),

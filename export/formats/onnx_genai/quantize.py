@@ -148,8 +148,8 @@ def _unpack(data: torch.Tensor, bits: int) -> Any:
 
 def stored_weights(model: Any, shape: ModelShape) -> dict[str, torch.Tensor]:
     """The rounded weights of ``model``, an onnx_ir.Model that onnxruntime-genai's model builder named, dequantised to
-    float32 by their names in the transformers model. A fused projection of queries, keys and values comes in three;
-    ``lm_head.weight`` stands for a tied embedding too, for that is the same tensor."""
+    float32 by their names in transformers. A fused projection of queries, keys and values comes in three; a head that
+    is the embedding table has the table's name."""
     found: dict[str, torch.Tensor] = {}
     heads = {
         node.name.split("/attn/")[0]: [
@@ -174,6 +174,8 @@ def stored_weights(model: Any, shape: ModelShape) -> dict[str, torch.Tensor]:
             source = table.producer()
             stored = table if source is None else source.inputs[0]  # behind a Reshape
             found["model.embed_tokens.weight"] = dequantise(_read(node, (stored, *others), shape.hidden_size))
+    if shape.tie_word_embeddings and "lm_head.weight" in found:
+        found["model.embed_tokens.weight"] = found.pop("lm_head.weight")
     return found
 
 

@@ -13,6 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.generation import pad_left, put_templates, template_key, write_generation_config
 from prunekit.export.target import FOLDER, PADDED_LEFT, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, MaskedRunner, Runner
+from prunekit.models.stored_tensor import StoredWeights
 from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.numerics.finite import check_fits
 from prunekit.utils.process.telemetry import openvino_silent
@@ -51,7 +52,8 @@ class OpenVino(Target):
         with openvino_silent():
             import openvino
         if job.dtype == "fp16":
-            check_fits(job.model.named_parameters(), "float16")
+            weights = StoredWeights(job.source)
+            check_fits(((name, weights.read(name)) for name in weights.names()), "float16")
 
         # Inside, so that it is on the same disk; what it holds is mapped into memory until the IR is saved.
         with temporary_folder("onnx", folder) as beside:

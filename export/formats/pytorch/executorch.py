@@ -22,7 +22,6 @@ from prunekit.export.formats.pytorch.runner import (
 )
 from prunekit.export.target import Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, Runner
-from prunekit.models.source import load_model
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.quiet import quiet
 
@@ -79,7 +78,7 @@ def lowered(job: Job, dtype: str) -> Any:
 
     slots = job.context_length
     chunk = min(CHUNK, slots)
-    model = load_model(job.source, dtype=dtype, device="cpu")
+    model = job.load(dtype)
     forward = StaticForward(model, job.source.family, job.source.shape, slots).eval()
     example = (torch.zeros(1, 5, dtype=torch.int64), torch.arange(5))
     # Without a maximum, memory would be planned for the example's length.

@@ -12,7 +12,6 @@ import numpy as np
 from prunekit.errors import PrunekitError
 from prunekit.export.target import Job
 from prunekit.models.runner import Array, MaskedRunner
-from prunekit.models.source import load_model
 from prunekit.plan.shape import ModelShape
 from prunekit.utils.files.atomic import read_json
 
@@ -46,11 +45,6 @@ def read_model_json(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or not {"dtype", "vocab_size", "head_dim", "key_value_heads"} <= set(facts):
         raise PrunekitError(f"{folder / MODEL_JSON} is damaged; export the model again.")
     return facts
-
-
-def model_in(job: Job, dtype: str) -> Any:
-    """The model in ``dtype`` (a name in torch), to be read and not changed: float32 is the job's own."""
-    return job.model if dtype == "float32" else load_model(job.source, dtype=dtype, device="cpu")
 
 
 # RoPE whose frequencies change once a text is longer than what the model was trained on.

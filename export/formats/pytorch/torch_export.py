@@ -18,7 +18,6 @@ from prunekit.export.formats.pytorch.runner import (
     GraphRunner,
     check_rope,
     decode_bytes,
-    model_in,
     read_model_json,
     usage_snippet,
     write_model_json,
@@ -53,7 +52,7 @@ def exported_program(job: Job, dtype: str) -> torch.export.ExportedProgram:
     from prunekit.export.formats.pytorch.forward import TorchForward, torch_inputs
 
     shape = job.source.shape
-    forward = TorchForward(model_in(job, dtype), job.source.family).eval()
+    forward = TorchForward(job.load(dtype), job.source.family).eval()
     # All lengths differ and none is 0 or 1, which torch.export takes for constants or for each other.
     example = torch_inputs(shape, batch=3, length=7, past=5, kept=4, dtype=getattr(torch, dtype))
     batch, length, past, kept = Dim("batch"), Dim("length"), Dim("past"), Dim("kept")

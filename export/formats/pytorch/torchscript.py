@@ -13,7 +13,6 @@ from prunekit.export.formats.pytorch.runner import (
     GraphRunner,
     check_rope,
     decode_bytes,
-    model_in,
     read_model_json,
     usage_snippet,
     write_model_json,
@@ -55,7 +54,7 @@ class TorchScript(Target):
         from prunekit.export.formats.pytorch.forward import TorchForward, torch_inputs
 
         dtype = TORCH_DTYPES[job.dtype]
-        forward = TorchForward(model_in(job, dtype), job.source.family).eval()
+        forward = TorchForward(job.load(dtype), job.source.family).eval()
         # More than one of everything, or the trace takes a 1 for a constant; all different, for the same reason.
         example = torch_inputs(job.source.shape, batch=2, length=7, past=5, kept=3, dtype=getattr(torch, dtype))
         with _no_tracer_warnings(), runtime_errors("TorchScript could not trace the model"), torch.no_grad():

@@ -11,7 +11,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.export import export
 from prunekit.export.formats.pytorch import torch_export
 from prunekit.export.registry import target
-from prunekit.export.target import Options
+from prunekit.export.target import Job, Options
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import load_model
 from tests.support.export_models import FAMILIES_TESTED
@@ -78,7 +78,7 @@ def test_holds_no_path_of_this_machine(exported):
 
 
 def test_wrong_weight_is_caught(uneven, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_export, "model_in", damaged)
+    monkeypatch.setattr(Job, "load", damaged)
     with pytest.raises(PrunekitError, match="does not compute what PyTorch computes"):
         export(uneven("llama", **FIELDS["llama"]), "torch-export", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -8,9 +8,8 @@ import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.export.export import export
-from prunekit.export.formats.pytorch import torchscript
 from prunekit.export.registry import target
-from prunekit.export.target import Options
+from prunekit.export.target import Job, Options
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import load_model, resolve
 from tests.support.export_models import FAMILIES_TESTED
@@ -112,7 +111,7 @@ def test_rope_that_changes_is_refused(tmp_path, name):
 
 
 def test_wrong_weight_is_caught(uneven, tmp_path, monkeypatch):
-    monkeypatch.setattr(torchscript, "model_in", damaged)
+    monkeypatch.setattr(Job, "load", damaged)
     with pytest.raises(PrunekitError, match="does not compute what PyTorch computes"):
         export(uneven("llama"), "torchscript", tmp_path / "out")
     assert not (tmp_path / "out").exists()
