@@ -31,11 +31,14 @@ def linear_decode(
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
+    softcap: float = 0.0,
 ) -> Tensor:
-    """norm(x) Wᵀ + bias + residual, with W = weight · scale by row; [rows, n]."""
+    """cap(norm(x) Wᵀ + bias) + residual, with W = weight · scale by row; [rows, n]."""
     out = _norm(x, norm_weight, eps) @ _scaled(weight, scale).T
     if bias is not None:
         out = out + bias.double()
+    if softcap:
+        out = softcap * (out / softcap).tanh()
     return out if residual is None else out + residual.double()
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from prunekit.kernels.ops.attention.last_arriver import combine, is_last, splits_at_once
 from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, start_after_previous, tl
+from prunekit.kernels.ops.utils.activation import capped
 from prunekit.kernels.ops.utils.backend import multiprocessors, why_not_triton
 from prunekit.kernels.ops.utils.dispatch import overlapped
 from prunekit.kernels.ops.utils.launch import Launch, run
@@ -110,10 +111,7 @@ def _attention_decode_kernel(
                 k = k.to(tl.float32)
             logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
             if CAPPED:
-                # tanh through an exponential that never overflows.
-                small = tl.exp(-2.0 * tl.abs(logits))
-                bent = (1.0 - small) / (1.0 + small)
-                logits = softcap * tl.where(logits < 0, -bent, bent)
+                logits = capped(logits, softcap)
             logits = tl.where(inside[None, :], logits, float("-inf"))
             # Finite: a block has at least one token.
             new_top = tl.maximum(top, tl.max(logits, axis=1))
@@ -165,8 +163,8 @@ def _attention_decode_kernel(
 def cut(programs: int, tokens: int, head_dim: int, dtype: torch.dtype, processors: int) -> tuple[int, int]:
     """(tokens of a tile, splits) where ``programs`` would run without splits, each seeing ``tokens`` at the most.
 
-    A split has at least 256 tokens: fewer are read in the time that it takes to combine two. No more splits than make two
-    programs a multiprocessor. Tiles are 64 tokens, or 16 KiB of keys, so that three pipeline stages fit any chip.
+    A split has at least 256 tokens: fewer are read in the time that it takes to combine two. No more splits than make
+    two programs a multiprocessor. Tiles are 64 tokens, or 16 KiB of keys, so that three pipeline stages fit any chip.
     """
     block = min(64, 16384 // (max(16, next_power_of_2(head_dim)) * dtype.itemsize))
     return block, max(1, min(cdiv(tokens, LEAST_SPLIT), cdiv(2 * processors, programs), MAX_SPLITS))

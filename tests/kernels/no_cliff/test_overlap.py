@@ -45,8 +45,8 @@ def test_every_launch_of_a_layer_waits_once() -> None:
         assert "ACQBULK" not in check(launch, 90).instructions
 
 
-# What no kernel of a step writes: weights and what belongs to them, rotary tables, and the positions, which plain
-# launches write before the step.
+# What no kernel of a step writes before its end: weights and what belongs to them, rotary tables, and the positions,
+# which its last kernel writes for the next step. That one is another graph, which begins when all of this one has ended.
 CONSTANT = {"weight_ptr", "gate_up_ptr", "norm_ptr", "positions_ptr", "cos_ptr", "sin_ptr"}
 
 
