@@ -88,6 +88,7 @@ def test_launches_overlap_within_a_graph_only(monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model("llama")
     assert all(launch.overlap for launch in step_of(model, 1, monkeypatch).launches)
     runtime = Runtime(model, 1, 300)
+    runtime.prefill(torch.ones(1, 3, dtype=torch.int64))
     with using("triton"), Recorder(monkeypatch) as recorder:
         runtime.step()
     assert recorder.launches and not any(launch.overlap for launch in recorder.launches)

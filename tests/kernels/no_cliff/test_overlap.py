@@ -46,7 +46,7 @@ def test_every_launch_of_a_layer_waits_once() -> None:
 
 
 # What no kernel of a step writes before its end: weights and what belongs to them, rotary tables, and the positions,
-# which its last kernel writes for the next step. That one is another graph, which begins when all of this one has ended.
+# which its last kernel writes for the next step: another graph, which begins when all of this one has ended.
 CONSTANT = {"weight_ptr", "gate_up_ptr", "norm_ptr", "positions_ptr", "cos_ptr", "sin_ptr"}
 
 
