@@ -6,7 +6,7 @@ y = cap(norm(x) Wᵀ · scale + bias) + residual
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels.ops.rms_norm import rms_norm_torch
+from prunekit.kernels.ops.rms_norm import normed, rms_norm_torch
 from prunekit.kernels.ops.utils._triton import cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.activation import capped
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
@@ -93,8 +93,13 @@ def launches(
     """What :func:`linear_decode` starts. Tensors as there; ``out`` [rows, n] takes the result."""
     rows, k = x.shape
     n = weight.shape[0]
+    before: list[Launch] = []
+    if rows > 1:
+        x, before = normed(x, norm_weight, eps)
+        norm_weight = None
     tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
     return [
+        *before,
         Launch(
             _linear_decode_kernel,
             (cdiv(n, tile.n),),
@@ -117,7 +122,7 @@ def launches(
                 **tile.constants(rows, k),
             },
             **tile.options(x),
-        )
+        ),
     ]
 
 
