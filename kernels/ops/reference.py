@@ -150,11 +150,6 @@ def gated_act(gate_up: Tensor, activation: str, bias: Tensor | None = None) -> T
     return 0.5 * gate * (1 + ((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)).tanh()) * up
 
 
-def gate_up_gemm(x: Tensor, gate_up: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
-    """act(x gateᵀ + bias) · (x upᵀ + bias) for ``gate_up`` [2, width, hidden]; [rows, width]."""
-    return gated_act(x.double() @ gate_up.double().flatten(0, 1).T, activation, bias)
-
-
 def mlp(
     x: Tensor,
     gate_up: Tensor,

@@ -220,7 +220,7 @@ def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
         made.append(OpReport("products of layers", f"1-{MAX_BATCH}", "library", reason))
     for op in ("rms_norm", "gated_act", "rope_cache"):
         add(op, "prompt", one)
-    made.append(OpReport("GEMMs", "prompt", "torch", "padded cuBLAS, unless a measured table names another"))
+    made.append(OpReport("GEMMs", "prompt", "torch", "padded cuBLAS"))
     made.append(OpReport("attention", "prompt", "torch", "PyTorch's fused kernels"))
     return tuple(made)
 
