@@ -52,8 +52,12 @@ class Tile(NamedTuple):
         if weight.element_size() > 2:
             return cls(16 if n < 8192 else 32, 64, 4)
         tile = next((tile for tile in (16, 32, 64) if cdiv(n, tile) <= 2 * _FEW), 32)
-        if tile > 16 or weight.shape[-1] <= 1024:
-            return cls(tile, 128, 4 if tile == 64 else 6)
+        if weight.element_size() == 1:  # larger blocks would spill while they are converted
+            return cls(16, 128, 12) if tile == 16 else cls(32, 128, 6)
+        if tile == 64:
+            return cls(tile, 64, 8)
+        if tile == 32 or weight.shape[-1] <= 1024:
+            return cls(tile, 128, 6)
         return cls(tile, 256, 8 if rows <= _LEAST_ROWS else 7)
 
     def constants(self, rows: int, k: int) -> dict[str, Any]:
