@@ -24,15 +24,6 @@ def mlp_packed(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: floa
     return torch.addmm(x, F.silu(gate) * up, down.T)
 
 
-def gate_up_separate(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(F.linear(x, gate)) * F.linear(x, up)
-
-
-def gate_up_packed(x: Tensor, gate_up: Tensor) -> Tensor:
-    gate, up = F.linear(x, gate_up).chunk(2, -1)
-    return F.silu(gate) * up
-
-
 def gated(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up

@@ -43,7 +43,6 @@ def cases(decode: Sequence[int], prefill: Sequence[int], context: int) -> list[C
     return [
         *steps,
         *(Case("mlp", "mlp", workloads.MLP, rows) for rows in prefill),
-        *(Case("gate_up_gemm", "gate_up_gemm", workloads.GateUpGemm, rows) for rows in prefill),
         Case("gated_act", "gated_act", workloads.GatedAct, prompt),
         Case("rope_cache", "rope_cache", attention.RopeCache, prompt),
         Case("mlp_decode int8", "mlp_decode", workloads.MLPDecodeInt8, one),

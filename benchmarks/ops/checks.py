@@ -113,11 +113,6 @@ def ffn(data: Data, width: int, hidden: int, rows: int, int8: bool, full: bool, 
     }
 
 
-def gate_up(data: Data, width: int, hidden: int, rows: int, activation: str, bias: bool) -> Arguments:
-    every = ffn(data, width, hidden, rows, False, bias, activation)
-    return {name: every[name] for name in ("x", "gate_up", "activation")} | {"bias": every["gate_up_bias"]}
-
-
 def gated(data: Data, width: int, rows: int, activation: str, bias: bool) -> Arguments:
     return {
         "gate_up": data.normal(rows, 2 * width),
@@ -134,7 +129,6 @@ def norm(data: Data, hidden: int, rows: int, residual: bool) -> Arguments:
 def ffn_checks(data: Data, sizes: Sizes) -> Iterator[Check]:
     """The ops of linear layers and FFNs: at every width, each option at least once."""
     hidden = sizes.hidden
-    tiles = ("auto", "small", "medium", "large", "huge")
     prompts = (sizes.rows[0], *sizes.many)
     for index, width in enumerate(sizes.widths):
         activation = ("silu", "gelu_tanh")[index % 2]
@@ -152,12 +146,9 @@ def ffn_checks(data: Data, sizes: Sizes) -> Iterator[Check]:
                     yield Check(op, text, make)
         for rows in prompts:
             bias = index % 3 == 0
-            stored, tile = layout.padded(width), tiles[index % len(tiles)]
+            stored = layout.padded(width)
             text = label(f"{rows} rows, {stored} wide", activation, bias and "bias")
             yield Check("gated_act", text, partial(gated, data, stored, rows, activation, bias))
-            text = label(f"{rows}x{hidden}, {width} wide", activation, bias and "bias", f"{tile} tile")
-            forced = (("gate_up", "triton"), ("gate_up_tile", tile))
-            yield Check("gate_up_gemm", text, partial(gate_up, data, width, hidden, rows, activation, bias), forced)
     for rows in prompts:
         for op in ("rms_norm", "add_rms_norm", "rms_norm_add"):
             yield Check(op, f"{rows}x{hidden}", partial(norm, data, hidden, rows, op != "rms_norm"))

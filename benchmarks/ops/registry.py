@@ -18,7 +18,6 @@ OPS = {
     "add_rms_norm": "ops.rms_norm",
     "rms_norm_add": "ops.rms_norm",
     "gated_act": "ops.gated_act",
-    "gate_up_gemm": "ops.mlp.gate_up_gemm",
     "mlp": "ops.mlp.op",
 }
 

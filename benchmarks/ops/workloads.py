@@ -148,23 +148,6 @@ class MLP(_FFN):
         return op("mlp")(self.x, self.gate_up, self.down, ACTIVATION, self.norm, self.size.eps, residual=self.x)
 
 
-class GateUpGemm(_FFN):
-    unit = "flops"
-
-    def set_work(self, width: int) -> None:
-        self.work = 4 * width * self.size.hidden * self.size.rows
-
-    def ours(self) -> Any:
-        return op("gate_up_gemm")(self.x, self.gate_up, ACTIVATION)
-
-    def irregular(self) -> Baseline:
-        width = self.size.layer.intermediate_size
-        return baselines.gate_up_separate, (self.x, *(half[:width].clone() for half in self.gate_up))
-
-    def padded(self) -> Baseline:
-        return baselines.gate_up_packed, (self.x, self.gate_up.flatten(0, 1))
-
-
 class GatedAct(Workload):
     kind = "ffn"
 

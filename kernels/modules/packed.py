@@ -87,15 +87,17 @@ class PackedLinear(_Packed):
         norm_weight: torch.Tensor | None = None,
         eps: float = 0.0,
         residual: torch.Tensor | None = None,
+        softcap: float = 0.0,
     ) -> torch.Tensor:
-        """[rows, k] → [rows, n]."""
+        """[rows, k] → [rows, n]. ``softcap`` c > 0 turns what is computed, without the residual, into
+        c · tanh(y / c)."""
         pieces = decode_pieces(x, self.scale is not None)
         if pieces:
             rest = (self.weight, self.bias, self.scale, norm_weight, eps)
-            return by_pieces(pieces, x, residual, lambda x, residual: linear_decode(x, *rest, residual))
+            return by_pieces(pieces, x, residual, lambda x, residual: linear_decode(x, *rest, residual, softcap))
         if norm_weight is not None:
             x = rms_norm(x, norm_weight, eps)
-        return linear_decode_torch(x, self.weight, self.bias, self.scale, residual=residual)
+        return linear_decode_torch(x, self.weight, self.bias, self.scale, residual=residual, softcap=softcap)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As nn.Linear: [..., k] → [..., n]."""

@@ -31,11 +31,14 @@ def linear_decode(
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
+    softcap: float = 0.0,
 ) -> Tensor:
-    """norm(x) Wᵀ + bias + residual, with W = weight · scale by row; [rows, n]."""
+    """cap(norm(x) Wᵀ + bias) + residual, with W = weight · scale by row; [rows, n]."""
     out = _norm(x, norm_weight, eps) @ _scaled(weight, scale).T
     if bias is not None:
         out = out + bias.double()
+    if softcap:
+        out = softcap * (out / softcap).tanh()
     return out if residual is None else out + residual.double()
 
 
@@ -145,11 +148,6 @@ def gated_act(gate_up: Tensor, activation: str, bias: Tensor | None = None) -> T
     if activation == "silu":
         return gate / (1 + (-gate).exp()) * up
     return 0.5 * gate * (1 + ((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)).tanh()) * up
-
-
-def gate_up_gemm(x: Tensor, gate_up: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
-    """act(x gateᵀ + bias) · (x upᵀ + bias) for ``gate_up`` [2, width, hidden]; [rows, width]."""
-    return gated_act(x.double() @ gate_up.double().flatten(0, 1).T, activation, bias)
 
 
 def mlp(

@@ -1,15 +1,15 @@
 """RMSNorm of many rows, alone or with the residual sum that stands before or behind it.
 
-A decode step folds its norms into the kernels that follow; these are for prompts, and for families that normalise
-what a block puts out.
+A decode step of one sequence folds its norms into the kernels that follow; these are for several rows, and for families
+that normalise what a block puts out.
 """
 
 import torch
 import torch.nn.functional as F
 
-from prunekit.kernels.ops.utils._triton import jit, next_power_of_2, tl
+from prunekit.kernels.ops.utils._triton import jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.ops.utils.backend import why_not_triton
-from prunekit.kernels.ops.utils.dispatch import choose
+from prunekit.kernels.ops.utils.dispatch import choose, overlapped
 from prunekit.kernels.ops.utils.launch import Launch, run
 
 
@@ -24,12 +24,14 @@ def _rms_norm_kernel(
     h,
     eps,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """s = x + before, stored to sum; out = s / √(mean(s²) + eps) · weight + after.
 
     One program normalises one row, which it holds in registers: BLOCK ≥ h. ``h`` bounds every access, so it must be a
     multiple of 16 for 16-byte ones.
     """
+    start_after_previous(PDL)
     row = tl.program_id(0).to(tl.int64) * h
     column = tl.arange(0, BLOCK)
     inside = column < h
@@ -78,8 +80,17 @@ def launches(
                 "BLOCK": block,
             },
             num_warps=min(16, max(1, block // 512)),
+            overlap=overlapped(x.device, x.dtype),
         )
     ]
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, list[Launch]]:
+    """(norm(x), the launch that writes it) for ``x`` [rows, hidden]; ``x`` itself where there is no weight."""
+    if weight is None:
+        return x, []
+    out = torch.empty_like(x)
+    return out, launches(x, weight, eps, out)
 
 
 def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -67,19 +67,29 @@ class Decoder:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """[T, H] after the last block → [T, V]."""
-        logits = self.head.apply_to(x, self.final_norm, self.blocks[0].eps)
-        return logits if not self.final_softcap else self.final_softcap * torch.tanh(logits / self.final_softcap)
+        return self.head.apply_to(x, self.final_norm, self.blocks[0].eps, softcap=self.final_softcap)
+
+    def arrivals(self, batch: int) -> torch.Tensor:
+        """What :func:`attention_decode` counts in, for all layers and steps of ``batch`` sequences."""
+        heads = max(block.num_attention_heads for block in self.blocks)
+        return torch.zeros(batch * heads, dtype=torch.int32, device=self.device)
 
     def step(
-        self, tokens: torch.Tensor, where: Where, lengths: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]
+        self,
+        x: torch.Tensor,
+        where: Where,
+        lengths: torch.Tensor,
+        cache: KVCache,
+        ropes: dict[str, Rope],
+        arrivals: torch.Tensor,
     ) -> torch.Tensor:
-        """One new token for every sequence: ``tokens`` [B] int64 at ``where`` → logits [B, V]. ``lengths`` [B] int32,
-        the sequences' with it, are one more than its positions."""
+        """One new token for every sequence: embeddings ``x`` [B, H] at ``where`` → logits [B, V]. ``lengths`` [B]
+        int32, the sequences' with it, are one more than its positions; ``arrivals`` from the method of that name."""
 
         def attend(block: Block, query: torch.Tensor, layer: LayerCache) -> torch.Tensor:
-            return attention_decode(query, layer.key, layer.value, lengths, block.scaling, block.window, block.softcap)
+            rest = (block.scaling, block.window, block.softcap, arrivals)
+            return attention_decode(query, layer.key, layer.value, lengths, *rest)
 
-        x = self.embed(tokens)
         return self.logits(self._run(x, cache, where, ropes, attend))
 
     def prefill(self, ids: torch.Tensor, lengths: torch.Tensor, cache: KVCache, ropes: dict[str, Rope]) -> torch.Tensor:

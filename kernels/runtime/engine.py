@@ -9,6 +9,7 @@ import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.kernels.ops.next_token import next_token
+from prunekit.kernels.ops.utils.dispatch import choosing
 from prunekit.kernels.ops.utils.layout import padded
 from prunekit.kernels.runtime.block import Where
 from prunekit.kernels.runtime.decoder import Decoder
@@ -86,6 +87,9 @@ class Runtime:
             self.tokens = self.state[0]
             self.positions = torch.zeros(self.slots, dtype=torch.int32, device=self.device)
             self.lengths = torch.ones_like(self.positions)
+            # What the tokens become before the first layer.
+            self.hidden = decoder.embed(self.tokens).contiguous()
+            self.arrivals = decoder.arrivals(self.slots)
             rows = torch.arange(self.slots, dtype=torch.int32, device=self.device)
             self.where = Where(self.positions, rows, True)
         self.batch = batch
@@ -131,6 +135,7 @@ class Runtime:
         self.positions.zero_()
         self.lengths.fill_(1)
         self.tokens.zero_()
+        self.hidden.copy_(self.decoder.embed(self.tokens))
         self.positions[: self.batch] = lengths - 1
         logits = self.decoder.prefill(ids, lengths, self.cache, self.ropes)
         self._go_on(logits)
@@ -150,23 +155,40 @@ class Runtime:
             )
         self._used += 1
         if tokens is not None:
-            self.tokens[: self.batch] = tokens
+            self.put(tokens)
         if not self.uses_graph:
-            self._logits = self._body()
+            # Kernels that overlap read positions before they wait for the kernel before: right at the start of a graph,
+            # wrong where that is the last one of the step before.
+            with choosing(overlap="off"):
+                self._logits = self._body()
         else:
             self.record()
             self._graph.replay()
         return self._logits[: self.batch]
 
+    @torch.inference_mode()
+    def put(self, tokens: torch.Tensor) -> None:
+        """Feed ``tokens`` [batch] to the next step in place of those of the highest logit."""
+        self.tokens[: self.batch] = tokens
+        self.hidden[: self.batch] = self.decoder.embed(self.tokens[: self.batch])
+
     def _body(self) -> torch.Tensor:
-        logits = self.decoder.step(self.tokens, self.where, self.lengths, self.cache, self.ropes)
+        logits = self.decoder.step(self.hidden, self.where, self.lengths, self.cache, self.ropes, self.arrivals)
         self._go_on(logits)
         return logits
 
     def _go_on(self, logits: torch.Tensor) -> None:
-        """The likeliest tokens, and the places after those that were read."""
+        """The likeliest tokens, their embeddings, and the places after those that were read."""
+        rows = len(logits)
         changing = (self.tokens, highest_logits(self.state), self.positions, self.lengths)
-        next_token(logits, *(each[: len(logits)] for each in changing))
+        embed = self.decoder.embed
+        next_token(
+            logits,
+            *(each[:rows] for each in changing),
+            embed.weight,
+            self.hidden[:rows],
+            getattr(embed, "embed_scale", None),
+        )
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -177,12 +199,14 @@ class Runtime:
         """
         if not self.uses_graph or self._graph is not None:
             return
-        changing = (self.tokens, self.positions, self.lengths)
+        changing = (self.tokens, self.positions, self.lengths, self.hidden)
         before = [each.clone() for each in changing]
 
         def rewind() -> None:
             for each, value in zip(changing, before, strict=True):
                 each.copy_(value)
+            # The first kernel of a step reads positions before it waits for what went before.
+            stream.synchronize()
 
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))

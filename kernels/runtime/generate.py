@@ -152,7 +152,7 @@ def _run(
     for step in range(max_new_tokens):
         with torch.inference_mode():
             if sampling and generator:
-                runtime.tokens[:batch] = sampling.draw(logits, generator)
+                runtime.put(sampling.draw(logits, generator))
             arriving = _Arriving(runtime.state)
         more = step + 1 < max_new_tokens
         if ahead and more:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.kernels.modules.packed import PackedLinear, PackedMLP
+from prunekit.kernels.modules.packed import PackedLinear, PackedMLP, hooked
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
 from prunekit.kernels.runtime.decoder import Decoder
 from prunekit.kernels.runtime.engine import MAX_BATCH, decoder_of
@@ -86,6 +86,7 @@ def optimize(model: Any, *, weights: Weights = "keep") -> Any:
     family.shape(model.config).check_whole_layers(
         "the decode runtime takes no such layers; run it with transformers' own generate (bench: --runtime torch)"
     )
+    _check_embedding(model.model.embed_tokens)
     for layer in model.model.layers:
         check_layer(layer, model.config)
     if name := first_not_finite(model.named_parameters()):
@@ -219,7 +220,7 @@ def _ops(decoder: Decoder) -> tuple[OpReport, ...]:
         made.append(OpReport("products of layers", f"1-{MAX_BATCH}", "library", reason))
     for op in ("rms_norm", "gated_act", "rope_cache"):
         add(op, "prompt", one)
-    made.append(OpReport("GEMMs", "prompt", "torch", "padded cuBLAS, unless a measured table names another"))
+    made.append(OpReport("GEMMs", "prompt", "torch", "padded cuBLAS"))
     made.append(OpReport("attention", "prompt", "torch", "PyTorch's fused kernels"))
     return tuple(made)
 
@@ -238,6 +239,16 @@ def _check(model: Any) -> Family:
             "All weights must be in one of float32, float16 and bfloat16; load the model with one of them as dtype."
         )
     return family
+
+
+def _check_embedding(embed: Any) -> None:
+    """Raises PrunekitError where an embedding does more than to read rows of its table, and maybe scale them."""
+    known = type(embed) is nn.Embedding or (isinstance(embed, nn.Embedding) and hasattr(embed, "embed_scale"))
+    if not known or embed.max_norm is not None or hooked(embed):
+        raise PrunekitError(
+            f"embed_tokens is a {type(embed).__name__} that does more than to read rows of a table, and decoding would "
+            "leave that out: merge adapters and remove hooks before optimize()."
+        )
 
 
 def _refuse_to_save(weights: Weights, *args: Any, **kwargs: Any) -> None:

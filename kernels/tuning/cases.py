@@ -10,8 +10,6 @@ import torch
 from prunekit.kernels.ops.gated_act import gated_act
 from prunekit.kernels.ops.linear_decode import linear_decode
 from prunekit.kernels.ops.mlp.decode import mlp_decode
-from prunekit.kernels.ops.mlp.gate_up_gemm import NEWEST_ONLY, gate_up_gemm
-from prunekit.kernels.ops.mlp.prefill import gate_up
 from prunekit.kernels.ops.rms_norm import add_rms_norm, rms_norm, rms_norm_add
 from prunekit.kernels.ops.utils import dispatch as select
 from prunekit.kernels.ops.utils.backend import why_not_triton
@@ -48,10 +46,6 @@ def workload(op: str, data: Data, rows: int = 1, width: int = 0, hidden: int = 0
     if op == "overlap":
         return _chain(data)
     x = data.normal(rows, hidden)
-    if op in ("gate_up", "gate_up_tile"):
-        weight = data.normal(2, padded(width), hidden, scale=hidden**-0.5)
-        product = gate_up if op == "gate_up" else gate_up_gemm
-        return lambda: product(x, weight, "silu")
     norm = data.normal(hidden, dtype=torch.float32)
     residual = data.normal(rows, hidden)
     if op == "rms_norm":
@@ -94,13 +88,12 @@ def cases(op: str, shapes: Sequence[Shape], prefill: Sequence[int]) -> Iterator[
 
 def candidates(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
     """The choices that can run here."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    no_triton = why_not_triton(device, dtype, dot=op in ("gate_up", "gate_up_tile"))
+    no_triton = why_not_triton(device, dtype)
     for choice in OPS[op].choices:
         if choice == "torch":
             yield choice
         elif op == "overlap":
             if no_triton is None and (choice == "off" or select.can_overlap(device)):
                 yield choice
-        elif choice != "auto" and no_triton is None and (choice != NEWEST_ONLY or capability >= (9, 0)):
+        elif no_triton is None:
             yield choice

@@ -106,23 +106,17 @@ def tune(
     rounds: int = 20,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """The table of this device, as select reads it from JSON. The tile of our GEMM is measured before the GEMM is
-    compared with others."""
+    """The table of this device, as select reads it from JSON."""
     entries = []
-    tiles: dict[tuple[int, ...], str] = {}
-    for op in sorted(ops, key=lambda op: op != "gate_up_tile"):
+    for op in ops:
         for sizes in cases(op, shapes, prefill):
-            tile = tiles.get(tuple(sizes.values())) if op == "gate_up" else None
-            forced = {"gate_up_tile": tile} if tile else None
             try:
-                entry = measure(op, sizes, device, dtype, forced=forced, rounds=rounds)
+                entry = measure(op, sizes, device, dtype, rounds=rounds)
             except torch.OutOfMemoryError:
                 progress(f"{op} {sizes}: not enough memory, left out")
                 continue
             if entry is None:
                 continue
-            if op == "gate_up_tile":
-                tiles[tuple(sizes.values())] = entry["choice"]
             entries.append(entry)
             progress(f"{op} {' '.join(f'{name}={size}' for name, size in sizes.items())}: {entry['us']}")
     return {

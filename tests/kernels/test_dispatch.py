@@ -29,7 +29,7 @@ GPU = "NVIDIA Test GPU 80GB"
 CUDA = torch.device("cuda", 0)
 
 
-def entry(op: str = "gate_up", choice: str = "triton", **sizes: int) -> dict[str, Any]:
+def entry(op: str = "gated_act", choice: str = "torch", **sizes: int) -> dict[str, Any]:
     return {"op": op, "choice": choice, "us": {choice: 1.0}, **({"rows": 512, "width": 1024, "hidden": 2048} | sizes)}
 
 
@@ -68,50 +68,50 @@ def test_defaults_are_choices() -> None:
 
 
 def test_buckets() -> None:
-    assert bucket("gate_up", (300, 1013, 2048)) == (512, 1024, 2048)
-    assert bucket("gate_up", (1, 1, 576)) == (1, 128, 640)
-    assert bucket("gate_up", (512, 1152, 2048)) == (512, 1152, 2048)
+    assert bucket("gated_act", (300, 1013)) == (512, 1024)
+    assert bucket("gated_act", (1, 1)) == (1, 128)
+    assert bucket("rms_norm", (512, 576)) == (512, 640)
 
 
 def test_nearest_bucket_within_a_factor_of_two(tmp_path: Path) -> None:
     table = read(
         write(
             tmp_path / "t.json",
-            entry(choice="triton"),
-            entry(choice="torch", width=2048),
-            entry(choice="triton", rows=4096),
+            entry(choice="torch"),
+            entry(choice="triton", width=2048),
+            entry(choice="torch", rows=4096),
         )
     )
-    assert nearest(table, "gate_up", (400, 1013, 2048)) == "triton"
-    assert nearest(table, "gate_up", (400, 1700, 2048)) == "torch"
-    assert nearest(table, "gate_up", (1024, 1024, 2048)) == "triton"
-    assert nearest(table, "gate_up", (2500, 1024, 2048)) == "triton"
-    assert nearest(table, "gate_up", (64, 1024, 2048)) is None
-    assert nearest(table, "gate_up", (512, 1024, 8192)) is None
+    assert nearest(table, "gated_act", (400, 1013)) == "torch"
+    assert nearest(table, "gated_act", (400, 1700)) == "triton"
+    assert nearest(table, "gated_act", (1024, 1024)) == "torch"
+    assert nearest(table, "gated_act", (2500, 1024)) == "torch"
+    assert nearest(table, "gated_act", (64, 1024)) is None
+    assert nearest(table, "gated_act", (512, 8192)) is None
     assert nearest(table, "rms_norm", (512, 2048)) is None
     assert nearest(None, "rms_norm", (512, 2048)) is None
 
 
 def test_the_nearest_table_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes = {"rows": 512, "width": 1013, "hidden": 2048}
-    write(select.SHIPPED / file_name(GPU), entry(choice="triton"))
+    write(select.SHIPPED / file_name(GPU), entry(choice="torch"))
     select.reload()
-    assert choose("gate_up", CUDA, **sizes) == "triton"
-    write(select.user_file(GPU), entry("gated_act", "torch"))
-    select.reload()
-    assert choose("gate_up", CUDA, **sizes) == "torch", "the user's table takes the place of the shipped one"
     assert choose("gated_act", CUDA, **sizes) == "torch"
-    monkeypatch.setenv(select.VARIABLE, str(write(tmp_path / "own.json", entry(choice="triton"))))
-    assert choose("gate_up", CUDA, **sizes) == "triton"
-    with choosing(gate_up="torch"):
-        assert choose("gate_up", CUDA, **sizes) == "torch"
+    write(select.user_file(GPU), entry("rms_norm", "torch"))
+    select.reload()
+    assert choose("gated_act", CUDA, **sizes) == "triton", "the user's table takes the place of the shipped one"
+    assert choose("rms_norm", CUDA, **sizes) == "torch"
+    monkeypatch.setenv(select.VARIABLE, str(write(tmp_path / "own.json", entry(choice="torch"))))
+    assert choose("gated_act", CUDA, **sizes) == "torch"
+    with choosing(gated_act="triton"):
+        assert choose("gated_act", CUDA, **sizes) == "triton"
 
 
 def test_float32_and_other_gpus_take_the_defaults() -> None:
-    write(select.SHIPPED / file_name(GPU), entry(choice="triton"))
-    sizes = {"rows": 512, "width": 1024, "hidden": 2048}
-    assert choose("gate_up", CUDA, dtype=torch.float32, **sizes) == "torch"
-    assert choose("gate_up", CUDA, dtype=torch.float16, **sizes) == "triton"
+    write(select.SHIPPED / file_name(GPU), entry(choice="torch"))
+    sizes = {"rows": 512, "width": 1024}
+    assert choose("gated_act", CUDA, dtype=torch.float32, **sizes) == "triton"
+    assert choose("gated_act", CUDA, dtype=torch.float16, **sizes) == "torch"
     assert find("NVIDIA Other") is None
 
 
@@ -141,12 +141,12 @@ def test_a_missing_table_is_refused_where_it_was_asked_for(monkeypatch: pytest.M
         ('{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": ["a"]}]}', "unknown op"),
         ('{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "conv"}]}', "unknown op 'conv'"),
         (
-            '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "gate_up", "choice": "liger"}]}',
-            r"chooses 'liger' for gate_up; possible are torch, triton\. Delete it, or make it again",
+            '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "rms_norm", "choice": "liger"}]}',
+            r"chooses 'liger' for rms_norm; possible are triton, torch\. Delete it, or make it again",
         ),
         (
-            '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "gate_up", "choice": ["torch"]}]}',
-            r"chooses \['torch'\] for gate_up",
+            '{"schema": 1, "gpu": "x", "provenance": {}, "entries": [{"op": "rms_norm", "choice": ["torch"]}]}',
+            r"chooses \['torch'\] for rms_norm",
         ),
         (
             '{"schema": 1, "gpu": "x", "provenance": {}, '

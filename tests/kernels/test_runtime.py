@@ -391,6 +391,17 @@ def test_refuses_bad_requests(prompts: Any, options: dict[str, Any], message: st
         generate(model, prompts, **options)
 
 
+def test_refuses_an_embedding_that_does_more_than_to_read_rows() -> None:
+    """Decoding reads them itself."""
+    hooked, replaced = tiny_model("llama"), tiny_model("llama")
+    hooked.model.embed_tokens.register_forward_hook(lambda *_: None)
+    replaced.model.embed_tokens = type("LoraEmbedding", (torch.nn.Embedding,), {})(VOCAB, 8)
+    for model in (hooked, replaced):
+        with pytest.raises(PrunekitError, match=r"embed_tokens.*merge adapters and remove hooks"):
+            optimize(model)
+        assert type(model.model.layers[0].mlp).__name__ == "LlamaMLP", "refused before anything was changed"
+
+
 def test_refuses_models_it_cannot_pack() -> None:
     model = tiny_model("llama")
     with pytest.raises(PrunekitError, match="optimize"):
@@ -439,7 +450,7 @@ class _FakeGraphs:
 
     def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch):
         self.runtime, self.replays, self.recorded = runtime, 0, 0
-        stream = type("Stream", (), {"wait_stream": lambda *_: None})()
+        stream = type("Stream", (), {"wait_stream": lambda *_: None, "synchronize": lambda *_: None})()
         monkeypatch.setattr(torch.cuda, "Stream", lambda *_: stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
         monkeypatch.setattr(torch.cuda, "stream", lambda *_: nullcontext())
@@ -451,7 +462,7 @@ class _FakeGraphs:
     @contextmanager
     def recording(self) -> Any:
         runtime = self.runtime
-        changing = (runtime.tokens, runtime.positions, runtime.lengths, runtime.cache.arena)
+        changing = (runtime.tokens, runtime.positions, runtime.lengths, runtime.hidden, runtime.cache.arena)
         before = [tensor.clone() for tensor in changing]
         yield
         for tensor, value in zip(changing, before, strict=True):

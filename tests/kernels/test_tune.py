@@ -83,7 +83,7 @@ def test_data_outgrows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_candidates_without_triton_are_pytorch_alone() -> None:
-    assert list(tune_cases.candidates("gate_up", torch.device("meta"), torch.float16)) == ["torch"]
+    assert list(tune_cases.candidates("gated_act", torch.device("meta"), torch.float16)) == ["torch"]
 
 
 def test_rehearsal_runs_and_writes_only_where_asked(
@@ -99,7 +99,7 @@ def test_rehearsal_runs_and_writes_only_where_asked(
     printed = json.loads(capsys.readouterr().out)
     assert json.loads(file.read_text()) == printed
     table = select.read(file)
-    assert table.gpu == "none" and "gate_up" in table.choices
+    assert table.gpu == "none" and "gated_act" in table.choices
     assert table.provenance["command"] == "python -m prunekit.kernels.tuning.tune"
 
 
@@ -129,4 +129,4 @@ def test_a_broken_table_does_not_keep_a_new_one_from_being_made(
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     monkeypatch.setenv(select.VARIABLE, str(broken))
-    assert measure("gate_up", {"rows": 17, "width": 37, "hidden": 64}, CPU, torch.float16, rounds=1) is not None
+    assert measure("gated_act", {"rows": 17, "width": 37}, CPU, torch.float16, rounds=1) is not None

@@ -1,8 +1,9 @@
 """Attention of one new token per sequence over its KV cache (flash-decoding), for query groups of any size.
 
-The cache of a sequence is cut into splits that work side by side and are combined by a second launch. How many is fixed
-when the launch is planned, from the cache's capacity: lengths live on the device, so a recorded CUDA graph stays right
-while sequences grow. Each program finds its own range when it runs; splits beyond the length end at once.
+The cache of a sequence is cut into splits that work side by side; the program that ends last combines them, always in
+the same order, so that the same bits come out. How many splits there are at most is fixed when the launch is planned,
+from the cache's capacity: lengths live on the device, so a recorded CUDA graph stays right while sequences grow. Each
+program finds its own range when it runs; splits beyond the length end at once and are not waited for.
 """
 
 import math
@@ -10,7 +11,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from prunekit.kernels.ops.attention.last_arriver import combine, is_last, splits_at_once
 from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, start_after_previous, tl
+from prunekit.kernels.ops.utils.activation import capped
 from prunekit.kernels.ops.utils.backend import multiprocessors, why_not_triton
 from prunekit.kernels.ops.utils.dispatch import overlapped
 from prunekit.kernels.ops.utils.launch import Launch, run
@@ -29,7 +32,9 @@ def _attention_decode_kernel(
     k_ptr,
     v_ptr,
     out_ptr,
+    parts_ptr,
     lse_ptr,
+    arrivals_ptr,
     lengths_ptr,
     num_heads,
     group,
@@ -48,130 +53,118 @@ def _attention_decode_kernel(
     D_PAD: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    LEAST: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    COMBINED: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out[b, h, s] = Σ_p softmax_p(q[b, h] · k[b, kv(h), p]) · v[b, kv(h), p] over the s-th part of the visible p.
+    """out[b, h] = Σ_p softmax_p(q[b, h] · k[b, kv(h), p]) · v[b, kv(h), p] over the visible p.
 
     A program takes one sequence, up to HEADS query heads of one KV head, and one split. KV head j serves ``group``
-    query heads. Logits are in powers of two: ``scale`` (and with CAPPED ``softcap``) hold the factor log2(e). ``out``
-    is [batch, heads, splits, D]; ``lse`` [batch, heads, splits] takes log2 Σ 2^logit, -inf of an empty split.
+    query heads. Logits are in powers of two: ``scale`` (and with CAPPED ``softcap``) hold the factor log2(e).
+    Programs of one tile of heads that share a sequence leave their sums in ``parts`` [tiles, splits, HEADS, D] and
+    ``lse`` [tiles, splits, HEADS], log2 Σ 2^logit; the last of them to arrive combines them.
     """
     start_after_previous(PDL)
     batch = tl.program_id(0)
     kv = tl.program_id(1) // head_blocks
     split = tl.program_id(2)
-    member = tl.program_id(1) % head_blocks * HEADS + tl.arange(0, HEADS)
+    first_member = tl.program_id(1) % head_blocks * HEADS
+    member = first_member + tl.arange(0, HEADS)
     real = member < group
     query = batch * num_heads + kv * group + member
 
     length = tl.load(lengths_ptr + batch)
     first = tl.maximum(length - window, 0)
-    part = tl.cdiv(tl.cdiv(length - first, BLOCK_S), splits) * BLOCK_S
-    begin = first + split * part
-    end = tl.minimum(begin + part, length)
+    # Tokens of a split, a multiple of the tile; the same for all programs of a sequence, as is how many have any.
+    part = tl.maximum(tl.cdiv(tl.cdiv(length - first, BLOCK_S), splits) * BLOCK_S, LEAST)
+    working = tl.maximum(tl.cdiv(length - first, part), 1)
+    if split < working:
+        begin = first + split * part
+        end = tl.minimum(begin + part, length)
 
-    channel = tl.arange(0, D_PAD)
-    token = tl.arange(0, BLOCK_S)
-    # D is known to the compiler, so this mask leaves 16-byte loads whole.
-    in_head = (channel < D)[None, :]
-    q = tl.load(q_ptr + query[:, None].to(tl.int64) * D + channel[None, :], mask=real[:, None] & in_head, other=0.0)
-    q = q.to(k_ptr.dtype.element_ty)
-    if UPCAST:
-        q = q.to(tl.float32)
-    batch = batch.to(tl.int64)
-    place = begin.to(tl.int64)
-    k_tile = k_ptr + batch * k_batch_stride + kv.to(tl.int64) * k_head_stride + place * k_token_stride
-    k_tile += token[:, None] * k_token_stride + channel[None, :]
-    v_tile = v_ptr + batch * v_batch_stride + kv.to(tl.int64) * v_head_stride + place * v_token_stride
-    v_tile += token[:, None] * v_token_stride + channel[None, :]
-
-    top = tl.full((HEADS,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((HEADS,), dtype=tl.float32)
-    out = tl.zeros((HEADS, D_PAD), dtype=tl.float32)
-    for start in range(begin, end, BLOCK_S):
-        # The cache beyond the length holds anything, NaN too: it must not be multiplied, not even by zero.
-        inside = start + token < end
-        k = tl.load(k_tile, mask=inside[:, None] & in_head, other=0.0)
+        channel = tl.arange(0, D_PAD)
+        token = tl.arange(0, BLOCK_S)
+        # D is known to the compiler, so this mask leaves 16-byte loads whole.
+        in_head = (channel < D)[None, :]
+        q = tl.load(q_ptr + query[:, None].to(tl.int64) * D + channel[None, :], mask=real[:, None] & in_head, other=0.0)
+        q = q.to(k_ptr.dtype.element_ty)
         if UPCAST:
-            k = k.to(tl.float32)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if CAPPED:
-            # tanh through an exponential that never overflows.
-            small = tl.exp(-2.0 * tl.abs(logits))
-            bent = (1.0 - small) / (1.0 + small)
-            logits = softcap * tl.where(logits < 0, -bent, bent)
-        logits = tl.where(inside[None, :], logits, float("-inf"))
-        # Finite: a block has at least one token.
-        new_top = tl.maximum(top, tl.max(logits, axis=1))
-        weights = tl.exp2(logits - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-        total = total * shrink + tl.sum(weights, axis=1)
-        v = tl.load(v_tile, mask=inside[:, None] & in_head, other=0.0)
-        weights = weights.to(v.dtype)
-        if UPCAST:
-            v = v.to(tl.float32)
-            weights = weights.to(tl.float32)
-        out = tl.dot(weights, v, acc=out * shrink[:, None], input_precision="ieee")
-        top = new_top
-        k_tile += BLOCK_S * k_token_stride
-        v_tile += BLOCK_S * v_token_stride
+            q = q.to(tl.float32)
+        row = batch.to(tl.int64)
+        place = begin.to(tl.int64)
+        k_tile = k_ptr + row * k_batch_stride + kv.to(tl.int64) * k_head_stride + place * k_token_stride
+        k_tile += token[:, None] * k_token_stride + channel[None, :]
+        v_tile = v_ptr + row * v_batch_stride + kv.to(tl.int64) * v_head_stride + place * v_token_stride
+        v_tile += token[:, None] * v_token_stride + channel[None, :]
 
-    # An empty split has a total of 0 and a top of -inf: its output is 0, not 0/0.
-    total = tl.where(total > 0, total, 1.0)
-    out /= total[:, None]
-    where = query.to(tl.int64) * splits + split
-    tl.store(
-        out_ptr + where[:, None] * D + channel[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        mask=real[:, None] & in_head,
-    )
-    if lse_ptr is not None:
-        tl.store(lse_ptr + where, top + tl.log2(total), mask=real)
+        top = tl.full((HEADS,), float("-inf"), dtype=tl.float32)
+        total = tl.zeros((HEADS,), dtype=tl.float32)
+        out = tl.zeros((HEADS, D_PAD), dtype=tl.float32)
+        for start in range(begin, end, BLOCK_S):
+            # The cache beyond the length holds anything, NaN too: it must not be multiplied, not even by zero.
+            inside = start + token < end
+            k = tl.load(k_tile, mask=inside[:, None] & in_head, other=0.0)
+            if UPCAST:
+                k = k.to(tl.float32)
+            logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            if CAPPED:
+                logits = capped(logits, softcap)
+            logits = tl.where(inside[None, :], logits, float("-inf"))
+            # Finite: a block has at least one token.
+            new_top = tl.maximum(top, tl.max(logits, axis=1))
+            weights = tl.exp2(logits - new_top[:, None])
+            shrink = tl.exp2(top - new_top)
+            total = total * shrink + tl.sum(weights, axis=1)
+            v = tl.load(v_tile, mask=inside[:, None] & in_head, other=0.0)
+            weights = weights.to(v.dtype)
+            if UPCAST:
+                v = v.to(tl.float32)
+                weights = weights.to(tl.float32)
+            out = tl.dot(weights, v, acc=out * shrink[:, None], input_precision="ieee")
+            top = new_top
+            k_tile += BLOCK_S * k_token_stride
+            v_tile += BLOCK_S * v_token_stride
 
-
-@jit
-def _combine_kernel(
-    parts_ptr,
-    lse_ptr,
-    out_ptr,
-    splits,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """out[h] = Σ_s 2^lse[h, s] · parts[h, s] / Σ_s 2^lse[h, s]; one program a query head of one sequence."""
-    start_after_previous(PDL)
-    query = tl.program_id(0).to(tl.int64)
-    every = tl.arange(0, MAX_SPLITS)
-    lse = tl.load(lse_ptr + query * splits + every, mask=every < splits, other=float("-inf"))
-    # A sequence of length 0 has no weight anywhere; its output is 0.
-    top = tl.maximum(tl.max(lse, axis=0), -1e30)
-    total = tl.maximum(tl.sum(tl.exp2(lse - top), axis=0), 1e-30)
-    channel = tl.arange(0, D_PAD)
-    some = tl.arange(0, BLOCK)
-    out = tl.zeros((BLOCK, D_PAD), dtype=tl.float32)
-    for start in range(0, splits, BLOCK):
-        there = start + some < splits
-        weight = tl.exp2(tl.load(lse_ptr + query * splits + start + some, mask=there, other=float("-inf")) - top)
-        parts = tl.load(
-            parts_ptr + (query * splits + start + some)[:, None] * D + channel[None, :],
-            mask=there[:, None] & (channel < D)[None, :],
-            other=0.0,
-        )
-        out += weight[:, None] * parts
-    result = tl.sum(out, axis=0) / total
-    tl.store(out_ptr + query * D + channel, result.to(out_ptr.dtype.element_ty), mask=channel < D)
+        # A sequence of length 0 has a total of 0 and a top of -inf: its output is 0, not 0/0.
+        total = tl.where(total > 0, total, 1.0)
+        out /= total[:, None]
+        # Known when the kernel is compiled: without parts there is one split.
+        if parts_ptr is None or working == 1:
+            tl.store(
+                out_ptr + query[:, None].to(tl.int64) * D + channel[None, :],
+                out.to(out_ptr.dtype.element_ty),
+                mask=real[:, None] & in_head,
+            )
+        else:
+            tile = row * tl.num_programs(1) + tl.program_id(1)
+            where = (tile * splits + split) * HEADS + tl.arange(0, HEADS)
+            tl.store(parts_ptr + where[:, None] * D + channel[None, :], out, mask=real[:, None] & in_head)
+            tl.store(lse_ptr + where, top + tl.log2(total), mask=real)
+            if is_last(arrivals_ptr + tile, working):
+                members = tl.minimum(group - first_member, HEADS)
+                first_query = row * num_heads + kv * group + first_member
+                combine(
+                    parts_ptr + tile * splits * HEADS * D,
+                    lse_ptr + tile * splits * HEADS,
+                    out_ptr + first_query * D,
+                    working,
+                    members,
+                    D,
+                    D_PAD,
+                    HEADS,
+                    MEMBERS,
+                    COMBINED,
+                )
 
 
 def cut(programs: int, tokens: int, head_dim: int, dtype: torch.dtype, processors: int) -> tuple[int, int]:
     """(tokens of a tile, splits) where ``programs`` would run without splits, each seeing ``tokens`` at the most.
 
-    A split has at least 256 tokens: fewer are read in the time that a second launch takes. No more splits than make two
-    programs a multiprocessor. Tiles are 64 tokens, or 16 KiB of keys, so that three pipeline stages fit any chip.
+    A split has at least 256 tokens: fewer are read in the time that it takes to combine two. No more splits than make
+    two programs a multiprocessor. Tiles are 64 tokens, or 16 KiB of keys, so that three pipeline stages fit any chip.
     """
     block = min(64, 16384 // (max(16, next_power_of_2(head_dim)) * dtype.itemsize))
     return block, max(1, min(cdiv(tokens, LEAST_SPLIT), cdiv(2 * processors, programs), MAX_SPLITS))
@@ -186,6 +179,7 @@ def launches(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    arrivals: torch.Tensor | None = None,
 ) -> list[Launch]:
     """What :func:`attention_decode` starts. Tensors as there; ``out`` [batch, heads, head_dim] takes the result."""
     batch, num_heads, head_dim = q.shape
@@ -193,69 +187,58 @@ def launches(
     group = num_heads // num_kv
     head_blocks = cdiv(group, HEADS)
     tokens = min(capacity, window) if window else capacity
-    processors = multiprocessors(q.device)
-    block, splits = cut(batch * num_kv * head_blocks, tokens, head_dim, k_cache.dtype, processors)
-    parts, lse = out, None
+    tiles = batch * num_kv * head_blocks
+    block, splits = cut(tiles, tokens, head_dim, k_cache.dtype, multiprocessors(q.device))
+    parts = lse = None
     if splits > 1:
-        parts = q.new_empty(batch, num_heads, splits, head_dim, dtype=torch.float32)
-        lse = q.new_empty(batch, num_heads, splits, dtype=torch.float32)
+        parts = q.new_empty(tiles, splits, HEADS, head_dim, dtype=torch.float32)
+        lse = q.new_empty(tiles, splits, HEADS, dtype=torch.float32)
+        if arrivals is None:
+            arrivals = q.new_zeros(tiles, dtype=torch.int32)
     log2e = math.log2(math.e)
-    d_pad = max(16, next_power_of_2(head_dim))
-    first = Launch(
-        _attention_decode_kernel,
-        (batch, num_kv * head_blocks, splits),
-        {
-            "q_ptr": q,
-            "k_ptr": k_cache,
-            "v_ptr": v_cache,
-            "out_ptr": parts,
-            "lse_ptr": lse,
-            "lengths_ptr": lengths,
-            "num_heads": num_heads,
-            "group": group,
-            "head_blocks": head_blocks,
-            "splits": splits,
-            "k_batch_stride": k_cache.stride(0),
-            "k_head_stride": k_cache.stride(1),
-            "k_token_stride": k_cache.stride(2),
-            "v_batch_stride": v_cache.stride(0),
-            "v_head_stride": v_cache.stride(1),
-            "v_token_stride": v_cache.stride(2),
-            "window": window or _UNLIMITED,
-            "scale": scale / softcap if softcap else scale * log2e,
-            "softcap": softcap * log2e,
-            "D": head_dim,
-            "D_PAD": d_pad,
-            "HEADS": HEADS,
-            "BLOCK_S": block,
-            "CAPPED": softcap > 0,
-            "UPCAST": INTERPRETING,
-        },
-        # Without tensor cores four warps run out of registers; at 256 channels eight do.
-        num_warps=8 if k_cache.dtype == torch.float32 and d_pad <= 128 else 4,
-        num_stages=3,
-        overlap=overlapped(q.device, q.dtype),
-    )
-    if lse is None:
-        return [first]
-    combine = Launch(
-        _combine_kernel,
-        (batch * num_heads,),
-        {
-            "parts_ptr": parts,
-            "lse_ptr": lse,
-            "out_ptr": out,
-            "splits": splits,
-            "D": head_dim,
-            "D_PAD": d_pad,
-            "MAX_SPLITS": MAX_SPLITS,
-            "BLOCK": 16,
-        },
-        num_warps=4,
-        num_stages=2,
-        overlap=overlapped(q.device, q.dtype),
-    )
-    return [first, combine]
+    d_pad, members = max(16, next_power_of_2(head_dim)), next_power_of_2(min(group, HEADS))
+    return [
+        Launch(
+            _attention_decode_kernel,
+            (batch, num_kv * head_blocks, splits),
+            {
+                "q_ptr": q,
+                "k_ptr": k_cache,
+                "v_ptr": v_cache,
+                "out_ptr": out,
+                "parts_ptr": parts,
+                "lse_ptr": lse,
+                "arrivals_ptr": arrivals if splits > 1 else None,
+                "lengths_ptr": lengths,
+                "num_heads": num_heads,
+                "group": group,
+                "head_blocks": head_blocks,
+                "splits": splits,
+                "k_batch_stride": k_cache.stride(0),
+                "k_head_stride": k_cache.stride(1),
+                "k_token_stride": k_cache.stride(2),
+                "v_batch_stride": v_cache.stride(0),
+                "v_head_stride": v_cache.stride(1),
+                "v_token_stride": v_cache.stride(2),
+                "window": window or _UNLIMITED,
+                "scale": scale / softcap if softcap else scale * log2e,
+                "softcap": softcap * log2e,
+                "D": head_dim,
+                "D_PAD": d_pad,
+                "HEADS": HEADS,
+                "BLOCK_S": block,
+                "LEAST": LEAST_SPLIT,
+                "MEMBERS": members,
+                "COMBINED": splits_at_once(members, head_dim, d_pad),
+                "CAPPED": softcap > 0,
+                "UPCAST": INTERPRETING,
+            },
+            # Without tensor cores four warps run out of registers; at 256 channels eight do.
+            num_warps=8 if k_cache.dtype == torch.float32 and d_pad <= 128 else 4,
+            num_stages=3,
+            overlap=overlapped(q.device, q.dtype),
+        )
+    ]
 
 
 def attention_decode_torch(
@@ -304,7 +287,7 @@ def attention_decode_torch(
     return out.reshape(q.shape).to(q.dtype)
 
 
-@torch.library.custom_op("prunekit::attention_decode", mutates_args=())
+@torch.library.custom_op("prunekit::attention_decode", mutates_args=("arrivals",))
 def attention_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -313,6 +296,7 @@ def attention_decode(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(scale · q Kᵀ) V for one token of each sequence; shape and dtype of ``q``.
 
@@ -321,11 +305,14 @@ def attention_decode(
     j · heads / kv_heads on. ``lengths`` [batch] int32 counts the tokens of each sequence in the cache, the current one
     included, and is at most the capacity; 0 gives zeros. Place p is visible if p < length and, with a ``window``,
     p >= length - window; the rest may hold anything. ``softcap`` c > 0 turns logits into c · tanh(logits / c).
+
+    ``arrivals``, int32 zeros, at least batch · heads of them, counts programs that are done and is zeros again
+    afterwards; one tensor serves all calls that follow each other. Without it each call fills one anew.
     """
     if why_not_triton(q.device, q.dtype, dot=True):
         return attention_decode_torch(q, k_cache, v_cache, lengths, scale, window, softcap)
     out = q.new_empty(q.shape)
-    run(launches(q, k_cache, v_cache, lengths, out, scale, window, softcap))
+    run(launches(q, k_cache, v_cache, lengths, out, scale, window, softcap, arrivals))
     return out
 
 

@@ -1,9 +1,12 @@
-"""The first launch of a decode step's attention: norm, query, key and value projections, RoPE, write to the cache."""
+"""The first launch of a decode step's attention: norm, query, key and value projections, RoPE, write to the cache.
+
+The norm of several rows is a launch before it."""
 
 import torch
 
 from prunekit.kernels.ops.attention.rope_cache import rope_cache_torch
 from prunekit.kernels.ops.linear_decode import linear_decode_torch
+from prunekit.kernels.ops.rms_norm import normed
 from prunekit.kernels.ops.utils._triton import cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
 from prunekit.kernels.ops.utils.inner_product import Tile, products
@@ -130,9 +133,14 @@ def launches(
     rows, k = x.shape
     num_kv, head_dim = k_cache.shape[1], k_cache.shape[3]
     n = weight.shape[0]
+    before: list[Launch] = []
+    if rows > 1:
+        x, before = normed(x, norm_weight, eps)
+        norm_weight = None
     # Weight rows a program as in linear_decode, two a pair.
     tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
     return [
+        *before,
         Launch(
             _qkv_rope_kernel,
             (num_heads + 2 * num_kv, cdiv(head_dim // 2, tile.n // 2)),
@@ -166,7 +174,7 @@ def launches(
                 **tile.constants(rows, k),
             },
             **tile.options(x),
-        )
+        ),
     ]
 
 

@@ -1,6 +1,7 @@
 """A gated FFN of any width for the few rows of a decode step: residual + down(act(gate(norm(x))) · up(norm(x))).
 
-Two launches, of which the first may still run when the second begins to load its weights:
+Two launches, of which the first may still run when the second begins to load its weights, and a norm before them where
+there are several rows:
 
 - ``gate_up`` reads the rows of both matrices of a few neurons and writes their activations, R · Fp elements;
 - ``down`` is :mod:`prunekit.kernels.ops.linear_decode` on these.
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from prunekit.kernels.ops import linear_decode
 from prunekit.kernels.ops.gated_act import gated_act_torch
-from prunekit.kernels.ops.rms_norm import rms_norm_torch
+from prunekit.kernels.ops.rms_norm import normed, rms_norm_torch
 from prunekit.kernels.ops.utils._triton import cdiv, jit, let_next_start, tl
 from prunekit.kernels.ops.utils.activation import activate, check_activation
 from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
@@ -46,14 +47,14 @@ def _gate_up_kernel(
 ):
     """act[r, n] = act(norm(x)[r] · gate[n]) · (norm(x)[r] · up[n]) for BLOCK_F neurons a program and every row.
 
-    ``width`` is a multiple of BLOCK_F, so no mask along the neurons is needed. ``hidden`` bounds every load along the
-    contiguous axis, so it must be a multiple of 16 for 16-byte loads.
+    ``hidden`` bounds every load along the contiguous axis, so it must be a multiple of 16 for 16-byte loads.
     """
     let_next_start(PDL)
     # Gate rows and up rows of the same neurons are one tile: one load, and one product with enough rows for tensor
-    # cores. A place is a row of [2 · width, hidden], and of the bias and the scale.
+    # cores. A place is a row of [2 · width, hidden], and of the bias and the scale; past the end they are clamped.
     pair = tl.arange(0, 2 * BLOCK_F)
-    place = (pair // BLOCK_F).to(tl.int64) * width + tl.program_id(0) * BLOCK_F + pair % BLOCK_F
+    place = (pair // BLOCK_F).to(tl.int64) * width
+    place += tl.minimum(tl.program_id(0) * BLOCK_F + pair % BLOCK_F, width - 1)
     total = products(
         x_ptr,
         gate_up_ptr,
@@ -80,7 +81,7 @@ def _gate_up_kernel(
     row = tl.arange(0, ROWS)
     neuron = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     where = row.to(tl.int64)[None, :] * width + neuron[:, None]
-    tl.store(act_ptr + where, act.to(act_ptr.dtype.element_ty), mask=(row < rows)[None, :])
+    tl.store(act_ptr + where, act.to(act_ptr.dtype.element_ty), mask=(row < rows)[None, :] & (neuron < width)[:, None])
 
 
 def launches(
@@ -102,7 +103,11 @@ def launches(
     rows, hidden = x.shape
     width = down.shape[1]
     act = x.new_empty(rows, width)
-    tile = _tile(rows, gate_up)
+    before: list[Launch] = []
+    if rows > 1:
+        x, before = normed(x, norm_weight, eps)
+        norm_weight = None
+    tile = Tile.of(rows, 2 * width, gate_up, normed=True)
     first = Launch(
         _gate_up_kernel,
         (cdiv(2 * width, tile.n),),
@@ -123,16 +128,7 @@ def launches(
         },
         **tile.options(x),
     )
-    return [first, *linear_decode.launches(act, down, out, down_bias, down_scale, residual=residual)]
-
-
-def _tile(rows: int, gate_up: torch.Tensor) -> Tile:
-    _, width, hidden = gate_up.shape
-    if rows == 1:
-        return Tile.of_one_row(2 * width, hidden, normed=True)
-    # Every program reads all of x, as many bytes as rows / (2 · neurons) of its weights.
-    narrow = 2 if gate_up.element_size() > 2 else 1
-    return Tile(16 if rows <= 4 else 32, (256 if hidden > 1024 else 128) // narrow, 3)
+    return [*before, first, *linear_decode.launches(act, down, out, down_bias, down_scale, residual=residual)]
 
 
 def mlp_decode_torch(

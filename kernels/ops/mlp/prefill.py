@@ -1,6 +1,7 @@
-"""A gated FFN for the rows of a prompt: norm, padded GEMM, activation, padded GEMM. Plain functions, no op.
+"""A gated FFN for the rows of a prompt: norm, padded GEMM, activation, padded GEMM. A plain function, no op.
 
-The layout has removed the irregular axes, so the GEMMs are cuBLAS's unless the table says otherwise.
+The layout has removed the irregular axes, so the GEMMs are cuBLAS's: gate and up are one over [2 · width, hidden],
+whose result :func:`gated_act` reads once. A Triton GEMM with the activation inside was slower (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -9,26 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from prunekit.kernels.ops.gated_act import gated_act
-from prunekit.kernels.ops.mlp.gate_up_gemm import gate_up_gemm
 from prunekit.kernels.ops.rms_norm import rms_norm
-from prunekit.kernels.ops.utils.backend import why_not_triton
-from prunekit.kernels.ops.utils.dispatch import choose
 from prunekit.kernels.ops.utils.int8 import dequantize
-
-
-def gate_up(x: torch.Tensor, weight: torch.Tensor, activation: str, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """act(x gateᵀ + bias) · (x upᵀ + bias) by the provider that the table names: cuBLAS and :func:`gated_act`, or
-    our GEMM. ``x`` [rows, hidden], ``weight`` [2, width, hidden]; [rows, width]."""
-    _, width, hidden = weight.shape
-    provider = choose("gate_up", x.device, dtype=x.dtype, rows=x.shape[0], width=width, hidden=hidden)
-    if provider == "triton" and why_not_triton(x.device, x.dtype, dot=True) is None:
-        return gate_up_gemm(x, weight, activation, bias)
-    return gated_act(F.linear(x, weight.flatten(0, 1)), activation, None if bias is None else bias.flatten())
 
 
 def mlp_prefill(
     x: torch.Tensor,
-    gate_up_weight: torch.Tensor,
+    gate_up: torch.Tensor,
     down: torch.Tensor,
     activation: str,
     norm_weight: torch.Tensor | None = None,
@@ -47,7 +35,8 @@ def mlp_prefill(
     """
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
-    hidden = gate_up(x, dequantize(gate_up_weight, gate_up_scale, x.dtype), activation, gate_up_bias)
+    both = F.linear(x, dequantize(gate_up, gate_up_scale, x.dtype).flatten(0, 1))
+    hidden = gated_act(both, activation, None if gate_up_bias is None else gate_up_bias.flatten())
     down = dequantize(down, down_scale, x.dtype).T
     # One of the sums is made in the GEMM's epilogue.
     if down_bias is not None:

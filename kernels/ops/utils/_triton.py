@@ -29,8 +29,9 @@ INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in
 @jit
 def let_next_start(PDL: tl.constexpr):
     """First line of a kernel that may be launched while the one before it still runs (with ``PDL``): lets the next one
-    do the same. Until :func:`wait_for_previous`, only what no kernel of the same step writes may be read: weights,
-    norms, rotary tables, and what plain launches before the step have written (positions)."""
+    do the same. Until :func:`wait_for_previous`, only what was there before the step may be read: weights, norms,
+    rotary tables, and the positions, which the step before has written. So overlapping kernels need steps that follow
+    each other without overlap, as CUDA graphs do."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 

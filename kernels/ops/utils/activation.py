@@ -17,6 +17,15 @@ def activate(gate, ACTIVATION: tl.constexpr):
     return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
 
 
+@jit
+def capped(logits, softcap):
+    """softcap · tanh(logits / softcap), of logits that are already divided by it, through an exponential that never
+    overflows."""
+    small = tl.exp(-2.0 * tl.abs(logits))
+    bent = (1.0 - small) / (1.0 + small)
+    return softcap * tl.where(logits < 0, -bent, bent)
+
+
 def activate_torch(gate: torch.Tensor, activation: str) -> torch.Tensor:
     """The same in PyTorch. Raises ValueError for another name."""
     check_activation(activation)

@@ -5,8 +5,8 @@ A table is a JSON file for one GPU model, written by ``python -m prunekit.kernel
     {"schema": 1,
      "gpu": "NVIDIA H100 80GB HBM3",
      "provenance": {"torch": "2.13.0", "triton": "3.7.1", "driver": "570.00", "date": "2026-11-30", "command": "…"},
-     "entries": [{"op": "gate_up", "rows": 512, "width": 1024, "hidden": 2048, "choice": "torch",
-                  "us": {"torch": 31.0, "triton": 33.5}}]}
+     "entries": [{"op": "gated_act", "rows": 512, "width": 1024, "choice": "triton",
+                  "us": {"torch": 9.1, "triton": 3.5}}]}
 
 Sizes are buckets: ``rows`` up to a power of two, widths up to a multiple of 128. A size that was not measured takes the
 choice of the nearest bucket (by the sum of |log2| over its axes), provided that no axis is off by more than a factor of
@@ -44,25 +44,19 @@ SHIPPED = Path(__file__).parents[2] / "tables"
 
 @dataclass(frozen=True)
 class Op:
-    """What can be chosen for one op, which of its sizes the choice depends on, and what is taken unmeasured.
-
-    ``auto`` means that the op goes by a rule of its own.
-    """
+    """What can be chosen for one op, which of its sizes the choice depends on, and what is taken unmeasured."""
 
     sizes: tuple[str, ...]
     choices: tuple[str, ...]
     default: str
 
 
-# Unmeasured, products of many rows are left to cuBLAS on padded weights, and all else is ours; decode kernels start
-# while the one before still runs.
+# Unmeasured, all is ours; decode kernels start while the one before still runs.
 OPS = {
     "rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "add_rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "rms_norm_add": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "gated_act": Op(("rows", "width"), ("triton", "torch"), "triton"),
-    "gate_up": Op(("rows", "width", "hidden"), ("torch", "triton"), "torch"),
-    "gate_up_tile": Op(("rows", "width", "hidden"), ("auto", "small", "medium", "large", "huge"), "auto"),
     "overlap": Op((), ("on", "off"), "on"),
 }
 

@@ -1,10 +1,10 @@
-"""The inner loop of the decode kernels: some rows of a weight times the normalised input."""
+"""The inner loop of the decode kernels: some rows of a weight times the input, which of one row is normalised here."""
 
 from typing import Any, NamedTuple
 
 import torch
 
-from prunekit.kernels.ops.utils._triton import INTERPRETING, jit, next_power_of_2, tl, wait_for_previous
+from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, tl, wait_for_previous
 from prunekit.kernels.ops.utils.dispatch import overlapped
 
 # Above it, a row of a weight no longer fits into the registers of one program.
@@ -13,6 +13,8 @@ _ONCE = 4096
 _MANY = 65536
 # Programs that give every multiprocessor of a large GPU one.
 _FEW = 132
+# Rows that tensor cores take at least: half as many as they take of a weight.
+_LEAST_ROWS = 8
 
 
 class Tile(NamedTuple):
@@ -26,7 +28,7 @@ class Tile(NamedTuple):
     @classmethod
     def of(cls, rows: int, n: int, weight: torch.Tensor, *, normed: bool) -> "Tile":
         """For ``rows`` of input, one or several, and a ``weight`` [n, k]."""
-        return cls.of_one_row(n, weight.shape[-1], normed=normed) if rows == 1 else cls.of_rows(n, weight)
+        return cls.of_one_row(n, weight.shape[-1], normed=normed) if rows == 1 else cls.of_rows(rows, n, weight)
 
     @classmethod
     def of_one_row(cls, n: int, k: int, *, normed: bool = False) -> "Tile":
@@ -39,19 +41,29 @@ class Tile(NamedTuple):
         return cls(8 if normed and k <= 2048 and n >= 8 * _FEW else 4, max(1024, next_power_of_2(k)), 0)
 
     @classmethod
-    def of_rows(cls, n: int, weight: torch.Tensor) -> "Tile":
-        """For several rows of input: the operands of tensor cores, of which 16 weight rows are the least. Few programs
-        must each have much on its way. Products of float32 weights are summed without tensor cores, and a larger block
-        would spill."""
-        rows = 16 if n < 8192 else 32
+    def of_rows(cls, rows: int, n: int, weight: torch.Tensor) -> "Tile":
+        """For several rows of input: the operands of tensor cores, of which 16 weight rows are the least.
+
+        The smallest tile of which all programs run at once, two a multiprocessor: a second, partly empty round would
+        take as long as the first. So many stages that a multiprocessor with one program has 48 KB of weights on their
+        way, in the 100 KB of shared memory that every chip has. Products of float32 weights are summed without tensor
+        cores, and a larger block would spill.
+        """
         if weight.element_size() > 2:
-            return cls(rows, 64, 4)
-        return cls(rows, 128, 4) if weight.shape[-1] <= 1024 or n >= 8192 else cls(rows, 256, 5)
+            return cls(16 if n < 8192 else 32, 64, 4)
+        tile = next((tile for tile in (16, 32, 64) if cdiv(n, tile) <= 2 * _FEW), 32)
+        if weight.element_size() == 1:  # larger blocks would spill while they are converted
+            return cls(16, 128, 12) if tile == 16 else cls(32, 128, 6)
+        if tile == 64:
+            return cls(tile, 64, 8)
+        if tile == 32 or weight.shape[-1] <= 1024:
+            return cls(tile, 128, 6)
+        return cls(tile, 256, 8 if rows <= _LEAST_ROWS else 7)
 
     def constants(self, rows: int, k: int) -> dict[str, Any]:
         """What :func:`products` is told of it, by the names of its parameters; of BLOCK_N each kernel has its own."""
         return {
-            "ROWS": 1 if rows == 1 else 16,
+            "ROWS": 1 if rows == 1 else max(_LEAST_ROWS, next_power_of_2(rows)),
             "BLOCK_K": self.k,
             "STAGES": self.stages,
             "ONCE": self.k >= k,
@@ -81,13 +93,14 @@ def products(
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Σ_k norm(x)[r, k] · weight[feature, k] in float32, [BLOCK_N, ROWS].
+    """Σ_k norm(x)[r, k] · weight[feature, k] in float32, [BLOCK_N, ROWS]; of several rows without a norm.
 
     ``feature`` [BLOCK_N] int64 names the weight's rows; ``x`` [rows, k] is contiguous. ``k`` bounds every load along
     the contiguous axis, so it must be a multiple of 16 for 16-byte loads. With ROWS == 1 the products are summed in
     registers: with STAGES 0 the first block of weights (ONCE: all of them) is on its way before the kernel waits for
     the one before it (PDL), each further one while the last is multiplied. With several rows the weights are the left
-    operand of a tensor-core product whose other side is padded to ROWS rows.
+    operand of a tensor-core product whose other side is padded to ROWS rows. Were that side normalised here, each
+    program would spend more instructions on it than there is time for while its weights arrive.
 
     Nothing that the kernel before has written is read before the wait; after it, everything may be.
     """
@@ -147,29 +160,16 @@ def products(
             out *= tl.rsqrt(tl.sum(squares, axis=0) / k + eps)
         out = out[:, None]
     else:
+        tl.static_assert(norm_ptr is None, "several rows are normalised before")
         wait_for_previous(PDL)
         row = tl.arange(0, ROWS)
         real = row < rows
-        rstd = tl.full((ROWS,), 1.0, dtype=tl.float32)
-        if norm_ptr is not None:
-            # The statistic first: x · weight before it is scaled could leave float16's range. In few, wide blocks, for
-            # nothing else is on its way meanwhile.
-            wide = tl.arange(0, 512)
-            square = tl.zeros((ROWS,), dtype=tl.float32)
-            for start in range(0, k, 512):
-                inside = real[:, None] & (start + wide < k)[None, :]
-                x = tl.load(x_ptr + row[:, None] * k + (start + wide)[None, :], mask=inside, other=0.0).to(tl.float32)
-                square += tl.sum(x * x, axis=1)
-            rstd = tl.rsqrt(square / k + eps)
         out = tl.zeros((BLOCK_N, ROWS), dtype=tl.float32)
         for start in range(0, k, BLOCK_K):
             inside = start + inner < k
             x = tl.load(
                 x_ptr + row[:, None] * k + (start + inner)[None, :], mask=real[:, None] & inside[None, :], other=0.0
             )
-            if norm_ptr is not None:
-                norm = tl.load(norm_ptr + start + inner, mask=inside, other=0.0)
-                x = (x.to(tl.float32) * rstd[:, None] * norm[None, :]).to(x.dtype)
             weight = tl.load(
                 weight_ptr + feature[:, None] * weight_stride + (start + inner)[None, :],
                 mask=inside[None, :],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -45,7 +47,8 @@ def case(
 
 
 def check(arguments: dict[str, object]) -> None:
-    assert_close(attention_decode(**arguments), reference.attention_decode(**arguments))
+    plain = {name: value for name, value in arguments.items() if name != "arrivals"}
+    assert_close(attention_decode(**arguments), reference.attention_decode(**plain))
 
 
 def processors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -55,7 +58,9 @@ def processors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 @pytest.fixture(autouse=True)
 def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few tokens, so that short sequences have several."""
     processors(monkeypatch, 8)
+    monkeypatch.setattr(module, "LEAST_SPLIT", 64)
 
 
 @pytest.fixture
@@ -87,22 +92,64 @@ def test_range(softcap: float, window: int, splits: object, request: pytest.Fixt
     check(case(4, 2, [1, 128, 129, 255, 384], capacity=384, window=window, softcap=softcap))
 
 
-@pytest.mark.parametrize("count, block, splits", ((1, 64, 1), (2, 64, 2), (3, 64, 3), (132, 64, 4)))
-def test_splits(count: int, block: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same result however the cache is cut; lengths leave some splits empty and others short."""
+@pytest.mark.parametrize("least, most", ((64, 16), (256, 4)))
+@pytest.mark.parametrize("count", (1, 2, 3, 132))
+def test_splits(count: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch, and the same result however the cache is cut; lengths leave some splits empty and others short."""
     processors(monkeypatch, count)
+    monkeypatch.setattr(module, "LEAST_SPLIT", least)
     arguments = case(2, 1, [900, 129], capacity=1000)
-    launches = module.launches(out=torch.empty(2, 2, 16), **arguments)
-    assert launches[0].args["BLOCK_S"] == block
-    assert launches[0].grid == (2, 1, splits) and len(launches) == (1 if splits == 1 else 2)
+    (launch,) = module.launches(out=torch.empty(2, 2, 16), **arguments)
+    assert launch.args["BLOCK_S"] == 64 and launch.grid == (2, 1, min(count, most))
     check(arguments)
 
 
-def test_cut() -> None:
+@pytest.fixture
+def run_in_order(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+    """Has the splits of every tile run in a given order: the interpreter takes programs one after the other."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    place = interpreter_builder.set_grid_idx
+
+    def set_order(splits: list[int]) -> None:
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z: place(x, y, splits[z]))
+
+    return set_order
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_the_same_bits_whoever_comes_last(
+    dtype: torch.dtype, run_in_order: Callable[[list[int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five sequences one has work for all splits, one for a part of them, two for one, and one has none. Counters
+    are zeros again, so that the next call can use them."""
+    processors(monkeypatch, 132)
+    arguments = case(40, 2, [400, 250, 64, 3, 0], 24, dtype=dtype)
+    arguments["arrivals"] = arrivals = torch.zeros(5 * 40, dtype=torch.int32)
+    (launch,) = module.launches(out=torch.empty(5, 40, 24), **arguments)
+    assert launch.grid == (5, 4, 7), "twenty query heads of a KV head are two tiles"
+    wanted = attention_decode(**arguments)
+    check(arguments)
+    for order in ([6, 5, 4, 3, 2, 1, 0], [1, 3, 0, 6, 4, 5, 2]):
+        run_in_order(order)
+        assert torch.equal(attention_decode(**arguments), wanted)
+        assert not arrivals.any()
+
+
+def test_a_short_sequence_in_a_long_cache_combines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_SPLIT", 256)
+    arguments = case(4, 2, [256, 5], capacity=4096)
+    arguments["arrivals"] = arrivals = torch.full((8,), -5, dtype=torch.int32)
+    check(arguments)
+    assert (arrivals == -5).all()
+
+
+def test_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_SPLIT", 256)
     half = torch.float16
     assert module.cut(264, 10**6, 64, half, 132) == (64, 1)
     assert module.cut(1, 10**6, 64, half, 132) == (64, module.MAX_SPLITS)
-    # A short context has one split, and so one launch.
+    # A short context has one split.
     assert module.cut(8, 256, 64, half, 132) == (64, 1)
     assert module.cut(8, 2048, 64, half, 132) == (64, 8)
     assert module.cut(8, 32768, 64, half, 132) == (64, 33)
@@ -149,3 +196,4 @@ def test_opcheck(window: int) -> None:
         for name, value in case(4, 2, [150, 20], window=window).items()
     }
     torch.library.opcheck(attention_decode, (), finite)
+    torch.library.opcheck(attention_decode, (), {**finite, "arrivals": torch.zeros(8, dtype=torch.int32)})

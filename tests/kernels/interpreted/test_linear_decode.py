@@ -59,6 +59,18 @@ def test_inner_width(k: int, rows: int, dtype: torch.dtype) -> None:
     assert_close(linear_decode(**arguments), reference.linear_decode(**arguments))
 
 
+@pytest.mark.parametrize("backend", ("triton", "torch"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+@pytest.mark.parametrize("rows", (1, 5))
+def test_softcap(rows: int, dtype: torch.dtype, backend: str) -> None:
+    """Before the residual is added; of sums far beyond the cap too."""
+    for size in (1.0, 30.0):
+        arguments = {**case(rows, 37, 96, dtype, "norm bias residual"), "softcap": 3.0}
+        arguments["norm_weight"] = arguments["norm_weight"] * size  # type: ignore[operator]
+        with using(backend):  # type: ignore[arg-type]
+            assert_close(linear_decode(**arguments), reference.linear_decode(**arguments))
+
+
 @pytest.mark.parametrize("parts", ("", "norm scale bias residual"))
 def test_fallback(parts: str) -> None:
     arguments = case(3, 37, 96, torch.float32, parts)
@@ -69,4 +81,4 @@ def test_fallback(parts: str) -> None:
 @pytest.mark.parametrize("parts", ("", "norm scale bias residual"))
 @pytest.mark.parametrize("rows", (1, 4))
 def test_opcheck(rows: int, parts: str) -> None:
-    torch.library.opcheck(linear_decode, (), case(rows, 37, 32, torch.float32, parts))
+    torch.library.opcheck(linear_decode, (), {**case(rows, 37, 32, torch.float32, parts), "softcap": 2.0})

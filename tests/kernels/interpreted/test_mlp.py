@@ -8,7 +8,6 @@ import torch
 from prunekit.kernels.ops import reference
 from prunekit.kernels.ops.mlp.op import mlp
 from prunekit.kernels.ops.utils.backend import using
-from prunekit.kernels.ops.utils.dispatch import choosing
 from prunekit.kernels.ops.utils.int8 import quantize_ffn
 from prunekit.kernels.ops.utils.layout import PackedFFN, padded
 from tests.support.close import WIDTHS, assert_close
@@ -73,13 +72,6 @@ def test_rows_on_both_sides_of_the_border(rows: int) -> None:
 
 def test_no_rows() -> None:
     assert mlp(**case(0, 37, torch.float32, ALL)).shape == (0, HIDDEN)
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
-@pytest.mark.parametrize("parts", ("norm residual", ALL))
-def test_our_gemm(parts: str, dtype: torch.dtype) -> None:
-    with choosing(gate_up="triton"):
-        check(case(40, 45, dtype, parts, "gelu_tanh"))
 
 
 @pytest.mark.parametrize("rows", (3, 20))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from prunekit.kernels.ops.next_token import launches
@@ -9,8 +10,11 @@ pytestmark = needs_compiler
 
 
 @every_gpu
-def test_a_vocabulary(arch: int) -> None:
+@pytest.mark.parametrize("scaled", (False, True))
+def test_a_vocabulary(scaled: bool, arch: int) -> None:
     integers = meta(4, dtype=torch.int32)
     tokens, highest = meta(4, dtype=torch.int64), meta(4, 2, dtype=torch.float32)[:, 0]
-    (launch,) = launches(meta(4, 128256), tokens, highest, integers, integers)
+    table, hidden = meta(128256, 2048), meta(4, 2048)
+    scale = meta(1, dtype=torch.float32) if scaled else None
+    (launch,) = launches(meta(4, 128256), tokens, highest, integers, integers, table, hidden, scale)
     check(launch, arch)

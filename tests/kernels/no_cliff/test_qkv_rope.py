@@ -18,7 +18,7 @@ def launch(
     small = torch.float32
     cache = meta(rows, num_kv, 1013, head_dim, dtype=dtype)
     table = meta(1013, head_dim // 2, dtype=small)
-    (made,) = launches(
+    *_, made = launches(
         x=meta(rows, hidden, dtype=dtype),
         weight=meta(n, hidden, dtype=weight or dtype),
         num_heads=num_heads,
