@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from prunekit.models.families import FAMILIES
 
-# vLLM's own model that runs a transformers model, layer by layer with its own head counts. A name, so that vLLM imports
-# it only for a model that needs it.
-BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
+# A name, so that vLLM imports it only for a model that needs it.
+MODEL = "prunekit.export.formats.vllm.model:PrunedForCausalLM"
 
 
 def register() -> None:
@@ -19,4 +18,4 @@ def register() -> None:
     known = set(ModelRegistry.get_supported_archs())
     for family in FAMILIES.values():
         if family.pruned_causal_lm_class not in known:
-            ModelRegistry.register_model(family.pruned_causal_lm_class, BACKEND)
+            ModelRegistry.register_model(family.pruned_causal_lm_class, MODEL)
