@@ -82,11 +82,10 @@ def describe(config: Any) -> Blueprint:
 
 
 def _window(config: Any, index: int) -> int | None:
+    # Where a family has the switch use_sliding_window, its config has settled these two by it.
     window: int | None = getattr(config, "sliding_window", None)
-    if not window or not getattr(config, "use_sliding_window", True):
-        return None
     types = getattr(config, "layer_types", None)
-    return window if types is None or types[index] == "sliding_attention" else None
+    return (window or None) if types is None or types[index] == "sliding_attention" else None
 
 
 def _rope(config: Any, index: int) -> dict[str, Any] | None:
@@ -96,5 +95,5 @@ def _rope(config: Any, index: int) -> dict[str, Any] | None:
         return None
     rope: dict[str, Any] = config.rope_parameters
     types = getattr(config, "layer_types", None)
-    nested = types is not None and types[index] in rope
-    return dict(rope[types[index]] if nested else rope)
+    own = None if types is None else rope.get(types[index])
+    return dict(own or rope)

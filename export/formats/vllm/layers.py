@@ -34,7 +34,7 @@ class WideNorm(nn.Module):
     def __init__(self, heads: int, head_dim: int, eps: float, copies: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(heads * head_dim))
-        self.weight.weight_loader = self._load  # type: ignore[assignment]
+        self.weight.weight_loader = self._load  # type: ignore[attr-defined]
         self.eps = eps
         self.ways = get_tensor_model_parallel_world_size()
         self.shard = get_tensor_model_parallel_rank() // copies
@@ -131,7 +131,11 @@ class PrunedFFN(nn.Module):
             prefix=f"{prefix}.{GATE_UP}",
         )
         self.down_proj = RowParallelLinear(
-            width, blueprint.hidden_size, bias=blueprint.mlp_bias, quant_config=quant_config, prefix=f"{prefix}.down_proj"
+            width,
+            blueprint.hidden_size,
+            bias=blueprint.mlp_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.down_proj",
         )
         self.act_fn = get_act_and_mul_fn(blueprint.activation)
 

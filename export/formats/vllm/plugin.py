@@ -15,6 +15,10 @@ def register() -> None:
     register_pruned()
     from vllm import ModelRegistry
 
+    from prunekit.export.formats.vllm.head_counts import teach_head_counts
+
+    teach_head_counts()
+
     known = set(ModelRegistry.get_supported_archs())
     for family in FAMILIES.values():
         if family.pruned_causal_lm_class not in known:

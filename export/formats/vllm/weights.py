@@ -11,10 +11,10 @@ from torch import Tensor
 from prunekit.export.formats.vllm.blueprint import Blueprint
 from prunekit.models.families import Part, unit_count, unit_rows
 
-# Channels of an FFN on one device are a multiple of this: 128 bytes of bf16, one tile of a GPU's matrix products. Where a
-# dimension does not divide by 8, cuBLAS has no kernel for the newest tensor cores (measured elsewhere: 3.5 times slower at
-# K = 588 than at 592 on an H100); it is best at 64. Channels of zeros change no result and weigh a fraction of a percent of
-# a model of 8 B parameters.
+# Channels of an FFN on one device are a multiple of this: 128 bytes of bf16, one tile of a GPU's matrix products.
+# Where a dimension doesn't divide by 8, cuBLAS has no kernel for the newest tensor cores (measured by others: 3.5 times
+# slower at K = 588 than at 592 on an H100), and it is best at 64. Channels of zeros change no result, and on one device
+# weigh less than half a percent of a model of 8 B parameters.
 FFN_MULTIPLE = 64
 
 QKV, GATE_UP = "qkv_proj", "gate_up_proj"
