@@ -51,6 +51,8 @@ class PrunedModel(nn.Module):
         self.config = vllm_config.model_config.hf_config
         self.quant_config = vllm_config.quant_config
         self.blueprint = describe(self.config)
+        # Every layer says its own window; vLLM would give this one to those that have none.
+        vllm_config.cache_config.sliding_window = None
         self.ffn = ffn_widths(self.blueprint, vllm_config)
         group = get_pp_group()
         if group.is_first_rank or (self.blueprint.tied and group.is_last_rank):
