@@ -5,9 +5,9 @@
     python -m benchmarks.server offline -o own.json --load-format auto --folder dense=DENSE pruned=SMALLER \\
         pruned@transformers=SMALLER
 
-``offline`` times vLLM's engine alone at several batch sizes, ``sweep`` puts requests on its server at several rates. Each
-model runs in a process of its own, in turns, and what is measured is written at once; the same command goes on where it
-was cut short. Without a GPU, give --kv-bytes.
+``offline`` times vLLM's engine alone at several batch sizes, ``sweep`` puts requests on its server at several rates.
+Each model runs in a process of its own, in turns, and what is measured is written at once; the same command goes on
+where it was cut short. Without a GPU, give --kv-bytes.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class Arm:
 def arm_shapes(dense: ModelShape, percent: int) -> dict[str, ModelShape]:
     """The shape of every arm, with ``percent`` % of the blocks' parameters gone.
 
-    rounded: FFNs of the irregular plan at the nearest multiple of 64, heads as they are. homogeneous: all heads, and one
-    FFN width, a multiple of 64, with as many parameters as it comes near to.
+    rounded: FFNs of the irregular plan at the nearest multiple of 64, heads as they are. homogeneous: all heads, and
+    one FFN width, a multiple of 64, with as many parameters as it comes near to.
     """
     irregular = pruned_shape(dense, percent)
     rounded = dense.with_layers(

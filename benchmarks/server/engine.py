@@ -1,7 +1,7 @@
 """One model in vLLM's offline engine, timed in a process of its own: python -m benchmarks.server.engine JOB.json
 
-TTFT is the time of a whole batch for its first tokens, TPOT what each further one adds: both are medians of runs in which
-all prompts start together. What is measured is written down after every row.
+TTFT is the time of a whole batch for its first tokens, TPOT what each further one adds: both are medians of runs in
+which all prompts start together. What is measured is written down after every row.
 """
 
 from __future__ import annotations

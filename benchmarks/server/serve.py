@@ -1,4 +1,4 @@
-"""A vLLM server for one model, and the loads put on it, in a process of its own: python -m benchmarks.server.serve JOB.json"""
+"""One model in vLLM's server under load, in a process of its own: python -m benchmarks.server.serve JOB.json"""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 
 
 def table(report: dict[str, Any]) -> str:
-    """A row for each case and arm: medians over turns. Ratios are the first arm's time over this one's; the ideal is the
-    first arm's bytes of weights that a decode step reads over this one's."""
+    """A row for each case and arm: medians over turns. Ratios are the first arm's time over this one's; the ideal is
+    the first arm's bytes of weights that a decode step reads over this one's."""
     offline = report["kind"] == "offline"
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for run in report["runs"]:
@@ -18,7 +18,8 @@ def table(report: dict[str, Any]) -> str:
     bytes_of = report["decode_bytes"]
     first = next(iter(bytes_of), None)
     lines = [
-        f"| prompt | {'batch' if offline else 'rate'} | arm | TTFT, ms | TPOT, ms | tokens/s | TPOT ratio | ideal | of ideal |",
+        f"| prompt | {'batch' if offline else 'rate'} | arm | TTFT, ms | TPOT, ms | tokens/s | TPOT ratio | ideal | "
+        "of ideal |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for case, arms in found.items():
