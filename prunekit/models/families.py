@@ -114,7 +114,8 @@ class Family:
     """One family of decoder models.
 
     ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either fixed or the name of the config field that says so.
-    A norm multiplies by its weight plus ``norm_offset``. ``scaled_embedding``: embeddings are multiplied by sqrt(hidden size).
+    A norm multiplies by its weight plus ``norm_offset``. Where ``scaled_embedding``, embeddings are multiplied by
+    sqrt(hidden size).
     ``per_layer_fields`` are config lists with one entry a layer, which must be cut when layers are dropped.
     ``attn_implementation`` is set where transformers' default computes something else in a supported version.
     """

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
@@ -54,6 +55,9 @@ class PrunedModel(nn.Module):
         # Every layer says its own window; vLLM would give this one to those that have none.
         vllm_config.cache_config.sliding_window = None
         self.ffn = ffn_widths(self.blueprint, vllm_config)
+        scale, dtype = self.blueprint.embedding_scale, vllm_config.model_config.dtype
+        # Rounded as the model's precision rounds it, which it was trained with. A number, which a CUDA graph can hold.
+        self.scale = None if scale is None else torch.tensor(scale, dtype=dtype, device="cpu").item()
         group = get_pp_group()
         if group.is_first_rank or (self.blueprint.tied and group.is_last_rank):
             self.embed_tokens = VocabParallelEmbedding(
@@ -76,9 +80,7 @@ class PrunedModel(nn.Module):
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         hidden: Tensor = self.embed_tokens(input_ids)
-        scale = self.blueprint.embedding_scale
-        # In the model's precision, as it was trained.
-        return hidden if scale is None else hidden * hidden.new_tensor(scale)
+        return hidden if self.scale is None else hidden * self.scale
 
     def forward(
         self,

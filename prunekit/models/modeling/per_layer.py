@@ -207,8 +207,8 @@ class PerLayerModelMixin:
         # Without prunekit, vLLM gives every layer an attention and a cache before it looks at what the layers are.
         if any(skips) and getattr(config, "_attn_implementation", None) == "vllm":
             raise ValueError(
-                "vLLM takes no layers without attention or FFN by itself; install prunekit beside it, run this model in "
-                "transformers, or prune the original again with `prunekit prune --plan plan.json --layout uniform`, "
+                "vLLM takes no layers without attention or FFN by itself; install prunekit beside it, run this model "
+                "in transformers, or prune the original again with `prunekit prune --plan plan.json --layout uniform`, "
                 "which puts zeros there."
             )
         shell = global_view(config)
