@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +107,10 @@ class PrunedModel(nn.Module):
 class PrunedForCausalLM(nn.Module, SupportsLoRA, SupportsPP, SupportsQuant):
     """What plugin.py registers for the architecture of every pruned family."""
 
-    packed_modules_mapping = {
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
         fused: [name for name, (into, _) in STACKED.items() if into == fused] for fused, _ in STACKED.values()
     }
-    embedding_modules = {"embed_tokens": "input_embeddings", "lm_head": "output_embeddings"}
+    embedding_modules: ClassVar[dict[str, str]] = {"embed_tokens": "input_embeddings", "lm_head": "output_embeddings"}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
@@ -119,7 +119,7 @@ class PrunedForCausalLM(nn.Module, SupportsLoRA, SupportsPP, SupportsQuant):
         self.blueprint = self.model.blueprint
         stored = {coupling.module.rpartition(".")[2] for coupling in self.blueprint.family.couplings}
         # Adapters of a family that has fused projections are fused too.
-        self.packed_modules_mapping = {
+        self.packed_modules_mapping = {  # type: ignore[misc]
             fused: [fused] if fused in stored else parts for fused, parts in type(self).packed_modules_mapping.items()
         }
         if get_pp_group().is_last_rank:
