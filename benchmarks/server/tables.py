@@ -8,7 +8,7 @@ from typing import Any
 
 def table(report: dict[str, Any]) -> str:
     """A row for each case and arm: medians over turns. Ratios are the first arm's time over this one's; the ideal is
-    the first arm's bytes of weights that a decode step reads over this one's."""
+    the first arm's bytes of weights that a decode step reads over this one's. CPU is the host's time for each token."""
     offline = report["kind"] == "offline"
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for run in report["runs"]:
@@ -18,17 +18,19 @@ def table(report: dict[str, Any]) -> str:
     bytes_of = report["decode_bytes"]
     first = next(iter(bytes_of), None)
     lines = [
-        f"| prompt | {'batch' if offline else 'rate'} | arm | TTFT, ms | TPOT, ms | tokens/s | TPOT ratio | ideal | "
-        "of ideal |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| prompt | {'batch' if offline else 'rate'} | arm | TTFT, ms | TPOT, ms | CPU, ms | tokens/s | TPOT ratio | "
+        "ideal | of ideal |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, arms in found.items():
         base = _median(arms.get(first, []), "tpot_s") if first is not None else None
         for arm, rows in arms.items():
-            ttft, tpot, speed = (_median(rows, name) for name in ("ttft_s", "tpot_s", "tokens_per_s"))
+            names = ("ttft_s", "tpot_s", "tpot_cpu_s", "tokens_per_s")
+            ttft, tpot, cpu, speed = (_median(rows, name) for name in names)
             ratio = base / tpot if base and tpot else None
             ideal = bytes_of[first] / bytes_of[arm] if first is not None else None
-            cells = [*map(str, case), arm, _shown(ttft, 1e3, 2), _shown(tpot, 1e3, 3), _shown(speed, 1, 0)]
+            cells = [*map(str, case), arm, _shown(ttft, 1e3, 2), _shown(tpot, 1e3, 3), _shown(cpu, 1e3, 3)]
+            cells.append(_shown(speed, 1, 0))
             cells += [_shown(ratio, 1, 3), _shown(ideal, 1, 3), _shown(ratio and ideal and ratio / ideal, 1, 2)]
             lines.append("| " + " | ".join(cells) + " |")
     for run in report["runs"]:

@@ -120,7 +120,7 @@ def test_failures_cost_their_own_run_and_are_tried_again(tmp_path, stand_in):
     assert [line.partition(",")[0] for line in told] == ["fine"]
     shown = table(again)
     # 0.1 s over 0.08 s, beside 300 bytes over 150.
-    assert "| 8 | 1 | fine | 500.00 | 80.000 | 10 | 1.250 | 2.000 | 0.62 |" in shown
+    assert "| 8 | 1 | fine | 500.00 | 80.000 | – | 10 | 1.250 | 2.000 | 0.62 |" in shown
     assert "KV cache for 1,234 tokens" in shown
 
 
@@ -217,7 +217,8 @@ def test_a_row_of_the_engine(monkeypatch):
     clock = [0.0]
     vllm = SimpleNamespace(LLM=Engine, SamplingParams=lambda **fields: SimpleNamespace(**fields), __version__="0")
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
+    times = {"perf_counter": lambda: clock[0], "process_time": lambda: 2 * clock[0]}
+    monkeypatch.setattr(engine, "time", SimpleNamespace(**times))
     reports = []
     job = {**SMALL.__dict__, "folder": "model", "implementation": "auto"}
     engine.measure(job, lambda report: reports.append(json.loads(json.dumps(report))))
@@ -225,4 +226,5 @@ def test_a_row_of_the_engine(monkeypatch):
     assert reports[0]["kv_tokens"] == 160 and reports[0]["weight_bytes"] == 77
     first, second = reports[-1]["rows"]
     assert (first["ttft_s"], first["tpot_s"]) == pytest.approx((1.0, 0.25))
+    assert (first["ttft_cpu_s"], first["tpot_cpu_s"]) == pytest.approx((2.0, 0.5))
     assert second["tokens_per_s"] == pytest.approx(2 * 4 / 1.75)
