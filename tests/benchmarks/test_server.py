@@ -7,6 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,7 +132,7 @@ def test_nothing_begins_without_time_left(tmp_path, stand_in):
 
 def test_arrivals_are_random_at_the_rate_asked_for():
     due = arrivals(Load(rate=5.0, requests=4000, prompt=1, new=1))
-    gaps = [after - before for before, after in zip(due, due[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(due)]
     assert due[0] == 0 and due == sorted(due)
     assert sum(gaps) / len(gaps) == pytest.approx(0.2, rel=0.05)
     # Exponential: a share of exp(-1) of the gaps is longer than the mean.

