@@ -5,6 +5,7 @@ Not named test_*, so that `make test` doesn't look here.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,20 +17,27 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from prunekit.errors import PrunekitError
 from prunekit.export.export import export
 from prunekit.export.formats import hf
+from prunekit.export.formats.vllm import plugin
 from prunekit.export.formats.vllm.target import VllmRunner
 from prunekit.export.parity import compare, sample
 from prunekit.export.registry import target
 from prunekit.export.target import Options, prepared
+from prunekit.models.families import FAMILIES
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import Source, resolve
+from prunekit.plan import LayerKeep, Plan
 from tests.support import export_models
+from tests.support.tiny import rebuilt_model, tiny_model
 
 pytest.importorskip("vllm")
 PORT = 8765
@@ -52,9 +60,34 @@ OTHER_FAMILIES = {
     "gemma2": ("gemma2", {"sliding_window": 8}),
     "gemma3": ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
     "phi3": ("phi3", {"sliding_window": 8}),
+    "phi3 partial": ("phi3", {"partial_rotary_factor": 0.5}),
     "olmo2": ("olmo2", {}),
     "smollm3": ("smollm3", {"use_sliding_window": True, "sliding_window": 8}),
 }
+
+
+# Every bias that a family has a switch for, beside those above.
+BIASED = {
+    "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3 biased": ("qwen3", {"attention_bias": True}),
+    "gemma3 biased": ("gemma3_text", {"attention_bias": True, "sliding_window": 8}),
+    "olmo2 biased": ("olmo2", {"attention_bias": True}),
+    "smollm3 biased": ("smollm3", {"attention_bias": True, "mlp_bias": True}),
+}
+ALL = ONE_DEVICE | OTHER_FAMILIES | BIASED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugin_is_installed() -> None:
+    """Without it, vLLM finds transformers' classes in this process and tests something else."""
+    (found,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="prunekit")
+    assert found.load() is plugin.register, f"Delete .compat/vllm: the prunekit in it announces {found.value}."
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process of its own for the engine, which takes most of a small test's time."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +100,124 @@ def made(folder: Path, model_type: str, fields: dict[str, object]) -> Source:
     return resolve(str(export_models.save_uneven(folder / "pruned", model_type, **fields)))
 
 
-@pytest.mark.parametrize("case", [*ONE_DEVICE, *OTHER_FAMILIES])
-def test_uneven_layers(tmp_path: Path, case: str) -> None:
-    source = made(tmp_path, *(ONE_DEVICE | OTHER_FAMILIES)[case])
-    exported = export(source, "vllm", tmp_path / "out", Options("fp32"))
+def exported_equal(source: Source, folder: Path) -> None:
+    exported = export(source, "vllm", folder, Options("fp32"))
     assert exported.unverified is None
     assert exported.parity is not None and exported.parity.ok
     assert exported.parity.greedy.equal == exported.parity.greedy.compared == 72
 
 
+def engine(folder: Path, **settings: Any) -> Any:
+    import vllm
+
+    return vllm.LLM(
+        str(folder),
+        dtype="float32",
+        max_model_len=256,
+        kv_cache_memory_bytes=2**28,
+        block_size=32,
+        skip_tokenizer_init=True,
+        **{"enforce_eager": True, **settings},
+    )
+
+
+def greedy(llm: Any, prompt: list[int], tokens: int = 24, **settings: Any) -> list[int]:
+    import vllm
+
+    params = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    (made,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False, **settings)
+    return list(made.outputs[0].token_ids)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("case", ALL)
+def test_uneven_layers(tmp_path: Path, case: str) -> None:
+    exported_equal(made(tmp_path, *ALL[case]), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_removed_sublayers(tmp_path: Path, model_type: str) -> None:
+    exported_equal(without_sublayers(tmp_path / "pruned", model_type), tmp_path / "out")
+
+
+def without_sublayers(folder: Path, model_type: str) -> Source:
+    """Layers 0 and 2 have no attention, layer 1 no FFN, layer 3 is cut."""
+    windowed = {} if model_type in ("llama", "olmo2") else {"sliding_window": 8}
+    dense = tiny_model(model_type, config=export_models.dense_config(model_type, **windowed))
+    whole = export_models.uneven_plan(FAMILIES[model_type].shape(dense.config))
+    layers = [
+        LayerKeep(0, (), (), whole.layers[0].ffn),
+        LayerKeep(1, whole.layers[1].kv_heads, whole.layers[1].query_heads, ()),
+        LayerKeep(2, (), (), whole.layers[2].ffn),
+        whole.layers[3],
+    ]
+    rebuilt_model(dense, Plan(whole.source, tuple(layers))).save_pretrained(folder)
+    export_models.byte_tokenizer().save_pretrained(folder)
+    return resolve(str(folder))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_compiled(tmp_path: Path) -> None:
+    """As vLLM runs by default, with a graph for torch.compile."""
+    source = without_sublayers(tmp_path / "pruned", "gemma3_text")
+    job = prepared(target("vllm"), source, Options("fp32"))
+    prompt = sample(job).windows[0][:24]
+    wanted = TorchRunner(job.model).greedy(prompt[None], 24).tokens[0].tolist()
+    assert greedy(engine(source.path, enforce_eager=False), prompt.tolist()) == wanted
+
+
+@pytest.mark.usefixtures("in_process")
+def test_adapter(tmp_path: Path) -> None:
+    """A LoRA adapter for widths that are not padded then: the tokens of the model with it merged in."""
+    from vllm.lora.request import LoRARequest
+
+    source = made(tmp_path, "llama", {})
+    job = prepared(target("vllm"), source, Options("fp32"))
+    prompt = sample(job).windows[0][:24]
+    plain = TorchRunner(job.model).greedy(prompt[None], 24).tokens[0].tolist()
+    adapted = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, module in job.model.named_modules():
+        if name.rpartition(".")[2] in adapted:
+            rows, columns = module.weight.shape
+            a, b = (torch.randn(size, generator=generator) * 0.1 for size in ((8, columns), (rows, 8)))
+            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+            module.weight.data += b @ a
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 8, "target_modules": adapted}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    wanted = TorchRunner(job.model).greedy(prompt[None], 24).tokens[0].tolist()
+    llm = engine(source.path, enable_lora=True, max_lora_rank=8)
+    assert plain != wanted
+    assert greedy(llm, prompt.tolist()) == plain
+    assert greedy(llm, prompt.tolist(), lora_request=LoRARequest("adapter", 1, str(folder))) == wanted
+
+
+def test_transformers_backend(tmp_path: Path) -> None:
+    """What vLLM runs without the plug-in, or where it is asked to. In a process of its own, since that backend rewrites
+    transformers' classes, and later tests compare with them."""
+    source = made(tmp_path, *ONE_DEVICE["qwen3"])
+    job = prepared(target("vllm"), source, Options("fp32"))
+    prompt = sample(job).windows[0][:24]
+    wanted = TorchRunner(job.model).greedy(prompt[None], 24).tokens[0].tolist()
+    llm = engine(source.path, model_impl="transformers")
+    assert llm.llm_engine.vllm_config.model_config.architecture == "TransformersForCausalLM"
+    assert greedy(llm, prompt.tolist()) == wanted
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_16_bits(tmp_path: Path, dtype: str) -> None:
     exported = export(made(tmp_path, "llama", {}), "vllm", tmp_path / "out", Options(dtype))
     assert exported.parity is not None and exported.parity.ok
 
 
+@pytest.mark.usefixtures("in_process")
 def test_wrong_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors.torch import load_file, save_file
-
     write = hf.HuggingFace.write
 
     def corrupted(self: hf.HuggingFace, job: object, folder: Path) -> object:
@@ -100,16 +233,14 @@ def test_wrong_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", sorted({*ONE_DEVICE, *OTHER_FAMILIES} - {"phi3"}))
+@pytest.mark.parametrize("case", ALL)
 def test_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     # The last layer has one KV head, of which each device gets a copy.
     monkeypatch.setattr(export_models, "HEADS", (8, 4, 4, 2))
     monkeypatch.setattr(export_models, "KV_HEADS", (4, 2, 2, 1))
     monkeypatch.setattr(export_models, "FFN", (502, 334, 78, 512))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    job = prepared(
-        target("vllm"), made(tmp_path, *(ONE_DEVICE | OTHER_FAMILIES)[case]), Options("fp32", tensor_parallel=2)
-    )
+    job = prepared(target("vllm"), made(tmp_path, *ALL[case]), Options("fp32", tensor_parallel=2))
     target("vllm").write(job, tmp_path / "out")
     with VllmRunner(tmp_path / "out", tensor_parallel=2) as runner:
         parity = compare(job, runner, sample(job))
@@ -177,5 +308,6 @@ def test_http_server(pruned_smollm2: Source, tmp_path: Path) -> None:
         )
         with urllib.request.urlopen(asked, timeout=300) as answer:
             choice = json.load(answer)["choices"][0]
+    assert "Transformers modeling backend" not in (tmp_path / "log").read_text()
     assert choice["token_ids"] == wanted
     assert choice["text"] == job.tokenizer.decode(np.array(wanted))
