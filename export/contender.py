@@ -32,7 +32,7 @@ def exports(
 ) -> Iterator[tuple[OpenedExport, ...]]:
     """The models ``names``, of a hub in ``revisions``, as exports for ``runtime``: folders that are exports as they lie
     there, anything else (a checkpoint, a hub id) exported and verified, with room for ``at_least`` tokens, into
-    ``keep`` or into a folder that goes when the block ends. They are for ``device``, where what is exported is compared.
+    ``keep`` or into a folder that goes when the block ends. They run on ``device``, where what is exported is compared.
 
     Exports that this call did not write are checked first, and tried on ``batch`` texts of ``at_least`` tokens; those
     that are programs need ``trust_remote_code``, which also lets tokenizers that are code run. Raises PrunekitError

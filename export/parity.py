@@ -122,8 +122,8 @@ class Parity:
     ``perplexity_reference`` is of the original model in PyTorch, ``perplexity_runtime`` of the export in its runtime;
     ``agreement`` is the share of positions at which both rank the same token first and ``kl`` the mean KL in nats,
     both against the original model. ``together`` compares the tokens of prompts of different lengths in one batch with
-    those that the runtime makes of each alone; None where it takes one at a time. ``runtime`` is what the runtime says of
-    itself (nodes that stay on the CPU).
+    those that the runtime makes of each alone; None where it takes one at a time. ``runtime`` is what the runtime says
+    of itself (nodes that stay on the CPU).
     """
 
     dtype: str

@@ -163,8 +163,8 @@ class Target(ABC):
     may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
     processor can. ``program`` is set where the format is one: it says what a file of it can do to whoever runs it.
     ``batches`` tells readers how prompts of different lengths are read together. ``devices`` are the kinds of device
-    that the runtime runs on, ``only_cpu`` says why there is no GPU among them. ``widens_halves`` says that it keeps 16-bit weights in 32 bits on a CPU, and ``tf32`` that
-    on CUDA it multiplies float32 numbers rounded to TF32.
+    that the runtime runs on, ``only_cpu`` says why there is no GPU among them. ``widens_halves`` says that it keeps
+    16-bit weights in 32 bits on a CPU, and ``tf32`` that on CUDA it multiplies float32 numbers rounded to TF32.
     """
 
     name: ClassVar[str]
@@ -260,8 +260,8 @@ def prepared(
     if not target.computes(job.dtype, device):
         able = ", ".join(each for each in target.dtypes if target.computes(each, device))
         raise PrunekitError(
-            f"{target.name}'s runtime has no kernels of {job.dtype} for {device.partition(':')[0]}; choose one of {able}, "
-            "or another --device."
+            f"{target.name}'s runtime has no kernels of {job.dtype} for {device.partition(':')[0]}; choose one of "
+            f"{able}, or another --device."
         )
     job.context_length  # noqa: B018  (raises)
     if not target.takes_removed:

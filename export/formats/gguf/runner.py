@@ -86,8 +86,8 @@ def check_cuda() -> None:
 
 
 def load(file: Path, *, vocab_only: bool = False, device: str = CPU) -> Any:
-    """A llama_model pointer, all layers on ``device``. Raises PrunekitError with llama.cpp's last words where it refuses
-    the file."""
+    """A llama_model pointer, all layers on ``device``. Raises PrunekitError with llama.cpp's last words where it
+    refuses the file."""
     import llama_cpp
 
     LOG.install()

@@ -78,8 +78,8 @@ def _silent() -> Iterator[None]:
 
 
 def node_facts(session: Any) -> dict[str, Any]:
-    """``nodes``: how many nodes of its graph each provider runs; ``on_cpu``: which operators the CPU runs beside another
-    provider, and how many of each."""
+    """``nodes``: how many nodes of its graph each provider runs; ``on_cpu``: which operators the CPU runs beside
+    another provider, and how many of each."""
     nodes: Counter[str] = Counter()
     left: Counter[str] = Counter()
     for group in session.get_provider_graph_assignment_info():

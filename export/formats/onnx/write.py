@@ -41,11 +41,11 @@ def export_onnx(
     """Write ``folder``/model.onnx: the model with its KV cache, batch and lengths free. Returns its path.
 
     Inputs input_ids, attention_mask, position_ids (int64) and past_key_values.N.key/.value, outputs logits and
-    present.N.key/.value, named and shaped as optimum's. ``dtype`` is fp32, fp16 or bf16 (default: the job's); ``plain`` keeps
-    to operators of the ONNX standard, for runtimes other than ONNX Runtime. A further input num_logits_to_keep (int64
-    []) says of how many last positions logits are computed, 0 for all: with ``logits`` "optional" it may be left out
-    (0 then; ONNX Runtime's way), with "required" it is an input like others, with "all" there is none. Weights of more
-    than ``external_from`` bytes go to model.onnx_data beside the graph. The file passes onnx.checker.
+    present.N.key/.value, named and shaped as optimum's. ``dtype`` is fp32, fp16 or bf16 (default: the job's); ``plain``
+    keeps to operators of the ONNX standard, for runtimes other than ONNX Runtime. A further input num_logits_to_keep
+    (int64 []) says of how many last positions logits are computed, 0 for all: with ``logits`` "optional" it may be left
+    out (0 then; ONNX Runtime's way), with "required" it is an input like others, with "all" there is none. Weights of
+    more than ``external_from`` bytes go to model.onnx_data beside the graph. The file passes onnx.checker.
     Raises PrunekitError where the model can't be traced, or float16 is too small for its weights.
     """
     import onnx

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
-from prunekit.export.formats.onnx_genai.builder import MODEL, SCORER
 from prunekit.export.device import kind_of
+from prunekit.export.formats.onnx_genai.builder import MODEL, SCORER
 from prunekit.export.formats.onnx_genai.config import CONFIG, CUDA_GRAPH, captures
 from prunekit.export.target import CPU, runtime_errors
 from prunekit.models.runner import Array, Decoded, Runner
@@ -31,8 +31,8 @@ _LIKELIEST = {
 
 class GenaiRunner(Runner):
     """The folder's model on ``device``, on the CPU in ``threads`` threads, generating without sampling. The KV cache is
-    onnxruntime-genai's; on a GPU decode steps are CUDA graphs where the folder asks for them. Raises PrunekitError where
-    it refuses the folder or the device, or a text is longer than the context.
+    onnxruntime-genai's; on a GPU decode steps are CUDA graphs where the folder asks for them. Raises PrunekitError
+    where it refuses the folder or the device, or a text is longer than the context.
 
     One sequence at a time: for more it takes prompts, but no tokens behind them (only those that it picked itself).
     """

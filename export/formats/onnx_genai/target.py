@@ -36,8 +36,8 @@ class OnnxGenai(Target):
         "OLMo-2 is refused, for the model builder has no layers with norms behind them only; take onnx.",
         "Rotary embeddings of type longrope and heads of other than a multiple of 16 channels are refused; take onnx.",
         "Rotary embeddings of type dynamic fit no graph; take hf or vllm.",
-        "int4 and int8 multiply by activations of 8 bits on a CPU, as ONNX Runtime's fastest kernels there do; for CUDA "
-        "they are exported anew (--device cuda), with activations of 16 bits.",
+        "int4 and int8 multiply by activations of 8 bits on a CPU, as ONNX Runtime's fastest kernels there do; for "
+        "CUDA they are exported anew (--device cuda), with activations of 16 bits.",
         "On CUDA there is no fp32: ONNX Runtime's fused attention is 16-bit there. bf16 is for CUDA alone.",
     )
 

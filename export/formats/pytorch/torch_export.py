@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.checkpoint.rebuild import copy_tokenizer
 from prunekit.errors import PrunekitError
+from prunekit.export.device import device_facts, kind_of
 from prunekit.export.formats.pytorch.runner import (
     TORCH_DTYPES,
     GraphRunner,
@@ -24,7 +25,6 @@ from prunekit.export.formats.pytorch.runner import (
     usage_snippet,
     write_model_json,
 )
-from prunekit.export.device import device_facts, kind_of
 from prunekit.export.target import CPU, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Runner
 from prunekit.utils.files.full_disk import patient_file

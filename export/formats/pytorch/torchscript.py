@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.checkpoint.rebuild import copy_tokenizer
+from prunekit.export.device import kind_of
 from prunekit.export.formats.pytorch.runner import (
     TORCH_DTYPES,
     GraphRunner,
@@ -19,7 +20,6 @@ from prunekit.export.formats.pytorch.runner import (
     usage_snippet,
     write_model_json,
 )
-from prunekit.export.device import kind_of
 from prunekit.export.target import CPU, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Runner
 from prunekit.utils.quiet import quiet

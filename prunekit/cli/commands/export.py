@@ -54,8 +54,8 @@ def export_command(
     device: Annotated[
         str,
         typer.Option(
-            help=f"{o.DEVICE} The result is run and compared there, and compiled for it; auto is the CPU, and with --aot "
-            "a GPU where there is one."
+            help=f"{o.DEVICE} The result is run and compared there, and compiled for it; auto is the CPU, and with "
+            "--aot a GPU where there is one."
         ),
     ] = "auto",
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
