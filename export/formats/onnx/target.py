@@ -169,7 +169,7 @@ for _ in range(40):
     }
     binding = session.io_binding()
     for name, array in given.items():
-        binding.bind_cpu_input(name, array)
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
     for each, tensor in zip(past, cache):
         binding.bind_ortvalue_input(each.name, tensor)
     binding.bind_output("logits", "cpu")

@@ -140,5 +140,6 @@ def _settle_cuda_graph(folder: Path, device: str) -> str | None:
             runner.greedy(np.ones((1, 3), dtype=np.int64), 4)
     except PrunekitError as error:
         without_cuda_graph(folder)
-        return f"Decode steps are not captured as CUDA graphs: {str(error).rstrip('.')}."
+        why = str(error).replace(str(folder), folder.name).rstrip(".")
+        return f"Decode steps are not captured as CUDA graphs, which failed here: {why}."
     return None
