@@ -30,8 +30,9 @@ def place(target: Target, wanted: str, only: Collection[str] | None = None, what
         wanted = target.own_device() or (CPU if CPU in allowed else next(iter(allowed)))
     kind = kind_of(wanted)
     if kind not in target.devices and kind in (*KINDS, "mps"):
+        why = f" ({target.only_cpu})" if target.only_cpu else ""
         raise PrunekitError(
-            f"{target.name} runs on {' or '.join(target.devices)} only, not on {kind}; {_instead(kind)}."
+            f"{target.name} is run on {' or '.join(target.devices)} only, not on {kind}{why}; {_instead(kind)}."
         )
     device = pick_device(wanted)
     if only is not None and kind not in only:
