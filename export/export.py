@@ -297,7 +297,8 @@ class OpenedExport:
             self.target.check_foreign(self.path, self.files)
         check_unchanged(self.path, seen)
         if self.target.program is None:
-            try_export(self.path, seen, self.file_bytes, batch, tokens)
+            gpu = kind_of(self.place()) != CPU
+            try_export(self.path, seen, self.file_bytes, batch, tokens, gpu=gpu)
         return replace(self, seen=seen)
 
     def place(self, wanted: str = "auto") -> str:

@@ -196,7 +196,8 @@ class TorchExport(Target):
         with _quietly(), runtime_errors(f"PyTorch could not load {path}"):
             graph: Any
             if compiled:
-                graph = torch._inductor.aoti_load_package(str(path), device_index=torch.device(device).index or 0)
+                index = -1 if device == CPU else torch.device(device).index or 0
+                graph = torch._inductor.aoti_load_package(str(path), device_index=index)
             else:
                 graph = moved(torch.export.load(str(path)), device).module()
         return GraphRunner(graph, facts, device)
