@@ -93,10 +93,10 @@ def load(file: Path, *, vocab_only: bool = False, device: str = CPU) -> Any:
     LOG.install()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = vocab_only
-    # Negative: all of them, the output head among them.
+    # Negative layers are all of them, the output head among them; a negative GPU is none, whatever the build has.
     params.n_gpu_layers = 0 if device == CPU else -1
     params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
-    params.main_gpu = int(device.partition(":")[2] or 0)
+    params.main_gpu = -1 if device == CPU else int(device.partition(":")[2] or 0)
     model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
     if not model:
         raise PrunekitError(f"llama.cpp can't load {file.name}: {LOG.last_error or 'it gives no reason'}.")

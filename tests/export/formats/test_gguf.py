@@ -556,7 +556,7 @@ def test_all_layers_go_to_the_device_that_is_asked_for(uneven, tmp_path, monkeyp
 
     def loading(name, params):
         asked.append((params.n_gpu_layers, params.split_mode, params.main_gpu))
-        params.main_gpu = 0
+        params.main_gpu = min(params.main_gpu, 0)
         return load(name, params)
 
     def starting(model, params):
@@ -568,7 +568,7 @@ def test_all_layers_go_to_the_device_that_is_asked_for(uneven, tmp_path, monkeyp
     for device, exact in (("cpu", False), ("cpu", True), ("cuda:1", True)):
         LlamaCppRunner(tmp_path / "out", 1, exact=exact, device=device).close()
     one = llama_cpp.LLAMA_SPLIT_MODE_NONE
-    assert asked == [(0, one, 0), (False, False), (0, one, 0), (False, False), (-1, one, 1), (True, True)]
+    assert asked == [(0, one, -1), (False, False), (0, one, -1), (False, False), (-1, one, 1), (True, True)]
 
 
 def test_a_file_for_a_gpu_tells_how_to_use_it(uneven):
