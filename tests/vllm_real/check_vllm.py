@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from prunekit.errors import PrunekitError
+from prunekit.export.device import place
 from prunekit.export.export import export
 from prunekit.export.formats import hf
 from prunekit.export.formats.vllm.target import VllmRunner
@@ -80,6 +81,12 @@ def test_uneven_layers(tmp_path: Path, case: str) -> None:
 def test_16_bits(tmp_path: Path, dtype: str) -> None:
     exported = export(made(tmp_path, "llama", {}), "vllm", tmp_path / "out", Options(dtype))
     assert exported.parity is not None and exported.parity.ok
+
+
+def test_the_device_is_vllms_own() -> None:
+    assert target("vllm").own_device() == "cpu" == place(target("vllm"), "auto")
+    with pytest.raises(PrunekitError, match="The installed vLLM runs on cpu and not on cuda; leave --device out"):
+        target("vllm").check_device("cuda")
 
 
 def test_wrong_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
