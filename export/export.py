@@ -13,9 +13,10 @@ from prunekit.checkpoint.card import card_head, licence_text, plain
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
+from prunekit.export.device import KINDS, device_facts, kind_of, place
 from prunekit.export.parity import Parity, ask, check_parity, judge, sample
 from prunekit.export.registry import target as target_named
-from prunekit.export.target import Job, Options, Requirement, Target, Written, prepared
+from prunekit.export.target import CPU, Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.trial import try_export
 from prunekit.models.origin import Origin, copy_legal_files, read_origin
 from prunekit.models.runner import Runner
@@ -37,7 +38,8 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export` made. ``parity`` is None where nothing could be run, for the reason ``unverified``."""
+    """What :func:`export` made. ``parity`` is None where nothing could be run, for the reason ``unverified``;
+    ``device`` is the kind of device that it was run on and made for."""
 
     path: Path
     target: str
@@ -46,12 +48,14 @@ class Exported:
     written: Written
     parity: Parity | None
     unverified: str | None
+    device: str = CPU
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "path": str(self.path),
             "target": self.target,
             "dtype": self.dtype,
+            "device": self.device,
             "file_bytes": self.file_bytes,
             "verified": self.parity is not None,
             "unverified": self.unverified,
@@ -73,13 +77,14 @@ def export(
     """Write ``source`` for the target named ``to`` into the folder ``out``, atomically.
 
     The result is opened in the target's runtime and compared with PyTorch before it gets its name; where it differs,
-    nothing stays. Raises PrunekitError then, and where a package is missing, the target can't take this model, or the
-    folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
+    nothing stays. Raises PrunekitError then, and where a package or the device is missing, the target can't take this
+    model, or the folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
     """
     target = target_named(to)
     check_packages(target, verify)
     options = options or Options()
-    job = prepared(target, source, options)
+    device = chosen_device(target, options)
+    job = prepared(target, source, options, device=device)
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
@@ -87,7 +92,7 @@ def export(
             # Beside the export: a temporary folder elsewhere may be small.
             beside = stack.enter_context(temporary_folder(out.name, folder.parent))
             rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
-            job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source)
+            job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source, device)
         written = target.write(job, folder)
         job.release()
         left_out = job.generation.left_out(written.placed)
@@ -104,7 +109,18 @@ def export(
             (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
         _write_manifest(folder, job, target, written, parity, unverified)
         file_bytes = _size(folder)
-    return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified)
+    return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified, kind_of(device))
+
+
+def chosen_device(target: Target, options: Options) -> str:
+    """Where the export is run and what it is compiled for. Raises PrunekitError as :func:`place` does."""
+    wanted = options.device
+    if wanted == "auto" and options.aot and "cuda" in target.devices:
+        # Machine code belongs to a device, and whoever has a GPU compiles for that.
+        import torch
+
+        wanted = "cuda" if torch.cuda.is_available() else CPU
+    return place(target, wanted)
 
 
 def export_model(
@@ -164,15 +180,22 @@ def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Par
     if target.unverified is not None:
         return None, target.unverified
     given = sample(job)
-    with target.open_exactly(folder) as runner:
-        answers = ask(job, runner, given)
+    with target.open_exactly(folder, job.device) as runner:
+        answers, facts = ask(job, runner, given), dict(runner.facts)
     # Only now: a large model must not be in memory twice.
     stored = target.stored_weights(job, folder)
-    return judge(job, answers, given, stored, half_sums=target.half_sums), None
+    parity = judge(job, answers, given, stored, half_sums=target.half_sums, tf32=target.tf32)
+    return replace(parity, runtime=facts), None
 
 
 def _parity_report(job: Job, target: Target, parity: Parity) -> dict[str, Any]:
-    return {"target": target.name, "source": model_label(job.source.name), **parity.to_dict(), **_versions(target)}
+    return {
+        "target": target.name,
+        "source": model_label(job.source.name),
+        "device": device_facts(job.device),
+        **parity.to_dict(),
+        **_versions(target),
+    }
 
 
 def _versions(target: Target) -> dict[str, Any]:
@@ -195,6 +218,8 @@ def _write_manifest(
             "fingerprint": (job.original or job.source).fingerprint,
         },
         "shape": job.source.shape.to_dict(),
+        "device": device_facts(job.device),
+        "runs_on": list(written.runs_on or target.devices),
         "verified": parity is not None,
         "unverified": unverified,
         "context_length": job.context_length,
@@ -234,7 +259,8 @@ files' hashes.
 @dataclass(frozen=True)
 class OpenedExport:
     """An export folder as its manifest describes it. ``files`` are the hashes that it lists; ``own`` says that this run
-    wrote it, so that nothing in it is a stranger's; ``seen`` is what :meth:`checked` hashed."""
+    wrote it, so that nothing in it is a stranger's; ``seen`` is what :meth:`checked` hashed. ``runs_on`` are the kinds
+    of device that it can be opened on."""
 
     path: Path
     target: Target
@@ -247,6 +273,7 @@ class OpenedExport:
     files: Mapping[str, str] = field(default_factory=dict)
     own: bool = False
     seen: Seen | None = None
+    runs_on: tuple[str, ...] = (CPU,)
 
     @property
     def file_bytes(self) -> int:
@@ -273,16 +300,23 @@ class OpenedExport:
             self.target.check_foreign(self.path, self.files)
         check_unchanged(self.path, seen)
         if self.target.program is None:
-            try_export(self.path, seen, self.file_bytes, batch, tokens)
+            gpu = kind_of(self.place()) != CPU
+            try_export(self.path, seen, self.file_bytes, batch, tokens, gpu=gpu)
         return replace(self, seen=seen)
 
-    def open(self, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:
-        """The export in its runtime, :meth:`checked` unless it was. Raises PrunekitError where it changed since."""
+    def place(self, wanted: str = "auto") -> str:
+        """The device it runs on where a user said ``wanted``. Raises PrunekitError where it can't."""
+        return place(self.target, wanted, self.runs_on, str(self.path))
+
+    def open(self, threads: int | None = None, *, trust_remote_code: bool = False, device: str = "auto") -> Runner:
+        """The export in its runtime on ``device``, :meth:`checked` unless it was. Raises PrunekitError where it changed
+        since, or can't run there."""
+        device = self.place(device)
         if self.own:
-            return self.target.open(self.path, threads)
+            return self.target.open(self.path, threads, device)
         seen = self.seen or self.checked(trust_remote_code).seen or {}
         check_unchanged(self.path, seen)
-        runner = self.target.open(self.path, threads)
+        runner = self.target.open(self.path, threads, device)
         try:
             check_unchanged(self.path, seen)
         except PrunekitError:
@@ -323,9 +357,18 @@ def read_export(folder: Path, *, own: bool = False) -> OpenedExport:
             bool(data["verified"]),
             dict(data["files"]),
             own,
+            runs_on=_runs_on(data),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PrunekitError(f"{folder / MANIFEST} is damaged ({error}); export the model again.") from None
+
+
+def _runs_on(data: Mapping[str, Any]) -> tuple[str, ...]:
+    # Exports of before there was a choice were made for the CPU.
+    kinds = data.get("runs_on", [CPU])
+    if not isinstance(kinds, list) or not kinds or not all(kind in KINDS for kind in kinds):
+        raise ValueError("it runs on no known device")
+    return tuple(kinds)
 
 
 def _shape_of(data: Any) -> ModelShape:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SAME = (("fp32", "f32", "float32"), ("fp16", "f16", "float16"), ("bf16", "bfloat16"))
 
 DEFAULT_CONTEXT = 2048
+CPU = "cpu"
 
 PADDED_LEFT = (
     "Prompts of different lengths go in together filled up on the left, with 0 in `attention_mask` there and "
@@ -39,7 +40,8 @@ class Options:
     where a format has to know (default: the model's own, at most 2048); ``tensor_parallel`` is vLLM's, ``aot``
     torch-export's, ``layout`` hf's. ``pad_ffn`` pads every FFN with zero channels to a multiple (default: the
     target's ``ffn_multiple``), which changes nothing but its speed and size. ``trust_remote_code`` lets a tokenizer
-    that is code be run."""
+    that is code be run. ``device`` is where the result is run and compared (cpu, cuda, cuda:1), and what is compiled
+    is compiled for; "auto" is the CPU, and with ``aot`` the GPU where there is one."""
 
     dtype: str = "auto"
     context_length: int | None = None
@@ -48,6 +50,7 @@ class Options:
     layout: Literal["per-layer", "uniform"] = "per-layer"
     pad_ffn: int | None = None
     trust_remote_code: bool = False
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("context_length", "tensor_parallel", "pad_ffn"):
@@ -63,12 +66,17 @@ class Options:
 @dataclass(frozen=True)
 class Job:
     """One checkpoint on its way to one target. ``dtype`` is one of the target's own names; ``original`` is the
-    checkpoint that ``source`` was padded from, where it was."""
+    checkpoint that ``source`` was padded from, where it was; ``device`` is ``cpu`` or such as ``cuda:0``."""
 
     source: Source
     options: Options
     dtype: str
     original: Source | None = None
+    device: str = CPU
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != CPU
 
     @cached_property
     def model(self) -> Any:
@@ -146,12 +154,14 @@ class Written:
     """What a target wrote. ``notes`` are sentences for the user (tensors that fell back to a larger type, a deprecated
     format); ``decode_bytes`` are the weight bytes that one decode step reads (an embedding table of which it reads one
     row is left out); ``facts`` go into the manifest as they are (JSON values). ``placed`` are the keys of
-    :meth:`~prunekit.export.generation.Generation.items` that the format holds: a note tells of the others."""
+    :meth:`~prunekit.export.generation.Generation.items` that the format holds: a note tells of the others. ``runs_on``
+    are the kinds of device that this very export runs on, where they are fewer than the target's."""
 
     notes: tuple[str, ...] = ()
     decode_bytes: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     placed: frozenset[str] = frozenset()
+    runs_on: tuple[str, ...] | None = None
 
 
 class Target(ABC):
@@ -163,7 +173,9 @@ class Target(ABC):
     ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
     may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
     processor can. ``program`` is set where the format is one: it says what a file of it can do to whoever runs it.
-    ``batches`` tells readers how prompts of different lengths are read together.
+    ``batches`` tells readers how prompts of different lengths are read together. ``devices`` are the kinds of device
+    that the runtime runs on, ``only_cpu`` says why there is no GPU among them. ``widens_halves`` says that it keeps
+    16-bit weights in 32 bits on a CPU, and ``tf32`` that on CUDA it multiplies float32 numbers rounded to TF32.
     """
 
     name: ClassVar[str]
@@ -179,6 +191,23 @@ class Target(ABC):
     half_sums: ClassVar[bool] = False
     program: ClassVar[str | None] = None
     batches: ClassVar[str] = PADDED_LEFT
+    devices: ClassVar[tuple[str, ...]] = (CPU,)
+    only_cpu: ClassVar[str | None] = None
+    widens_halves: ClassVar[bool] = False
+    tf32: ClassVar[bool] = False
+
+    def own_device(self) -> str | None:
+        """The device that the runtime takes whatever is asked for, where it is one that does so. None elsewhere."""
+        return None
+
+    def check_device(self, kind: str) -> None:
+        """Raises PrunekitError where the installed runtime can't use that kind of device (``cpu``, ``cuda``), which is
+        one of :attr:`devices` and is there. The message names the package to install."""
+        return
+
+    def computes(self, dtype: str, device: str) -> bool:
+        """Whether the runtime has kernels of ``dtype``, one of :attr:`dtypes`, for ``device``."""
+        return True
 
     def check(self, job: Job) -> None:
         """Raises PrunekitError where the target can't take this model or these options. Reads no weights."""
@@ -194,15 +223,15 @@ class Target(ABC):
         return
 
     @abstractmethod
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
-        """The export in ``folder``, written by this process or checked, in its real runtime, which may trust all that
-        it finds there (:meth:`prunekit.export.export.OpenedExport.open` checks first). Raises PrunekitError where the
-        runtime refuses it."""
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
+        """The export in ``folder``, written by this process or checked, in its real runtime on ``device``, which may
+        trust all that it finds there (:meth:`prunekit.export.export.OpenedExport.open` checks first). Raises
+        PrunekitError where the runtime refuses it, or would run it elsewhere."""
 
-    def open_exactly(self, folder: Path) -> Runner:
+    def open_exactly(self, folder: Path, device: str = CPU) -> Runner:
         """As :meth:`open`, for comparing: with nothing rounded but what the export rounds, where the runtime's defaults
         round more (a 16-bit KV cache)."""
-        return self.open(folder)
+        return self.open(folder, None, device)
 
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
         """The weights as ``folder`` holds them, dequantised to float32, by their names in transformers.
@@ -216,10 +245,11 @@ class Target(ABC):
     def usage(self, job: Job) -> str:
         """Markdown for the export's README: how to run it, with a snippet that works as it stands."""
 
-    def dtype(self, wanted: str) -> str:
-        """The target's own name of a precision. Raises PrunekitError for one it doesn't have."""
+    def dtype(self, wanted: str, device: str = CPU) -> str:
+        """The target's own name of a precision. Raises PrunekitError for one it doesn't have. "auto" is the first that
+        ``device`` has."""
         if wanted == "auto":
-            return self.dtypes[0]
+            return next(each for each in self.dtypes if self.computes(each, device))
         for names in ((wanted,), *_SAME):
             if wanted in names:
                 for name in names:
@@ -231,11 +261,19 @@ class Target(ABC):
         return tuple(each for each in requirements if each.version is None)
 
 
-def prepared(target: Target, source: Source, options: Options, original: Source | None = None) -> Job:
+def prepared(
+    target: Target, source: Source, options: Options, original: Source | None = None, device: str = CPU
+) -> Job:
     """The job of exporting ``source`` to ``target``, checked. Raises PrunekitError where it can't be done."""
     if options.pad_ffn is None:
         options = replace(options, pad_ffn=target.ffn_multiple)
-    job = Job(source, options, target.dtype(options.dtype), original)
+    job = Job(source, options, target.dtype(options.dtype, device), original, device)
+    if not target.computes(job.dtype, device):
+        able = ", ".join(each for each in target.dtypes if target.computes(each, device))
+        raise PrunekitError(
+            f"{target.name}'s runtime has no kernels of {job.dtype} for {device.partition(':')[0]}; choose one of "
+            f"{able}, or another --device."
+        )
     job.context_length  # noqa: B018  (raises)
     if not target.takes_removed:
         source.shape.check_whole_layers(

@@ -13,6 +13,8 @@ from prunekit.utils.process.child import Limits, run_python
 
 # Measured on tiny models: 0.5 to 0.6 GiB with any of the runtimes, most of it torch.
 _BASE = 2 << 30
+# CUDA's libraries keep books of their own in the host's memory. A guess: not measured on a GPU.
+_CUDA = 6 << 30
 # Weights may be read, widened from 8 bits to 32, and laid out anew. A token's logits, activations and KV cache take
 # less than this up to 70B.
 _COPIES = 8
@@ -26,8 +28,9 @@ _OUTPUT = 1 << 20
 _TEMPORARY = 64 << 20
 
 
-def try_export(folder: Path, seen: Seen, file_bytes: int, batch: int, tokens: int) -> None:
-    """Open the export in ``folder``, whose files are as in ``seen``, and run ``batch`` texts of ``tokens`` tokens.
+def try_export(folder: Path, seen: Seen, file_bytes: int, batch: int, tokens: int, *, gpu: bool = False) -> None:
+    """Open the export in ``folder``, whose files are as in ``seen``, and run ``batch`` texts of ``tokens`` tokens: on
+    the CPU, where it runs there, else on a GPU (``gpu``), whose own memory has no limit here.
 
     Raises PrunekitError where that fails, or takes far more time or memory than ``file_bytes`` of weights need.
     """
@@ -39,7 +42,7 @@ def try_export(folder: Path, seen: Seen, file_bytes: int, batch: int, tokens: in
             arguments=[json.dumps([str(folder), seen, batch, tokens])],
             timeout=2 * seconds,
             limits=Limits(
-                data_bytes=int(_BASE + _COPIES * file_bytes + _TOKEN * fed),
+                data_bytes=int(_BASE + _CUDA * gpu + _COPIES * file_bytes + _TOKEN * fed),
                 cpu_seconds=int(seconds),
                 output_bytes=_OUTPUT,
                 file_bytes=_TEMPORARY,

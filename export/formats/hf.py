@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunekit.checkpoint.manifest import MANIFEST
 from prunekit.checkpoint.rebuild import rebuild
-from prunekit.export.target import FOLDER, Job, Requirement, Target, Written
+from prunekit.export.target import CPU, FOLDER, Job, Requirement, Target, Written
 from prunekit.models.runner import Runner, TorchRunner
 from prunekit.models.source import load_model, resolve
 from prunekit.plan import whole_plan
@@ -23,6 +23,7 @@ class HuggingFace(Target):
     dtypes = ("fp32", "fp16", "bf16")
     runs_with = (Requirement("transformers"),)
     takes_removed = True
+    devices = (CPU, "cuda")
     limits = (
         "Layers that differ load with prunekit installed or trust_remote_code; --layout uniform needs neither, but "
         "pads every layer with zeros to the widest, so nothing is gained.",
@@ -56,12 +57,12 @@ class HuggingFace(Target):
             placed=job.generation.everything,
         )
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        return TorchRunner(load_model(resolve(str(folder)), device="cpu"))
+        return TorchRunner(load_model(resolve(str(folder)), device=device))
 
     def usage(self, job: Job) -> str:
         uniform = job.options.layout == "uniform" or job.source.shape.is_uniform

@@ -46,6 +46,7 @@ BATCH_SIZE, LENGTH = "Sequences computed at a time", "Tokens of a sequence"
 TEXT = "Text to measure quality on"
 PROMPT_TOKENS, NEW_TOKENS = "Tokens of a prompt", "Tokens to decode after a prompt"
 FILES = "a file of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too)"
+DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."
 TRUST = "Run code that comes with a model or an export"
 
 Model = Annotated[
@@ -64,7 +65,7 @@ BaselineRevision = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
 ReportFile = Annotated[Path | None, typer.Option("--output", "-o", help=f"{OUTPUT}: a JSON file.", show_default=False)]
-Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help=DEVICE)]
 Dtype = Annotated[str, typer.Option(help=f"{DTYPE}: auto (as stored), float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option(help=f"{SEED}.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,14 @@ class Decoded:
 
 class Runner(AbstractContextManager["Runner"], ABC):
     """One loaded model. ``max_batch`` is the most sequences it takes at once (None: any number), ``mixes_lengths``
-    whether these may be prompts of different lengths, ``kv_element_bytes`` the bytes of one number in its KV cache."""
+    whether these may be prompts of different lengths, ``kv_element_bytes`` the bytes of one number in its KV cache,
+    ``facts`` what the runtime tells of how it runs the model (JSON values)."""
 
     vocab_size: int
     max_batch: int | None = 1
     mixes_lengths: bool = False
     kv_element_bytes: float = 4
+    facts: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def logits(self, ids: Array) -> Array:
@@ -114,7 +116,57 @@ def padded_left(prompts: Sequence[Array]) -> tuple[Array, Array]:
     return ids, mask
 
 
-class TorchRunner(MaskedRunner):
+class TensorRunner(MaskedRunner):
+    """A runtime that takes and gives torch tensors on ``device``: ids go there, tokens stay there, and logits come back
+    only where somebody asks for them."""
+
+    device: Any
+
+    def _tensor(self, ids: Array) -> Any:
+        """Whole numbers of any kind, as an int64 tensor on the device."""
+        import torch
+
+        return torch.as_tensor(ids, dtype=torch.int64).to(self.device)
+
+    @abstractmethod
+    def _last(self, ids: Any, mask: Any = None, positions: Any = None) -> Any:
+        """Append ids, an int64 tensor [batch, n]; ``mask`` and ``positions`` as :meth:`_masked` (None: nothing is
+        padding). Returns the last position's logits, a tensor [batch, vocab_size] on the device."""
+
+    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
+        return _numpy(self._last(*map(self._tensor, (ids, mask, positions))))
+
+    def start(self, ids: Array) -> Array:
+        given = self._tensor(ids)
+        self._restart(len(given))
+        return _numpy(self._last(given))
+
+    def step(self, tokens: Array) -> Array:
+        return _numpy(self._last(self._tensor(tokens)[:, None]))
+
+    def greedy(self, ids: Array, tokens: int, clock: Clock = time.perf_counter) -> Decoded:
+        """As in :class:`Runner`, with tokens that stay on the device: a GPU is waited for twice, not at every step."""
+        import torch
+
+        prompt = self._tensor(ids)
+        self._restart(len(prompt))
+        synchronize(self.device)
+        begin = clock()
+        made = [self._last(prompt).argmax(-1)]
+        synchronize(self.device)
+        first = clock()
+        for _ in range(tokens - 1):
+            made.append(self._last(made[-1][:, None]).argmax(-1))
+        synchronize(self.device)
+        end = clock()
+        return Decoded(torch.stack(made, 1).cpu().numpy(), first - begin, (end - first) / max(1, tokens - 1))
+
+
+def _numpy(logits: Any) -> Array:
+    return logits.float().cpu().numpy()
+
+
+class TorchRunner(TensorRunner):
     """A transformers causal LM, with transformers' own dynamic KV cache."""
 
     def __init__(self, model: Any):
@@ -122,28 +174,20 @@ class TorchRunner(MaskedRunner):
         self.vocab_size = int(model.config.vocab_size)
         self._cache: Any = None
 
-    def _tensor(self, ids: Array) -> Any:
+    @property
+    def device(self) -> Any:
+        return next(self.model.parameters()).device
+
+    def _last(self, ids: Any, mask: Any = None, positions: Any = None) -> Any:
         import torch
 
-        return torch.as_tensor(ids, dtype=torch.int64).to(next(self.model.parameters()).device)
-
-    def _last(self, ids: Any, **padding: Any) -> Any:
-        """Logits of the last position, a tensor [batch, vocab_size] on the model's device."""
-        import torch
-
+        padding = {} if mask is None else {"attention_mask": mask, "position_ids": positions}
         with torch.inference_mode():
             return self.model(
                 input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1, **padding
             ).logits[:, -1]
 
     def _restart(self, batch: int) -> None:
-        self._forget()
-
-    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
-        given = {"attention_mask": self._tensor(mask), "position_ids": self._tensor(positions)}
-        return self._last(self._tensor(ids), **given).float().cpu().numpy()
-
-    def _forget(self) -> None:
         from transformers import DynamicCache
 
         self._cache = DynamicCache(config=self.model.config)
@@ -152,29 +196,4 @@ class TorchRunner(MaskedRunner):
         import torch
 
         with torch.inference_mode():
-            return self.model(input_ids=self._tensor(ids)[None], use_cache=False).logits[0].float().cpu().numpy()
-
-    def start(self, ids: Array) -> Array:
-        self._forget()
-        return self._last(self._tensor(ids)).float().cpu().numpy()
-
-    def step(self, tokens: Array) -> Array:
-        return self._last(self._tensor(tokens)[:, None]).float().cpu().numpy()
-
-    def greedy(self, ids: Array, tokens: int, clock: Clock = time.perf_counter) -> Decoded:
-        """As in :class:`Runner`, with tokens that stay on the device: a GPU is waited for twice, not at every step."""
-        import torch
-
-        prompt = self._tensor(ids)
-        device = prompt.device
-        self._forget()
-        synchronize(device)
-        begin = clock()
-        made = [self._last(prompt).argmax(-1)]
-        synchronize(device)
-        first = clock()
-        for _ in range(tokens - 1):
-            made.append(self._last(made[-1][:, None]).argmax(-1))
-        synchronize(device)
-        end = clock()
-        return Decoded(torch.stack(made, 1).cpu().numpy(), first - begin, (end - first) / max(1, tokens - 1))
+            return _numpy(self.model(input_ids=self._tensor(ids)[None], use_cache=False).logits[0])

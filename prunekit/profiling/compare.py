@@ -125,18 +125,20 @@ def bench(
     runtime: str = "torch",
     dtype: str = "",
     peak_how: str | None = None,
+    device: str = "cpu",
     clock: Clock = time.perf_counter,
 ) -> BenchReport:
     """Time ``dense`` and ``pruned`` in turns (A B B A …), so that drift of the machine hits both alike.
 
-    ``runtime`` and ``dtype`` name what runs them, for the report. On CUDA the peak memory of transformers models is
+    ``runtime``, ``dtype`` and ``device`` name what runs them, for the report; of transformers models the last two are
+    known. On CUDA the peak memory of transformers models is
     measured here unless their facts hold it; elsewhere it must be measured in a process of its own
     (:mod:`prunekit.profiling.memory`). Raises PrunekitError where the two can't take the same prompts.
     """
     config = config or BenchConfig()
     check_contenders(dense, pruned, config)
-    device: Any = "cpu"
     both = (dense, pruned)
+    place: Any = device
     models = [each.runner.model for each in both if isinstance(each.runner, TorchRunner)]
     if models:
         dtypes = [str(next(model.parameters()).dtype).removeprefix("torch.") for model in models]
@@ -145,14 +147,14 @@ def bench(
                 f"{dense.facts.name} is in {dtypes[0]} and {pruned.facts.name} in {dtypes[1]}; give one --dtype for "
                 "both."
             )
-        device, dtype = next(models[0].parameters()).device, dtypes[0]
+        place, dtype = next(models[0].parameters()).device, dtypes[0]
     with cpu_threads(config.threads):
         for each in both:
             _check_logits(each, config.seed)
-        machine = describe_machine(device)
+        machine = describe_machine(place)
         results = tuple(_batch(both, size, config, clock) for size in config.batch)
         facts = [each.facts for each in both]
-        if models and device.type == "cuda" and facts[0].peak_bytes is None:
+        if models and place.type == "cuda" and facts[0].peak_bytes is None:
             facts = [
                 replace(each, peak_bytes=_cuda_peak(model, config)) for each, model in zip(facts, models, strict=True)
             ]

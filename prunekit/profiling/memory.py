@@ -1,4 +1,4 @@
-"""Peak resident memory of serving one model on the CPU, measured in a process that does nothing else."""
+"""Peak memory of serving one model, on the CPU or a GPU, measured in a process that does nothing else."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ HOW = (
     "peak resident memory while one prompt at the largest batch is answered, less what the process held before the "
     "model was loaded; each model in a process of its own"
 )
+HOW_ON_GPU = (
+    "what is taken of the GPU's memory at most while one prompt at the largest batch is answered, by the driver's "
+    "count of free memory every few milliseconds, less what was taken before the model was loaded; each model in a "
+    "process of its own, with no other user of the GPU. It holds what runtimes reserve, and their compiled kernels"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class MemoryRun:
     own: bool
     seen: Seen | None
     trust_remote_code: bool
+    device: str = "cpu"
 
 
 def measure_peak(
@@ -46,11 +52,12 @@ def measure_peak(
     own: bool = False,
     seen: Seen | None = None,
     trust_remote_code: bool = False,
+    device: str = "cpu",
 ) -> int | None:
-    """Peak bytes of one run of ``model`` on the CPU: a checkpoint's folder for the runtimes torch and prunekit, an
-    export's folder for others; messages call it ``name``. ``own``: this process wrote that export; ``seen``: its files,
-    where it was checked already. Else it is checked there, with ``trust_remote_code``. None where the system doesn't
-    tell. Raises PrunekitError where that process fails.
+    """Peak bytes of one run of ``model`` in the memory of ``device``: a checkpoint's folder for the runtimes torch and
+    prunekit, an export's folder for others; messages call it ``name``. ``own``: this process wrote that export;
+    ``seen``: its files, where it was checked already. Else it is checked there, with ``trust_remote_code``. None where
+    the system doesn't tell. Raises PrunekitError where that process fails.
     """
     run = MemoryRun(
         model,
@@ -63,6 +70,7 @@ def measure_peak(
         own=own,
         seen=seen,
         trust_remote_code=trust_remote_code,
+        device=device,
     )
     done = run_python(module="prunekit.cli.memory_probe", arguments=[json.dumps(asdict(run))])
     if not done.ok:

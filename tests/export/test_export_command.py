@@ -97,7 +97,7 @@ def test_a_missing_package_says_how_to_get_it(uneven, command, tmp_path, monkeyp
 )
 @pytest.mark.parametrize("where", ["write", "open"])
 def test_nothing_is_left_of_a_failed_export(uneven, command, tmp_path, monkeypatch, failure, where):
-    def fail(self, first, second=None):
+    def fail(self, first, second=None, device=None):
         folder = second if where == "write" else first
         (Path(folder) / "half").write_text("written")
         raise failure

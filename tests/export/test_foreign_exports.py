@@ -94,7 +94,7 @@ def test_programs_need_trust_and_the_reason_is_told(described, name, monkeypatch
     folder = described(name, {"model.bin": "program"})
     monkeypatch.setattr(type(target(name)), "missing", lambda *_: ())
     opened = []
-    monkeypatch.setattr(type(target(name)), "open", lambda _, path, threads=None: opened.append(path))
+    monkeypatch.setattr(type(target(name)), "open", lambda _, path, threads=None, device="cpu": opened.append(path))
     with pytest.raises(
         PrunekitError, match=r"is a program: .* only if you trust who made it, with --trust-remote-code"
     ):

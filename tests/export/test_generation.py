@@ -16,7 +16,7 @@ from prunekit.export.export import export, read_export
 from prunekit.export.generation import chat_templates, generation_of, put_templates, write_generation_config
 from prunekit.export.registry import target
 from prunekit.export.target import Job, Options
-from prunekit.models.runner import TorchRunner
+from prunekit.models.runner import Runner, TorchRunner
 from prunekit.models.source import load_model, load_tokenizer, resolve
 from tests.support.export_models import SAMPLING, TEMPLATE, TEMPLATES, rewrite, save_chatty
 from tests.support.readme_blocks import run_blocks
@@ -143,7 +143,7 @@ def test_a_target_of_one_text_refuses_more():
 
 
 class SimpleRunner(TorchRunner):
-    together = TorchRunner.__mro__[2].together
+    together = Runner.together
 
     def __init__(self):
         """Nothing to load."""

@@ -115,7 +115,7 @@ class Copy(Target):
         shutil.copytree(job.source.path, folder, dirs_exist_ok=True)
         return Written()
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = "cpu") -> Runner:
         return TorchRunner(load_model(resolve(str(folder)), device="cpu"))
 
     def usage(self, job: Job) -> str:

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunekit.errors import PrunekitError
+from prunekit.export.device import place
 from prunekit.export.export import export
 from prunekit.export.formats import hf
 from prunekit.export.formats.vllm import plugin
@@ -214,6 +215,12 @@ def test_transformers_backend(tmp_path: Path) -> None:
 def test_16_bits(tmp_path: Path, dtype: str) -> None:
     exported = export(made(tmp_path, "llama", {}), "vllm", tmp_path / "out", Options(dtype))
     assert exported.parity is not None and exported.parity.ok
+
+
+def test_the_device_is_vllms_own() -> None:
+    assert target("vllm").own_device() == "cpu" == place(target("vllm"), "auto")
+    with pytest.raises(PrunekitError, match="The installed vLLM runs on cpu and not on cuda; leave --device out"):
+        target("vllm").check_device("cuda")
 
 
 @pytest.mark.usefixtures("in_process")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
+from prunekit.export.target import CPU
 from prunekit.models.gguf.header import check_header, read_header
 from prunekit.models.runner import Array, Runner
 
@@ -71,15 +72,31 @@ def gguf_file(folder: Path) -> Path:
     return files[0]
 
 
-def load(file: Path, *, vocab_only: bool = False, gpu: bool = False) -> Any:
-    """A llama_model pointer. Raises PrunekitError with llama.cpp's last words where it refuses the file."""
+def check_cuda() -> None:
+    """Raises PrunekitError where the installed llama-cpp-python was built without CUDA."""
+    import llama_cpp
+
+    # It names what it was built with; llama_supports_gpu_offload is true of Vulkan and Metal too.
+    if not llama_cpp.llama_supports_gpu_offload() or b"CUDA" not in llama_cpp.llama_print_system_info():
+        raise PrunekitError(
+            "The installed llama-cpp-python was built without CUDA; with NVIDIA's compiler at hand run "
+            "`CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
+            "llama-cpp-python`, or leave --device out."
+        )
+
+
+def load(file: Path, *, vocab_only: bool = False, device: str = CPU) -> Any:
+    """A llama_model pointer, all layers on ``device``. Raises PrunekitError with llama.cpp's last words where it
+    refuses the file."""
     import llama_cpp
 
     LOG.install()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = vocab_only
-    if not gpu:
-        params.n_gpu_layers = 0
+    # Negative layers are all of them, the output head among them; a negative GPU is none, whatever the build has.
+    params.n_gpu_layers = 0 if device == CPU else -1
+    params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
+    params.main_gpu = -1 if device == CPU else int(device.partition(":")[2] or 0)
     model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
     if not model:
         raise PrunekitError(f"llama.cpp can't load {file.name}: {LOG.last_error or 'it gives no reason'}.")
@@ -100,7 +117,7 @@ def token_ids(model: Any, text: str, special: bool = False) -> list[int]:
 
 
 class LlamaCppRunner(Runner):
-    """One model in one llama.cpp context.
+    """One model in one llama.cpp context on ``device``.
 
     ``exact`` keeps the KV cache in float32 and leaves flash attention out, so that nothing is rounded but what the file
     rounds. Otherwise llama.cpp's own defaults hold: what users get.
@@ -111,13 +128,14 @@ class LlamaCppRunner(Runner):
 
     mixes_lengths = True
 
-    def __init__(self, folder: Path, threads: int | None = None, *, exact: bool = False):
+    def __init__(self, folder: Path, threads: int | None = None, *, exact: bool = False, device: str = CPU):
         import llama_cpp
 
         self._api = llama_cpp
         self._context: Any = None
         self._batch: Any = None
-        self._model = load(gguf_file(folder), gpu=not exact)
+        on_cpu = device == CPU
+        self._model = load(gguf_file(folder), device=device)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self.kv_element_bytes = 4 if exact else 2
         params = llama_cpp.llama_context_default_params()
@@ -126,10 +144,11 @@ class LlamaCppRunner(Runner):
         params.n_seq_max, params.kv_unified = _SEQUENCES, True
         params.n_threads = params.n_threads_batch = threads or cores()
         params.no_perf = True
+        # A build for GPUs would lend large products of a model on the CPU to them.
+        params.offload_kqv = params.op_offload = not on_cpu
         if exact:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            params.offload_kqv = params.op_offload = False
             # Windows of Gemma's caches are cut to the window; the gate compares what a full one computes.
             params.swa_full = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)

@@ -11,11 +11,11 @@ from prunekit.errors import PrunekitError
 from prunekit.export.formats.gguf.architectures import WINDOWED, architecture_of, window_of
 from prunekit.export.formats.gguf.quantize import DIRECT, QUANTISED, fallback_notes, fallbacks, quantise
 from prunekit.export.formats.gguf.rope import rotation_of
-from prunekit.export.formats.gguf.runner import LlamaCppRunner, gguf_file
+from prunekit.export.formats.gguf.runner import LlamaCppRunner, check_cuda, gguf_file
 from prunekit.export.formats.gguf.token_check import check_tokens
 from prunekit.export.formats.gguf.vocab import Vocabulary, end_tokens, placed, vocabulary
 from prunekit.export.formats.gguf.write import Stored, write_file
-from prunekit.export.target import Job, Requirement, Target, Written
+from prunekit.export.target import CPU, Job, Requirement, Target, Written
 from prunekit.models.gguf.header import read_header
 from prunekit.models.gguf.tensors import Architecture
 from prunekit.models.runner import Runner
@@ -49,6 +49,14 @@ class Gguf(Target):
         "llama.cpp's server reads prompts of different lengths together, each in a slot of its own: "
         "`llama-server -np 4` has four."
     )
+
+    devices = (CPU, "cuda")
+    # ggml lets cuBLAS do so (CUBLAS_TF32_TENSOR_OP_MATH).
+    tf32 = True
+
+    def check_device(self, kind: str) -> None:
+        if kind != CPU:
+            check_cuda()
 
     def check(self, job: Job) -> None:
         architecture_of(job.source, job.context_length)
@@ -103,11 +111,11 @@ class Gguf(Target):
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
         gguf_file(folder)
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
-        return LlamaCppRunner(folder, threads)
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
+        return LlamaCppRunner(folder, threads, device=device)
 
-    def open_exactly(self, folder: Path) -> Runner:
-        return LlamaCppRunner(folder, exact=True)
+    def open_exactly(self, folder: Path, device: str = CPU) -> Runner:
+        return LlamaCppRunner(folder, exact=True, device=device)
 
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
         if job.dtype in ("f16", "f32", "bf16"):
@@ -120,7 +128,7 @@ class Gguf(Target):
 
 ```sh
 llama-cli -m {name} -p "Once upon a time"
-llama-server -m {name} -fa on
+llama-server -m {name} -fa on{" -ngl 99" if job.on_gpu else ""}
 ```
 
 With llama-cpp-python (`pip install llama-cpp-python`):
@@ -128,7 +136,7 @@ With llama-cpp-python (`pip install llama-cpp-python`):
 ```python
 from llama_cpp import Llama
 
-model = Llama("{name}", n_ctx={job.context_length}, verbose=False)
+model = Llama("{name}", n_ctx={job.context_length}{", n_gpu_layers=-1" if job.on_gpu else ""}, verbose=False)
 print(model("Once upon a time", max_tokens=32)["choices"][0]["text"])
 ```
 """

@@ -45,7 +45,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "num_attention_heads": math.gcd(heads, shape.hidden_size),
         "num_key_value_heads": max(layer.num_key_value_heads for layer in shape.layers),
         "intermediate_size": max(layer.intermediate_size for layer in shape.layers),
-        "dtype": {"fp32": "float32", "fp16": "float16"}[job.dtype],
+        "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[job.dtype],
     }
 
 

@@ -7,93 +7,95 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.export.target import runtime_errors
-from prunekit.models.runner import Array, MaskedRunner
+from prunekit.errors import PrunekitError
+from prunekit.export.formats.onnx.session import node_facts, open_session
+from prunekit.export.target import CPU, runtime_errors
+from prunekit.models.runner import Array, TensorRunner
+from prunekit.utils.machine import synchronize
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# What a tensor is made of, as OrtValue takes it (numpy has no bfloat16, but ONNX a number for it), and its bytes.
+_TYPES: dict[str, tuple[Any, int]] = {
+    "tensor(float)": (np.float32, 4),
+    "tensor(float16)": (np.float16, 2),
+    "tensor(bfloat16)": (16, 2),
+}
 _KEEP = "num_logits_to_keep"
 
 
-class OnnxRunner(MaskedRunner):
-    """``model`` on the CPU in ``threads`` threads. The cache never leaves ONNX Runtime: a step's present tensors are
-    bound as the next step's past. Raises PrunekitError where ONNX Runtime refuses the file."""
+class OnnxRunner(TensorRunner):
+    """``model`` on ``device``, on the CPU in ``threads`` threads. Nothing is copied: inputs are torch's tensors, the
+    cache never leaves ONNX Runtime (a step's present tensors are bound as the next step's past), and logits are read
+    where they are. Raises PrunekitError where ONNX Runtime refuses the file or the device."""
 
-    def __init__(self, model: Path, threads: int | None = None):
+    def __init__(self, model: Path, threads: int | None = None, device: str = CPU):
         import onnxruntime
+        import torch
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # Every decode step has a shape of its own, and a memory plan kept for each would only grow.
-        options.enable_mem_pattern = False
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        with runtime_errors(f"ONNX Runtime refuses {model}"):
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.device = torch.device(device)
+        self._session = open_session(model, threads, device)
+        self.facts = node_facts(self._session)
         inputs = self._session.get_inputs()
-        self._past = [(each.name, each.shape, _TYPES[each.type]) for each in inputs if each.shape[2:]]
-        outputs = [each.name for each in self._session.get_outputs()]
-        self._outputs = outputs
+        self._past = [(each.name, each.shape, _TYPES[each.type][0]) for each in inputs if each.shape[2:]]
+        self.kv_element_bytes = next(_TYPES[each.type][1] for each in inputs if each.shape[2:])
+        self._outputs = [each.name for each in self._session.get_outputs()]
         self._can_keep = any(each.name == _KEEP for each in self._session.get_overridable_initializers())
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
-        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._values = onnxruntime.OrtValue
+        self._place = (self.device.type, self.device.index or 0)
         self._binding: Any = None
         self._cache: list[Any] = []
         self._length = 0
 
-    def _empty_cache(self, batch: int) -> list[Any]:
-        return [self._value(np.zeros((batch, shape[1], 0, shape[3]), dtype)) for _, shape, dtype in self._past]
+    def _run(self, ids: Any, keep: int, mask: Any = None, positions: Any = None) -> Any:
+        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind the cache, which grows by them: a
+        tensor on the device. Without ``mask`` and ``positions`` nothing is padding."""
+        import torch
 
-    def _run(self, ids: Array, keep: int, mask: Array = None, positions: Array = None) -> Array:
-        """Logits of the last ``keep`` positions (0: all) of ids [batch, n] behind the cache, which grows by them.
-        Without ``mask`` and ``positions`` nothing is padding."""
+        if self._session is None:
+            raise PrunekitError("This export was closed; open it again.")
         batch, length = ids.shape
         first, last = self._length, self._length + length
         if mask is None:
-            mask = np.ones((batch, last), dtype=np.int64)
-            positions = np.broadcast_to(np.arange(first, last), (batch, length))
-        feeds = {
-            "input_ids": np.ascontiguousarray(ids, dtype=np.int64),
-            "attention_mask": mask,
-            "position_ids": np.ascontiguousarray(positions),
-        }
+            mask = torch.ones(batch, last, dtype=torch.int64, device=self.device)
+            positions = torch.arange(first, last, device=self.device).expand(batch, -1)
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         if self._can_keep:
-            feeds[_KEEP] = np.array(keep, dtype=np.int64)
+            # Where to slice is decided on the CPU.
+            feeds[_KEEP] = torch.tensor(keep)
         binding = self._binding
-        for name, value in feeds.items():
-            binding.bind_ortvalue_input(name, self._value(value))
+        given = {name: tensor.contiguous() for name, tensor in feeds.items()}
+        for name, tensor in given.items():
+            binding.bind_ortvalue_input(name, self._values.from_dlpack(tensor))
         for (name, _, _), value in zip(self._past, self._cache, strict=True):
             binding.bind_ortvalue_input(name, value)
         # An output that is bound already would be written into, and each step's are longer.
         for name in self._outputs:
-            binding.bind_output(name)
+            binding.bind_output(name, *self._place)
+        # ONNX Runtime has a stream of its own: it must not read what torch is still writing, nor torch the reverse.
+        synchronize(self.device)
         with runtime_errors("ONNX Runtime could not run the model"):
             self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
         logits, *self._cache = binding.get_outputs()
         self._length = last
-        return logits.numpy().astype(np.float32, copy=False)
+        return torch.from_dlpack(logits)
 
-    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
+    def _last(self, ids: Any, mask: Any = None, positions: Any = None) -> Any:
         return self._run(ids, 1, mask, positions)[:, -1]
 
     def _restart(self, batch: int) -> None:
-        self._binding = self._session.io_binding()
-        self._cache = self._empty_cache(batch)
-        self._length = 0
+        # Dropped first, so that the old cache and the new one are never there together.
+        self._binding, self._cache, self._length = self._session and self._session.io_binding(), [], 0
+        self._cache = [
+            self._values.ortvalue_from_shape_and_type((batch, shape[1], 0, shape[3]), dtype, *self._place)
+            for _, shape, dtype in self._past
+        ]
 
     def logits(self, ids: Array) -> Array:
         self._restart(1)
-        made = self._run(np.asarray(ids)[None], 0)[0]
+        made = self._run(self._tensor(ids)[None], 0)[0].float().cpu().numpy()
         self._restart(1)
         return made
-
-    def start(self, ids: Array) -> Array:
-        ids = np.asarray(ids)
-        self._restart(len(ids))
-        return self._run(ids, 1)[:, -1]
-
-    def step(self, tokens: Array) -> Array:
-        return self._run(np.asarray(tokens)[:, None], 1)[:, -1]
 
     def close(self) -> None:
         self._binding, self._cache, self._session = None, [], None

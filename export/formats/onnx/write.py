@@ -25,7 +25,7 @@ EXTERNAL_FROM = 2**26
 Logits = Literal["optional", "required", "all"]
 # The fused operators came with 23; a plain graph asks for no more than older runtimes have.
 _OPSETS = {True: 20, False: 23}
-_DTYPES = {"fp32": "float32", "fp16": "float16"}
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def export_onnx(
@@ -40,11 +40,11 @@ def export_onnx(
     """Write ``folder``/model.onnx: the model with its KV cache, batch and lengths free. Returns its path.
 
     Inputs input_ids, attention_mask, position_ids (int64) and past_key_values.N.key/.value, outputs logits and
-    present.N.key/.value, named and shaped as optimum's. ``dtype`` is fp32 or fp16 (default: the job's); ``plain`` keeps
-    to operators of the ONNX standard, for runtimes other than ONNX Runtime. A further input num_logits_to_keep (int64
-    []) says of how many last positions logits are computed, 0 for all: with ``logits`` "optional" it may be left out
-    (0 then; ONNX Runtime's way), with "required" it is an input like others, with "all" there is none. Weights of more
-    than ``external_from`` bytes go to model.onnx_data beside the graph. The file passes onnx.checker.
+    present.N.key/.value, named and shaped as optimum's. ``dtype`` is fp32, fp16 or bf16 (default: the job's); ``plain``
+    keeps to operators of the ONNX standard, for runtimes other than ONNX Runtime. A further input num_logits_to_keep
+    (int64 []) says of how many last positions logits are computed, 0 for all: with ``logits`` "optional" it may be left
+    out (0 then; ONNX Runtime's way), with "required" it is an input like others, with "all" there is none. Weights of
+    more than ``external_from`` bytes go to model.onnx_data beside the graph. The file passes onnx.checker.
     Raises PrunekitError where the model can't be traced, or float16 is too small for its weights.
     """
     import onnx
@@ -55,7 +55,7 @@ def export_onnx(
 
     dtype = dtype or job.dtype
     if dtype not in _DTYPES:
-        raise PrunekitError(f"ONNX is written in fp32 or fp16, not {dtype}.")
+        raise PrunekitError(f"ONNX is written in fp32, fp16 or bf16, not {dtype}.")
     check_rotation(job)
     config = PrunedOnnxConfig.of(job.source, dtype)
     model = job.load(_DTYPES[dtype])

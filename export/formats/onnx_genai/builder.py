@@ -103,7 +103,11 @@ def _keep_last(model: Any, quantised: bool) -> None:
         return made
 
     batch, number = hidden.shape[0], onnx_ir.TensorType(kinds.INT64)
-    given = add("Shape", [ids], "Length", [1], number, start=1, end=2)
+    # The length of what was given, counted where the ids are: a Shape is on the CPU, and a graph that copies from there
+    # can't be captured as a CUDA graph.
+    same = add("Equal", [ids, ids], "Same", list(ids.shape), onnx_ir.TensorType(kinds.BOOL))
+    ones = add("Cast", [same], "Ones", list(ids.shape), number, to=kinds.INT64)
+    given = add("ReduceSum", [ones, constant("axis", [1])], "Length", [batch], number, keepdims=0)
     # The mask counts the tokens in the cache too; a prompt has no more than were given.
     real = add("Min", [lengths, given], "Real", [batch], number)
     last = add("Sub", [real, constant("one", [1])], "Last", [batch], number)
@@ -183,10 +187,11 @@ def _builder(job: Job) -> Any:
         base: Any = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     shape, bits = job.source.shape, {"int4": 4, "int8": 8}.get(job.dtype)
     moments = _moments(job) if bits == 4 else {}
-    types = {"fp32": "FLOAT", "fp16": "FLOAT16", "int4": "INT4", "int8": "INT8"}
+    types = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int4": "INT4", "int8": "INT8"}
     io_dtype = onnx_dtype = getattr(onnx_ir.DataType, types[job.dtype])
     if bits:
-        io_dtype = onnx_ir.DataType.FLOAT
+        # Fused attention has no kernel for float32 on CUDA.
+        io_dtype = onnx_ir.DataType.FLOAT16 if job.on_gpu else onnx_ir.DataType.FLOAT
 
     class Builder(base):
         # Weights that are quantised already: the head's, which a tied embedding shares.
@@ -252,7 +257,8 @@ def _builder(job: Job) -> Any:
         def make_quantised_lookup(self, basename: str) -> str:
             if not shape.tie_word_embeddings:
                 for kind, name in zip(("qweight", "scales", "qzeros"), self.lookup_names(), strict=True):
-                    self.make_initializer(getattr(self.table, kind), name)
+                    to = self.io_dtype if kind == "scales" else None
+                    self.make_initializer(getattr(self.table, kind), name, to=to)
             self.tied_quantized_embeddings = True
             return super().make_embedding_lookup(None, basename, self.table)
 
@@ -290,6 +296,7 @@ def _builder(job: Job) -> Any:
             self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape(last_dim=self.vocab_size))
             return name
 
+    # The graph is the same for every device, so that the CPU proves what a GPU is given.
     # One product of queries, keys and values would have one number of bits.
     options = {"accuracy_level": 4, "windowed_kv_cache": False, "fuse_qkv": bits != 4}
     return Builder(_placeholder(job), io_dtype, onnx_dtype, "cpu", "", options)

@@ -9,6 +9,8 @@ from prunekit.export.target import Job
 
 # The builder's classes are no public interface: other versions may do something else under the same names.
 TESTED = ("0.18.0",)
+# The same with CUDA, instead of onnxruntime-genai.
+CUDA_PACKAGE = "onnxruntime-genai-cuda"
 # Of the builder: its class for a family, by module and name.
 CLASSES = {
     "llama": ("llama", "LlamaModel"),
@@ -59,10 +61,21 @@ def rope_type(config: Any) -> str:
     return str(parameters.get("rope_type", "default"))
 
 
+def check_cuda() -> None:
+    """Raises PrunekitError where the installed onnxruntime-genai was built without CUDA."""
+    import onnxruntime_genai as og
+
+    if not og.is_cuda_available():
+        raise PrunekitError(
+            "The installed onnxruntime-genai was built without CUDA; run `pip uninstall -y onnxruntime-genai && pip "
+            f"install {CUDA_PACKAGE}=={TESTED[-1]}`, or leave --device out."
+        )
+
+
 def _check_version() -> None:
     from prunekit.utils.provenance import installed
 
-    found = installed("onnxruntime-genai")
+    found = installed("onnxruntime-genai") or installed(CUDA_PACKAGE)
     if found is not None and found not in TESTED:
         raise PrunekitError(
             f"onnxruntime-genai {found} is installed, and its model builder may differ from the tested one; run "

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.export.generation import Generation, template_key
 from prunekit.export.target import Job
+from prunekit.utils.files.atomic import read_json
 
 CONFIG = "genai_config.json"
+CUDA_GRAPH = "enable_cuda_graph"
 # Of generation_config.json, what onnxruntime-genai's search has under the same name, and as what it reads it.
 _SEARCH: dict[str, type] = {
     **dict.fromkeys(("do_sample", "early_stopping"), bool),
@@ -35,7 +40,10 @@ def genai_config(job: Job) -> dict[str, Any]:
             "bos_token_id": begin,
             "context_length": job.context_length,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{"cuda": {CUDA_GRAPH: "1"}}] if job.on_gpu else [],
+                },
                 "filename": MODEL,
                 "head_size": shape.head_dim,
                 "hidden_size": shape.hidden_size,
@@ -71,6 +79,19 @@ def genai_config(job: Job) -> dict[str, Any]:
             **_search(generation),
         },
     }
+
+
+def captures(settings: Mapping[str, Any]) -> bool:
+    """Whether a genai_config.json asks for CUDA graphs of decode steps."""
+    providers = settings["model"]["decoder"].get("session_options", {}).get("provider_options", [])
+    return any(each.get("cuda", {}).get(CUDA_GRAPH) == "1" for each in providers)
+
+
+def without_cuda_graph(folder: Path) -> None:
+    """Have the genai_config.json in ``folder`` ask for none."""
+    settings = read_json(folder / CONFIG, "onnxruntime-genai config")
+    settings["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {CUDA_GRAPH: "0"}}]
+    (folder / CONFIG).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def placed(job: Job) -> frozenset[str]:

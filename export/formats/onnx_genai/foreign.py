@@ -13,7 +13,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.export.formats.onnx.foreign import check_onnx
 from prunekit.export.formats.onnx_genai.builder import MODEL, SCORER
-from prunekit.export.formats.onnx_genai.config import CONFIG
+from prunekit.export.formats.onnx_genai.config import CONFIG, CUDA_GRAPH
 from prunekit.utils.files.strict_json import parse, read_regular
 
 _MOST_BYTES = 2**20
@@ -30,6 +30,11 @@ def _numbers(value: Any) -> bool:
 def _name(value: Any) -> bool:
     """A word: names of inputs and outputs ("past_key_values.%d.key") and model types."""
     return isinstance(value, str) and len(value) < 200 and all(each.isalnum() or each in "_.%-" for each in value)
+
+
+def _providers(value: Any) -> bool:
+    """None, or CUDA with or without CUDA graphs: what exports of prunekit ask for."""
+    return value in ([], [{"cuda": {CUDA_GRAPH: "0"}}], [{"cuda": {CUDA_GRAPH: "1"}}])
 
 
 _NAMES = dict.fromkeys(
@@ -54,7 +59,7 @@ _ALLOWED: dict[str, Any] = {
         **dict.fromkeys(("context_length", "vocab_size"), _number),
         "type": _name,
         "decoder": {
-            "session_options": {"log_id": _name, "provider_options": lambda value: value == [], **_THREADS},
+            "session_options": {"log_id": _name, "provider_options": _providers, **_THREADS},
             "filename": lambda value: value in (MODEL, SCORER),
             **dict.fromkeys(_SIZES, _number),
             "inputs": _NAMES,

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
+from prunekit.export.device import kind_of
 from prunekit.export.formats.onnx_genai.builder import MODEL, SCORER
-from prunekit.export.formats.onnx_genai.config import CONFIG
-from prunekit.export.target import runtime_errors
+from prunekit.export.formats.onnx_genai.config import CONFIG, CUDA_GRAPH, captures
+from prunekit.export.target import CPU, runtime_errors
 from prunekit.models.runner import Array, Decoded, Runner
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.timing import Clock
@@ -29,8 +30,9 @@ _LIKELIEST = {
 
 
 class GenaiRunner(Runner):
-    """The folder's model on the CPU in ``threads`` threads, generating without sampling. The KV cache is
-    onnxruntime-genai's. Raises PrunekitError where it refuses the folder, or a text is longer than the context.
+    """The folder's model on ``device``, on the CPU in ``threads`` threads, generating without sampling. The KV cache is
+    onnxruntime-genai's; on a GPU decode steps are CUDA graphs where the folder asks for them. Raises PrunekitError
+    where it refuses the folder or the device, or a text is longer than the context.
 
     One sequence at a time: for more it takes prompts, but no tokens behind them (only those that it picked itself).
     """
@@ -38,7 +40,7 @@ class GenaiRunner(Runner):
     max_batch = 1
     mixes_lengths = True
 
-    def __init__(self, folder: Path, threads: int | None = None, kv_element_bytes: float = 4):
+    def __init__(self, folder: Path, threads: int | None = None, kv_element_bytes: float = 4, device: str = CPU):
         settings = read_json(folder / CONFIG, "onnxruntime-genai config")
         self.vocab_size = int(settings["model"]["vocab_size"])
         self.context = int(settings["model"]["context_length"])
@@ -46,7 +48,9 @@ class GenaiRunner(Runner):
         self._pad = int(settings["model"]["pad_token_id"])
         ends = settings["model"]["eos_token_id"]
         self._ends = ends if isinstance(ends, list) else [ends]
-        self._folder, self._threads = folder, threads
+        self._folder, self._threads, self._device = folder, threads, device
+        self._captures = device != CPU and captures(settings)
+        self.facts = {} if device == CPU else {"cuda_graph": self._captures}
         self._loaded = ""
         self._model: Any = None
         self._generator: Any = None
@@ -65,8 +69,28 @@ class GenaiRunner(Runner):
         with runtime_errors(f"onnxruntime-genai refuses {self._folder}"):
             config = og.Config(str(self._folder))
             config.overlay(json.dumps({"model": {"decoder": decoder}}))
+            self._choose_device(config, filename)
             self._model = og.Model(config)
+            there = str(self._model.device_type).lower()
+        if there != kind_of(self._device):
+            self.close()
+            raise PrunekitError(
+                f"onnxruntime-genai runs {self._folder} on {there}, not on {kind_of(self._device)}; export the model "
+                f"again with --device {kind_of(self._device)}."
+            )
         self._loaded = filename
+
+    def _choose_device(self, config: Any, filename: str) -> None:
+        """Whatever the folder's own config says: without a provider it is the CPU."""
+        config.clear_providers()
+        if self._device == CPU:
+            return
+        kind, _, index = self._device.partition(":")
+        config.append_provider(kind)
+        # Texts that are scored have a length of their own each, and a graph is for one length.
+        graph = self._captures and filename == MODEL
+        for name, value in (("device_id", index or "0"), (CUDA_GRAPH, "1" if graph else "0")):
+            config.set_provider_option(kind, name, value)
 
     def _begin(self, ids: Array, room: int) -> Any:
         """A generator that has read prompts of int64 [batch, n] and may make ``room`` tokens more."""

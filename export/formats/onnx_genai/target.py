@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.checkpoint.rebuild import copy_tokenizer
+from prunekit.errors import PrunekitError
 from prunekit.export.generation import put_templates
-from prunekit.export.target import FOLDER, Job, Requirement, Target, Written
+from prunekit.export.target import CPU, FOLDER, Job, Requirement, Target, Written
 from prunekit.models.runner import Runner
 
 if TYPE_CHECKING:
@@ -21,26 +22,38 @@ _WIDENED = (
 )
 
 
+_GENAI = Requirement("onnxruntime-genai", extra="onnx-genai", distributions=("onnxruntime-genai-cuda",))
+
+
 class OnnxGenai(Target):
     name = "onnx-genai"
     summary = "A folder for onnxruntime-genai: graph with fused attention, generation settings, tokenizer."
-    dtypes = ("fp32", "fp16", "int4", "int8")
-    writes_with = (
-        Requirement("onnxruntime-genai", extra="onnx-genai"),
-        Requirement("onnx-ir", extra="onnx-genai"),
-    )
-    runs_with = (Requirement("onnxruntime-genai", extra="onnx-genai"),)
+    dtypes = ("fp32", "fp16", "int4", "int8", "bf16")
+    writes_with = (_GENAI, Requirement("onnx-ir", extra="onnx-genai"))
+    runs_with = (_GENAI,)
+    devices = (CPU, "cuda")
     limits = (
         "OLMo-2 is refused, for the model builder has no layers with norms behind them only; take onnx.",
         "Rotary embeddings of type longrope and heads of other than a multiple of 16 channels are refused; take onnx.",
         "Rotary embeddings of type dynamic fit no graph; take hf or vllm.",
-        "int4 and int8 multiply by activations of 8 bits, as ONNX Runtime's fastest CPU kernels do.",
+        "int4 and int8 multiply by activations of 8 bits on a CPU, as ONNX Runtime's fastest kernels there do; for "
+        "CUDA they are exported anew (--device cuda), with activations of 16 bits.",
+        "On CUDA there is no fp32: ONNX Runtime's fused attention is 16-bit there. bf16 is for CUDA alone.",
     )
 
     batches = (
         "Prompts of different lengths go in together: `tokenizer.encode_batch(texts)` fills them up on the right with "
         "the padding token of genai_config.json; say how many they are as `batch_size` in `set_search_options`."
     )
+
+    def computes(self, dtype: str, device: str) -> bool:
+        return dtype != ("bf16" if device == CPU else "fp32")
+
+    def check_device(self, kind: str) -> None:
+        from prunekit.export.formats.onnx_genai.check import check_cuda
+
+        if kind != CPU:
+            check_cuda()
 
     def check(self, job: Job) -> None:
         from prunekit.export.formats.onnx_genai.check import check
@@ -57,19 +70,20 @@ class OnnxGenai(Target):
         (folder / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         put_templates(job.generation.templates, folder, named=False)
-        notes = [_WIDENED] if job.dtype == "fp16" else []
-        told = note(job, folder)
-        return Written((*notes, *([told] if told else [])), decode_bytes, placed=placed(job))
+        notes = [_WIDENED if job.dtype == "fp16" and not job.on_gpu else None, note(job, folder)]
+        if job.on_gpu:
+            notes.append(_settle_cuda_graph(folder, job.device))
+        return Written(tuple(filter(None, notes)), decode_bytes, placed=placed(job), runs_on=_runs_on(job))
 
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
         from prunekit.export.formats.onnx_genai.foreign import check_genai
 
         check_genai(folder, files)
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         from prunekit.export.formats.onnx_genai.runner import GenaiRunner, kv_element_bytes
 
-        return GenaiRunner(folder, threads, kv_element_bytes(folder))
+        return GenaiRunner(folder, threads, kv_element_bytes(folder), device)
 
     def stored_weights(self, job: Job, folder: Path) -> Mapping[str, torch.Tensor] | None:
         if not job.dtype.startswith("int"):
@@ -83,6 +97,7 @@ class OnnxGenai(Target):
         return joined(stored_weights(onnx_ir.load(folder / SCORER), job.source.shape), job, job.source.shape)
 
     def usage(self, job: Job) -> str:
+        package = "onnxruntime-genai-cuda" if job.on_gpu else "onnxruntime-genai"
         return f"""```python
 from pathlib import Path
 
@@ -100,7 +115,31 @@ while not generator.is_done():
 print(tokenizer.decode(generator.get_sequence(0)))
 ```
 
-`pip install onnxruntime-genai` is all it needs. `model.onnx` gives the logits of each prompt's last token, which is
+`pip install {package}` is all it needs. `model.onnx` gives the logits of each prompt's last token, which is
 what generating takes; `all_logits.onnx` is the same graph with those of all positions, for scoring texts (name it as
 `filename` in genai_config.json). Both read their weights from `model.onnx.data`.
 """
+
+
+def _runs_on(job: Job) -> tuple[str, ...]:
+    """Fused attention takes float32 on a CPU alone, and bfloat16 on CUDA alone."""
+    if job.dtype == "bf16":
+        return ("cuda",)
+    return (CPU, "cuda") if job.dtype == "fp16" or job.on_gpu else (CPU,)
+
+
+def _settle_cuda_graph(folder: Path, device: str) -> str | None:
+    """Leave CUDA graphs out of the config where they don't work here, and say so."""
+    import numpy as np
+
+    from prunekit.export.formats.onnx_genai.config import without_cuda_graph
+    from prunekit.export.formats.onnx_genai.runner import GenaiRunner
+
+    try:
+        with GenaiRunner(folder, device=device) as runner:
+            runner.greedy(np.ones((1, 3), dtype=np.int64), 4)
+    except PrunekitError as error:
+        without_cuda_graph(folder)
+        why = str(error).replace(str(folder), folder.name).rstrip(".")
+        return f"Decode steps are not captured as CUDA graphs, which failed here: {why}."
+    return None

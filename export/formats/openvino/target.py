@@ -11,7 +11,7 @@ import numpy as np
 from prunekit.checkpoint.rebuild import copy_tokenizer
 from prunekit.errors import PrunekitError
 from prunekit.export.generation import pad_left, put_templates, template_key, write_generation_config
-from prunekit.export.target import FOLDER, PADDED_LEFT, Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.target import CPU, FOLDER, PADDED_LEFT, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, MaskedRunner, Runner
 from prunekit.models.stored_tensor import StoredWeights
 from prunekit.utils.files.leftovers import temporary_folder
@@ -40,6 +40,7 @@ class OpenVino(Target):
         Requirement("optimum", extra="openvino"),
     )
     runs_with = (Requirement("openvino", extra="openvino"),)
+    only_cpu = "OpenVINO has no device for NVIDIA's GPUs, and Intel's are not tried here"
     limits = (
         "fp16 stores weights in 16 bits and computes in whatever the device prefers; int8 and int4 are not made.",
     )
@@ -83,7 +84,7 @@ class OpenVino(Target):
 
         check_openvino(folder / MODEL)
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         return OpenVinoRunner(folder / MODEL, threads)
 
     def usage(self, job: Job) -> str:

@@ -20,7 +20,7 @@ from prunekit.export.formats.pytorch.runner import (
     read_model_json,
     write_model_json,
 )
-from prunekit.export.target import Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.target import CPU, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, Runner
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.quiet import quiet
@@ -101,6 +101,7 @@ class ExecuTorch(Target):
     dtypes = ("fp32", "fp16")
     writes_with = (Requirement("executorch", extra="executorch"),)
     runs_with = (Requirement("executorch", extra="executorch"),)
+    only_cpu = "its products are XNNPACK's, which is for CPUs"
     program = "a .pte file holds instructions and memory addresses that the runtime follows unchecked"
     limits = (
         "One sequence at a time, and prompt plus answer as long as --context-length said: memory for it is planned.",
@@ -146,7 +147,7 @@ class ExecuTorch(Target):
         facts = {"context_length": slots, "chunk": chunk}
         return Written(tuple(notes), decode_bytes(shape, dtype), facts, placed)
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         facts = read_model_json(folder)
         path = folder / MODEL_FILE
         with _quietly(), runtime_errors(f"ExecuTorch could not load {path}"):

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prunekit.errors import PrunekitError
-from prunekit.export.target import Job
-from prunekit.models.runner import Array, MaskedRunner
+from prunekit.export.target import CPU, Job
+from prunekit.models.runner import Array, TensorRunner
 from prunekit.plan.shape import ModelShape
 from prunekit.utils.files.atomic import read_json
 
@@ -74,28 +72,32 @@ def check_rope(job: Job, longest: int | None = None) -> None:
             )
 
 
-class GraphRunner(MaskedRunner):
-    """``graph`` takes and returns what :class:`~prunekit.export.formats.pytorch.forward.TorchForward` does; ``facts``
-    are those of model.json. The cache stays a list of tensors from one step to the next."""
+class GraphRunner(TensorRunner):
+    """``graph`` takes and returns what :class:`~prunekit.export.formats.pytorch.forward.TorchForward` does, on
+    ``device``; ``facts`` are those of model.json. The cache stays a list of tensors from one step to the next."""
 
-    def __init__(self, graph: Callable[..., Any], facts: dict[str, Any]):
+    def __init__(self, graph: Callable[..., Any], facts: dict[str, Any], device: str = CPU):
         import torch
 
         self._graph: Callable[..., Any] | None = graph
+        self.device = torch.device(device)
         self.vocab_size = int(facts["vocab_size"])
         self._heads = [int(heads) for heads in facts["key_value_heads"]]
         self._head_dim = int(facts["head_dim"])
         self._dtype = getattr(torch, facts["dtype"])
+        self.kv_element_bytes = self._dtype.itemsize
         self._cache: list[Any] = []
         # Cut to length at every call, not made anew.
-        self._ones = torch.ones(1, 0, dtype=torch.int64)
-        self._places = torch.arange(0)[None]
+        self._ones = torch.ones(1, 0, dtype=torch.int64, device=self.device)
+        self._places = torch.arange(0, device=self.device)[None]
 
     def _empty(self, batch: int) -> list[Any]:
         import torch
 
         return [
-            torch.zeros(batch, heads, 0, self._head_dim, dtype=self._dtype) for heads in self._heads for _ in range(2)
+            torch.zeros(batch, heads, 0, self._head_dim, dtype=self._dtype, device=self.device)
+            for heads in self._heads
+            for _ in range(2)
         ]
 
     def _run(
@@ -112,10 +114,10 @@ class GraphRunner(MaskedRunner):
         total = past + length
         if mask is None:
             if self._ones.shape[0] != batch or self._ones.shape[1] < total:
-                self._ones = torch.ones(batch, 2 * total, dtype=torch.int64)
-                self._places = torch.arange(2 * total).expand(batch, -1).contiguous()
+                self._ones = torch.ones(batch, 2 * total, dtype=torch.int64, device=self.device)
+                self._places = torch.arange(2 * total, device=self.device).expand(batch, -1).contiguous()
             mask, positions = self._ones[:, :total], self._places[:, past:total]
-        wanted = torch.arange(0 if all_logits else length - 1, length)
+        wanted = torch.arange(0 if all_logits else length - 1, length, device=self.device)
         with torch.inference_mode():
             # Compiled code reads its inputs as if they were contiguous.
             mask, positions = mask.contiguous(), positions.contiguous()
@@ -127,33 +129,12 @@ class GraphRunner(MaskedRunner):
         self._cache = []
         self._cache = self._empty(batch)
 
-    def _masked(self, ids: Array, mask: Array, positions: Array) -> Array:
-        import torch
-
-        given, mask, positions = (torch.as_tensor(each, dtype=torch.int64) for each in (ids, mask, positions))
-        logits, self._cache = self._run(given, self._cache, False, mask, positions)
-        return logits[:, -1].float().numpy()
+    def _last(self, ids: Any, mask: Any = None, positions: Any = None) -> Any:
+        logits, self._cache = self._run(ids, self._cache, False, mask, positions)
+        return logits[:, -1]
 
     def logits(self, ids: Array) -> Array:
-        import torch
-
-        given = torch.as_tensor(np.asarray(ids, dtype=np.int64))[None]
-        return self._run(given, self._empty(1), True)[0][0].float().numpy()
-
-    def start(self, ids: Array) -> Array:
-        import torch
-
-        given = torch.as_tensor(np.asarray(ids, dtype=np.int64))
-        self._restart(len(ids))
-        logits, self._cache = self._run(given, self._cache, False)
-        return logits[:, -1].float().numpy()
-
-    def step(self, tokens: Array) -> Array:
-        import torch
-
-        given = torch.as_tensor(np.asarray(tokens, dtype=np.int64))[:, None]
-        logits, self._cache = self._run(given, self._cache, False)
-        return logits[:, -1].float().numpy()
+        return self._run(self._tensor(ids)[None], self._empty(1), True)[0][0].float().cpu().numpy()
 
     def close(self) -> None:
         self._graph, self._cache = None, []
@@ -164,16 +145,17 @@ def decode_bytes(shape: ModelShape, dtype: str) -> int:
     return shape.decode_bytes(4 if dtype == "float32" else 2)
 
 
-def usage_snippet(load: str, tokenizer: bool) -> str:
-    """A program that continues a text; ``load`` are the lines that make ``model``."""
+def usage_snippet(load: str, tokenizer: bool, device: str = CPU) -> str:
+    """A program that continues a text; ``load`` are the lines that make ``model`` on ``device``."""
+    on = "" if device == CPU else f', device="{device}"'
     if tokenizer:
         text = (
             'from tokenizers import Tokenizer\n\ntokenizer = Tokenizer.from_file("tokenizer.json")\n'
-            'ids = torch.tensor([tokenizer.encode("The meaning of life is").ids])'
+            f'ids = torch.tensor([tokenizer.encode("The meaning of life is").ids]{on})'
         )
         show = "print(tokenizer.decode(answer))"
     else:
-        text = "ids = torch.tensor([[1, 2, 3]])  # token ids of your tokenizer"
+        text = f"ids = torch.tensor([[1, 2, 3]]{on})  # token ids of your tokenizer"
         show = "print(answer)"
     return f"""```python
 import json
@@ -184,7 +166,7 @@ import torch
 {load}
 about = json.load(open("{MODEL_JSON}"))
 past = [
-    torch.zeros(1, heads, 0, about["head_dim"], dtype=getattr(torch, about["dtype"]))
+    torch.zeros(1, heads, 0, about["head_dim"], dtype=getattr(torch, about["dtype"]){on})
     for heads in about["key_value_heads"]
     for _ in ("key", "value")
 ]
@@ -192,9 +174,9 @@ answer = []
 with torch.inference_mode():
     for _ in range(20):
         seen, length = past[0].shape[2], ids.shape[1]
-        mask = torch.ones(1, seen + length, dtype=torch.int64)
-        positions = torch.arange(seen, seen + length)[None]
-        last = torch.tensor([length - 1])
+        mask = torch.ones(1, seen + length, dtype=torch.int64{on})
+        positions = torch.arange(seen, seen + length{on})[None]
+        last = torch.tensor([length - 1]{on})
         logits, *past = model(ids, mask, positions, last, *past)
         ids = logits[:, -1].argmax(-1, keepdim=True)
         if ids.item() in about["eos_token_ids"]:

@@ -6,13 +6,15 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.checkpoint.rebuild import copy_tokenizer
 from prunekit.errors import PrunekitError
+from prunekit.export.device import device_facts, kind_of
 from prunekit.export.formats.pytorch.runner import (
     TORCH_DTYPES,
     GraphRunner,
@@ -22,7 +24,7 @@ from prunekit.export.formats.pytorch.runner import (
     usage_snippet,
     write_model_json,
 )
-from prunekit.export.target import Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.target import CPU, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Runner
 from prunekit.utils.files.full_disk import patient_file
 from prunekit.utils.machine import cpu_name
@@ -71,8 +73,17 @@ def exported_program(job: Job, dtype: str) -> torch.export.ExportedProgram:
     return program
 
 
+def moved(program: torch.export.ExportedProgram, device: str) -> torch.export.ExportedProgram:
+    """``program``, its weights, constants and what its operators make on ``device``. It is changed itself."""
+    from torch.export.passes import move_to_device_pass
+
+    with _quietly():
+        return move_to_device_pass(program, device)
+
+
 def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Compile ``program`` for this CPU into the AOTInductor package ``path``. Raises PrunekitError where that fails."""
+    """Compile ``program`` for the device it is on into the AOTInductor package ``path``. Raises PrunekitError where
+    that fails."""
     import torch
     from torch._inductor.utils import fresh_cache
 
@@ -84,10 +95,18 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)  # type: ignore[arg-type]
 
 
-def compiled_for() -> dict[str, str]:
-    """The machine that AOTInductor compiles for: processor, vector instructions, system."""
+def compiled_for(device: str = CPU) -> dict[str, str]:
+    """What AOTInductor compiles for: processor, vector instructions and system, or GPU, its compute capability and
+    system."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
+    if device != CPU:
+        gpu = device_facts(device)
+        return {
+            "processor": gpu["name"],
+            "instructions": f"compute capability {gpu['capability']}",
+            "system": f"{platform.system()} {platform.machine()}",
+        }
     return {
         "processor": cpu_name(),
         "instructions": str(pick_vec_isa()) or "none",
@@ -101,18 +120,29 @@ def compiler() -> str | None:
     return find_program(wanted.split()[0])
 
 
+def check_capability(facts: Mapping[str, Any], device: str) -> None:
+    """Raises PrunekitError where machine code, which ``facts`` tell of, was made for another kind of GPU."""
+    made, here = facts.get("compiled_for"), compiled_for(device)
+    if not isinstance(made, dict) or made.get("instructions") != here["instructions"]:
+        wanted = f"{made.get('processor')}, {made.get('instructions')}" if isinstance(made, dict) else "another device"
+        raise PrunekitError(
+            f"This export was compiled for {wanted}, and {device} is {here['processor']}, {here['instructions']}; "
+            "export the model again here."
+        )
+
+
 class TorchExport(Target):
     name = "torch-export"
     summary = "A program of torch.export, with its KV cache as tensors in and out."
     dtypes = ("fp32", "fp16", "bf16")
     writes_with = (Requirement("torch"),)
     runs_with = (Requirement("torch"),)
+    devices = (CPU, "cuda")
     program = "a .pt2 file can hold Python objects, expressions and machine code that run when it is loaded"
     limits = (
-        "Exported on and for the CPU: torch.export.passes.move_to_device_pass moves a loaded model.pt2 to a GPU, which "
-        "is not tested.",
-        "--aot needs a C++ compiler, takes a minute for a model of 30 layers, and its result runs only on CPUs with "
-        "the instructions of this one.",
+        "model.pt2 holds CPU tensors: torch.export.passes.move_to_device_pass moves a loaded one to a GPU.",
+        "--aot needs a C++ compiler (for a GPU also Triton), takes a minute for a model of 30 layers, and its result "
+        "runs only on CPUs with the instructions of this one, or on GPUs of the same compute capability.",
         "fp16 is slow on CPUs without half-precision arithmetic; take fp32 or bf16 there.",
     )
 
@@ -123,6 +153,11 @@ class TorchExport(Target):
                 "Compiling ahead of time needs a C++ compiler, and there is none here: install g++ (or name one in "
                 "the variable CXX), or leave --aot out."
             )
+        if job.options.aot and job.on_gpu and find_spec("triton") is None:
+            raise PrunekitError(
+                "Compiling for a GPU needs Triton, and this PyTorch has none; run `pip install triton`, or leave --aot "
+                "out."
+            )
 
     def write(self, job: Job, folder: Path) -> Written:
         import torch
@@ -132,8 +167,8 @@ class TorchExport(Target):
         notes: tuple[str, ...] = ()
         facts: dict[str, Any] = {"aot": job.options.aot}
         if job.options.aot:
-            compile_package(program, folder / PACKAGE)
-            facts["compiled_for"] = compiled_for()
+            compile_package(moved(program, job.device), folder / PACKAGE)
+            facts["compiled_for"] = compiled_for(job.device)
             notes = (
                 f"{PACKAGE} is machine code for {' · '.join(facts['compiled_for'].values())}; on a machine without "
                 "these instructions it can't run.",
@@ -142,11 +177,12 @@ class TorchExport(Target):
             refused = runtime_errors("torch.export could not write the program")
             with _quietly(), refused, patient_file(folder / PROGRAM) as file:
                 torch.export.save(program, file)  # type: ignore[arg-type]
-        placed = write_model_json(job, folder, dtype)
+        placed = write_model_json(job, folder, dtype, **facts)
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
-        return Written(notes, decode_bytes(job.source.shape, dtype), facts, placed)
+        runs_on = (kind_of(job.device),) if job.options.aot else None
+        return Written(notes, decode_bytes(job.source.shape, dtype), facts, placed, runs_on)
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         import torch
 
         if threads is not None:
@@ -154,13 +190,25 @@ class TorchExport(Target):
         facts = read_model_json(folder)
         compiled = (folder / PACKAGE).is_file()
         path = folder / (PACKAGE if compiled else PROGRAM)
+        if compiled and device != CPU:
+            check_capability(facts, device)
         with _quietly(), runtime_errors(f"PyTorch could not load {path}"):
-            load = torch._inductor.aoti_load_package if compiled else lambda name: torch.export.load(name).module()
-            graph: Any = load(str(path))
-        return GraphRunner(graph, facts)
+            graph: Any
+            if compiled:
+                index = -1 if device == CPU else torch.device(device).index or 0
+                graph = torch._inductor.aoti_load_package(str(path), device_index=index)
+            else:
+                graph = moved(torch.export.load(str(path)), device).module()
+        return GraphRunner(graph, facts, device)
 
     def usage(self, job: Job) -> str:
+        kind = kind_of(job.device)
         load = f'model = torch.export.load("{PROGRAM}").module()'
+        if job.on_gpu:
+            load = (
+                "from torch.export.passes import move_to_device_pass\n\n"
+                f'model = move_to_device_pass(torch.export.load("{PROGRAM}"), "{kind}").module()'
+            )
         if job.options.aot:
             load = f'import torch._inductor\n\nmodel = torch._inductor.aoti_load_package("{PACKAGE}")'
         tokenizer = (job.source.path / "tokenizer.json").is_file()
@@ -170,4 +218,4 @@ class TorchExport(Target):
             if job.options.aot
             else ""
         )
-        return f"It needs PyTorch alone.\n{cpp}\n{usage_snippet(load, tokenizer)}"
+        return f"It needs PyTorch alone.\n{cpp}\n{usage_snippet(load, tokenizer, kind)}"

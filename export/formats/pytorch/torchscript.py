@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prunekit.checkpoint.rebuild import copy_tokenizer
+from prunekit.export.device import kind_of
 from prunekit.export.formats.pytorch.runner import (
     TORCH_DTYPES,
     GraphRunner,
@@ -17,7 +19,7 @@ from prunekit.export.formats.pytorch.runner import (
     usage_snippet,
     write_model_json,
 )
-from prunekit.export.target import Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.target import CPU, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Runner
 from prunekit.utils.quiet import quiet
 
@@ -32,16 +34,33 @@ def _no_tracer_warnings() -> Iterator[None]:
         yield
 
 
+def bind_to(program: Any, device: str) -> None:
+    """Have ``program``, a TorchScript module whose weights are on ``device``, make its own tensors there: a trace holds
+    the device that it was made on as a constant, which loading elsewhere leaves as it is. Tensors of one number stay on
+    the CPU, which any device takes; some of them are read as sizes, and reading one from a GPU waits for it. Before the
+    program runs for the first time."""
+    for module in program.modules():
+        for name in module._c._method_names():
+            for node in module._c._get_method(name).graph.findAllNodes("prim::Constant"):
+                kind = node.output().type().kind()
+                if kind == "DeviceObjType":
+                    node.s_("value", device)
+                elif kind == "TensorType":
+                    value = node.t("value")
+                    node.t_("value", value.to(device if value.ndim else CPU))
+
+
 class TorchScript(Target):
     name = "torchscript"
     summary = "A TorchScript program, traced, with its KV cache as tensors in and out."
     dtypes = ("fp32", "fp16", "bf16")
     writes_with = (Requirement("torch"),)
     runs_with = (Requirement("torch"),)
+    devices = (CPU, "cuda")
     program = "TorchScript can read and write files"
     limits = (
         "PyTorch has deprecated TorchScript: take torch-export for anything new.",
-        "Traced on the CPU: for a GPU, move it and its inputs there with .to() at your own risk, or take torch-export.",
+        "A program holds the kind of device that it makes its masks on: export with --device cuda for a GPU.",
         "fp16 is slow on CPUs without half-precision arithmetic; take fp32 or bf16 there.",
     )
 
@@ -59,6 +78,7 @@ class TorchScript(Target):
         example = torch_inputs(job.source.shape, batch=2, length=7, past=5, kept=3, dtype=getattr(torch, dtype))
         with _no_tracer_warnings(), runtime_errors("TorchScript could not trace the model"), torch.no_grad():
             traced = torch.jit.trace(forward, example, check_trace=False)
+            bind_to(traced, kind_of(job.device))
         refused = runtime_errors("TorchScript could not write the program")
         # By way of memory: given a name, LibTorch ends the process where the disk is full.
         with _no_tracer_warnings(), refused, (folder / MODEL_FILE).open("wb") as file:
@@ -72,23 +92,26 @@ class TorchScript(Target):
             placed=placed,
         )
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
         facts = read_model_json(folder)
         with _no_tracer_warnings(), runtime_errors(f"TorchScript could not load {folder / MODEL_FILE}"):
-            graph = torch.jit.load(str(folder / MODEL_FILE), map_location="cpu").eval()
-        return GraphRunner(graph, facts)
+            graph = torch.jit.load(str(folder / MODEL_FILE), map_location=device).eval()
+            bind_to(graph, device)
+        return GraphRunner(graph, facts, device)
 
     def usage(self, job: Job) -> str:
-        load = f'model = torch.jit.load("{MODEL_FILE}").eval()'
+        kind = kind_of(job.device)
+        where = f', map_location="{kind}"' if job.on_gpu else ""
+        load = f'model = torch.jit.load("{MODEL_FILE}"{where}).eval()'
         faster = (
             "`torch.jit.optimize_for_inference(model)` decodes about a fifth faster, for twice the memory and with "
             "other rounding.\n"
-            if job.dtype == "fp32"
+            if job.dtype == "fp32" and not job.on_gpu
             else ""
         )
         tokenizer = (job.source.path / "tokenizer.json").is_file()
-        return f"It needs PyTorch alone.\n\n{usage_snippet(load, tokenizer)}\n{faster}"
+        return f"It needs PyTorch alone.\n\n{usage_snippet(load, tokenizer, kind)}\n{faster}"

@@ -14,7 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.formats.onnx.target import export_onnx
 from prunekit.export.formats.tensorrt.check import Shapes, check_operators
 from prunekit.export.parity import check_parity, compare, sample
-from prunekit.export.target import Job, Requirement, Target, Written
+from prunekit.export.target import CPU, Job, Requirement, Target, Written
 from prunekit.models.runner import Runner
 from prunekit.plan.shape import ModelShape
 from prunekit.utils.provenance import model_label
@@ -69,6 +69,7 @@ class TensorRT(Target):
         Requirement("onnxscript", extra="onnx"),
         Requirement("optimum", extra="onnx"),
     )
+    only_cpu = f"the graph is compared on the CPU, and {SCRIPT} builds the engine on its GPU, untested"
     program = "an engine is machine code"
     limits = (
         "Never run here: the graph is compared with PyTorch in ONNX Runtime, and its shapes are inferred over both "
@@ -103,7 +104,7 @@ class TensorRT(Target):
         element = 4 if job.dtype == "fp32" else 2
         return Written(tuple(notes), job.source.shape.decode_bytes(element), facts)
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
         raise PrunekitError(
             f"prunekit does not run TensorRT engines; build one with {SCRIPT} and measure it with trtexec on its GPU."
         )

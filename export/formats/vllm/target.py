@@ -15,9 +15,10 @@ import numpy as np
 
 from prunekit.checkpoint.layout import padded
 from prunekit.errors import PrunekitError
+from prunekit.export.device import kind_of
 from prunekit.export.formats.hf import HuggingFace
 from prunekit.export.parity import check_parity, compare, sample
-from prunekit.export.target import FOLDER, Job, Requirement, Target, Written, runtime_errors
+from prunekit.export.target import CPU, FOLDER, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, Decoded, Runner
 from prunekit.models.source import resolve
 from prunekit.plan.shape import LayerShape
@@ -28,8 +29,9 @@ from prunekit.utils.timing import Clock
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# Enough for the texts of the parity gate and of a benchmark, and little beside a model's weights.
-_CACHE_BYTES = 2**30
+# Enough for the texts of the parity gate and of a benchmark (on a GPU of 64 sequences), and little beside a model's
+# weights.
+_CACHE_BYTES = {CPU: 2**30, "cuda": 2**32}
 # Tokens that share a page of the KV cache: what the CPU backend and the GPU ones all take.
 _BLOCK = 32
 SERVE = "serve.sh"
@@ -49,6 +51,25 @@ class Vllm(Target):
     )
 
     batches = "vLLM reads prompts of different lengths together by itself."
+
+    # vLLM computes where its build and its platform say, whatever it is asked.
+    devices = (CPU, "cuda")
+
+    def own_device(self) -> str | None:
+        if self.missing(self.runs_with):
+            return None
+        from vllm.platforms import current_platform
+
+        return "cuda" if current_platform.device_type == "cuda" else CPU
+
+    def check_device(self, kind: str) -> None:
+        own = self.own_device()
+        # Where it is not installed, nothing of it is run.
+        if own is not None and own != kind:
+            raise PrunekitError(
+                f"The installed vLLM runs on {own} and not on {kind}; leave --device out, or install vLLM's build for "
+                f"{kind}."
+            )
 
     @property
     def unverified(self) -> str | None:  # type: ignore[override]
@@ -88,7 +109,7 @@ class Vllm(Target):
 
     def _checked_with_transformers(self, job: Job, folder: Path) -> dict[str, Any]:
         """What can be told of the copy without vLLM. Raises PrunekitError where it isn't the same model."""
-        with HuggingFace().open(folder) as runner:
+        with HuggingFace().open(folder, None, job.device) as runner:
             parity = compare(job, runner, sample(job))
         check_parity(f"The copy of {model_label(job.source.name)} for vLLM", parity, job)
         return parity.to_dict()
@@ -96,8 +117,11 @@ class Vllm(Target):
     def check_foreign(self, folder: Path, files: Collection[str]) -> None:
         resolve(str(folder))
 
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
-        return VllmRunner(folder, threads)
+    def open(self, folder: Path, threads: int | None = None, device: str = CPU) -> Runner:
+        return VllmRunner(folder, threads, device=device)
+
+    def open_exactly(self, folder: Path, device: str = CPU) -> Runner:
+        return VllmRunner(folder, device=device, eager=True)
 
     def usage(self, job: Job) -> str:
         request = json.dumps(
@@ -173,13 +197,22 @@ class VllmRunner(Runner):
     """vLLM's offline engine, with its paged KV cache, on ``tensor_parallel`` devices.
 
     An engine takes whole requests, so :meth:`step` sends the longer text again: what vLLM has in its cache by whole
-    blocks (32 tokens) it doesn't compute again. :meth:`greedy` is one request, decoded as vLLM does.
+    blocks (32 tokens) it doesn't compute again. :meth:`greedy` is one request, decoded as vLLM does. On a GPU vLLM
+    compiles and captures CUDA graphs as it does by default, unless ``eager``; on a CPU it doesn't.
     """
 
     max_batch = None
     mixes_lengths = True
 
-    def __init__(self, folder: Path, threads: int | None = None, tensor_parallel: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        tensor_parallel: int = 1,
+        *,
+        device: str = CPU,
+        eager: bool = False,
+    ):
         config = read_json(folder / "config.json", "config")
         self.vocab_size = int(config["vocab_size"])
         dtype = config.get("dtype") or config["torch_dtype"]
@@ -196,10 +229,10 @@ class VllmRunner(Runner):
                 str(folder),
                 dtype=dtype,
                 tensor_parallel_size=tensor_parallel,
-                enforce_eager=True,
+                enforce_eager=eager or device == CPU,
                 max_logprobs=-1,
                 logprobs_mode="raw_logits",
-                kv_cache_memory_bytes=_CACHE_BYTES,
+                kv_cache_memory_bytes=_CACHE_BYTES[kind_of(device)],
                 max_model_len=min(4096, int(config["max_position_embeddings"])),
                 block_size=_BLOCK,
                 enable_prefix_caching=True,

@@ -38,8 +38,12 @@ def bench_command(
     repeats: o.Repeats = 10,
     warmup: o.Warmup = 2,
     threads: o.Threads = None,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory (on the CPU: in a process for each model).")] = True,
-    device: o.Device = "auto",
+    memory: Annotated[
+        bool, typer.Option(help="Measure peak memory (for torch and prunekit on a GPU here, else in processes apart).")
+    ] = True,
+    device: Annotated[
+        str, typer.Option(help=f"{o.DEVICE} For exports auto is the CPU, unless they were compiled for a GPU.")
+    ] = "auto",
     dtype: Annotated[
         str,
         typer.Option(
@@ -90,8 +94,6 @@ def bench_command(
             runtime=runtime,
         )
     else:
-        if device not in ("auto", "cpu"):
-            raise PrunekitError(f"{runtime} is timed on the CPU; leave --device {device} out.")
         from prunekit.export.bench import bench_exports
 
         report = bench_exports(
@@ -103,6 +105,7 @@ def bench_command(
             memory=memory,
             keep=keep_exports,
             trust_remote_code=trust_remote_code,
+            device=device,
         )
     deliver(report.to_dict(), output, as_json, lambda: _print(report), overwrite)
 

@@ -51,6 +51,13 @@ def export_command(
             show_default=False,
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help=f"{o.DEVICE} The result is run and compared there, and compiled for it; auto is the CPU, and with "
+            "--aot a GPU where there is one."
+        ),
+    ] = "auto",
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
     overwrite: o.Overwrite = False,
     revision: o.Revision = None,
@@ -82,19 +89,20 @@ def export_command(
 
     from prunekit.export.target import Options
 
-    options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code)  # type: ignore[arg-type]
+    options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code, device)  # type: ignore[arg-type]
     if profile is not None:
         _export_profile(model, revision, profile, output, options, overwrite, verify, as_json)
         return
     assert to is not None
 
-    from prunekit.export.export import check_packages, export
+    from prunekit.export.export import check_packages, chosen_device, export
     from prunekit.export.registry import target
     from prunekit.models.source import resolve
     from prunekit.utils.files.atomic import check_output_folder
 
     check_output_folder(output, overwrite, kind=EXPORT, inputs=local(model))
     check_packages(target(to), verify)
+    chosen_device(target(to), options)
     made = export(resolve(model, revision=revision), to, output, options, overwrite=overwrite, verify=verify)
     if as_json:
         print_json(made.to_dict())
@@ -150,6 +158,7 @@ def _list(as_json: bool) -> None:
         out.print(Text(each.name, "bold"), each.summary)
         out.print(Padding(f"dtypes: {', '.join(each.dtypes)}", (0, 0, 0, 2)))
         out.print(Padding(f"here: {', '.join(here)}", (0, 0, 0, 2)))
+        out.print(Padding(f"devices: {_said(facts['devices'])}", (0, 0, 0, 2)))
         for how in facts["install"]:
             out.print(Padding(f"to get it: {how}", (0, 0, 0, 2)))
         for limit in each.limits:
@@ -157,13 +166,21 @@ def _list(as_json: bool) -> None:
         out.print()
 
 
+def _said(devices: dict[str, str | None]) -> str:
+    """ "cpu; cuda, not here: why not"."""
+    return "; ".join(f"{kind}, not here: {why}" if why else kind for kind, why in devices.items())
+
+
 def _facts(target: Any) -> dict[str, Any]:
+    from prunekit.export.device import devices_here
+
     packages = (*target.writes_with, *target.runs_with)
     missing = target.missing(packages)
     return {
         "name": target.name,
         "summary": target.summary,
         "dtypes": list(target.dtypes),
+        "devices": devices_here(target),
         "packages": {each.package: each.version for each in packages},
         "ready": not missing,
         "install": list(dict.fromkeys(each.how for each in missing)),
@@ -174,7 +191,7 @@ def _facts(target: Any) -> dict[str, Any]:
 
 def _print(made: Exported) -> None:
     out = console()
-    out.print(f"{made.path}: {made.target}, {made.dtype}, {made.file_bytes / 2**20:,.1f} MiB")
+    out.print(f"{made.path}: {made.target}, {made.dtype}, {made.device}, {made.file_bytes / 2**20:,.1f} MiB")
     for note in made.written.notes:
         out.print(f"Note: {note}")
     if made.parity is None:
@@ -201,3 +218,9 @@ def _print(made: Exported) -> None:
         shown.add_row("stored weights, worst row", f"{parity.weights[0]:.2g}", f"{parity.tolerance.weight:g}")
     shown.add_row("same most likely token", f"{parity.agreement:.1%}", "")
     out.print(shown)
+    if left := parity.runtime.get("on_cpu"):
+        nodes = sum(parity.runtime["nodes"].values())
+        out.print(
+            f"{sum(left.values())} of {nodes} nodes stay on the CPU: "
+            f"{', '.join(f'{count} {kind}' for kind, count in left.items())}."
+        )

@@ -20,7 +20,7 @@ from prunekit.export.formats.gguf import architectures as gguf_architectures
 from prunekit.export.formats.gguf import quantize as gguf_quantize
 from prunekit.export.formats.gguf import vocab as gguf_vocab
 from prunekit.export.formats.gguf import write as gguf_write
-from prunekit.export.target import Options
+from prunekit.export.target import Job, Options
 from prunekit.models.families import FAMILIES
 from prunekit.models.gguf import header as gguf_header
 from prunekit.models.gguf import tensors as gguf_tensors
@@ -542,3 +542,35 @@ def test_pruned_smollm2(pruned_smollm2, tmp_path):
     assert len(keys["deci.feed_forward_length"]) == 30
     assert keys["general.base_model.0.name"] == "smollm2-135m"
     assert keys["prunekit.version"] == version("prunekit")
+
+
+def test_all_layers_go_to_the_device_that_is_asked_for(uneven, tmp_path, monkeypatch):
+    """What llama.cpp is asked for; a build without CUDA then takes the CPU, which is why it is refused before."""
+    import llama_cpp
+
+    from prunekit.export.formats.gguf.runner import LlamaCppRunner
+
+    export(uneven("llama"), "gguf", tmp_path / "out", Options(dtype="f32"), verify=False)
+    asked = []
+    load, init = llama_cpp.llama_model_load_from_file, llama_cpp.llama_init_from_model
+
+    def loading(name, params):
+        asked.append((params.n_gpu_layers, params.split_mode, params.main_gpu))
+        params.main_gpu = min(params.main_gpu, 0)
+        return load(name, params)
+
+    def starting(model, params):
+        asked.append((bool(params.offload_kqv), bool(params.op_offload)))
+        return init(model, params)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", loading)
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", starting)
+    for device, exact in (("cpu", False), ("cpu", True), ("cuda:1", True)):
+        LlamaCppRunner(tmp_path / "out", 1, exact=exact, device=device).close()
+    one = llama_cpp.LLAMA_SPLIT_MODE_NONE
+    assert asked == [(0, one, -1), (False, False), (0, one, -1), (False, False), (-1, one, 1), (True, True)]
+
+
+def test_a_file_for_a_gpu_tells_how_to_use_it(uneven):
+    text = gguf_target.Gguf().usage(Job(uneven("llama"), Options(), "f16", device="cuda:0"))
+    assert "-fa on -ngl 99" in text and "n_gpu_layers=-1" in text

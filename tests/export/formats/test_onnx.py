@@ -251,7 +251,7 @@ def test_numbers_beyond_half_precision_are_refused(tmp_path):
     job = prepared(target("onnx"), resolve(str(tmp_path / "model")), Options(dtype="fp16"))
     with pytest.raises(PrunekitError, match=r"Layer 0: mlp\.up_proj\.weight .*--dtype float32"):
         onnx_write.export_onnx(job, tmp_path)
-    with pytest.raises(PrunekitError, match="fp32 or fp16, not int4"):
+    with pytest.raises(PrunekitError, match="fp32, fp16 or bf16, not int4"):
         onnx_write.export_onnx(job, tmp_path, dtype="int4")
 
 
