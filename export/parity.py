@@ -17,7 +17,7 @@ from prunekit.utils.progress import progress
 if TYPE_CHECKING:
     import torch
 
-    from prunekit.models.stored_tensor import StoredWeights
+    from prunekit.models.stored.reading import StoredWeights
 
 WINDOWS = 4
 WINDOW = 128
@@ -280,13 +280,13 @@ def judge(
     ``tf32``.
 
     PyTorch reads the runtime's own tokens: as long as both take the same ones, that is what it would decode. So one
-    pass computes all, and the model need not be in memory (:class:`~prunekit.models.streamed.StreamedModel`). Call it
+    pass computes all, and the model need not be in memory (:class:`~prunekit.models.stored.streamed.StreamedModel`). Call it
     when the runtime has been closed, and only one model is there at a time.
     """
     import torch
 
-    from prunekit.models.stored_tensor import Replaced, StoredWeights
-    from prunekit.models.streamed import StreamedModel
+    from prunekit.models.stored.reading import Replaced, StoredWeights
+    from prunekit.models.stored.streamed import StreamedModel
 
     tolerance = tolerance_of(job.dtype, half_sums, job.device, tf32)
     count = len(given.windows)

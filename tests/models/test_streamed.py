@@ -14,8 +14,8 @@ from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import Source, load_model, resolve
-from prunekit.models.stored_tensor import Replaced, StoredWeights
-from prunekit.models.streamed import StreamedModel
+from prunekit.models.stored.reading import Replaced, StoredWeights
+from prunekit.models.stored.streamed import StreamedModel
 from prunekit.plan import LayerKeep, Plan, whole_plan
 from tests.support.command import save_tiny
 from tests.support.tiny import MODEL_TYPES, VOCAB, random_plan, tiny_config, tiny_model

@@ -13,7 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.generation import pad_left, put_templates, template_key, write_generation_config
 from prunekit.export.target import CPU, FOLDER, PADDED_LEFT, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Array, MaskedRunner, Runner
-from prunekit.models.stored_tensor import StoredWeights
+from prunekit.models.stored.reading import StoredWeights
 from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.numerics.finite import check_fits
 from prunekit.utils.process.telemetry import openvino_silent

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from prunekit.models.source import Source
-from prunekit.models.stored_tensor import StoredWeights
-from prunekit.models.streamed import StreamedModel
+from prunekit.models.stored.reading import StoredWeights
+from prunekit.models.stored.streamed import StreamedModel
 from prunekit.plan import LayerKeep
 from prunekit.plan.methods import Method
 from prunekit.plan.shape import ModelShape

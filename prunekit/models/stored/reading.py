@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
@@ -59,7 +59,7 @@ class StoredWeights:
     def _read(self, name: str, stored: StoredTensor, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
         made = torch.empty(shape, dtype=_DTYPES[stored.dtype])
         if made.numel():
-            room = memoryview(made.view(-1).view(torch.uint8).numpy())
+            room: Any = made.view(-1).view(torch.uint8).numpy()
             try:
                 with stored.file.open("rb") as handle:
                     handle.seek(stored.start + offset)
@@ -92,4 +92,4 @@ class Replaced:
         if self._last is None or self._last[0] != name:
             self._last = None
             self._last = (name, self._others[name])
-        return cast("torch.Tensor", self._last[1][start:stop])
+        return self._last[1][start:stop]

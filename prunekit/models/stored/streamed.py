@@ -14,7 +14,7 @@ from prunekit.models.head import Head
 from prunekit.models.modeling import register_pruned
 from prunekit.models.runner import Array
 from prunekit.models.source import Source, check_runs
-from prunekit.models.stored_tensor import StoredWeights, Weights
+from prunekit.models.stored.reading import StoredWeights, Weights
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.quiet import quiet
 
