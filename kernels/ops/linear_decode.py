@@ -84,7 +84,7 @@ def launches(
     """What :func:`linear_decode` starts. Tensors as there; ``out`` [rows, n] takes the result."""
     rows, k = x.shape
     n = weight.shape[0]
-    tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
+    tile = Tile.of(rows, n, weight, normed=norm_weight is not None, op="linear_decode_tile")
     return [
         Launch(
             _linear_decode_kernel,

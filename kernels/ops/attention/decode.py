@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.ops.utils.backend import multiprocessors, why_not_triton
-from prunekit.kernels.ops.utils.dispatch import overlapped
+from prunekit.kernels.ops.utils.dispatch import choose, overlapped
 from prunekit.kernels.ops.utils.launch import Launch, run
 
 # Query heads of a tile: what a tensor core takes at least, so a group of 1 costs the same as one of 16.
@@ -194,7 +194,10 @@ def launches(
     head_blocks = cdiv(group, HEADS)
     tokens = min(capacity, window) if window else capacity
     processors = multiprocessors(q.device)
-    block, splits = cut(batch * num_kv * head_blocks, tokens, head_dim, k_cache.dtype, processors)
+    programs = batch * num_kv * head_blocks
+    block, splits = cut(programs, tokens, head_dim, k_cache.dtype, processors)
+    measured = choose("attention_splits", q.device, dtype=q.dtype, programs=programs, tokens=tokens, head_dim=head_dim)
+    splits = splits if measured == "auto" else int(measured)
     parts, lse = out, None
     if splits > 1:
         parts = q.new_empty(batch, num_heads, splits, head_dim, dtype=torch.float32)

@@ -131,7 +131,7 @@ def launches(
     num_kv, head_dim = k_cache.shape[1], k_cache.shape[3]
     n = weight.shape[0]
     # Weight rows a program as in linear_decode, two a pair.
-    tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
+    tile = Tile.of(rows, n, weight, normed=norm_weight is not None, op="qkv_rope_tile")
     return [
         Launch(
             _qkv_rope_kernel,

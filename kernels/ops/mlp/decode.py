@@ -129,7 +129,7 @@ def launches(
 def _tile(rows: int, gate_up: torch.Tensor) -> Tile:
     _, width, hidden = gate_up.shape
     if rows == 1:
-        return Tile.of_one_row(2 * width, hidden, normed=True)
+        return Tile.of(rows, 2 * width, gate_up, normed=True, op="mlp_decode_tile")
     # Every program reads all of x, as many bytes as rows / (2 · neurons) of its weights.
     narrow = 2 if gate_up.element_size() > 2 else 1
     return Tile(16 if rows <= 4 else 32, (256 if hidden > 1024 else 128) // narrow, 3)
