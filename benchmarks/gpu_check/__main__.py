@@ -41,6 +41,8 @@ print(json.dumps({"torch": torch.__version__, "gpu": gpu}))
 def main() -> int:
     """0 where every check passed (or none was asked for), 1 where one failed, 2 where nothing could be run."""
     load_tree("benchmarks")
+    if sys.argv[1:2] == ["--steps"]:
+        return steps(sys.argv[2:])
     from benchmarks.gpu_check.blocks import BLOCKS
 
     arguments = parse(tuple(BLOCKS))
@@ -176,6 +178,15 @@ def worker(arguments: argparse.Namespace) -> int:
     from benchmarks.gpu_check.work import work
 
     work(arguments, torch.device("cpu" if arguments.rehearse else "cuda"))
+    return 0
+
+
+def steps(arguments: list[str]) -> int:
+    """What the block scale runs in a process of its own."""
+    load_tree("prunekit")
+    from benchmarks.gpu_check.scale_steps import main as measure_steps
+
+    measure_steps(arguments)
     return 0
 
 

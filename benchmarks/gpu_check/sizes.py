@@ -33,6 +33,11 @@ class Sizes:
     # The whole model that is checked, its prompt and its decode steps.
     checked_model: Model
     checked_tokens: tuple[int, int]
+    # Models whose exports are measured, for which targets.
+    exported: tuple[Model, ...]
+    targets: tuple[str, ...]
+    # Layers and tokens of text of what pruning is timed on: two numbers of layers, and the text twice.
+    pruned: tuple[tuple[int, int], ...]
     launches: int
     tokens: int
     model_rounds: int
@@ -60,6 +65,9 @@ def real_sizes(
         checks=(checks.REAL, checks.NARROW),
         checked_model=MODELS["smollm2-135m"],
         checked_tokens=(33, 8),
+        exported=(MODELS["smollm2-135m"], MODELS["llama-3.2-1b"]),
+        targets=("onnx", "torch-export", "torchscript", "onnx-genai", "gguf"),
+        pruned=((2, 16384), (4, 16384), (2, 32768)),
         launches=200,
         tokens=tokens or 32,
         model_rounds=7,
@@ -83,6 +91,9 @@ def tiny_sizes(compile: bool) -> Sizes:
         checks=(checks.TINY,),
         checked_model=TINY,
         checked_tokens=(6, 2),
+        exported=(TINY,),
+        targets=("torchscript",),
+        pruned=((1, 64), (2, 64), (1, 128)),
         launches=3,
         tokens=1,
         model_rounds=1,
