@@ -77,7 +77,9 @@ def parse(blocks: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument(
         "blocks", nargs="*", metavar="BLOCK", help=f"in this order unless told otherwise: {' '.join(blocks)}"
     )
-    parser.add_argument("--block-seconds", type=float, default=90.0, help="begin nothing new in a block after this time")
+    parser.add_argument(
+        "--block-seconds", type=float, default=90.0, help="begin nothing new in a block after this time"
+    )
     parser.add_argument("--budget-seconds", type=float, help="begin nothing new at all after this time")
     parser.add_argument("--resume", metavar="STEM", help="go on with the run whose files are STEM_*.json in --out")
     parser.add_argument(
@@ -213,7 +215,9 @@ def supervise(arguments: argparse.Namespace, gpu: tuple[str, tuple[int, int], in
     now = datetime.now(timezone.utc)
     name = "rehearsal" if arguments.rehearse or gpu is None else slug(gpu[0])
     stem = arguments.resume or f"gpu_check_{name}_{now:%Y-%m-%d_%H%M%S}"
-    if arguments.resume and (why := begin_again(arguments.out, stem, None if arguments.rehearse or gpu is None else gpu[0])):
+    if arguments.resume and (
+        why := begin_again(arguments.out, stem, None if arguments.rehearse or gpu is None else gpu[0])
+    ):
         print(why, file=sys.stderr)
         return 2
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

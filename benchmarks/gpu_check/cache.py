@@ -62,8 +62,9 @@ def make_ready(arguments: argparse.Namespace) -> int:
     done = compile_all(launches, folder, gpu.capability)
     took = time.perf_counter() - begin
     print(
-        f"{len(launches)} kernels: {done['compiled']} compiled with {done['stubs']} stubs, {done['found']} were there, "
-        f"{len(done['failed'])} failed; {took:.0f} s ({noted:.0f} s to find which), {_size(folder) / 2**20:.1f} MiB in {folder}",
+        f"{len(launches)} kernels: {done['compiled']} compiled, {done['found']} were there, {done['stubs']} stubs "
+        f"compiled, {len(done['failed'])} failed; {took:.0f} s ({noted:.0f} s to find which), "
+        f"{_size(folder) / 2**20:.1f} MiB in {folder}",
         flush=True,
     )
     for text in done["failed"]:
@@ -160,31 +161,22 @@ _launches: list[Launch] = []
 
 def compile_all(launches: Sequence[Launch], folder: Path, capability: tuple[int, int]) -> Record:
     """Compile every launch into ``folder`` through Triton's own launcher, on all cores, with the stubs in C that start
-    them. CUDA is not touched. Returns how many were compiled and how many found, and what failed."""
+    them. CUDA is not touched, and this process can launch nothing afterwards. Returns how many were compiled and how
+    many found, and what failed."""
     from triton.backends.nvidia.driver import CudaUtils
     from triton.runtime import build, driver
 
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: os.environ.get(name) for name in ("TRITON_CACHE_DIR", "TRITON_STORE_BINARY_ONLY", "TRITON_LIBCUDA_PATH")}
     os.environ |= {"TRITON_CACHE_DIR": str(folder), "TRITON_STORE_BINARY_ONLY": "1"}
     with tempfile.TemporaryDirectory() as stub:
         _stand_in_for_libcuda(Path(stub))
         driver.set_active(Driver(capability))
+        build._load_module_from_path = lambda name, path: Unloaded()
+        CudaUtils()
         # The children take the launches along: neither kernels nor tensors on meta can be sent.
         _launches[:] = launches
-        load, build._load_module_from_path = build._load_module_from_path, lambda name, path: Unloaded()
-        try:
-            CudaUtils()
-            with multiprocessing.get_context("fork").Pool() as pool:
-                made = pool.map(_compile, range(len(launches)), chunksize=1)
-        finally:
-            _launches.clear()
-            build._load_module_from_path = load
-            # One is kept a process, and this one is of no use.
-            CudaUtils.__dict__.get("instance") and delattr(CudaUtils, "instance")
-            driver.reset_active()
-            for name, value in kept.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        with multiprocessing.get_context("fork").Pool() as pool:
+            made = pool.map(_compile, range(len(launches)), chunksize=1)
     return {
         "compiled": sum(each.compiled for each in made),
         "found": sum(not each.compiled and not each.failed for each in made),

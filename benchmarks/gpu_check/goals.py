@@ -171,7 +171,5 @@ def _irregular(models: list[Record]) -> Goal:
 
 def _ratios(block: str, name: str, records: list[Record]) -> Goal:
     """Records of ``block`` hold the speed-up of pruned over dense and what the bytes would give."""
-    found = [
-        (record["speedup"] / record["ideal_speedup"], record["id"]) for record in records if record.get("speedup")
-    ]
+    found = [(record["speedup"] / record["ideal_speedup"], record["id"]) for record in records if record.get("speedup")]
     return _goal(f"{name}: pruned/dense decode speed-up over the ideal", 0.85, found)

@@ -130,7 +130,13 @@ def _plain(block: Record) -> Iterator[str]:
     def row(record: Record) -> list[Any]:
         hidden = {"id", "took_s", "whole_model"}
         found = {name: value for name, value in record.items() if name not in hidden}
-        flat = {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
+        nested = {
+            f"{name} {inner}": each
+            for name, value in found.items()
+            if isinstance(value, dict)
+            for inner, each in value.items()
+        }
+        flat = {name: value for name, value in {**found, **nested}.items() if isinstance(value, (str, int, float))}
         return [record["id"], "; ".join(f"{name} {text(value)}" for name, value in flat.items())]
 
     yield from table(("what", "measured"), map(row, _measured(block)))

@@ -12,9 +12,7 @@ _WIDTH = 128
 
 
 @jit
-def _small_kernel(
-    in_ptr, out_ptr, weight_ptr, WIDTH: tl.constexpr, LOADED: tl.constexpr, PDL: tl.constexpr
-):
+def _small_kernel(in_ptr, out_ptr, weight_ptr, WIDTH: tl.constexpr, LOADED: tl.constexpr, PDL: tl.constexpr):
     """out[p] = in[p] + 1 for each program p; LOADED weights of its own are asked for before the wait, and count
     nothing."""
     let_next_start(PDL)

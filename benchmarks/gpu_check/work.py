@@ -135,7 +135,13 @@ def _ceilings(recorder: Recorder, context: Context) -> dict[str, Any]:
 def _write_table(folder: Path, stem: str, device: torch.device, sizes: Sizes) -> None:
     """What the blocks have chosen so far, as a table that the kernels can be shipped with."""
     files = [folder / f"{stem}_{name}.json" for name in BLOCKS]
-    entries = [record["entry"] for file in files if file.is_file() for record in read_json(file)["records"] if record.get("entry")]
+    entries = [
+        record["entry"]
+        for file in files
+        if file.is_file()
+        for record in read_json(file)["records"]
+        if record.get("entry")
+    ]
     if entries:
         table = table_of(entries, device, sizes.measured_in)
         table["provenance"]["command"] = "make gpu-check"

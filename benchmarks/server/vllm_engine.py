@@ -46,9 +46,8 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> None:
     begin = time.perf_counter()
-    from vllm import LLM, SamplingParams
-
     import vllm
+    from vllm import LLM, SamplingParams
 
     longest = given.prompt + given.tokens
     graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sorted(given.batch)}

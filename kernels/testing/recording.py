@@ -1,4 +1,4 @@
-"""Which kernels a piece of work starts, without a GPU: it runs on ``meta`` tensors, and launches are noted, not made."""
+"""Which kernels a piece of work starts, found without a GPU: on ``meta`` tensors, launches are noted and not made."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ class Arena:
     is still in a cache.
     """
 
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype, elements: int, *, scale: float = 0.02, seed: int = 0
-    ):
+    def __init__(self, device: torch.device, dtype: torch.dtype, elements: int, *, scale: float = 0.02, seed: int = 0):
         self.memory = torch.empty(elements, device=device, dtype=dtype)
         if device.type != "meta":
             generator = torch.Generator(device).manual_seed(seed)

@@ -23,7 +23,7 @@ PAGES = [README, *(Page(path) for path in sorted((ROOT / "docs").glob("*.md")))]
 RESULTS = ROOT / "benchmarks" / "results"
 MOST_LINES = 150
 # Options in sentences that other programs have.
-OTHERS = {"--after": "make gpu-check", "--continuous-batching": "transformers serve", "--no-deps": "pip"}
+OTHERS = {"--continuous-batching": "transformers serve", "--no-deps": "pip"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path.name)
 

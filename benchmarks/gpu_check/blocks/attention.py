@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from benchmarks.gpu_check.blocks.tiles import brief, label
 from benchmarks.gpu_check.work import Context, Measurement

@@ -39,7 +39,9 @@ def brief(record: dict[str, Any]) -> str:
         return f"FAILED {record['error']}"
     if "not_there" in record:
         return str(record["not_there"])
-    return f"{record['tpot_ms']:.3f} ms a token, {record['speedup']:.2f} times dense, ideal {record['ideal_speedup']:.2f}"
+    return (
+        f"{record['tpot_ms']:.3f} ms a token, {record['speedup']:.2f} times dense, ideal {record['ideal_speedup']:.2f}"
+    )
 
 
 class Exports:
@@ -103,9 +105,7 @@ class Exports:
             "ideal_speedup": 1 / result.tpot.ideal_ratio,
         }
 
-    def export(
-        self, variant: str, target: str, dtype: str, on: dict[str, Any]
-    ) -> tuple[Path, dict[str, Any] | None]:
+    def export(self, variant: str, target: str, dtype: str, on: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
         """The folder of an export that has passed its check, and what that said."""
         from prunekit.export.export import PARITY, export_model
 

@@ -25,7 +25,9 @@ def measurements(context: Context) -> Iterator[Measurement]:
     short, *others = sizes.serving
     kinds = ("dense", "irregular")
 
-    def some(serving: Sequence[tuple[int, int]], variants: Sequence[str], arms: tuple[str, ...]) -> Iterator[Measurement]:
+    def some(
+        serving: Sequence[tuple[int, int]], variants: Sequence[str], arms: tuple[str, ...]
+    ) -> Iterator[Measurement]:
         for batch, prompt in serving:
             for model in sizes.models:
                 for variant in variants:

@@ -54,7 +54,9 @@ def brief(record: dict[str, Any]) -> str:
     if "error" in record:
         return f"FAILED {record['error']}"
     if "us_a_launch" in record:
-        return ", ".join(f"{name} {value['median_us']:.3f} us a launch" for name, value in record["us_a_launch"].items())
+        return ", ".join(
+            f"{name} {value['median_us']:.3f} us a launch" for name, value in record["us_a_launch"].items()
+        )
     if "arms" in record:
         return of_models(record)
     return str((record.get("entry") or record.get("other_entry") or {}).get("us"))
@@ -75,5 +77,7 @@ def _small(context: Context, programs: int, loaded: int) -> dict[str, Any]:
 
 def _entry(context: Context, layer: Any, name: str) -> dict[str, Any]:
     sizes = context.sizes
-    made = measure("overlap", {}, context.device, sizes.measured_in, rounds=sizes.rounds, layers=[layer], arena=context.arena)
+    made = measure(
+        "overlap", {}, context.device, sizes.measured_in, rounds=sizes.rounds, layers=[layer], arena=context.arena
+    )
     return {name: made}

@@ -28,7 +28,9 @@ def measurements(context: Context) -> Iterator[Measurement]:
     for op in ("gate_up_tile", "gate_up"):
         for each in cases(op, sizes.ffns, sizes.prompt_rows):
             fields = {"op": op, "sizes": each}
-            yield Measurement(label(op, each), fields, lambda op=op, each=each: _product(context, op, each), needs_s=5.0)
+            yield Measurement(
+                label(op, each), fields, lambda op=op, each=each: _product(context, op, each), needs_s=5.0
+            )
 
 
 def label(op: str, sizes: dict[str, int]) -> str:

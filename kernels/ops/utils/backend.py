@@ -49,7 +49,7 @@ def using(backend: Backend) -> Iterator[None]:
 
 @contextmanager
 def planning_for(gpu: Gpu) -> Iterator[None]:
-    """Within the block launches are planned as on that GPU, wherever tensors lie: to compile for one that isn't there."""
+    """Within the block launches are planned as on that GPU, wherever tensors lie: for one that isn't there."""
     token = _planned.set(gpu)
     try:
         yield

@@ -8,9 +8,10 @@ A table is a JSON file for one GPU model, written by ``python -m prunekit.kernel
      "entries": [{"op": "gate_up", "rows": 512, "width": 1024, "hidden": 2048, "choice": "torch",
                   "us": {"torch": 31.0, "triton": 33.5}}]}
 
-Sizes are buckets: ``rows``, ``programs`` and ``head_dim`` up to a power of two, widths up to a multiple of 128. A size that was not measured takes the
-choice of the nearest bucket (by the sum of |log2| over its axes), provided that no axis is off by more than a factor of
-two; else the default. Tables are measured in a 16-bit dtype and hold for both; float32 always takes the defaults.
+Sizes are buckets: ``rows``, ``programs`` and ``head_dim`` up to a power of two, widths up to a multiple of 128. A size
+that was not measured takes the choice of the nearest bucket (by the sum of |log2| over its axes), provided that no axis
+is off by more than a factor of two; else the default. Tables are measured in a 16-bit dtype and hold for both; float32
+always takes the defaults.
 
 Searched for, the first one wins: the file that PRUNEKIT_KERNEL_TABLE names, the user's cache folder (where ``tune``
 writes), the tables that ship in ``kernels/tables``.
@@ -56,8 +57,8 @@ class Op:
 
 
 _POWERS_OF_TWO = ("rows", "programs", "head_dim")
-# Rows of a weight, columns at a time and warps of a decode kernel's program with one row of input: 8 to 64 KB of 16-bit
-# weights, not more than four registers' worth a thread and column.
+# Rows of a weight, columns at a time and warps of a decode kernel's program with one row of input: 8 to 32 KB of 16-bit
+# weights, of which no thread holds more than 128 numbers.
 TILES = ("auto", "4x1024x4", "8x1024x4", "4x2048x4", "8x2048x4", "2x4096x4", "4x4096x4", "8x2048x8", "4x4096x8")
 
 # Unmeasured, products of many rows are left to cuBLAS on padded weights, and all else is ours; decode kernels start
