@@ -57,7 +57,7 @@ def make_ready(arguments: argparse.Namespace) -> int:
     with planning_for(gpu):
         both, dtype = dtypes_of(torch.device("meta"))
     sizes = real_sizes(arguments.models, dtype, both, arguments.tokens, False)
-    launches = launches_of(blocks, sizes, gpu, arguments.why_no_models)
+    launches = launches_of(blocks, sizes, gpu, arguments.why_no_models).launches
     noted = time.perf_counter() - begin
     done = compile_all(launches, folder, gpu.capability)
     took = time.perf_counter() - begin

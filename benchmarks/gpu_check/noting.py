@@ -13,11 +13,10 @@ from benchmarks.gpu_check.blocks import BLOCKS
 from benchmarks.gpu_check.sizes import Sizes
 from benchmarks.gpu_check.work import Context, measurements
 from prunekit.kernels.ops.utils.backend import Gpu
-from prunekit.kernels.ops.utils.launch import Launch
-from prunekit.kernels.testing.recording import recording
+from prunekit.kernels.testing.recording import Recorded, recording
 
 
-def launches_of(blocks: Sequence[str], sizes: Sizes, gpu: Gpu, why_no_models: str | None) -> list[Launch]:
+def launches_of(blocks: Sequence[str], sizes: Sizes, gpu: Gpu, why_no_models: str | None) -> Recorded:
     """The different launches of these blocks at these sizes on that GPU, in the order in which they first come.
 
     A measurement that needs numbers ends where it asks for them: what it launches has been noted by then.
@@ -35,4 +34,4 @@ def launches_of(blocks: Sequence[str], sizes: Sizes, gpu: Gpu, why_no_models: st
                     raise
                 except Exception:
                     print(f"{each.id} can't be noted:\n{traceback.format_exc(limit=-3)}", flush=True)
-    return found.launches
+    return found

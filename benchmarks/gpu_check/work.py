@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.gpu_check.blocks import BLOCKS, Block
 from benchmarks.gpu_check.ceilings import ceilings
 from benchmarks.gpu_check.sizes import Sizes, dtypes_of, real_sizes, tiny_sizes
 from benchmarks.models.shapes import Model, pruned_shape, rounded_shape
+from prunekit.kernels.testing.recording import listening
 from prunekit.kernels.tuning.arena import Arena
 from prunekit.kernels.tuning.tune import table_of
 from prunekit.plan.shape import ModelShape
@@ -103,10 +105,14 @@ def do(block: Block, arguments: argparse.Namespace, device: torch.device, sizes:
     module = block.load()
     if getattr(module, "NEEDS_CEILINGS", False):
         context.best = _ceilings(recorder, context)
-    for each in measurements(block, context, arguments.why_no_models):
-        record = recorder.measure(each.id, each.fields, each.run, limit_s=each.limit_s, needs_s=each.needs_s)
-        if record and (line := module.brief(record)):
-            print(f"  {each.id}: {line}", flush=True)
+    # On a GPU the noting itself would count in the time of what Python launches.
+    with listening() if context.is_rehearsal else nullcontext() as heard:
+        for each in measurements(block, context, arguments.why_no_models):
+            record = recorder.measure(each.id, each.fields, each.run, limit_s=each.limit_s, needs_s=each.needs_s)
+            if record and (line := module.brief(record)):
+                print(f"  {each.id}: {line}", flush=True)
+    if heard:
+        recorder.data["launches"] = heard.digests
     recorder.finish()
     if recorder.data["not_reached"]:
         print(f"  not reached in {recorder.data['spent_s']:.0f} s: {len(recorder.data['not_reached'])}", flush=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,14 +30,17 @@ class Recorded:
         return list(self._found.values())
 
     @property
-    def signatures(self) -> set[Any]:
-        return set(self._found)
+    def digests(self) -> list[str]:
+        """Short names of their signatures, the same in every process."""
+        return sorted(hashlib.sha256(repr(found).encode()).hexdigest()[:16] for found in self._found)
 
 
 def signature(launch: Launch) -> tuple[Any, ...]:
     """The kernel, its arguments as Triton's launcher tells them apart (types, alignment, ones, constants), and its
     options: of equal ones the first alone is compiled."""
-    constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
+    # Interpreted kernels have no list of their own.
+    parameters = inspect.signature(launch.kernel.fn).parameters
+    constants = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
     told = []
     for name, value in sorted(launch.arguments.items()):
         if name in constants or value is None or isinstance(value, bool):
@@ -88,9 +95,6 @@ def listening() -> Iterator[Recorded]:
 
 def _custom_ops() -> list[Any]:
     """Every op of prunekit. PyTorch has no other list of them."""
-    import pkgutil
-    from importlib import import_module
-
     from torch._library.custom_ops import OPDEFS
 
     import prunekit.kernels.ops as ops

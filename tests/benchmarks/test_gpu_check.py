@@ -25,6 +25,7 @@ from benchmarks.ops.attention_checks import attention_checks
 from benchmarks.ops.checks import TINY, Check, ffn_checks
 from benchmarks.ops.correctness import run_check
 from prunekit.kernels.ops.utils import dispatch
+from tests.benchmarks.test_gpu_cache import noted
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -70,6 +71,13 @@ def test_rehearsal_says_so_and_passes(rehearsal: Rehearsal) -> None:
     assert not list(folder.glob("*.running"))
     order = [done.stdout.index(f"\n{block}:") for block in BLOCKS]
     assert order == sorted(order)
+
+
+def test_kernels_are_noted_as_they_are_started(rehearsal: Rehearsal) -> None:
+    """What is compiled beforehand is what a run starts: here a run in the interpreter."""
+    blocks = [name for name, block in BLOCKS.items() if block.kernels]
+    for name, launches in noted(*blocks).items():
+        assert launches == read(rehearsal[0], name)["launches"], name
 
 
 def test_every_op_is_checked(rehearsal: Rehearsal) -> None:
