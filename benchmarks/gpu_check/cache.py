@@ -27,12 +27,13 @@ from benchmarks.gpu_check.blocks import BLOCKS
 from benchmarks.gpu_check.noting import launches_of
 from benchmarks.gpu_check.sizes import dtypes_of, real_sizes
 from prunekit.kernels.ops.utils.backend import Gpu, planning_for
+from prunekit.kernels.ops.utils.dispatch import VARIABLE, find
 from prunekit.kernels.ops.utils.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "prunekit-manifest.json"
 # What a manifest must say as the machine does; the rest of it is for people.
-COMPARED = ("triton", "triton_key", "assembler", "python", "machine", "capability", "sources")
+COMPARED = ("triton", "triton_key", "assembler", "python", "machine", "capability", "table", "tokens", "sources")
 
 
 def make_ready(arguments: argparse.Namespace) -> int:
@@ -40,11 +41,11 @@ def make_ready(arguments: argparse.Namespace) -> int:
     all cores. Returns an exit code."""
     folder = arguments.cache.resolve()
     gpu = Gpu(arguments.gpu, arguments.capability, arguments.multiprocessors)
-    wanted = facts(gpu)
     blocks = [name for name in arguments.blocks if BLOCKS[name].kernels]
+    wanted = facts(gpu) | {"tokens": arguments.tokens, "blocks": blocks, "models": list(arguments.models)}
     if not arguments.make_cache:
         moved = rewrite_paths(folder)
-        different = differences(read_manifest(folder), wanted, blocks)
+        different = differences(read_manifest(folder), wanted)
         print(
             f"Kernels: Triton {wanted['triton']}, key {wanted['triton_key']}, assembler {wanted['assembler']}; "
             + (f"compiled beforehand in {folder}" if not different else f"{folder} does not hold them: {different}")
@@ -69,7 +70,7 @@ def make_ready(arguments: argparse.Namespace) -> int:
     )
     for text in done["failed"]:
         print(f"  FAILED {text}", flush=True)
-    write_json(folder / MANIFEST, {**wanted, "gpu": gpu.name, "blocks": blocks, "kernels": len(launches)})
+    write_json(folder / MANIFEST, _with_earlier(read_manifest(folder), {**wanted, "kernels": len(launches)}))
     return 1 if done["failed"] else 0
 
 
@@ -80,6 +81,7 @@ def facts(gpu: Gpu) -> Record:
     from triton.runtime.cache import triton_key
 
     capability = 10 * gpu.capability[0] + gpu.capability[1]
+    table = find(gpu.name, os.environ.get(VARIABLE)) if gpu.name else None
     return {
         "triton": triton.__version__,
         "triton_key": hashlib.sha256(triton_key().encode()).hexdigest()[:16],
@@ -87,6 +89,8 @@ def facts(gpu: Gpu) -> Record:
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
         "capability": list(gpu.capability),
+        # What a table chooses are other kernels.
+        "table": hashlib.sha256(table.path.read_bytes()).hexdigest()[:16] if table else None,
         "sources": _sources(),
     }
 
@@ -109,13 +113,22 @@ def read_manifest(folder: Path) -> Record | None:
     return found if isinstance(found, dict) else None
 
 
-def differences(manifest: Record | None, wanted: Record, blocks: Sequence[str]) -> str:
-    """Why a cache can't serve these blocks, as the end of a sentence; empty where it can."""
+def differences(manifest: Record | None, wanted: Record) -> str:
+    """Why a cache can't serve what is wanted, as the end of a sentence; empty where it can."""
     if manifest is None:
         return "there is none"
     found = [f"{name} was {manifest.get(name)}" for name in COMPARED if manifest.get(name) != wanted[name]]
-    missing = [name for name in blocks if name not in manifest.get("blocks", [])]
-    return ", ".join([*found, *(f"the block {name} was not compiled" for name in missing)])
+    for what in ("blocks", "models"):
+        missing = [name for name in wanted[what] if name not in manifest.get(what, [])]
+        found += [f"{name} was not compiled" for name in missing]
+    return ", ".join(found)
+
+
+def _with_earlier(manifest: Record | None, made: Record) -> Record:
+    """``made``, and the blocks that an earlier call has compiled of the same sources and models."""
+    if manifest is None or any(manifest.get(name) != made[name] for name in (*COMPARED, "models")):
+        return made
+    return made | {"blocks": sorted({*manifest["blocks"], *made["blocks"]})}
 
 
 def rewrite_paths(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -114,6 +115,11 @@ def do(block: Block, arguments: argparse.Namespace, device: torch.device, sizes:
     if heard:
         recorder.data["launches"] = heard.digests
     recorder.finish()
+    # The next block may want all of the GPU's memory, in another process.
+    context.__dict__.pop("arena", None)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     if recorder.data["not_reached"]:
         print(f"  not reached in {recorder.data['spent_s']:.0f} s: {len(recorder.data['not_reached'])}", flush=True)
     _write_table(folder, stem, device, sizes)

@@ -64,7 +64,7 @@ def recording(gpu: Gpu) -> Iterator[Recorded]:
     ops = _custom_ops()
     shapes = {op: op._abstract_fn for op in ops}
     run = Launch.run
-    Launch.run = lambda launch: found.add(launch)  # type: ignore[method-assign]
+    Launch.run = lambda self: found.add(self)  # type: ignore[method-assign]
     for op in ops:
         op._abstract_fn = op._init_fn
     try:
@@ -82,9 +82,9 @@ def listening() -> Iterator[Recorded]:
     found = Recorded()
     run = Launch.run
 
-    def noted(launch: Launch) -> None:
-        found.add(launch)
-        run(launch)
+    def noted(self: Launch) -> None:
+        found.add(self)
+        run(self)
 
     Launch.run = noted  # type: ignore[method-assign]
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_check.cache import MANIFEST, differences, rewrite_paths
+from benchmarks.gpu_check.cache import COMPARED, MANIFEST, differences, rewrite_paths
 from prunekit.kernels.ops.linear_decode import launches, linear_decode
 from prunekit.kernels.ops.utils import dispatch
 from prunekit.kernels.ops.utils.backend import Gpu, multiprocessors, planning_for, why_not_triton
@@ -125,11 +125,12 @@ def test_a_cache_that_was_moved_is_found_in_a_fresh_process(tmp_path: Path) -> N
 
 
 def test_what_a_cache_must_agree_in() -> None:
-    wanted = {name: "x" for name in ("triton", "triton_key", "assembler", "python", "machine", "capability", "sources")}
-    assert differences({**wanted, "blocks": ["tiles"], "gpu": "other"}, wanted, ["tiles"]) == ""
-    assert differences(None, wanted, []) == "there is none"
+    wanted = {**dict.fromkeys(COMPARED, "x"), "blocks": ["tiles"], "models": ["a"]}
+    assert differences({**wanted, "blocks": ["tiles", "launch"], "kernels": 3}, wanted) == ""
+    assert differences(None, wanted) == "there is none"
     old = {**wanted, "sources": "y", "blocks": []}
-    assert differences(old, wanted, ["tiles"]) == "sources was y, the block tiles was not compiled"
+    assert differences(old, wanted) == "sources was y, tiles was not compiled"
+    assert differences(wanted, {**wanted, "models": ["a", "b"]}) == "b was not compiled"
 
 
 def test_paths_are_set_to_where_files_lie(tmp_path: Path) -> None:

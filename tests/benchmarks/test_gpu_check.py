@@ -40,7 +40,7 @@ def gpu_check(*arguments: object, **environment: str) -> subprocess.CompletedPro
         text=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=400,
+        timeout=1000,
     )
 
 
@@ -52,7 +52,7 @@ def read(folder: Path, block: str) -> Any:
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     folder = tmp_path_factory.mktemp("rehearsal")
-    return folder, gpu_check("--out", folder, "--no-compile", "--block-seconds", 300)
+    return folder, gpu_check("--out", folder, "--no-compile", "--block-seconds", 3000)
 
 
 def test_rehearsal_says_so_and_passes(rehearsal: Rehearsal) -> None:

@@ -23,7 +23,8 @@ PAGES = [README, *(Page(path) for path in sorted((ROOT / "docs").glob("*.md")))]
 RESULTS = ROOT / "benchmarks" / "results"
 MOST_LINES = 150
 # Options in sentences that other programs have.
-OTHERS = {"--continuous-batching": "transformers serve", "--no-deps": "pip"}
+OF_GPU_CHECK = dict.fromkeys(("--block-seconds", "--no-compile", "--resume"), "make gpu-check")
+OTHERS = {**OF_GPU_CHECK, "--continuous-batching": "transformers serve", "--no-deps": "pip"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path.name)
 

@@ -98,7 +98,11 @@ _forced: ContextVar[dict[Where, str]] = ContextVar("prunekit_kernels_choices", d
 def choosing(at: Mapping[tuple[str, tuple[int, ...]], str] | None = None, /, **choices: str) -> Iterator[None]:
     """Within the block these ops take these choices, whatever the table says: for tests and measurements. ``at`` names
     an op and one bucket of its sizes (:func:`bucket`)."""
-    token = _forced.set({**_forced.get(), **choices, **(at or {})})
+    forced = _forced.get().copy()
+    forced.update(choices)
+    for place, choice in (at or {}).items():
+        forced[place] = choice
+    token = _forced.set(forced)
     try:
         yield
     finally:
