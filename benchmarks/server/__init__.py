@@ -1,1 +1,0 @@
-"""Pruned models in a real server."""
