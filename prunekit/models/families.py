@@ -114,7 +114,8 @@ class Family:
     """One family of decoder models.
 
     ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either fixed or the name of the config field that says so.
-    A norm multiplies by its weight plus ``norm_offset``.
+    A norm multiplies by its weight plus ``norm_offset``. Where ``scaled_embedding``, embeddings are multiplied by
+    sqrt(hidden size).
     ``per_layer_fields`` are config lists with one entry a layer, which must be cut when layers are dropped.
     ``attn_implementation`` is set where transformers' default computes something else in a supported version.
     """
@@ -133,6 +134,7 @@ class Family:
     wide_norms: tuple[Norm, ...] = ()
     block_norms: BlockNorms = PRE_NORMS
     norm_offset: float = 0.0
+    scaled_embedding: bool = False
     per_layer_fields: tuple[str, ...] = ()
     attn_implementation: str | None = None
 
@@ -253,6 +255,7 @@ FAMILIES: dict[str, Family] = {
             o_bias="attention_bias",
             block_norms=SANDWICH_NORMS,
             norm_offset=1.0,
+            scaled_embedding=True,
             per_layer_fields=("layer_types",),
             # sdpa, which transformers 5.16 picks, leaves out the softcapping of attention logits.
             attn_implementation="eager",
@@ -269,6 +272,7 @@ FAMILIES: dict[str, Family] = {
             qk_norm="head",
             block_norms=SANDWICH_NORMS,
             norm_offset=1.0,
+            scaled_embedding=True,
             per_layer_fields=("layer_types",),
         ),
         _family("Phi-3", "phi3", "Phi3", couplings=FUSED_ATTENTION + FUSED_FFN),

@@ -475,7 +475,7 @@ def test_what_it_can_be_exported_to(bare: Path, command: Command, tmp_path: Path
     ids = _ids(2)
     copied, model = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "hf", bare))
     assert torch.equal(logits(copied, ids), logits(model, ids))
-    for to in ("onnx", "gguf", "torchscript", "torch-export", "vllm", "tensorrt"):
+    for to in ("onnx", "gguf", "torchscript", "torch-export", "tensorrt"):
         said = _fail(command, "export", bare, "--to", to, "--no-verify", "-o", tmp_path / to)
         if "needs" not in said:
             assert f"Layer 0 has no attention, and {to} takes no such layers; export it with --to hf" in said

@@ -5,6 +5,7 @@ Not named test_*, so that `make test` doesn't look here.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +25,17 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.export.export import export
 from prunekit.export.formats import hf
+from prunekit.export.formats.vllm import plugin
 from prunekit.export.formats.vllm.target import VllmRunner
 from prunekit.export.parity import compare, sample
 from prunekit.export.registry import target
 from prunekit.export.target import Options, prepared
+from prunekit.models.families import FAMILIES
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import Source, resolve
+from prunekit.plan import LayerKeep, Plan
 from tests.support import export_models
+from tests.support.tiny import rebuilt_model, tiny_model
 
 pytest.importorskip("vllm")
 PORT = 8765
@@ -57,6 +63,30 @@ OTHER_FAMILIES = {
 }
 
 
+# Every bias that a family has a switch for, beside those above.
+BIASED = {
+    "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3 biased": ("qwen3", {"attention_bias": True}),
+    "gemma3 biased": ("gemma3_text", {"attention_bias": True, "sliding_window": 8}),
+    "olmo2 biased": ("olmo2", {"attention_bias": True}),
+    "smollm3 biased": ("smollm3", {"attention_bias": True, "mlp_bias": True}),
+}
+ALL = ONE_DEVICE | OTHER_FAMILIES | BIASED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugin_is_installed() -> None:
+    """Without it, vLLM finds transformers' classes in this process and tests something else."""
+    (found,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="prunekit")
+    assert found.load() is plugin.register, f"Delete .compat/vllm: the prunekit in it announces {found.value}."
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process of its own for the engine, which takes most of a small test's time."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gigabyte of KV cache is plenty, and vLLM would take most of the memory."""
@@ -67,21 +97,98 @@ def made(folder: Path, model_type: str, fields: dict[str, object]) -> Source:
     return resolve(str(export_models.save_uneven(folder / "pruned", model_type, **fields)))
 
 
-@pytest.mark.parametrize("case", [*ONE_DEVICE, *OTHER_FAMILIES])
-def test_uneven_layers(tmp_path: Path, case: str) -> None:
-    source = made(tmp_path, *(ONE_DEVICE | OTHER_FAMILIES)[case])
-    exported = export(source, "vllm", tmp_path / "out", Options("fp32"))
+def exported_equal(source: Source, folder: Path) -> None:
+    exported = export(source, "vllm", folder, Options("fp32"))
     assert exported.unverified is None
     assert exported.parity is not None and exported.parity.ok
     assert exported.parity.greedy.equal == exported.parity.greedy.compared == 72
 
 
+def model_of(llm: Any) -> Any:
+    """The model of an engine in this process."""
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+
+def engine(folder: Path, **settings: Any) -> Any:
+    import vllm
+
+    return vllm.LLM(
+        str(folder),
+        dtype="float32",
+        max_model_len=256,
+        kv_cache_memory_bytes=2**28,
+        block_size=32,
+        skip_tokenizer_init=True,
+        **{"enforce_eager": True, **settings},
+    )
+
+
+def greedy(llm: Any, prompt: list[int], tokens: int = 24) -> list[int]:
+    import vllm
+
+    params = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    (made,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    return list(made.outputs[0].token_ids)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("case", ALL)
+def test_uneven_layers(tmp_path: Path, case: str) -> None:
+    exported_equal(made(tmp_path, *ALL[case]), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_removed_sublayers(tmp_path: Path, model_type: str) -> None:
+    exported_equal(without_sublayers(tmp_path / "pruned", model_type), tmp_path / "out")
+
+
+def without_sublayers(folder: Path, model_type: str) -> Source:
+    """Layers 0 and 2 have no attention, layer 1 no FFN, layer 3 is cut."""
+    windowed = {} if model_type in ("llama", "olmo2") else {"sliding_window": 8}
+    dense = tiny_model(model_type, config=export_models.dense_config(model_type, **windowed))
+    whole = export_models.uneven_plan(FAMILIES[model_type].shape(dense.config))
+    layers = [
+        LayerKeep(0, (), (), whole.layers[0].ffn),
+        LayerKeep(1, whole.layers[1].kv_heads, whole.layers[1].query_heads, ()),
+        LayerKeep(2, (), (), whole.layers[2].ffn),
+        whole.layers[3],
+    ]
+    rebuilt_model(dense, Plan(whole.source, tuple(layers))).save_pretrained(folder)
+    export_models.byte_tokenizer().save_pretrained(folder)
+    return resolve(str(folder))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_compiled(tmp_path: Path) -> None:
+    """As vLLM runs by default, with a graph for torch.compile."""
+    source = without_sublayers(tmp_path / "pruned", "gemma3_text")
+    job = prepared(target("vllm"), source, Options("fp32"))
+    prompt = sample(job).windows[0][:24]
+    wanted = TorchRunner(job.model).greedy(prompt[None], 24).tokens[0].tolist()
+    assert greedy(engine(source.path, enforce_eager=False), prompt.tolist()) == wanted
+
+
+@pytest.mark.usefixtures("in_process")
+def test_transformers_backend(tmp_path: Path) -> None:
+    """What vLLM runs without the plug-in, or where it is asked to."""
+    source = made(tmp_path, *ONE_DEVICE["qwen3"])
+    job = prepared(target("vllm"), source, Options("fp32"))
+    prompt = sample(job).windows[0][:24]
+    wanted = TorchRunner(job.model).greedy(prompt[None], 24).tokens[0].tolist()
+    llm = engine(source.path, model_impl="transformers")
+    assert "Transformers" in type(model_of(llm)).__name__
+    assert greedy(llm, prompt.tolist()) == wanted
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_16_bits(tmp_path: Path, dtype: str) -> None:
     exported = export(made(tmp_path, "llama", {}), "vllm", tmp_path / "out", Options(dtype))
     assert exported.parity is not None and exported.parity.ok
 
 
+@pytest.mark.usefixtures("in_process")
 def test_wrong_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -100,16 +207,14 @@ def test_wrong_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", sorted({*ONE_DEVICE, *OTHER_FAMILIES} - {"phi3"}))
+@pytest.mark.parametrize("case", ALL)
 def test_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     # The last layer has one KV head, of which each device gets a copy.
     monkeypatch.setattr(export_models, "HEADS", (8, 4, 4, 2))
     monkeypatch.setattr(export_models, "KV_HEADS", (4, 2, 2, 1))
     monkeypatch.setattr(export_models, "FFN", (502, 334, 78, 512))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    job = prepared(
-        target("vllm"), made(tmp_path, *(ONE_DEVICE | OTHER_FAMILIES)[case]), Options("fp32", tensor_parallel=2)
-    )
+    job = prepared(target("vllm"), made(tmp_path, *ALL[case]), Options("fp32", tensor_parallel=2))
     target("vllm").write(job, tmp_path / "out")
     with VllmRunner(tmp_path / "out", tensor_parallel=2) as runner:
         parity = compare(job, runner, sample(job))
@@ -177,5 +282,6 @@ def test_http_server(pruned_smollm2: Source, tmp_path: Path) -> None:
         )
         with urllib.request.urlopen(asked, timeout=300) as answer:
             choice = json.load(answer)["choices"][0]
+    assert "Transformers modeling backend" not in (tmp_path / "log").read_text()
     assert choice["token_ids"] == wanted
     assert choice["text"] == job.tokenizer.decode(np.array(wanted))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from prunekit.models.families import FAMILIES
 
-# vLLM's own model that runs a transformers model, layer by layer with its own head counts. A name, so that vLLM imports
-# it only for a model that needs it.
-BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
+# A name, so that vLLM imports it only for a model that needs it.
+MODEL = "prunekit.export.formats.vllm.model:PrunedForCausalLM"
 
 
 def register() -> None:
@@ -16,7 +15,11 @@ def register() -> None:
     register_pruned()
     from vllm import ModelRegistry
 
+    from prunekit.export.formats.vllm.head_counts import teach_head_counts
+
+    teach_head_counts()
+
     known = set(ModelRegistry.get_supported_archs())
     for family in FAMILIES.values():
         if family.pruned_causal_lm_class not in known:
-            ModelRegistry.register_model(family.pruned_causal_lm_class, BACKEND)
+            ModelRegistry.register_model(family.pruned_causal_lm_class, MODEL)

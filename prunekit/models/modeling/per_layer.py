@@ -204,11 +204,12 @@ class PerLayerModelMixin:
 
     def __init__(self, config: Any):
         skips = [getattr(config.per_layer_config[index], "skip", ()) for index in range(config.num_hidden_layers)]
-        # vLLM gives every layer an attention and a cache of its own before it looks at what the layers are.
+        # Without prunekit, vLLM gives every layer an attention and a cache before it looks at what the layers are.
         if any(skips) and getattr(config, "_attn_implementation", None) == "vllm":
             raise ValueError(
-                "vLLM takes no layers without attention or FFN; run this model in transformers, or prune the original "
-                "again with `prunekit prune --plan plan.json --layout uniform`, which puts zeros there."
+                "vLLM takes no layers without attention or FFN by itself; install prunekit beside it, run this model "
+                "in transformers, or prune the original again with `prunekit prune --plan plan.json --layout uniform`, "
+                "which puts zeros there."
             )
         shell = global_view(config)
         # No layer is built from the shell, so full-width weights are never allocated.

@@ -128,15 +128,13 @@ def test_dense_and_rounded_models_divide(uneven, tmp_path, monkeypatch):
     assert "--tensor-parallel-size 2" in (tmp_path / "out" / "serve.sh").read_text()
 
 
-def test_fused_projections_are_not_split(tmp_path, monkeypatch):
+def test_fused_projections_are_split(tmp_path, monkeypatch):
     from tests.support import export_models
 
     for name, widths in (("HEADS", (8, 4, 4, 2)), ("KV_HEADS", (4, 2, 2, 1)), ("FFN", (502, 334, 78, 512))):
         monkeypatch.setattr(export_models, name, widths)
     source = resolve(str(export_models.save_uneven(tmp_path / "phi", "phi3")))
-    with pytest.raises(PrunekitError, match=r"Phi-3 that differ.*--tp 1"):
-        prepared(target("vllm"), source, Options(tensor_parallel=2))
-    prepared(target("vllm"), source, Options())
+    prepared(target("vllm"), source, Options(tensor_parallel=2))
 
 
 class Registry:
@@ -201,6 +199,9 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     module = types.ModuleType("vllm")
+    config = types.ModuleType("vllm.config")
+    config.model_arch = types.SimpleNamespace(ModelArchitectureConfig=types.SimpleNamespace(per_layer_overrides=None))
+    monkeypatch.setitem(sys.modules, "vllm.config", config)
     module.ModelRegistry = Registry
     module.LLM = StandIn
     module.SamplingParams = lambda **fields: types.SimpleNamespace(**fields)
@@ -213,7 +214,7 @@ def test_plugin_registers_every_family_once(stand_in):
     vllm_plugin.register()
     vllm_plugin.register()
     assert set(Registry.known) == {"LlamaForCausalLM"} | {each.pruned_causal_lm_class for each in FAMILIES.values()}
-    assert Registry.known["PrunedLlamaForCausalLM"] == vllm_plugin.BACKEND
+    assert Registry.known["PrunedLlamaForCausalLM"] == vllm_plugin.MODEL
     assert Registry.known["LlamaForCausalLM"] == "vllm's own"
 
 
