@@ -142,6 +142,28 @@ def _plain(block: Record) -> Iterator[str]:
     yield from table(("what", "measured"), map(row, _measured(block)))
 
 
+def _server(block: Record) -> Iterator[str]:
+    def rows() -> Iterator[list[Any]]:
+        for record in _measured(block):
+            if "not_there" in record:
+                yield [record["id"], record["not_there"], *[None] * 7]
+            for place, row in enumerate(record.get("rows", [])):
+                times = [row.get("ttft_s"), row.get("tpot_s")]
+                yield [
+                    record["id"],
+                    f"batch {row['batch']}" if "batch" in row else f"{row['rate']} a second",
+                    *(_number(None if value is None else value * 1e3, 3) for value in times),
+                    _number(row.get("tokens_per_s"), 0),
+                    _number(record.get("speedup"), 2) if place == 0 else None,
+                    _number(record.get("ideal_speedup"), 2) if place == 0 else None,
+                    record.get("kv_tokens") if place == 0 else None,
+                    _number(record.get("startup_s"), 1) if place == 0 else None,
+                ]
+
+    head = ("what", "load", "TTFT, ms", "TPOT, ms", "tokens/s", "x dense", "ideal", "tokens in the cache", "start, s")
+    yield from table(head, rows())
+
+
 def _correctness(block: Record) -> Iterator[str]:
     records = block["records"]
     ops = dict.fromkeys((record["op"], record["dtype"]) for record in records)
@@ -161,7 +183,7 @@ SECTIONS = {
     "tiles": _choices,
     "attention": _choices,
     "exports": _plain,
-    "server": _plain,
+    "server": _server,
     "scale": _plain,
     "correctness": _correctness,
 }

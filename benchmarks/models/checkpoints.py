@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from benchmarks.models.build import build, config_of
+from benchmarks.models.build import build
 from benchmarks.models.shapes import Model
 from prunekit.kernels.tuning.arena import Arena
 from prunekit.plan import LayerKeep, Plan
@@ -36,13 +35,3 @@ def _first_units(index: int, whole: LayerShape, left: LayerShape) -> LayerKeep:
     heads = range(left.num_key_value_heads)
     query = tuple(head * whole.group_size + member for head in heads for member in range(left.group_size))
     return LayerKeep(index, tuple(heads), query, tuple(range(left.intermediate_size)))
-
-
-def write_config(model: Model, shape: ModelShape, folder: Path, dtype: str) -> Path:
-    """config.json alone, for servers that make weights up."""
-    config = config_of(model, shape).to_dict()
-    name = config_of(model, shape).__class__.__name__.removesuffix("Config")
-    config |= {"architectures": [f"{name}ForCausalLM"], "dtype": dtype}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return folder
