@@ -36,6 +36,8 @@ class Sizes:
     # Models whose exports are measured, for which targets.
     exported: tuple[Model, ...]
     targets: tuple[str, ...]
+    # The model that is put into servers.
+    served: Model
     # Layers and tokens of text of what pruning is timed on: two numbers of layers, and the text twice.
     pruned: tuple[tuple[int, int], ...]
     launches: int
@@ -67,6 +69,7 @@ def real_sizes(
         checked_tokens=(33, 8),
         exported=(MODELS["smollm2-135m"], MODELS["llama-3.2-1b"]),
         targets=("onnx", "torch-export", "torchscript", "onnx-genai", "gguf"),
+        served=MODELS[models[-1]],
         pruned=((2, 16384), (4, 16384), (2, 32768)),
         launches=200,
         tokens=tokens or 32,
@@ -93,6 +96,8 @@ def tiny_sizes(compile: bool) -> Sizes:
         checked_tokens=(6, 2),
         exported=(TINY,),
         targets=("torchscript",),
+        # vLLM's kernels take no smaller heads than those of a real model.
+        served=MODELS["smollm2-135m"],
         pruned=((1, 64), (2, 64), (1, 128)),
         launches=3,
         tokens=1,

@@ -52,23 +52,29 @@ class ModelBench:
         self.compile_options = compile_options
         self.tokens, self.rounds, self.most_s = tokens, rounds, most_s
         self.weight_bytes = shape.parameters * self.dtype.itemsize
+        self._position = arena.position
         self._stock: Any = None
         self._packed: Any = None
+
+    def _build(self) -> Any:
+        """The same weights every time."""
+        self.arena.position = self._position
+        return build(self.model, self.shape, self.arena)
 
     @property
     def stock(self) -> Any:
         """The transformers model."""
         if self._stock is None:
-            self._stock = build(self.model, self.shape, self.arena)
+            self._stock = self._build()
         return self._stock
 
     @property
     def packed(self) -> Any:
-        """Another one on weights of its own, optimised."""
+        """Another one with the same weights, optimised."""
         from prunekit.kernels import optimize
 
         if self._packed is None:
-            self._packed = optimize(build(self.model, self.shape, self.arena))
+            self._packed = optimize(self._build())
         return self._packed
 
     def measure(self, batch: int, prompt: int, names: Sequence[str], prepare_s: float = 60.0) -> dict[str, Any]:
@@ -172,13 +178,13 @@ class ModelBench:
         }
 
     def _compared(self, runs: dict[str, Run], ids: torch.Tensor) -> dict[str, Any]:
-        """Whether ours gives the logits of transformers' forward on its own packed weights, and the same tokens
-        whether its launches wait or not: a read before its time would show as another token, now and then."""
+        """Whether ours gives the logits of transformers' model, and the same tokens whether its launches wait or not: a
+        read before its time would show as another token, now and then."""
         ours = [run for run in runs.values() if isinstance(run, OursRun)]
         if not ours:
             return {}
         with torch.no_grad():
-            expected = self.packed(input_ids=ids[:1], use_cache=False, logits_to_keep=1).logits[:, -1]
+            expected = self.stock(input_ids=ids[:1], use_cache=False, logits_to_keep=1).logits[:, -1]
         found = agreement(ours[0].runtime.prefill(ids)[:1], expected)
         if len(ours) > 1:
             first, second = (run.tokens(ids, self.tokens) for run in ours)

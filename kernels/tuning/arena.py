@@ -25,15 +25,15 @@ class Arena:
             # A piece at a time: whole, some GPUs would take as much again for it.
             for piece in self.memory.split(1 << 28):
                 piece.normal_(0.0, scale, generator=generator)
-        self._next = 0
+        self.position = 0
 
     def take(self, *shape: int) -> torch.Tensor:
         """A contiguous view of the next numbers. Raises ValueError where the arena is smaller."""
         size = math.prod(shape)
         if size > self.memory.numel():
             raise ValueError(f"A weight of {size:,} numbers does not fit an arena of {self.memory.numel():,}.")
-        if self._next + size > self.memory.numel():
-            self._next = 0
-        first = self._next
-        self._next = first + -(-size // _ALIGNMENT) * _ALIGNMENT
+        if self.position + size > self.memory.numel():
+            self.position = 0
+        first = self.position
+        self.position = first + -(-size // _ALIGNMENT) * _ALIGNMENT
         return self.memory[first : first + size].view(shape)
