@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def work(arguments: argparse.Namespace, device: torch.device) -> None:
         sizes = real_sizes(arguments.models, dtype, both, arguments.tokens, arguments.compile)
     else:
         sizes = tiny_sizes(arguments.compile)
+    if not arguments.why_no_models and any(BLOCKS[name].models for name in arguments.blocks):
+        # Seconds that are no block's.
+        import_module("benchmarks.models.build")
+        import_module("transformers").AutoModelForCausalLM  # noqa: B018 (transformers loads its parts when asked)
     for name in arguments.blocks:
         print(f"{name}:", flush=True)
         do(BLOCKS[name], arguments, device, sizes, header)
