@@ -107,6 +107,9 @@ def do(block: Block, arguments: argparse.Namespace, device: torch.device, sizes:
     if block.models and arguments.why_no_models:
         print(f"  {arguments.why_no_models}", flush=True)
         recorder.data["note"] = arguments.why_no_models
+        if not block.kernels:  # then it has nothing but whole models, and imports what they need
+            recorder.finish()
+            return
     context = Context(device, sizes, records, lambda: recorder.left_s)
     module = block.load()
     if getattr(module, "NEEDS_CEILINGS", False):

@@ -43,10 +43,12 @@ def measurements(context: Context) -> Iterator[Measurement]:
     yield from some(others[1:], kinds, OURS)
     yield from some(others, ["rounded"], OURS)
     if not context.is_noting and sizes.compile is not None:
-        many = [each for each in others if each[1] == short[1]] or others
-        yield from some([short], ["dense"], ("compiled", "ours"))
-        yield from some(many, ["dense"], ("compiled", "ours"))
-        yield from some([short], ["irregular"], ("compiled", "ours"))
+        # The goals are of the small model.
+        many = [short, *(each for each in others if each[1] == short[1])]
+        for model in sizes.models:
+            for batch, prompt in many:
+                yield _measurement(benches, model, "dense", batch, prompt, ("compiled", "ours"))
+            yield _measurement(benches, model, "irregular", *short, ("compiled", "ours"))
     benches.close()
 
 
