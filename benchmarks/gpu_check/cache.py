@@ -58,20 +58,22 @@ def make_ready(arguments: argparse.Namespace) -> int:
     with planning_for(gpu):
         both, dtype = dtypes_of(torch.device("meta"))
     sizes = real_sizes(arguments.models, dtype, both, arguments.tokens, False)
-    launches = launches_of(blocks, sizes, gpu, arguments.why_no_models).launches
+    found, failed = launches_of(blocks, sizes, gpu, arguments.why_no_models)
+    launches = found.launches
     noted = time.perf_counter() - begin
     done = compile_all(launches, folder, gpu.capability)
     took = time.perf_counter() - begin
     print(
         f"{len(launches)} kernels: {done['compiled']} compiled, {done['found']} were there, {done['stubs']} stubs "
-        f"compiled, {len(done['failed'])} failed; {took:.0f} s ({noted:.0f} s to find which), "
+        f"compiled, {len(failed) + len(done['failed'])} failed; {took:.0f} s ({noted:.0f} s to find which), "
         f"{_size(folder) / 2**20:.1f} MiB in {folder}",
         flush=True,
     )
-    for text in done["failed"]:
+    failed += done["failed"]
+    for text in failed:
         print(f"  FAILED {text}", flush=True)
     write_json(folder / MANIFEST, _with_earlier(read_manifest(folder), {**wanted, "kernels": len(launches)}))
-    return 1 if done["failed"] else 0
+    return 1 if failed else 0
 
 
 def facts(gpu: Gpu) -> Record:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.common.timer import OutOfTime
 from benchmarks.gpu_check.blocks import BLOCKS
 from benchmarks.gpu_check.sizes import Sizes
 from benchmarks.gpu_check.work import Context, measurements
@@ -16,22 +15,16 @@ from prunekit.kernels.ops.utils.backend import Gpu
 from prunekit.kernels.testing.recording import Recorded, recording
 
 
-def launches_of(blocks: Sequence[str], sizes: Sizes, gpu: Gpu, why_no_models: str | None) -> Recorded:
-    """The different launches of these blocks at these sizes on that GPU, in the order in which they first come.
-
-    A measurement that needs numbers ends where it asks for them: what it launches has been noted by then.
-    """
-    device = torch.device("meta")
+def launches_of(blocks: Sequence[str], sizes: Sizes, gpu: Gpu, why_no_models: str | None) -> tuple[Recorded, list[str]]:
+    """The different launches of these blocks at these sizes on that GPU, and why measurements couldn't be noted."""
+    failed = []
     with recording(gpu) as found:
         for name in blocks:
             if not BLOCKS[name].kernels:
                 continue
-            context = Context(device, sizes)
-            for each in measurements(BLOCKS[name], context, why_no_models):
+            for each in measurements(BLOCKS[name], Context(torch.device("meta"), sizes), why_no_models):
                 try:
                     each.run()
-                except OutOfTime:
-                    raise
                 except Exception:
-                    print(f"{each.id} can't be noted:\n{traceback.format_exc(limit=-3)}", flush=True)
-    return found
+                    failed.append(f"{each.id} can't be noted: {traceback.format_exc(limit=-2)}")
+    return found, failed

@@ -150,7 +150,9 @@ from benchmarks.gpu_check.noting import launches_of
 from benchmarks.gpu_check.sizes import tiny_sizes
 from prunekit.kernels.ops.utils.backend import Gpu
 for block in sys.argv[2:]:
-    print(block, *launches_of([block], tiny_sizes(False), Gpu("", (8, 0)), None).digests)
+    found, failed = launches_of([block], tiny_sizes(False), Gpu("", (8, 0)), None)
+    assert not failed, failed
+    print(block, *found.digests)
 """
 
 
@@ -161,5 +163,4 @@ def noted(*blocks: str) -> dict[str, list[str]]:
         [sys.executable, "-c", NOTED, str(ROOT), *blocks], capture_output=True, text=True, env=environment, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "can't be noted" not in done.stdout
     return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}

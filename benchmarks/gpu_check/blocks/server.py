@@ -58,7 +58,7 @@ def _run(context: Context, kind: str, model: Model, arm: str, shape: ModelShape)
     settings = Settings(
         batches=(1,) if small else (1, 8, 64, 256),
         prompts=(8,) if small else (128,),
-        new=2 if small else 64,
+        new=8 if small else 64,
         rates=(float("inf"),) if small else (4.0, 16.0, float("inf")),
         requests=2 if small else 64,
         dtype="bfloat16" if small else str(context.sizes.measured_in).removeprefix("torch."),
