@@ -4,8 +4,10 @@
 # make bench               the pytest-benchmark suites; every run is kept in .benchmarks for pytest-benchmark compare
 # make fuzz                spoils inputs of every kind for FUZZ_MINUTES (60) and keeps those that do harm in fuzz-failures
 #                          (`make test` does 72 inputs of it; FUZZ_SECONDS=180 for more, FUZZ_SEED for others)
-# make gpu-check           checks and times the kernels: with $(PYTHON) as it is where that has torch, else installs
-#                          first. ARGS="--part ops --models llama-3.2-1b" and the like are passed on (ARGS=--help)
+# make gpu-check           measures on a GPU, block by block: with $(PYTHON) as it is where that has torch, else installs
+#                          first. ARGS="headline launch --no-compile" and the like are passed on (ARGS=--help)
+# make gpu-cache           compiles the kernels that gpu-check starts into .tc, without a GPU, for compute capability
+#                          9.0 (ARGS="--capability 8.0"); with the Python and Triton of the machine that will use them
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
 # make runtimes            the runtimes that exports are checked in; `make test` does it first
 # make kill-test           kills every command that writes at its every change of a file, and checks what is left
@@ -39,7 +41,7 @@ LLAMA_CPP_WHEEL := $(WHEELS)/llama-cpp-python-$(LLAMA_CPP_VERSION)-portable-$(sh
 # forces LLAMA_BUILD_COMMON on in CMake's cache, but a variable of this name, set by a file, goes first.
 WITHOUT_COMMON := -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(abspath $(LLAMA_CPP_WHEEL))/parts.cmake
 
-.PHONY: kill-test install runtimes demo test test-whole fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check clean
+.PHONY: kill-test install runtimes demo test test-whole fuzz test-triton-3.6 test-vllm test-ortmodel test-transformersjs lint bench gpu-check gpu-cache clean
 
 install: $(VENV)/.dev $(COMPAT)/.installed
 
@@ -189,6 +191,11 @@ gpu-check:
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then exec $(PYTHON) benchmarks/gpu_check $(ARGS); else \
 	  $(MAKE) $(VENV)/.dev && exec $(VENV)/bin/python benchmarks/gpu_check $(ARGS); fi
 
+gpu-cache:
+	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; then python=$(PYTHON); else \
+	  $(MAKE) $(VENV)/.dev && python=$(VENV)/bin/python; fi; \
+	  exec $$python benchmarks/gpu_check --make-cache $(ARGS)
+
 clean:
-	rm -rf $(VENV) .compat .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .compat .types .tc build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find prunekit kernels export benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Every op at the shape of one irregular layer: Triton on a GPU, the PyTorch fallback elsewhere. `make bench`.
+"""Every op at irregular widths: Triton on a GPU, the PyTorch fallback elsewhere. `make bench`.
 
 For comparing commits on one machine; how fast the kernels are beside others is benchmarks/gpu_check's matter.
 """
@@ -6,25 +6,34 @@ For comparing commits on one machine; how fast the kernels are beside others is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.common.tensors import Data
-from benchmarks.models.shapes import MODELS, pruned_shape
-from benchmarks.ops.cases import Case, cases, sampled, unpruned_cases
-from benchmarks.ops.workloads import Size
-from prunekit.plan.shape import ModelShape
+from benchmarks.ops.attention_checks import attention_checks
+from benchmarks.ops.checks import NARROW, REAL, Check, ffn_checks
+from benchmarks.ops.registry import op
+from prunekit.kernels.ops.utils.dispatch import choosing
 from prunekit.utils.machine import synchronize
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-MODEL = MODELS["llama-3.2-1b" if GPU else "smollm2-135m"]
 DTYPE = torch.bfloat16 if GPU else torch.float32
-DECODE, PREFILL = (1, 8), (512 if GPU else 64,)
-CASES = [*cases(DECODE, PREFILL, context=1024), *unpruned_cases(DECODE, PREFILL)]
+
+
+def cases() -> dict[str, Check]:
+    """The first check of every op without and, where it has one, with more rows."""
+    data, sizes = Data(DEVICE, DTYPE), REAL if GPU else NARROW
+    found: dict[str, Check] = {}
+    for make in (ffn_checks, attention_checks):
+        for check in make(data, sizes):
+            found.setdefault(f"{check.op} {check.label.split(',')[0]}", check)
+    return found
+
+
+CASES = cases()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,23 +45,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@lru_cache
-def plan() -> ModelShape:
-    return pruned_shape(MODEL.shape, 40)
-
-
 @pytest.mark.benchmark(max_time=0.5, warmup=True, warmup_iterations=3)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_op(benchmark: Any, case: Case) -> None:
-    shape = plan()
-    layer = sampled(shape.layers, case.workload.kind, 1)[0]
-    fixed = (shape.hidden_size, shape.head_dim, shape.vocab_size)
-    size = Size(*fixed, layer, case.rows, case.context, shape.qkv_bias, MODEL.eps)
-    workload = case.workload(size, Data(DEVICE, DTYPE))
-    benchmark.extra_info |= {"model": MODEL.name, "layer": str(layer), "device": DEVICE.type, "dtype": str(DTYPE)}
+@pytest.mark.parametrize("name", CASES)
+def test_op(benchmark: Any, name: str) -> None:
+    check = CASES[name]
+    function, arguments = op(check.op), check.arguments()
+    benchmark.extra_info |= {"case": check.label, "device": DEVICE.type, "dtype": str(DTYPE)}
 
     def run() -> None:
-        workload.ours()
+        with choosing(**dict(check.choices)):
+            function(**arguments)
         synchronize(DEVICE)
 
     run()

@@ -280,8 +280,9 @@ def judge(
     ``tf32``.
 
     PyTorch reads the runtime's own tokens: as long as both take the same ones, that is what it would decode. So one
-    pass computes all, and the model need not be in memory (:class:`~prunekit.models.stored.streamed.StreamedModel`). Call it
-    when the runtime has been closed, and only one model is there at a time.
+    pass computes all, and the model need not be in memory
+    (:class:`~prunekit.models.stored.streamed.StreamedModel`). Call it when the runtime has been closed, and only one
+    model is there at a time.
     """
     import torch
 

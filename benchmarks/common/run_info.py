@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check.supervisor import REHEARSAL
+from benchmarks.common.record import REHEARSAL
 from prunekit.utils.machine import cpu_name
 from prunekit.utils.provenance import installed
 

@@ -1,7 +1,8 @@
-"""Are the kernels right on this GPU, and how fast are they? `make gpu-check`, or `python benchmarks/gpu_check`.
+"""Answers about this GPU, most important first: `make gpu-check`, or `python benchmarks/gpu_check [BLOCK ...]`.
 
-Runs from the source tree with any Python that has torch and Triton; whole models need transformers too. Writes a JSON
-file a part and a table into benchmarks/results/. Without a GPU it rehearses on the CPU and measures nothing.
+Runs from the source tree with any Python that has torch and Triton; whole models need transformers too. Every block
+writes a JSON file of its own into benchmarks/results/ as it goes, and ends after --block-seconds; --resume goes on with
+what it did not reach. Without a GPU it rehearses on the CPU and measures nothing.
 
 A process of its own does the work, so that a kernel that hangs or kills the GPU's context costs one measurement only:
 this one watches it, and starts another that goes on.
@@ -31,19 +32,29 @@ OLDEST_TRANSFORMERS = (5, 16)
 PROBE = """
 import json, torch
 found = torch.cuda.is_available() and torch.version.hip is None
-name = torch.cuda.get_device_name() if found else None
-print(json.dumps({"torch": torch.__version__, "gpu": name}))
+facts = torch.cuda.get_device_properties(0) if found else None
+gpu = [facts.name, [facts.major, facts.minor], facts.multi_processor_count] if found else None
+print(json.dumps({"torch": torch.__version__, "gpu": gpu}))
 """
 
 
 def main() -> int:
     """0 where every check passed (or none was asked for), 1 where one failed, 2 where nothing could be run."""
-    arguments = parse()
+    load_tree("benchmarks")
+    if sys.argv[1:2] == ["--steps"]:
+        return steps(sys.argv[2:])
+    from benchmarks.gpu_check.blocks import BLOCKS
+
+    arguments = parse(tuple(BLOCKS))
     if arguments.worker:
         return worker(arguments)
-    load_tree("benchmarks", "prunekit")
+    if arguments.warm or arguments.make_cache:
+        return warm(arguments)
+    load_tree("prunekit")
     if arguments.report:
-        return report(arguments.out, arguments.report)
+        from benchmarks.gpu_check.supervisor import summarise
+
+        return summarise(arguments.out, arguments.report)
     probed = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
     if probed.returncode:
         print(
@@ -55,44 +66,55 @@ def main() -> int:
     gpu = json.loads(probed.stdout.splitlines()[-1])["gpu"]
     arguments.rehearse = arguments.rehearse or gpu is None
     if not arguments.rehearse and importlib.util.find_spec("triton") is None:
-        print(f"There is a {gpu}, but {sys.executable} has no Triton; pip install triton.", file=sys.stderr)
+        print(f"There is a {gpu[0]}, but {sys.executable} has no Triton; pip install triton.", file=sys.stderr)
         return 2
     return supervise(arguments, gpu)
 
 
-def parse() -> argparse.Namespace:
+def parse(blocks: tuple[str, ...]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("all", "correctness", "ops", "models"), default="all")
-    parser.add_argument("--models", type=_names, default=MODELS, help=f"separated by commas, of {', '.join(MODELS)}")
     parser.add_argument(
-        "--shares", type=_shares, default=(40, 20, 60), help="%% of the blocks that plans remove (default: 40,20,60)"
+        "blocks", nargs="*", metavar="BLOCK", help=f"in this order unless told otherwise: {' '.join(blocks)}"
     )
-    parser.add_argument("--budget-seconds", type=float, help="begin nothing new after this time")
+    parser.add_argument(
+        "--block-seconds", type=float, default=90.0, help="begin nothing new in a block after this time"
+    )
+    parser.add_argument("--budget-seconds", type=float, help="begin nothing new at all after this time")
+    parser.add_argument("--resume", metavar="STEM", help="go on with the run whose files are STEM_*.json in --out")
+    parser.add_argument(
+        "--models", type=_names, default=MODELS[:2], help=f"separated by commas, of {', '.join(MODELS)} (default: two)"
+    )
     parser.add_argument("--tokens", type=int, help="decode steps of a run (default: 32)")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the torch.compile arms out")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".tc", help="folder of compiled kernels (default: .tc)")
     parser.add_argument(
-        "--after",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="repeatable: leave out what passed in this *_correctness.json (same kernels, same kind of GPU)",
+        "--make-cache", action="store_true", help="only compile the kernels of these blocks into --cache; needs no GPU"
     )
+    parser.add_argument("--capability", type=_capability, default=(9, 0), help="that of --make-cache (default: 9.0)")
+    parser.add_argument("--gpu", default="", help="the GPU's name, where a table of kernels/tables is for it")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny shapes, even where a GPU is")
     parser.add_argument("--out", type=Path, help="folder for results (default: benchmarks/results; a rehearsal's: new)")
     parser.add_argument(
         "--report", metavar="STEM", help="measure nothing: judge and show the files STEM_*.json in --out"
     )
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    for hidden in ("--worker", "--warm"):
+        parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     for hidden in ("--stem", "--date", "--command"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--multiprocessors", type=int, default=132, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for file in arguments.after:
-        if not file.is_file():
-            parser.error(f"--after {file}: there is no such file.")
-    arguments.out = arguments.out or (None if not arguments.report else RESULTS)
+    for name in arguments.blocks:
+        if name not in blocks:
+            parser.error(f"there is no block {name!r}; choose of {', '.join(blocks)}")
+    if arguments.block_seconds <= 0:
+        parser.error(f"--block-seconds {arguments.block_seconds:g} measures nothing; give more than 0")
+    arguments.blocks = arguments.blocks or list(blocks)
+    if arguments.report or arguments.resume:
+        arguments.out = arguments.out or RESULTS
+    if arguments.resume and not list(arguments.out.glob(f"{arguments.resume}_*.json")):
+        parser.error(f"--resume {arguments.resume}: there are no files {arguments.resume}_*.json in {arguments.out}")
     return arguments
 
 
@@ -104,14 +126,11 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _shares(text: str) -> tuple[int, ...]:
-    try:
-        shares = tuple(int(share) for share in text.split(","))
-    except ValueError:
-        shares = ()
-    if not shares or not all(1 <= share <= 90 for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 to 90, such as 20,40,60")
-    return shares
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    if not (major.isdigit() and minor.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability; give one such as 9.0")
+    return int(major), int(minor)
 
 
 def load_tree(*names: str) -> None:
@@ -145,27 +164,48 @@ def why_no_models() -> str | None:
     return None
 
 
-def worker(arguments: argparse.Namespace) -> int:
-    """Do the work in this process. TRITON_INTERPRET is already as it must be."""
+def prepare(arguments: argparse.Namespace) -> None:
+    """Import the tree in a process that works."""
     arguments.why_no_models = why_no_models()
     if arguments.why_no_models:
         sys.modules["transformers"] = None  # type: ignore[assignment]  # importing it fails, as if it weren't there
-    load_tree("benchmarks", "prunekit")
+    load_tree("prunekit")
+
+
+def worker(arguments: argparse.Namespace) -> int:
+    """Do the work in this process. TRITON_INTERPRET is already as it must be."""
+    prepare(arguments)
     import torch
 
-    from benchmarks.gpu_check.parts import work
+    from benchmarks.gpu_check.work import work
 
     work(arguments, torch.device("cpu" if arguments.rehearse else "cuda"))
     return 0
 
 
-def supervise(arguments: argparse.Namespace, gpu: str | None) -> int:
+def steps(arguments: list[str]) -> int:
+    """What the block scale runs in a process of its own."""
+    load_tree("prunekit")
+    from benchmarks.gpu_check.scale_steps import main as measure_steps
+
+    measure_steps(arguments)
+    return 0
+
+
+def warm(arguments: argparse.Namespace) -> int:
+    """Compile what the blocks need into the folder of --cache, or see that it is there; CUDA is not touched."""
+    prepare(arguments)
+    from benchmarks.gpu_check.cache import make_ready
+
+    return make_ready(arguments)
+
+
+def supervise(arguments: argparse.Namespace, gpu: tuple[str, tuple[int, int], int] | None) -> int:
     """Run workers until all is done or the time is up, then judge and show the results."""
-    from benchmarks.gpu_check.supervisor import run_workers, slug
+    from benchmarks.common.record import REHEARSAL
+    from benchmarks.gpu_check.supervisor import begin_again, run_workers, slug, summarise
 
     if arguments.rehearse:
-        from benchmarks.gpu_check.supervisor import REHEARSAL
-
         print(REHEARSAL, flush=True)
         if importlib.util.find_spec("triton") is None:
             print("There is no Triton here either: the ops' PyTorch fallbacks stand in for them.", flush=True)
@@ -173,36 +213,37 @@ def supervise(arguments: argparse.Namespace, gpu: str | None) -> int:
         arguments.out = Path(tempfile.mkdtemp(prefix="gpu-check-")) if arguments.rehearse else RESULTS
     arguments.out.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc)
-    name = "rehearsal" if arguments.rehearse else slug(gpu or "")
-    stem = f"gpu_check_{name}_{now:%Y-%m-%d_%H%M%S}"
+    name = "rehearsal" if arguments.rehearse or gpu is None else slug(gpu[0])
+    stem = arguments.resume or f"gpu_check_{name}_{now:%Y-%m-%d_%H%M%S}"
+    if arguments.resume and (
+        why := begin_again(arguments.out, stem, None if arguments.rehearse or gpu is None else gpu[0])
+    ):
+        print(why, file=sys.stderr)
+        return 2
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(HERE), *sys.argv[1:]]
     options = [
-        *sys.argv[1:],
         *("--worker", "--stem", stem, "--out", str(arguments.out), "--date", f"{now:%Y-%m-%dT%H:%M:%SZ}"),
         *("--command", shlex.join(["python", "benchmarks/gpu_check", *sys.argv[1:]])),
     ]
-    if arguments.rehearse:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        options.append("--rehearse")
     if arguments.budget_seconds:
         arguments.deadline = time.time() + arguments.budget_seconds
         options += ["--deadline", str(arguments.deadline)]
-    command = [sys.executable, str(Path(__file__).resolve()), *options]
+    if arguments.rehearse or gpu is None:
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        options.append("--rehearse")
+    else:
+        environment["TRITON_CACHE_DIR"] = str(arguments.cache.resolve())
+        facts = ["--capability", ".".join(map(str, gpu[1])), "--gpu", gpu[0], "--multiprocessors", str(gpu[2])]
+        subprocess.run([*command, "--warm", *facts], env=environment, check=False)
     # Whoever is told to stop still says what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        finished = run_workers(command, environment, arguments.out, stem, arguments.deadline)
+        finished = run_workers([*command, *options], environment, arguments.out, stem, arguments.deadline)
     except KeyboardInterrupt:
         finished = False
-    code = report(arguments.out, stem)
+    code = summarise(arguments.out, stem)
     return code or (0 if finished else 1)
-
-
-def report(folder: Path, stem: str) -> int:
-    """Judge a run by its files, write the goals and the table next to them, and show the table."""
-    from benchmarks.gpu_check.supervisor import summarise
-
-    return summarise(folder, stem)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""The goals of prunekit.kernels, judged from what one run measured."""
+"""The goals, judged from what one run measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 Record = dict[str, Any]
 Found = tuple[float, str]
 
-LARGE_LAYER_BYTES = 30e6
 SMALL_MODEL, LARGE_MODEL = "llama-3.2-1b", "llama-3.1-8b"
+LONG_PROMPT = 2048
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,19 @@ class Goal:
         return {**asdict(self), "met": self.met}
 
 
-def evaluate(parts: dict[str, Record]) -> list[Goal]:
-    """All goals. ``parts`` are the files of a run by part; missing ones leave goals unmeasured."""
-    ops = _good(parts.get("ops"))
-    models = _good(parts.get("models"))
-    goals = [*_alignment(ops), *_decode_mlp(ops), *_whole_models(models), _speedup(models)]
-    is_rehearsal = any(part["rehearsal"] for part in parts.values())
+def evaluate(blocks: dict[str, Record]) -> list[Goal]:
+    """All goals. ``blocks`` are the files of a run by block; missing ones leave goals unmeasured."""
+    models = _good(blocks.get("headline"))
+    goals = [
+        *_roofline(models),
+        *_over_compiled(models),
+        _speedup(models),
+        _first_token(models),
+        _irregular(models),
+        _ratios("exports", "each export", _good(blocks.get("exports"))),
+        _ratios("server", "vLLM", _good(blocks.get("server"))),
+    ]
+    is_rehearsal = any(block["rehearsal"] for block in blocks.values())
     return [replace(goal, rehearsal=is_rehearsal) for goal in goals]
 
 
@@ -52,8 +59,46 @@ def wrong(record: Record) -> bool:
     return record.get("agrees") is False or record.get("overlap_same_tokens") is False
 
 
-def _good(part: Record | None) -> list[Record]:
-    return [record for record in (part or {}).get("records", []) if "error" not in record and not wrong(record)]
+def tpot(record: Record, arm: str) -> float | None:
+    """Microseconds a token, None where that was not measured."""
+    found = record.get("arms", {}).get(arm, {}).get("tpot")
+    return found["median_us"] if found else None
+
+
+def faster(record: Record, other: str, figure: str = "tpot") -> float | None:
+    """How many times as fast as the arm ``other`` ours is, in one record: measured in turns."""
+    theirs, ours = (record.get("arms", {}).get(name, {}).get(figure) for name in (other, "ours"))
+    return theirs["median_us"] / ours["median_us"] if theirs and ours else None
+
+
+def over_dense(record: Record, records: Iterable[Record]) -> tuple[float, float] | None:
+    """Of a pruned model's record: how many times as fast as the dense one it decodes, and how many times fewer bytes it
+    reads for that; None where either was not measured."""
+    mine = tpot(record, "ours")
+    if record.get("variant") in (None, "dense") or mine is None or "ours_waiting" not in record["arms"]:
+        return None
+    dense = _same(record, records, "dense")
+    theirs = tpot(dense, "ours") if dense else None
+    return (theirs / mine, dense["decode_bytes"] / record["decode_bytes"]) if dense and theirs else None
+
+
+def _same(record: Record, records: Iterable[Record], variant: str) -> Record | None:
+    """Another variant of the same model at the same batch and prompt, in the record of our own arms."""
+    names = ("model", "batch", "prompt")
+    return next(
+        (
+            each
+            for each in records
+            if each["variant"] == variant
+            and "ours_waiting" in each.get("arms", {})
+            and all(each[name] == record[name] for name in names)
+        ),
+        None,
+    )
+
+
+def _good(block: Record | None) -> list[Record]:
+    return [record for record in (block or {}).get("records", []) if "error" not in record and not wrong(record)]
 
 
 def _goal(text: str, target: float, found: Iterable[Found], *, at_most: bool = False) -> Goal:
@@ -65,95 +110,66 @@ def _goal(text: str, target: float, found: Iterable[Found], *, at_most: bool = F
     return Goal(text, target, at_most, worst[0], f"{worst[1]} (worst of {len(values)})")
 
 
-def _alignment(ops: list[Record]) -> Iterator[Goal]:
-    # Norms are over hidden_size, which is never pruned: nothing of theirs is irregular.
-    names = dict.fromkeys(record["op"] for record in ops if record["prunable"])
-    for name in names or ["every op"]:
-        found = [
-            (record["irregular_over_aligned"]["median"], record["id"])
-            for record in ops
-            if record["op"] == name and record["irregular_over_aligned"]
-        ]
-        yield _goal(f"{name}: irregular/aligned time", 1.03, found, at_most=True)
-
-
-def _decode_mlp(ops: list[Record]) -> Iterator[Goal]:
-    large = [
-        record
-        for record in ops
-        if record["case"] == "mlp_decode"
-        and record["rows"] == 1
-        and min(record["layer_bytes"]) >= LARGE_LAYER_BYTES
-        and "median_us" in record["arms"].get("ours", {})
-    ]
-    yield _goal(
-        "decode MLP, batch 1, layers of 30 MB and more: share of copy bandwidth",
-        0.85,
-        ((record["arms"]["ours"]["share_of_copy"], record["id"]) for record in large),
-    )
-    yield _goal(
-        "decode MLP, batch 1, layers of 30 MB and more: speed-up over the faster cuBLAS arm",
-        1.15,
-        ((gain, record["id"]) for record in large if (gain := over_cublas(record)) is not None),
-    )
-
-
-def over_cublas(record: Record) -> float | None:
-    """How many times as fast as the better of the two cuBLAS arms ours is."""
-    arms = record["arms"]
-    times = [
-        arms[name]["median_us"] for name in ("irregular_cublas", "padded_cublas") if "median_us" in arms.get(name, {})
-    ]
-    ours = arms.get("ours", {}).get("median_us")
-    return min(times) / ours if times and ours else None
-
-
-def _steps(models: list[Record], name: str) -> list[Record]:
-    """Decode at batch 1 where ours was measured."""
-    return [
-        record
-        for record in models
-        if record["model"] == name and record["batch"] == 1 and "tpot" in record["arms"].get("ours", {})
-    ]
-
-
-def over_compiled(record: Record) -> float | None:
-    """How many times as fast as compiled transformers ours decodes."""
-    compiled, ours = (record["arms"].get(name, {}).get("tpot") for name in ("compiled", "ours"))
-    return compiled["median_us"] / ours["median_us"] if compiled and ours else None
-
-
-def _whole_models(models: list[Record]) -> Iterator[Goal]:
-    kinds: tuple[tuple[str, Callable[[Record], bool]], ...] = (
-        ("dense", lambda record: record["pruned_percent"] == 0),
-        ("pruned", lambda record: record["pruned_percent"] > 0),
-    )
-    for name, target in ((SMALL_MODEL, 0.75), (LARGE_MODEL, 0.85)):
-        for kind, wanted in kinds:
-            shares = [
+def _roofline(models: list[Record]) -> Iterator[Goal]:
+    for name, dense, pruned in ((SMALL_MODEL, 0.78, 0.75), (LARGE_MODEL, 0.88, 0.85)):
+        for kind, target in (("dense", dense), ("irregular", pruned)):
+            found = [
                 (record["arms"]["ours"]["share_of_copy"], record["id"])
-                for record in _steps(models, name)
-                if wanted(record)
+                for record in models
+                if (record["model"], record["variant"], record["batch"]) == (name, kind, 1)
+                and "ours_waiting" in record["arms"]
+                and tpot(record, "ours")
             ]
-            yield _goal(f"{name}, {kind}: batch-1 decode, share of the roofline", target, shares)
-    for kind, wanted in kinds:
-        gains = [
+            yield _goal(f"{name}, {kind}: batch-1 decode, share of the roofline", target, found)
+
+
+def _over_compiled(models: list[Record]) -> Iterator[Goal]:
+    for batch, target in ((1, 1.9), (8, 1.5), (64, 1.2)):
+        found = [
             (gain, record["id"])
-            for record in _steps(models, SMALL_MODEL)
-            if wanted(record) and (gain := over_compiled(record)) is not None
+            for record in models
+            if (record["model"], record["batch"]) == (SMALL_MODEL, batch)
+            and (gain := faster(record, "compiled")) is not None
         ]
-        yield _goal(f"{SMALL_MODEL}, {kind}: batch-1 decode, speed-up over transformers + torch.compile", 1.3, gains)
+        yield _goal(f"{SMALL_MODEL}: batch-{batch} decode, speed-up over transformers + torch.compile", target, found)
 
 
 def _speedup(models: list[Record]) -> Goal:
-    """Pruned/dense speed-up over the ratio of the bytes that a step must read."""
-    steps = _steps(models, LARGE_MODEL)
-    dense = {record["prompt"]: record for record in steps if record["pruned_percent"] == 0}
-    found = []
-    for record in steps:
-        whole = dense.get(record["prompt"])
-        if record["pruned_percent"] and whole:
-            gain = whole["arms"]["ours"]["tpot"]["median_us"] / record["arms"]["ours"]["tpot"]["median_us"]
-            ideal = whole["decode_bytes"] / record["decode_bytes"]
-            found.append((gain / ideal, record["id"]))
+    found = [
+        (gain / ideal, record["id"])
+        for record in models
+        if (record["model"], record["batch"]) == (LARGE_MODEL, 1)
+        for gain, ideal in [over_dense(record, models) or (None, None)]
+        if gain is not None and ideal is not None
+    ]
     return _goal(f"{LARGE_MODEL}: batch-1 decode, pruned/dense speed-up over the ideal byte ratio", 0.95, found)
+
+
+def _first_token(models: list[Record]) -> Goal:
+    found = [
+        (gain, f"{record['id']}")
+        for record in models
+        if record["prompt"] == LONG_PROMPT
+        for other in ("eager", "compiled")
+        if (gain := faster(record, other, "ttft")) is not None
+    ]
+    return _goal(f"first token of a prompt of {LONG_PROMPT:,}: speed-up over transformers", 1.0, found)
+
+
+def _irregular(models: list[Record]) -> Goal:
+    """For the same bytes: rounding changes those too."""
+    found = []
+    for record in models:
+        if record["variant"] != "irregular" or "ours_waiting" not in record["arms"]:
+            continue
+        other = _same(record, models, "rounded")
+        mine, theirs = tpot(record, "ours"), tpot(other, "ours") if other else None
+        if other and mine and theirs:
+            found.append((mine / theirs * other["decode_bytes"] / record["decode_bytes"], record["id"]))
+    return _goal("whole model, irregular/rounded time a byte", 1.03, found, at_most=True)
+
+
+def _ratios(block: str, name: str, records: list[Record]) -> Goal:
+    """Records of ``block`` hold the speed-up of pruned over dense and what the bytes would give."""
+    found = [(record["speedup"] / record["ideal_speedup"], record["id"]) for record in records if record.get("speedup")]
+    return _goal(f"{name}: pruned/dense decode speed-up over the ideal", 0.85, found)

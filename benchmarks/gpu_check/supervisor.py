@@ -9,15 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.record import SCHEMA, running_path, write_json
+from benchmarks.common.record import SCHEMA, read_json, running_path, write_json
+from benchmarks.gpu_check.blocks import BLOCKS
 from benchmarks.gpu_check.goals import evaluate
 from benchmarks.gpu_check.tables import render
 
-REHEARSAL = (
-    "No GPU: this is a rehearsal on the CPU with tiny shapes, the Triton kernels in Triton's interpreter. "
-    "Nothing here is a measurement."
-)
-PARTS = ("correctness", "ops", "models")
 # Seconds after the deadline in which what is running may end.
 GRACE_S = 20.0
 MOST_WORKERS = 20
@@ -26,6 +22,21 @@ MOST_WORKERS = 20
 def slug(name: str) -> str:
     """A GPU's name as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def begin_again(folder: Path, stem: str, gpu: str | None) -> str | None:
+    """Give every block of a run its time anew. Returns a sentence where that can't be gone on with: times of different
+    GPUs don't belong in one table."""
+    blocks = load(folder, stem)
+    for block in blocks.values():
+        if block["schema"] != SCHEMA:
+            return f"The files {stem}_*.json are of an earlier version; begin a new run."
+        before = None if block["rehearsal"] else block["device"]["name"]
+        if before != gpu:
+            return f"The files {stem}_*.json were measured on {before or 'a CPU'}, and this is {gpu or 'a CPU'}."
+    for name, block in blocks.items():
+        write_json(folder / f"{stem}_{name}.json", block | {"spent_s": 0.0})
+    return None
 
 
 def run_workers(
@@ -82,13 +93,13 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, stem: str, deadline: 
 
 
 def _running(folder: Path, stem: str) -> list[Path]:
-    return [file for part in PARTS if (file := running_path(folder / f"{stem}_{part}.json")).is_file()]
+    return [file for block in BLOCKS if (file := running_path(folder / f"{stem}_{block}.json")).is_file()]
 
 
 def load(folder: Path, stem: str) -> dict[str, Any]:
-    """The files of a run by part."""
-    files = {part: folder / f"{stem}_{part}.json" for part in PARTS}
-    return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.is_file()}
+    """The files of a run by block."""
+    files = {block: folder / f"{stem}_{block}.json" for block in BLOCKS}
+    return {block: read_json(file) for block, file in files.items() if file.is_file()}
 
 
 def summarise(folder: Path, stem: str) -> int:
@@ -96,21 +107,28 @@ def summarise(folder: Path, stem: str) -> int:
 
     Returns 1 where a correctness check failed, 2 where there is nothing to sum up.
     """
-    parts = load(folder, stem)
-    if not parts:
+    blocks = load(folder, stem)
+    if not blocks:
         print(f"There are no files {stem}_*.json in {folder}.")
         return 2
-    for name, part in parts.items():
-        if part["status"] == "running":
-            part["status"] = "cut off"
-            write_json(folder / f"{stem}_{name}.json", part)
-            running_path(folder / f"{stem}_{name}.json").unlink(missing_ok=True)
-    goals = evaluate(parts)
-    first = next(iter(parts.values()))
+    if any(block["schema"] != SCHEMA for block in blocks.values()):
+        print(f"The files {stem}_*.json are of an earlier version; {folder}/{stem}.md says what they hold.")
+        return 2
+    for name, block in blocks.items():
+        if block["status"] == "running":
+            block["status"] = "cut off"
+            write_json(folder / f"{stem}_{name}.json", block)
+    goals = evaluate(blocks)
+    first = next(iter(blocks.values()))
     head = {name: first[name] for name in ("rehearsal", "date", "command", "device", "versions", "commit")}
     write_json(folder / f"{stem}_goals.json", {"schema": SCHEMA, **head, "goals": [goal.to_dict() for goal in goals]})
-    text = render(parts, goals)
+    text = render(blocks, goals)
     (folder / f"{stem}.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\nWritten to {folder}/{stem}*", flush=True)
-    failed = [record for record in parts.get("correctness", {}).get("records", []) if not record.get("ok")]
+    table = folder / f"{stem}_table.json"
+    if table.is_file() and not first["rehearsal"]:
+        print(f"To ship what was chosen: cp {table} kernels/tables/{slug(first['device']['name'])}.json")
+    if any(block["not_reached"] for block in blocks.values()):
+        print(f"Not all was reached. To go on: --resume {stem}")
+    failed = [record for record in blocks.get("correctness", {}).get("records", []) if not record.get("ok")]
     return 1 if failed else 0

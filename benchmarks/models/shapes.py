@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,14 @@ def pruned_shape(dense: ModelShape, percent: int) -> ModelShape:
     if layers is None:
         return allocated_shape(dense, percent)
     return dense.with_layers(LayerShape(*layer) for layer in layers)
+
+
+def rounded_shape(shape: ModelShape, multiple: int = 64) -> ModelShape:
+    """``shape`` with every FFN at the nearest multiple, at least one of it."""
+    return shape.with_layers(
+        replace(layer, intermediate_size=max(1, round(layer.intermediate_size / multiple)) * multiple)
+        for layer in shape.layers
+    )
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ def run_check(check: Check, device: torch.device) -> dict[str, Any]:
         stack.enter_context(choosing(**dict(check.choices)))
         stack.enter_context(poisoned_memory())
         outs = _outputs(function, arguments)
+        if device.type == "meta":  # launches are noted, and there is nothing to compare
+            return {"ok": True}
         # Programs of the interpreter run one after the other: once more is enough there.
         again = 3 if device.type == "cuda" else 1
         repeatable = all(_same_bits(outs, _outputs(function, arguments)) for _ in range(again))

@@ -118,6 +118,16 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
     """Each step of the default recipe at 79 % of the blocks, in this process."""
     import torch
 
+    model = model_of(size).to(device)
+    ids = torch.randint(0, model.config.vocab_size, (size["tokens"] // LENGTH, LENGTH))
+    meter = Meter(model.device)
+    shape, _ = recipe_steps(model, "llama", ids, meter)
+    return {"parameters": shape.parameters, "seconds": meter.seconds, "peak_bytes": meter.peaks}
+
+
+def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, share: str = "0.79") -> tuple[Any, Any]:
+    """Each step of the default recipe at that share of the blocks, with ``ids`` as its text; ``model`` is used up.
+    Returns the model's shape and what of every layer is kept. ``meter`` also takes the bytes of the level database."""
     from prunekit.models.families import FAMILIES
     from prunekit.plan.goals import parse_target
     from prunekit.plan.methods import METHODS
@@ -127,12 +137,9 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
     from prunekit.recovery.refit import refit
     from prunekit.recovery.rescale import RescaleConfig, final_hidden, rescale, split_text
 
-    model = model_of(size).to(device)
-    family = FAMILIES["llama"]
+    family = FAMILIES[model_type]
     shape = family.shape(model.config)
-    ids = torch.randint(0, model.config.vocab_size, (size["tokens"] // LENGTH, LENGTH))
     method = METHODS["prunekit"]
-    meter = _Meter(model.device)
     with tempfile.TemporaryDirectory(prefix="prunekit-growth-") as folder:
         session = Session(
             model,
@@ -146,7 +153,8 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
         )
         with meter.step("curves"):
             session.levels(lambda *args, **kwargs: None)
-        budgets = parse_target(None, "0.79", None).budgets(shape, 4, shape)
+        meter.bytes["levels"] = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        budgets = parse_target(None, share, None).budgets(shape, 4, shape)
         assert budgets.parameters is not None
         problem = Problem(budgets.parameters, Rounding(), method.units, budgets=budgets)
         with meter.step("solver"):
@@ -158,16 +166,19 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
         refit(model, family, shape, allocated.keeps, solved, fast=True)
     with meter.step("rescale"):
         rescale(model, tuned, wanted, scales, fast=True)
-    return {"parameters": shape.parameters, "seconds": meter.seconds, "peak_bytes": meter.peaks}
+    return shape, allocated.keeps
 
 
-class _Meter:
+class Meter:
     """Seconds of steps, and the most memory that the process (or the GPU) held during each."""
 
     def __init__(self, device: torch.device):
         self._device = device
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
+        # Of the process where the device is a GPU, and of files.
+        self.host_peaks: dict[str, int | None] = {}
+        self.bytes: dict[str, int] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -183,7 +194,8 @@ class _Meter:
         yield
         synchronize(self._device)
         self.seconds[name] = time.perf_counter() - started
-        peak = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else peak_bytes()
+        self.host_peaks[name] = peak_bytes()
+        peak = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else self.host_peaks[name]
         if peak is None:
             sys.exit("This system doesn't tell how much memory a process took; run it on Linux or macOS.")
         self.peaks[name] = peak

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.models.shapes import Model, pruned_shape
+from benchmarks.models.shapes import Model, pruned_shape, rounded_shape
 from prunekit.models.modeling import pruned_config
 from prunekit.models.source import resolve
 from prunekit.plan.shape import LayerShape, ModelShape
@@ -36,14 +36,7 @@ def arm_shapes(dense: ModelShape, percent: int) -> dict[str, ModelShape]:
     one FFN width, a multiple of 64, with as many parameters as it comes near to.
     """
     irregular = pruned_shape(dense, percent)
-    rounded = dense.with_layers(
-        LayerShape(
-            layer.num_attention_heads,
-            layer.num_key_value_heads,
-            max(ROUNDED, round(layer.intermediate_size / ROUNDED) * ROUNDED),
-        )
-        for layer in irregular.layers
-    )
+    rounded = rounded_shape(irregular, ROUNDED)
     first = dense.layers[0]
     channel = dense.layer_parameters(first) - dense.layer_parameters(
         LayerShape(first.num_attention_heads, first.num_key_value_heads, first.intermediate_size - 1)

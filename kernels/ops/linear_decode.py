@@ -97,7 +97,7 @@ def launches(
     if rows > 1:
         x, before = normed(x, norm_weight, eps)
         norm_weight = None
-    tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
+    tile = Tile.of(rows, n, weight, normed=norm_weight is not None, op="linear_decode_tile")
     return [
         *before,
         Launch(

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.kernels.modules.packed import PackedLinear, PackedMLP, hooked
-from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, why_not_triton
+from prunekit.kernels.ops.utils.backend import MAX_DECODE_ROWS, planned_gpu, why_not_triton
 from prunekit.kernels.runtime.decoder import Decoder
 from prunekit.kernels.runtime.engine import MAX_BATCH, decoder_of
 from prunekit.kernels.runtime.pack_layer import check_layer, read_block
@@ -232,7 +232,7 @@ def _check(model: Any) -> Family:
         raise PrunekitError(f"A {family.name} causal LM was expected, got a {type(model).__name__}.")
     weights = [layer_weight for layer_weight in model.parameters() if layer_weight.dim() > 1]
     devices, dtypes = {weight.device for weight in weights}, {weight.dtype for weight in weights}
-    if len(devices) != 1 or next(iter(devices)).type == "meta":
+    if len(devices) != 1 or (next(iter(devices)).type == "meta" and planned_gpu() is None):
         raise PrunekitError("The model must lie on one device as a whole; load it without device_map or offloading.")
     if len(dtypes) != 1 or next(iter(dtypes)) not in (torch.float32, torch.float16, torch.bfloat16):
         raise PrunekitError(

@@ -23,7 +23,8 @@ class Data:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0):
         self.device, self.dtype, self.bytes = device, dtype, 0
-        self._generator = torch.Generator(device).manual_seed(seed)
+        # Tensors on meta hold nothing, so that nothing is drawn for them.
+        self._generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Normally distributed, in the dtype of the data unless another is given."""

@@ -29,16 +29,31 @@ from prunekit.errors import PrunekitError
 from prunekit.kernels.ops.utils import dispatch as select
 from prunekit.kernels.ops.utils.backend import using, why_not_triton
 from prunekit.kernels.ops.utils.dispatch import OPS, choosing
-from prunekit.kernels.tuning.cases import PREFILL_ROWS, SHAPES, Shape, candidates, cases, workload
+from prunekit.kernels.tuning.arena import Arena
+from prunekit.kernels.tuning.cases import (
+    IN_CHAINS,
+    LAYERS,
+    PREFILL_ROWS,
+    SHAPES,
+    Shape,
+    candidates,
+    cases,
+    chain,
+    workload,
+)
+from prunekit.kernels.tuning.chain import Layer
 from prunekit.kernels.tuning.measure import Call, Data, copies, in_turns, replayable
 from prunekit.utils.files.atomic import check_output_file, rewrite_text, write_text
 from prunekit.utils.names import sentence
 from prunekit.utils.process.child import environment, find_program, safe_children
 from prunekit.utils.provenance import installed
 
-# Faster by less than this is noise, or not worth leaving the default.
 _WHAT = "kernel-table"
+# Faster by less than this is noise, or not worth leaving the default; of layers together an op is only a part.
 GAIN = 0.98
+CHAIN_GAIN = 0.995
+# Relative differences from PyTorch in the same dtype: of one op, and of layers one after the other.
+_CLOSE, _CLOSE_CHAIN = 0.02, 0.05
 
 
 def measure(
@@ -49,51 +64,66 @@ def measure(
     *,
     forced: dict[str, str] | None = None,
     rounds: int = 20,
+    layers: Sequence[Layer] = LAYERS,
+    arena: Arena | None = None,
 ) -> dict[str, Any] | None:
-    """One entry of the table; None where nothing can be chosen here. ``forced`` holds choices for other ops."""
-    names = list(candidates(op, device, dtype))
+    """One entry of the table; None where nothing can be chosen here. ``forced`` holds choices for other ops. ``us`` are
+    of one call of the op, or of some layers of a decode step, whose weights come from ``arena``."""
+    names = list(candidates(op, device, dtype, sizes))
     if not names:
         return None
     # No table is read while one is made: it may be the broken one that is to be replaced.
     others = {other: known.default for other, known in OPS.items()} | (forced or {})
+    here = (op, select.bucket(op, tuple(sizes.values())))
     data = Data(device, dtype)
-    calls = [workload(op, data, **sizes)]
-    calls += [workload(op, data, **sizes) for _ in range(copies(data.bytes, device) - 1)]
+    in_chains = op in IN_CHAINS
+    if in_chains:
+        calls: list[Call] = [chain(op, sizes, data, layers, arena)]
+    else:
+        calls = [workload(op, data, **sizes)]
+        calls += [workload(op, data, **sizes) for _ in range(copies(data.bytes, device) - 1)]
+    if device.type == "meta":  # launches are noted, and there is nothing to compare
+        for name in names:
+            _all(calls[:1], others, {here: name})()
+        return None
     with using("torch"), choosing(**others):
         expected = calls[0]().float()
     runs, failed = {}, {}
     for name in names:
-        run = _all(calls, others | {op: name})
+        run = _all(calls, others, {here: name})
         try:
-            with choosing(**others | {op: name}):
+            with choosing({here: name}, **others):
                 off = ((calls[0]().float() - expected).norm() / expected.norm()).item()
-            if not off < 0.02:
+            if not off < (_CLOSE_CHAIN if in_chains else _CLOSE):
                 raise ArithmeticError(f"off by {off:.2g} from PyTorch")
             runs[name] = replayable(run, device)
         # A library's kernel may fail in its own way; the others are still to be measured.
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"[:200]
     seconds = in_turns(runs, device, rounds)
-    entry: dict[str, Any] = {"op": op, **sizes, "choice": fastest(seconds, OPS[op].default)}
+    gain = CHAIN_GAIN if in_chains else GAIN
+    entry: dict[str, Any] = {"op": op, **sizes, "choice": fastest(seconds, OPS[op].default, gain)}
     entry["us"] = {name: round(value / len(calls) * 1e6, 3) for name, value in seconds.items()}
     return entry | ({"failed": failed} if failed else {})
 
 
-def _all(calls: Sequence[Call], choices: dict[str, str]) -> Callable[[], None]:
+def _all(
+    calls: Sequence[Call], choices: dict[str, str], at: dict[tuple[str, tuple[int, ...]], str]
+) -> Callable[[], None]:
     def run() -> None:
-        with choosing(**choices):
+        with choosing(at, **choices):
             for call in calls:
                 call()
 
     return run
 
 
-def fastest(seconds: dict[str, float], default: str) -> str:
+def fastest(seconds: dict[str, float], default: str, gain: float = GAIN) -> str:
     """The choice with the least time, but the default where it is nearly as fast, or where nothing ran."""
     if not seconds:
         return default
     best = min(seconds, key=lambda name: seconds[name])
-    return default if default in seconds and seconds[best] > GAIN * seconds[default] else best
+    return default if default in seconds and seconds[best] > gain * seconds[default] else best
 
 
 def tune(
@@ -104,14 +134,17 @@ def tune(
     ops: Iterable[str] = tuple(OPS),
     dtype: torch.dtype = torch.bfloat16,
     rounds: int = 20,
+    layers: Sequence[Layer] = LAYERS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """The table of this device, as select reads it from JSON."""
     entries = []
+    ops = tuple(ops)
+    arena = Arena(device, dtype, 1 << 31) if device.type == "cuda" and not {*IN_CHAINS}.isdisjoint(ops) else None
     for op in ops:
-        for sizes in cases(op, shapes, prefill):
+        for sizes in cases(op, shapes, prefill, layers):
             try:
-                entry = measure(op, sizes, device, dtype, rounds=rounds)
+                entry = measure(op, sizes, device, dtype, rounds=rounds, layers=layers, arena=arena)
             except torch.OutOfMemoryError:
                 progress(f"{op} {sizes}: not enough memory, left out")
                 continue
@@ -119,6 +152,11 @@ def tune(
                 continue
             entries.append(entry)
             progress(f"{op} {' '.join(f'{name}={size}' for name, size in sizes.items())}: {entry['us']}")
+    return table_of(entries, device, dtype)
+
+
+def table_of(entries: Sequence[dict[str, Any]], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Entries as the table of this device."""
     return {
         "format": f"prunekit-{_WHAT}",
         "schema": select.SCHEMA,
@@ -131,7 +169,7 @@ def tune(
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "dtype": str(dtype).removeprefix("torch."),
         },
-        "entries": entries,
+        "entries": list(entries),
     }
 
 
@@ -201,6 +239,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
             raise PrunekitError("A rehearsal measures nothing, so its table can't be shipped; leave --ship out.")
         device, path = torch.device("cpu"), options.output
         settings: dict[str, Any] = {"shapes": [Shape(64, 37)], "prefill": (17,), "rounds": 1}
+        settings["layers"] = [Layer(64, 16, 6, 3, 37, 70, count=1)]
         settings["dtype"] = torch.float16
     else:
         if not torch.cuda.is_available():

@@ -23,8 +23,9 @@ PAGES = [README, *(Page(path) for path in sorted((ROOT / "docs").glob("*.md")))]
 RESULTS = ROOT / "benchmarks" / "results"
 MOST_LINES = 150
 # Options in sentences that other programs have.
+OF_GPU_CHECK = dict.fromkeys(("--block-seconds", "--no-compile", "--resume"), "make gpu-check")
 OTHERS = {
-    "--after": "make gpu-check",
+    **OF_GPU_CHECK,
     "--enable-lora": "vllm serve",
     "--disable-hybrid-kv-cache-manager": "vllm serve",
     "--model-impl": "vllm serve",

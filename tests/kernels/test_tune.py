@@ -14,7 +14,7 @@ from prunekit.kernels.ops.utils.backend import why_not_triton
 from prunekit.kernels.ops.utils.dispatch import OPS, choose
 from prunekit.kernels.tuning import cases as tune_cases
 from prunekit.kernels.tuning import tune
-from prunekit.kernels.tuning.cases import PREFILL_ROWS, SHAPES, cases
+from prunekit.kernels.tuning.cases import IN_CHAINS, PREFILL_ROWS, SHAPES, cases
 from prunekit.kernels.tuning.measure import copies, in_turns
 from prunekit.kernels.tuning.tune import Shape, fastest, main, measure
 
@@ -38,6 +38,9 @@ def test_every_bucket_is_measured_once_and_serves_its_neighbours(op: str, tmp_pa
     file = tmp_path / "t.json"
     file.write_text(json.dumps({"schema": select.SCHEMA, "gpu": "x", "provenance": {}, "entries": entries}))
     table = select.read(file)
+    if op in IN_CHAINS:
+        assert all(select.nearest(table, op, tuple(size.values())) is not None for size in sizes)
+        return
     for rows in (17, 300, 5000):
         for shape in (Shape(2048, 3333), Shape(4096, 8192), Shape(576, 1013)):
             size = {"rows": rows, "width": shape.width, "hidden": shape.hidden}
@@ -83,7 +86,7 @@ def test_data_outgrows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_candidates_without_triton_are_pytorch_alone() -> None:
-    assert list(tune_cases.candidates("gated_act", torch.device("meta"), torch.float16)) == ["torch"]
+    assert list(tune_cases.candidates("gated_act", torch.device("meta"), torch.float16, {})) == ["torch"]
 
 
 def test_rehearsal_runs_and_writes_only_where_asked(

@@ -15,7 +15,7 @@ from prunekit.kernels.ops.attention.last_arriver import combine, is_last, splits
 from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.ops.utils.activation import capped
 from prunekit.kernels.ops.utils.backend import multiprocessors, why_not_triton
-from prunekit.kernels.ops.utils.dispatch import overlapped
+from prunekit.kernels.ops.utils.dispatch import choose, overlapped
 from prunekit.kernels.ops.utils.launch import Launch, run
 
 # Query heads of a tile: what a tensor core takes at least, so a group of 1 costs the same as one of 16.
@@ -189,6 +189,10 @@ def launches(
     tokens = min(capacity, window) if window else capacity
     tiles = batch * num_kv * head_blocks
     block, splits = cut(tiles, tokens, head_dim, k_cache.dtype, multiprocessors(q.device))
+    least = LEAST_SPLIT
+    measured = choose("attention_splits", q.device, dtype=q.dtype, programs=tiles, tokens=tokens, head_dim=head_dim)
+    if measured != "auto":
+        splits, least = int(measured), block
     parts = lse = None
     if splits > 1:
         parts = q.new_empty(tiles, splits, HEADS, head_dim, dtype=torch.float32)
@@ -227,7 +231,7 @@ def launches(
                 "D_PAD": d_pad,
                 "HEADS": HEADS,
                 "BLOCK_S": block,
-                "LEAST": LEAST_SPLIT,
+                "LEAST": least,
                 "MEMBERS": members,
                 "COMBINED": splits_at_once(members, head_dim, d_pad),
                 "CAPPED": softcap > 0,

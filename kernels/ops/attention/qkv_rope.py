@@ -138,7 +138,7 @@ def launches(
         x, before = normed(x, norm_weight, eps)
         norm_weight = None
     # Weight rows a program as in linear_decode, two a pair.
-    tile = Tile.of(rows, n, weight, normed=norm_weight is not None)
+    tile = Tile.of(rows, n, weight, normed=norm_weight is not None, op="qkv_rope_tile")
     return [
         *before,
         Launch(

@@ -107,7 +107,7 @@ def launches(
     if rows > 1:
         x, before = normed(x, norm_weight, eps)
         norm_weight = None
-    tile = Tile.of(rows, 2 * width, gate_up, normed=True)
+    tile = Tile.of(rows, 2 * width, gate_up, normed=True, op="mlp_decode_tile")
     first = Launch(
         _gate_up_kernel,
         (cdiv(2 * width, tile.n),),

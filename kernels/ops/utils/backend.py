@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -15,6 +15,17 @@ from prunekit.kernels.ops.utils._triton import HAS_TRITON, INTERPRETING
 
 Backend = Literal["triton", "torch"]
 _forced: ContextVar[Backend | None] = ContextVar("prunekit_kernels_backend", default=None)
+
+
+class Gpu(NamedTuple):
+    """What launches depend on: its name, compute capability, and streaming multiprocessors."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int = 132
+
+
+_planned: ContextVar[Gpu | None] = ContextVar("prunekit_kernels_gpu", default=None)
 
 # Rows up to which the decode kernels are made: beyond, weights are read for enough rows that a plain GEMM wins.
 MAX_DECODE_ROWS = 16
@@ -36,6 +47,16 @@ def using(backend: Backend) -> Iterator[None]:
         _forced.reset(token)
 
 
+@contextmanager
+def planning_for(gpu: Gpu) -> Iterator[None]:
+    """Within the block launches are planned as on that GPU, wherever tensors lie: for one that isn't there."""
+    token = _planned.set(gpu)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
 def why_not_triton(device: torch.device, dtype: torch.dtype, *, dot: bool = False) -> str | None:
     """Why a Triton kernel can't run there, as a clause for a sentence; None where it can.
 
@@ -48,7 +69,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, *, dot: bool = Fals
         return f"there are no kernels for {str(dtype).removeprefix('torch.')}"
     if INTERPRETING:
         return None
-    if device.type != "cuda":
+    if device.type != "cuda" and _planned.get() is None:
         return f"Triton kernels need an NVIDIA GPU, and the model is on {device.type}"
     if not HAS_TRITON:
         return "Triton is not installed (pip install triton)"
@@ -57,7 +78,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, *, dot: bool = Fals
         return f"Triton {found} is older than {oldest} (pip install --upgrade triton)"
     if torch.version.hip is not None:
         return "AMD GPUs have not been tried"
-    capability = _capability(device.index if device.index is not None else torch.cuda.current_device())
+    capability = capability_of(device)
     if capability < (7, 5):
         return f"compute capability {capability[0]}.{capability[1]} is below 7.5"
     if capability < (8, 0) and (dot or dtype == torch.bfloat16):
@@ -78,12 +99,35 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-@lru_cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU; (0, 0) of other devices."""
+    if planned := _planned.get():
+        return planned.capability
+    if device.type != "cuda":
+        return 0, 0
+    return _capability(index_of(device))
+
+
+def index_of(device: torch.device) -> int:
+    """Which GPU a CUDA device is."""
+    return device.index if device.index is not None else torch.cuda.current_device()
+
+
+def planned_gpu() -> Gpu | None:
+    """The GPU of :func:`planning_for`."""
+    return _planned.get()
+
+
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; 132 (an H100's) for other devices, so that launches can be planned there."""
-    if device.type != "cuda":
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    if planned := _planned.get():
+        return planned.multiprocessors
+    return _multiprocessors(index_of(device)) if device.type == "cuda" else 132
+
+
+@lru_cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def decode_pieces(x: torch.Tensor, int8: bool) -> tuple[slice, ...]:

@@ -8,9 +8,10 @@ A table is a JSON file for one GPU model, written by ``python -m prunekit.kernel
      "entries": [{"op": "gated_act", "rows": 512, "width": 1024, "choice": "triton",
                   "us": {"torch": 9.1, "triton": 3.5}}]}
 
-Sizes are buckets: ``rows`` up to a power of two, widths up to a multiple of 128. A size that was not measured takes the
-choice of the nearest bucket (by the sum of |log2| over its axes), provided that no axis is off by more than a factor of
-two; else the default. Tables are measured in a 16-bit dtype and hold for both; float32 always takes the defaults.
+Sizes are buckets: ``rows``, ``programs`` and ``head_dim`` up to a power of two, widths up to a multiple of 128. A size
+that was not measured takes the choice of the nearest bucket (by the sum of |log2| over its axes), provided that no axis
+is off by more than a factor of two; else the default. Tables are measured in a 16-bit dtype and hold for both; float32
+always takes the defaults.
 
 Searched for, the first one wins: the file that PRUNEKIT_KERNEL_TABLE names, the user's cache folder (where ``tune``
 writes), the tables that ship in ``kernels/tables``.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.kernels.ops.utils._triton import next_power_of_2
+from prunekit.kernels.ops.utils.backend import capability_of, index_of, planned_gpu
 from prunekit.kernels.ops.utils.layout import padded
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.files.cache import cache_place
@@ -51,12 +53,22 @@ class Op:
     default: str
 
 
+_POWERS_OF_TWO = ("rows", "programs", "head_dim")
+# Rows of a weight, columns at a time and warps of a decode kernel's program with one row of input: 8 to 32 KB of 16-bit
+# weights, of which no thread holds more than 128 numbers.
+TILES = ("auto", "4x1024x4", "8x1024x4", "4x2048x4", "8x2048x4", "2x4096x4", "4x4096x4", "8x2048x8", "4x4096x8")
+
 # Unmeasured, all is ours; decode kernels start while the one before still runs.
 OPS = {
     "rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "add_rms_norm": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "rms_norm_add": Op(("rows", "hidden"), ("triton", "torch"), "triton"),
     "gated_act": Op(("rows", "width"), ("triton", "torch"), "triton"),
+    "qkv_rope_tile": Op(("n", "k"), TILES, "auto"),
+    "linear_decode_tile": Op(("n", "k"), TILES, "auto"),
+    "mlp_decode_tile": Op(("n", "k"), TILES, "auto"),
+    # Of as many programs without splits, where a cache has room for ``tokens``.
+    "attention_splits": Op(("programs", "tokens", "head_dim"), ("auto", "1", "2", "4", "8", "16", "32"), "auto"),
     "overlap": Op((), ("on", "off"), "on"),
 }
 
@@ -71,13 +83,20 @@ class Table:
     choices: dict[str, dict[tuple[int, ...], str]]
 
 
-_forced: ContextVar[dict[str, str]] = ContextVar("prunekit_kernels_choices", default={})  # noqa: B039 (never mutated)
+# An op, or an op at one bucket of sizes.
+Where = str | tuple[str, tuple[int, ...]]
+_forced: ContextVar[dict[Where, str]] = ContextVar("prunekit_kernels_choices", default={})  # noqa: B039 (never mutated)
 
 
 @contextmanager
-def choosing(**choices: str) -> Iterator[None]:
-    """Within the block these ops take these choices, whatever the table says: for tests and measurements."""
-    token = _forced.set({**_forced.get(), **choices})
+def choosing(at: Mapping[tuple[str, tuple[int, ...]], str] | None = None, /, **choices: str) -> Iterator[None]:
+    """Within the block these ops take these choices, whatever the table says: for tests and measurements. ``at`` names
+    an op and one bucket of its sizes (:func:`bucket`)."""
+    forced = _forced.get().copy()
+    forced.update(choices)
+    for place, choice in (at or {}).items():
+        forced[place] = choice
+    token = _forced.set(forced)
     try:
         yield
     finally:
@@ -90,14 +109,16 @@ def choose(op: str, device: torch.device, *, dtype: torch.dtype = torch.bfloat16
     ``sizes`` are those that ``OPS[op].sizes`` names, widths padded or not. Raises PrunekitError where a table is there
     but can't be used.
     """
-    forced = _forced.get().get(op)
-    if forced is not None:
-        return forced
     known = OPS[op]
-    if device.type != "cuda" or dtype == torch.float32:
+    asked = tuple(sizes[name] for name in known.sizes)
+    if forced := _forced.get():
+        choice = forced.get((op, bucket(op, asked))) or forced.get(op)
+        if choice is not None:
+            return choice
+    planned = planned_gpu()
+    if (planned is None and device.type != "cuda") or dtype == torch.float32:
         return known.default
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    return _lookup(op, index, tuple(sizes[name] for name in known.sizes), os.environ.get(VARIABLE))
+    return _lookup(op, planned.name if planned else index_of(device), asked, os.environ.get(VARIABLE))
 
 
 def overlapped(device: torch.device, dtype: torch.dtype) -> bool:
@@ -106,15 +127,14 @@ def overlapped(device: torch.device, dtype: torch.dtype) -> bool:
     return choose("overlap", device, dtype=dtype) == "on" and can_overlap(device)
 
 
-@lru_cache
 def can_overlap(device: torch.device) -> bool:
     """Whether a device knows programmatic dependent launches."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return capability_of(device) >= (9, 0)
 
 
 @lru_cache(maxsize=65536)
-def _lookup(op: str, index: int, sizes: tuple[int, ...], file: str | None) -> str:
-    table = _table(torch.cuda.get_device_name(index), file)
+def _lookup(op: str, gpu: int | str, sizes: tuple[int, ...], file: str | None) -> str:
+    table = _table(gpu if isinstance(gpu, str) else torch.cuda.get_device_name(gpu), file)
     return nearest(table, op, sizes) or OPS[op].default
 
 
@@ -132,7 +152,7 @@ def reload() -> None:
 def bucket(op: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The bucket of sizes given in the order of ``OPS[op].sizes``."""
     return tuple(
-        next_power_of_2(size) if name == "rows" else padded(size, 128)
+        next_power_of_2(size) if name in _POWERS_OF_TWO else padded(size, 128)
         for name, size in zip(OPS[op].sizes, sizes, strict=True)
     )
 

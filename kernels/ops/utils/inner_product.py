@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, tl, wait_for_previous
-from prunekit.kernels.ops.utils.dispatch import overlapped
+from prunekit.kernels.ops.utils.dispatch import choose, overlapped
 
 # Above it, a row of a weight no longer fits into the registers of one program.
 _ONCE = 4096
@@ -24,11 +24,21 @@ class Tile(NamedTuple):
     n: int
     k: int
     stages: int
+    warps: int = 4
 
     @classmethod
-    def of(cls, rows: int, n: int, weight: torch.Tensor, *, normed: bool) -> "Tile":
-        """For ``rows`` of input, one or several, and a ``weight`` [n, k]."""
-        return cls.of_one_row(n, weight.shape[-1], normed=normed) if rows == 1 else cls.of_rows(rows, n, weight)
+    def of(cls, rows: int, n: int, weight: torch.Tensor, *, normed: bool, op: str) -> "Tile":
+        """For ``rows`` of input, one or several, and a ``weight`` [n, k]. ``op`` is what a table of measurements may
+        choose it by."""
+        if rows > 1:
+            return cls.of_rows(rows, n, weight)
+        k = weight.shape[-1]
+        if n < _MANY and weight.element_size() == 2:
+            choice = choose(op, weight.device, dtype=weight.dtype, n=n, k=k)
+            if choice != "auto":
+                features, columns, warps = map(int, choice.split("x"))
+                return cls(features, columns, 0, warps)
+        return cls.of_one_row(n, k, normed=normed)
 
     @classmethod
     def of_one_row(cls, n: int, k: int, *, normed: bool = False) -> "Tile":
@@ -72,7 +82,7 @@ class Tile(NamedTuple):
 
     def options(self, x: torch.Tensor) -> dict[str, Any]:
         """How a launch with it, whose input is ``x``, is started."""
-        return {"num_warps": 4, "num_stages": max(1, self.stages), "overlap": overlapped(x.device, x.dtype)}
+        return {"num_warps": self.warps, "num_stages": max(1, self.stages), "overlap": overlapped(x.device, x.dtype)}
 
 
 @jit
