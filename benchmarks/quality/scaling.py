@@ -127,7 +127,7 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
 
 def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, share: str = "0.79") -> tuple[Any, Any]:
     """Each step of the default recipe at that share of the blocks, with ``ids`` as its text; ``model`` is used up.
-    Returns the model's shape and what of every layer is kept. ``meter`` also takes the bytes of the level database."""
+    Returns the model's shape and what of every layer is kept. ``meter`` also takes the bytes of the curves that are kept."""
     from prunekit.models.families import FAMILIES
     from prunekit.plan.goals import parse_target
     from prunekit.plan.methods import METHODS
@@ -152,8 +152,8 @@ def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, s
             fast=True,
         )
         with meter.step("curves"):
-            session.levels(lambda *args, **kwargs: None)
-        meter.bytes["levels"] = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+            session.curves(lambda *args, **kwargs: None)
+        meter.bytes["curves"] = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         budgets = parse_target(None, share, None).budgets(shape, 4, shape)
         assert budgets.parameters is not None
         problem = Problem(budgets.parameters, Rounding(), method.units, budgets=budgets)

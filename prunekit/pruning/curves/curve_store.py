@@ -44,7 +44,7 @@ class CurveStore:
         return {kind: data[kind] for kind in KINDS if isinstance(data.get(kind), float)}
 
     def keep_removed(self, index: int, removed: Removed) -> None:
-        self._write("removed", index, {**removed})
+        self._write("removed", index, {str(kind): loss for kind, loss in removed.items()})
 
     def _read(self, what: str, index: int) -> dict[str, Any] | None:
         data = None if self.folder is None else read_kept(self.folder / f"{what}-{index}.json")
