@@ -127,7 +127,7 @@ def measure(size: dict[str, int], device: str) -> dict[str, Any]:
 
 def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, share: str = "0.79") -> tuple[Any, Any]:
     """Each step of the default recipe at that share of the blocks, with ``ids`` as its text; ``model`` is used up.
-    Returns the model's shape and what of every layer is kept. ``meter`` also takes the bytes of the curves that are kept."""
+    Returns the model's shape and what of every layer is kept. ``meter`` also takes the bytes of kept curves."""
     from prunekit.models.families import FAMILIES
     from prunekit.plan.goals import parse_target
     from prunekit.plan.methods import METHODS

@@ -123,7 +123,7 @@ def test_steps_of_pruning_are_summed(rehearsal: Rehearsal) -> None:
     steps = {"adapt-pruner score", "curves", "solver", "refit", "rescale", "rebuild", "export gguf"}
     for run in runs:
         assert steps == set(run["seconds"]) == set(run["peak_bytes"])
-        assert {"levels", "checkpoint", "gguf"} == set(run["file_bytes"])
+        assert {"curves", "checkpoint", "gguf"} == set(run["file_bytes"])
     assert set(total["seconds"]) == steps and "further layer" in total["how"]
 
 
