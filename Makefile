@@ -30,6 +30,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 COMPAT := .compat/transformers-5.16
 TRITON_36 := .compat/triton-3.6
 EXECUTORCH := .compat/executorch
+VLLM := .compat/vllm
 DEV_EXTRAS := bench,dev,lm-eval
 # llama-cpp-python has no wheels on PyPI: compiled once a version and kept (without image and audio input).
 LLAMA_CPP_VERSION := 0.3.36
@@ -144,12 +145,18 @@ test-whole: runtimes
 	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k smollm2 --ignore-glob='*/test_executorch*.py'
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
-test-vllm:
-	test -e .compat/vllm/.installed || { rm -rf .compat/vllm && PYTHON=$(PYTHON) sh tests/vllm_real/install.sh .compat/vllm && \
-	  touch .compat/vllm/.installed; }
-	.compat/vllm/bin/python -m pytest -q tests/vllm_real/check_vllm.py
+test-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest -q tests/vllm_real/check_vllm.py
 
-# An ONNX export in optimum-onnx's ORTModelForCausalLM, which needs the transformers of its time.
+$(VLLM)/.environment: tests/vllm_real/install.sh
+	rm -rf $(VLLM) && PYTHON=$(PYTHON) sh tests/vllm_real/install.sh $(VLLM)
+	touch $@
+
+# vLLM finds prunekit by what was announced when it was installed.
+$(VLLM)/.installed: $(VLLM)/.environment pyproject.toml
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 test-ortmodel: runtimes
 	test -e .compat/ortmodel/.installed || { rm -rf .compat/ortmodel && $(PYTHON) -m venv .compat/ortmodel && \
 	  .compat/ortmodel/bin/python -m pip install --quiet "torch==$(TORCH_VERSION)" && \
