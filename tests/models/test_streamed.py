@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,27 @@ def test_other_weights_in_the_place_of_its_own(tmp_path: Path) -> None:
     model = load_model(source, dtype="float32", device="cpu")
     model.load_state_dict({**{name: each.float() for name, each in state.items()}, **others})
     assert np.allclose(made, TorchRunner(model).logits(SEQUENCES[0]), atol=1e-5)
+
+
+def test_weights_that_are_computed_when_they_are_asked_for_are_asked_for_once(tmp_path: Path) -> None:
+    source = resolve(str(save_tiny(tmp_path / "m", tie_word_embeddings=False)))
+    state = {name: each.float() for name, each in load_file(source.path / "model.safetensors").items()}
+
+    class Computed(Mapping[str, torch.Tensor]):
+        asked: list[str] = []
+
+        def __getitem__(self, name: str) -> torch.Tensor:
+            self.asked.append(name)
+            return state[name]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(state)
+
+        def __len__(self) -> int:
+            return len(state)
+
+    StreamedModel(source, torch.float32, Replaced(StoredWeights(source), Computed())).logits(SEQUENCES)
+    assert sorted(Computed.asked) == sorted(state)
 
 
 def _spoil(folder: Path, name: str, value: float) -> None:

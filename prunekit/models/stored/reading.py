@@ -77,18 +77,20 @@ class Replaced:
 
     def __init__(self, weights: Weights, others: Mapping[str, torch.Tensor]):
         self._weights, self._others = weights, others
+        # Getting one may mean to compute it, and so may asking a mapping whether it has one.
+        self._replaced = frozenset(others)
         self._last: tuple[str, torch.Tensor] | None = None
 
     def names(self) -> Iterator[str]:
         return self._weights.names()
 
     def read(self, name: str) -> torch.Tensor:
-        return self._others[name] if name in self._others else self._weights.read(name)
+        return self._others[name] if name in self._replaced else self._weights.read(name)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if name not in self._others:
+        if name not in self._replaced:
             return self._weights.rows(name, start, stop)
-        # Getting one may mean to compute it, and rows are asked for one stretch after the other.
+        # Rows are asked for one stretch after the other.
         if self._last is None or self._last[0] != name:
             self._last = None
             self._last = (name, self._others[name])
