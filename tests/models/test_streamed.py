@@ -101,11 +101,11 @@ def test_weights_that_are_computed_when_they_are_asked_for_are_asked_for_once(tm
     source = resolve(str(save_tiny(tmp_path / "m", tie_word_embeddings=False)))
     state = {name: each.float() for name, each in load_file(source.path / "model.safetensors").items()}
 
-    class Computed(Mapping[str, torch.Tensor]):
-        asked: list[str] = []
+    asked: list[str] = []
 
+    class Computed(Mapping[str, torch.Tensor]):
         def __getitem__(self, name: str) -> torch.Tensor:
-            self.asked.append(name)
+            asked.append(name)
             return state[name]
 
         def __iter__(self) -> Iterator[str]:
@@ -115,7 +115,7 @@ def test_weights_that_are_computed_when_they_are_asked_for_are_asked_for_once(tm
             return len(state)
 
     StreamedModel(source, torch.float32, Replaced(StoredWeights(source), Computed())).logits(SEQUENCES)
-    assert sorted(Computed.asked) == sorted(state)
+    assert sorted(asked) == sorted(state)
 
 
 def _spoil(folder: Path, name: str, value: float) -> None:
