@@ -42,8 +42,15 @@ def place(target: Target, wanted: str, only: Collection[str] | None = None, what
         )
     missing = target.missing(target.runs_with) if kind != CPU and target.unverified is None else ()
     if missing:
-        raise PrunekitError(f"Running {target.name} on {kind} needs {missing[0].package}; run `{missing[0].how}`.")
+        raise PrunekitError(
+            f"Running {target.name} on {kind} needs {missing[0].package}; run `{missing[0].how(kind)}`."
+        )
     target.check_device(kind)
+    if target.first_gpu_only and device.index:
+        raise PrunekitError(
+            f"{target.name} takes the first GPU that it sees; set CUDA_VISIBLE_DEVICES={device.index} and say --device "
+            "cuda."
+        )
     return CPU if kind == CPU else f"{kind}:{device.index or 0}"
 
 

@@ -81,7 +81,7 @@ def export(
     model, or the folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
     """
     target = target_named(to)
-    check_packages(target, verify)
+    check_packages(target, verify, kind_of((options or Options()).device))
     options = options or Options()
     device = chosen_device(target, options)
     job = prepared(target, source, options, device=device)
@@ -93,8 +93,10 @@ def export(
             beside = stack.enter_context(temporary_folder(out.name, folder.parent))
             rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source, device)
-        written = target.write(job, folder)
-        job.release()
+        try:
+            written = target.write(job, folder)
+        finally:
+            job.release()
         left_out = job.generation.left_out(written.placed)
         if left_out:
             written = replace(written, notes=(*written.notes, left_out))
@@ -115,7 +117,7 @@ def export(
 def chosen_device(target: Target, options: Options) -> str:
     """Where the export is run and what it is compiled for. Raises PrunekitError as :func:`place` does."""
     wanted = options.device
-    if wanted == "auto" and options.aot and "cuda" in target.devices:
+    if wanted == "auto" and options.aot and target.compiles:
         # Machine code belongs to a device, and whoever has a GPU compiles for that.
         import torch
 
@@ -153,15 +155,16 @@ def _padded_note(job: Job, target: Target, multiple: int) -> str:
     )
 
 
-def check_packages(target: Target, verify: bool = True) -> None:
-    """Raises PrunekitError where a package is missing that exporting (or running the result) needs."""
+def check_packages(target: Target, verify: bool = True, kind: str = CPU) -> None:
+    """Raises PrunekitError where a package is missing that exporting (or running the result on that ``kind`` of device)
+    needs."""
     missing = target.missing(target.writes_with)
     if missing:
-        raise PrunekitError(f"Exporting to {target.name} needs {_names(missing)}; {_how(missing)}.")
+        raise PrunekitError(f"Exporting to {target.name} needs {_names(missing)}; {_how(missing, kind)}.")
     missing = target.missing(target.runs_with)
     if verify and target.unverified is None and missing:
         raise PrunekitError(
-            f"Checking an export to {target.name} needs {_names(missing)} to run it; {_how(missing)}, or say "
+            f"Checking an export to {target.name} needs {_names(missing)} to run it; {_how(missing, kind)}, or say "
             "--no-verify to write it unchecked."
         )
 
@@ -170,8 +173,8 @@ def _names(requirements: tuple[Requirement, ...]) -> str:
     return " and ".join(each.package for each in requirements)
 
 
-def _how(requirements: tuple[Requirement, ...]) -> str:
-    return "run `" + " && ".join(dict.fromkeys(each.how for each in requirements)) + "`"
+def _how(requirements: tuple[Requirement, ...], kind: str) -> str:
+    return "run `" + " && ".join(dict.fromkeys(each.how(kind) for each in requirements)) + "`"
 
 
 def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Parity | None, str | None]:

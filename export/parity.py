@@ -413,9 +413,10 @@ def _together(logits: Sequence[Array], alone: Sequence[Array], made: Array | Non
         return None
     found = Greedy(0, 0, 0, 0)
     for rows, wanted, row in zip(logits, alone, made, strict=False):
-        # Behind an end of its text a runtime may say nothing more.
-        until = min(len(wanted), int((row >= 0).sum()))
-        found = _add(found, _greedy(rows, wanted, row[:until], until, near))
+        said = _decodable(row, rows.shape[-1])
+        # Behind an end of its text a runtime may say nothing more; something it has to say.
+        until = max(1, min(len(wanted), len(said)))
+        found = _add(found, _greedy(rows, wanted, said, until, near))
     return found
 
 

@@ -131,12 +131,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A distribution that a target needs. ``extra`` is the extra of prunekit that brings it, ``module`` what to import
-    where its name differs from the distribution's."""
+    """A distribution that a target needs. ``extra`` is the extra of prunekit that brings it, ``distributions`` are its
+    other names; ``cuda`` is how the build for CUDA is had, where that is another one."""
 
     package: str
     extra: str | None = None
     distributions: tuple[str, ...] = ()
+    cuda: str | None = None
 
     @property
     def version(self) -> str | None:
@@ -144,8 +145,10 @@ class Requirement:
         names = (self.package, *self.distributions)
         return next((found for name in names if (found := installed(name))), None)
 
-    @property
-    def how(self) -> str:
+    def how(self, kind: str = CPU) -> str:
+        """The command that brings it, for a ``kind`` of device."""
+        if self.cuda is not None and kind == "cuda":
+            return self.cuda
         return install_extra(self.extra) if self.extra else f"pip install {self.package}"
 
 
@@ -169,6 +172,7 @@ class Target(ABC):
 
     ``writes_with`` is needed to export, ``runs_with`` to verify and to time. ``limits`` are whole sentences: what this
     target can't do, and what to take instead. ``unverified`` says why nothing can be run here, where that is so.
+    ``first_gpu_only`` says that the runtime takes the first GPU it sees; ``compiles`` that `--aot` does something.
     ``library`` is the hub's name of what loads the result, where it has one.
     ``ffn_multiple`` is what FFN widths are padded to unless the user says otherwise. ``takes_removed`` says that layers
     may lack their attention or FFN. ``half_sums`` says that the runtime adds up products of fp16 in fp16 where the
@@ -190,6 +194,8 @@ class Target(ABC):
     takes_removed: ClassVar[bool] = False
     half_sums: ClassVar[bool] = False
     program: ClassVar[str | None] = None
+    first_gpu_only: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     batches: ClassVar[str] = PADDED_LEFT
     devices: ClassVar[tuple[str, ...]] = (CPU,)
     only_cpu: ClassVar[str | None] = None

@@ -68,8 +68,10 @@ class Recorder:
         running = running_path(path)
         if running.exists():
             last = read_json(running)
-            why = last.get("error") or "the process died or hung in this measurement"
-            self.data["records"].append({"id": last["id"], **last["fields"], "error": why})
+            # A process may also have died behind a measurement that is recorded.
+            if last["id"] not in {record["id"] for record in self.data["records"]}:
+                why = last.get("error") or "the process died or hung in this measurement"
+                self.data["records"].append({"id": last["id"], **last["fields"], "error": why})
             self.data["spent_s"] += max(0.0, min(time.time() - last["since"], last["limit_s"]))
         self._done = {record["id"] for record in self.data["records"]}
         self.data["not_reached"] = []

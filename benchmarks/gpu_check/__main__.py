@@ -39,7 +39,8 @@ print(json.dumps({"torch": torch.__version__, "gpu": gpu}))
 
 
 def main() -> int:
-    """0 where every check passed (or none was asked for), 1 where one failed, 2 where nothing could be run."""
+    """0 where every check passed (or none was asked for), 1 where one failed or the run could not go on, 2 where
+    nothing could be run."""
     load_tree("benchmarks")
     if sys.argv[1:2] == ["--steps"]:
         return steps(sys.argv[2:])

@@ -33,7 +33,18 @@ from prunekit.kernels.ops.utils.launch import Launch
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "prunekit-manifest.json"
 # What a manifest must say as the machine does; the rest of it is for people.
-COMPARED = ("triton", "triton_key", "assembler", "python", "machine", "capability", "table", "tokens", "sources")
+COMPARED = (
+    "triton",
+    "triton_key",
+    "assembler",
+    "python",
+    "machine",
+    "capability",
+    "table",
+    "tokens",
+    "sources",
+    "models_noted",
+)
 
 
 def make_ready(arguments: argparse.Namespace) -> int:
@@ -43,8 +54,9 @@ def make_ready(arguments: argparse.Namespace) -> int:
     gpu = Gpu(arguments.gpu, arguments.capability, arguments.multiprocessors)
     blocks = [name for name in arguments.blocks if BLOCKS[name].kernels]
     wanted = facts(gpu) | {"tokens": arguments.tokens, "blocks": blocks, "models": list(arguments.models)}
+    wanted["models_noted"] = arguments.why_no_models is None
+    moved = rewrite_paths(folder)
     if not arguments.make_cache:
-        moved = rewrite_paths(folder)
         different = differences(read_manifest(folder), wanted)
         print(
             f"Kernels: Triton {wanted['triton']}, key {wanted['triton_key']}, assembler {wanted['assembler']}; "
@@ -72,8 +84,11 @@ def make_ready(arguments: argparse.Namespace) -> int:
     failed += done["failed"]
     for text in failed:
         print(f"  FAILED {text}", flush=True)
+    if failed:
+        return 1
+    # Only a whole folder says that it is one; else what is missing is compiled where it is needed.
     write_json(folder / MANIFEST, _with_earlier(read_manifest(folder), {**wanted, "kernels": len(launches)}))
-    return 1 if failed else 0
+    return 0
 
 
 def facts(gpu: Gpu) -> Record:

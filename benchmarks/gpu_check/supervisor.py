@@ -13,6 +13,7 @@ from benchmarks.common.record import SCHEMA, read_json, running_path, write_json
 from benchmarks.gpu_check.blocks import BLOCKS
 from benchmarks.gpu_check.goals import evaluate
 from benchmarks.gpu_check.tables import render
+from prunekit.utils.process.child import kill
 
 # Seconds after the deadline in which what is running may end.
 GRACE_S = 20.0
@@ -36,6 +37,8 @@ def begin_again(folder: Path, stem: str, gpu: str | None) -> str | None:
             return f"The files {stem}_*.json were measured on {before or 'a CPU'}, and this is {gpu or 'a CPU'}."
     for name, block in blocks.items():
         write_json(folder / f"{stem}_{name}.json", block | {"spent_s": 0.0})
+        # What was cut off with the run was not at fault, and is measured anew.
+        running_path(folder / f"{stem}_{name}.json").unlink(missing_ok=True)
     return None
 
 
@@ -48,13 +51,13 @@ def run_workers(
     """
     before = None
     for _ in range(MOST_WORKERS):
-        process = subprocess.Popen(command, env=environment)
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             late = _watch(process, folder, stem, deadline)
         finally:
             # Whatever ends this process must not leave the GPU busy.
             if process.poll() is None:
-                process.kill()
+                kill(process)
             process.wait()
         if process.returncode == 0:
             return True
@@ -77,7 +80,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, stem: str, deadline: 
         time.sleep(0.5)
         now = time.time()
         if deadline is not None and now > deadline + GRACE_S:
-            process.kill()
+            kill(process)
             return True
         for file in _running(folder, stem):
             try:
@@ -87,8 +90,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, stem: str, deadline: 
             # What is from before is the worker's that died: this one may still be importing, and takes it up then.
             if running["since"] >= began and now > running["since"] + running["limit_s"]:
                 print(f"  {running['id']}: no end after {running['limit_s']:.0f} s", flush=True)
-                process.kill()
-                process.wait()
+                kill(process)
     return False
 
 

@@ -31,7 +31,7 @@ class Small:
 
     def __init__(self, arena: Arena, programs: int, loaded: int, *, overlap: bool):
         self.programs, self.loaded, self.overlap = programs, loaded, overlap
-        self.weight = arena.take(max(programs * loaded, 1))
+        self._arena = arena
         self.states = torch.zeros(2, programs, _WIDTH, device=arena.memory.device)
         self._steps = 0
 
@@ -39,7 +39,9 @@ class Small:
         """One launch."""
         source, target = (self.states[(self._steps + place) % 2] for place in (0, 1))
         self._steps += 1
-        arguments = {"in_ptr": source, "out_ptr": target, "weight_ptr": self.weight}
+        # Others each time, or they would come out of the L2 cache.
+        weight = self._arena.take(max(self.programs * self.loaded, 1))
+        arguments = {"in_ptr": source, "out_ptr": target, "weight_ptr": weight}
         constants = {"WIDTH": _WIDTH, "LOADED": self.loaded}
         Launch(_small_kernel, (self.programs,), {**arguments, **constants}, overlap=self.overlap).run()
 

@@ -39,10 +39,6 @@ class Model:
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
-    @property
-    def eps(self) -> float:
-        return float(self.config.get("rms_norm_eps", 1e-5))
-
     def dense_config(self) -> Any:
         """The stock transformers config."""
         layer = self.shape.layers[0]

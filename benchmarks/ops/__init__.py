@@ -1,1 +1,1 @@
-"""Single ops: checks, workloads, baselines."""
+"""Single ops, checked against float64."""

@@ -63,12 +63,11 @@ TINY = Sizes(
 
 @dataclass(frozen=True)
 class Check:
-    """One call of an op. ``choices`` force an implementation (:func:`prunekit.kernels.ops.utils.dispatch.choosing`)."""
+    """One call of an op."""
 
     op: str
     label: str
     arguments: Callable[[], Arguments]
-    choices: tuple[tuple[str, str], ...] = ()
 
 
 def label(*parts: str | bool | float | None) -> str:

@@ -11,7 +11,6 @@ import torch
 from benchmarks.common.tensors import NAN
 from benchmarks.ops.checks import Arguments, Check
 from benchmarks.ops.registry import op, reference
-from prunekit.kernels.ops.utils.dispatch import choosing
 from prunekit.kernels.testing.tolerances import TOLERANCE, poisoned_memory
 
 CHANGED = ("k_cache", "v_cache")
@@ -22,7 +21,6 @@ def run_check(check: Check, device: torch.device) -> dict[str, Any]:
     function, arguments = op(check.op), check.arguments()
     dtype = next(value.dtype for value in arguments.values() if _is_float(value) and value.dtype in TOLERANCE)
     with ExitStack() as stack:
-        stack.enter_context(choosing(**dict(check.choices)))
         stack.enter_context(poisoned_memory())
         outs = _outputs(function, arguments)
         if device.type == "meta":  # launches are noted, and there is nothing to compare

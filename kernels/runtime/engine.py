@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.kernels.ops.next_token import next_token
+from prunekit.kernels.ops.utils.backend import planned_gpu
 from prunekit.kernels.ops.utils.dispatch import choosing
 from prunekit.kernels.ops.utils.layout import padded
 from prunekit.kernels.runtime.block import Where
@@ -158,8 +160,9 @@ class Runtime:
             self.put(tokens)
         if not self.uses_graph:
             # Kernels that overlap read positions before they wait for the kernel before: right at the start of a graph,
-            # wrong where that is the last one of the step before.
-            with choosing(overlap="off"):
+            # wrong where that is the last one of the step before. Where launches are only planned for a GPU, they are
+            # those of its graph.
+            with nullcontext() if planned_gpu() is not None else choosing(overlap="off"):
                 self._logits = self._body()
         else:
             self.record()

@@ -85,13 +85,15 @@ class Chain:
         angles = torch.arange(layer.context, device=data.device)[:, None] * speed
         self.cos, self.sin = angles.cos(), angles.sin()
         self.scale = layer.head_dim**-0.5
+        # As a runtime holds them: made anew, they would be a launch more in each layer.
+        self.arrivals = torch.zeros(layer.heads, dtype=torch.int32, device=data.device)
 
     def __call__(self) -> torch.Tensor:
         x, heads = self.x, self.layer.heads
         rest = (self.position, self.cos, self.sin, None, None, self.norm, EPS)
         for qkv, key, value, out, gate_up, down in self.layers:
             query = qkv_rope(x, qkv, heads, key, value, *rest)
-            mixed = attention_decode(query, key, value, self.lengths, self.scale).flatten(1)
+            mixed = attention_decode(query, key, value, self.lengths, self.scale, arrivals=self.arrivals).flatten(1)
             x = linear_decode(mixed, out, residual=x)
             x = mlp_decode(x, gate_up, down, "silu", self.norm, EPS, residual=x)
         return x

@@ -130,10 +130,10 @@ def bench(
 ) -> BenchReport:
     """Time ``dense`` and ``pruned`` in turns (A B B A …), so that drift of the machine hits both alike.
 
-    ``runtime``, ``dtype`` and ``device`` name what runs them, for the report; of transformers models the last two are
-    known. On CUDA the peak memory of transformers models is
-    measured here unless their facts hold it; elsewhere it must be measured in a process of its own
-    (:mod:`prunekit.profiling.memory`). Raises PrunekitError where the two can't take the same prompts.
+    ``runtime``, ``dtype`` and ``device`` are for the report; transformers models tell the last two themselves. On CUDA
+    the peak memory of transformers models is measured here, unless their facts hold it. Elsewhere it must be measured
+    in a process of its own (:mod:`prunekit.profiling.memory`). Raises PrunekitError where the two can't take the same
+    prompts.
     """
     config = config or BenchConfig()
     check_contenders(dense, pruned, config)

@@ -20,7 +20,8 @@ HOW = (
 HOW_ON_GPU = (
     "what is taken of the GPU's memory at most while one prompt at the largest batch is answered, by the driver's "
     "count of free memory every few milliseconds, less what was taken before the model was loaded; each model in a "
-    "process of its own, with no other user of the GPU. It holds what runtimes reserve, and their compiled kernels"
+    "process of its own, with no other user of the GPU. It holds what runtimes reserve, and their compiled kernels; of "
+    "vLLM also the CUDA context of its own process and its whole KV cache"
 )
 
 

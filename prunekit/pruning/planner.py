@@ -191,7 +191,7 @@ def _steps(session: Session, method: Method, budget: int) -> int:
     blocks a scoring pass."""
     if method.allocation.draws_curves:
         whole = len({"attention-layer", "ffn-layer"} & set(method.units))
-        return session.curve_steps() + session.source.num_hidden_layers * (1 + whole)
+        return session.curve_steps() + session.source.num_hidden_layers * whole
     if isinstance(session, StoredSession):
         return session.source.num_hidden_layers + 1
     if not isinstance(method.allocation, AdaptConfig):

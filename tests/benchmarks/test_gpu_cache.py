@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from benchmarks.gpu_check.cache import COMPARED, MANIFEST, differences, rewrite_paths
+from benchmarks.gpu_check.noting import launches_of
+from benchmarks.gpu_check.sizes import dtypes_of, real_sizes
 from prunekit.kernels.ops.linear_decode import launches, linear_decode
 from prunekit.kernels.ops.utils import dispatch
 from prunekit.kernels.ops.utils.backend import Gpu, multiprocessors, planning_for, why_not_triton
@@ -164,3 +166,15 @@ def noted(*blocks: str) -> dict[str, list[str]]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+
+
+def test_kernels_of_a_step_are_those_of_its_graph() -> None:
+    """In a graph launches overlap where the GPU can, and are other kernels than those that wait."""
+    pytest.importorskip("transformers")
+    with planning_for(H200):
+        both, dtype = dtypes_of(META)
+    sizes = real_sizes(("smollm2-135m",), dtype, both, 32, False)
+    found, failed = launches_of(["headline"], sizes, H200, None)
+    assert not failed
+    overlapping = {launch.kernel.__name__ for launch in found.launches if launch.overlap}
+    assert {"_qkv_rope_kernel", "_gate_up_kernel", "_attention_decode_kernel", "_linear_decode_kernel"} <= overlapping

@@ -356,3 +356,32 @@ def test_a_graph_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     replay, weight = make()
     replay()
     assert weight() is not None
+
+
+def test_what_was_cut_off_is_measured_anew_and_what_was_measured_stays(tmp_path: Path) -> None:
+    file = tmp_path / "s_launch.json"
+    header = {"rehearsal": None, "device": {"name": "GPU"}}
+    recorder = Recorder(file, "launch", header)
+    recorder.measure("good", {}, lambda: {"us": 1.0}, limit_s=9)
+    recorder.finish()
+    for name, expected in (("good", [("good", None)]), ("other", [("good", None), ("other", "died")])):
+        running_path(file).write_text(json.dumps({"id": name, "fields": {}, "since": 0.0, "limit_s": 9.0}))
+        again = Recorder(file, "launch", header)
+        found = [(record["id"], record.get("error")) for record in again.data["records"]]
+        assert [(each, error and "died") for each, error in found] == expected
+        again.finish()
+    running_path(file).write_text("{}")
+    assert begin_again(tmp_path, "s", "GPU") is None and not running_path(file).exists()
+
+
+def test_a_rate_without_end_is_told() -> None:
+    record = {"rows": [{"rate": "inf", "tpot_s": 0.002}, {"batch": 8, "tpot_s": 0.004}]}
+    assert BLOCKS["server"].load().brief(record) == "inf a second 2.000 ms a token; batch 8 4.000 ms a token"
+
+
+def test_a_whole_step_that_is_known_is_not_measured_twice() -> None:
+    known = BLOCKS["launch"].load()._is_known
+    record = {"model": "m", "variant": "dense", "batch": 1, "prompt": 128, "arms": {"ours_waiting": {"tpot": {}}}}
+    for arms, expected in ((record["arms"], True), ({}, False), ({"ours_waiting": {"error": "x"}}, False)):
+        context: Any = SimpleNamespace(records=lambda name, arms=arms: [record | {"arms": arms}])
+        assert known(context, "m", 1, 128) is expected and not known(context, "m", 8, 128)

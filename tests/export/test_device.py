@@ -12,7 +12,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.bench import bench_exports
 from prunekit.export.contender import contender
 from prunekit.export.device import device_facts, devices_here, place
-from prunekit.export.export import chosen_device, export, read_export
+from prunekit.export.export import check_packages, chosen_device, export, read_export
 from prunekit.export.formats.pytorch import torch_export
 from prunekit.export.parity import _CLASSES, ON_CUDA, TOLERANCES, tolerance_of
 from prunekit.export.registry import TARGET_NAMES, target
@@ -230,3 +230,32 @@ def test_machine_code_of_another_gpu_is_refused(monkeypatch):
 
 def test_facts_of_a_cpu():
     assert device_facts("cpu") == {"kind": "cpu"}
+
+
+def test_a_runtime_that_takes_the_first_gpu_is_given_no_other(monkeypatch):
+    """vLLM would compute on GPU 0 and prunekit measure and name GPU 1."""
+    vllm = target("vllm")
+    monkeypatch.setattr(type(vllm), "check_device", lambda self, kind: None)
+    monkeypatch.setattr(type(vllm), "missing", lambda self, requirements: ())
+    monkeypatch.setattr("prunekit.export.device.pick_device", torch.device)
+    assert place(vllm, "cuda:0") == "cuda:0"
+    with pytest.raises(PrunekitError, match="set CUDA_VISIBLE_DEVICES=1 and say --device cuda"):
+        place(vllm, "cuda:1")
+
+
+def test_only_what_is_compiled_follows_the_gpu_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("prunekit.export.export.place", lambda target, wanted: wanted)
+    assert chosen_device(target("torch-export"), Options(aot=True)) == "cuda"
+    assert chosen_device(target("torch-export"), Options()) == "auto"
+    assert chosen_device(target("gguf"), Options(aot=True)) == "auto"
+
+
+def test_who_wants_a_gpu_is_told_the_build_for_it(monkeypatch):
+    onnx = target("onnx")
+    monkeypatch.setattr(type(onnx), "missing", lambda self, requirements: tuple(requirements)[-1:])
+    monkeypatch.setattr(type(onnx), "writes_with", ())
+    with pytest.raises(PrunekitError, match=r"\.\[onnx-gpu\]"):
+        check_packages(onnx, True, "cuda")
+    with pytest.raises(PrunekitError, match=r"\.\[onnx\]"):
+        check_packages(onnx, True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from prunekit.errors import PrunekitError
 from prunekit.export.export import export
 from prunekit.export.formats.hf import HuggingFace
-from prunekit.export.parity import WINDOW, compare, sample
+from prunekit.export.parity import WINDOW, Greedy, _together, compare, sample
 from prunekit.export.target import Job, Options
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import load_model
@@ -206,3 +206,28 @@ def test_the_text_is_real(job):
     assert [len(window) for window in given.windows] == [WINDOW] * 4
     assert len({tuple(window) for window in given.windows}) == 4
     assert [prompt.shape for prompt in given.prompts] == [(1, 5), (1, 24), (1, 61)]
+
+
+def test_what_a_batch_says_is_judged():
+    """Wrong is who says nothing in a batch, or names a token that there is not; who ends early is not."""
+    logits = [np.eye(6, dtype=np.float32)[[1, 2, 3, 4]]]
+    alone = [np.array([1, 2, 3, 4])]
+    assert _together(logits, alone, np.array([[1, 2, 3, 4]]), 0.1) == Greedy(4, 4, 0, 0)
+    assert _together(logits, alone, np.array([[1, 2, -1, -1]]), 0.1) == Greedy(2, 2, 0, 0)
+    assert _together(logits, alone, np.array([[-1, -1, -1, -1]]), 0.1) == Greedy(1, 0, 0, 1)
+    assert _together(logits, alone, np.array([[6, 2, 3, 4]]), 0.1) == Greedy(1, 0, 0, 1)
+    assert _together(logits, alone, np.array([[1, 5, 3, 4]]), 0.1) == Greedy(2, 1, 0, 1)
+    assert _together(logits, alone, None, 0.1) is None
+
+
+def test_weights_are_let_go_where_writing_fails(uneven, tmp_path, monkeypatch):
+    loaded = []
+
+    def broken(self, job, folder):
+        loaded.append(job.load("float32").model.layers[0].mlp.up_proj.weight)
+        raise PrunekitError("no")
+
+    monkeypatch.setattr(HuggingFace, "write", broken)
+    with pytest.raises(PrunekitError, match="no"):
+        export(uneven("llama"), "hf", tmp_path / "out")
+    assert loaded[0].numel() == 0

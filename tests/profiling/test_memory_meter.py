@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import pytest
-
 from prunekit.cli.memory_probe import probe
 from prunekit.profiling import memory
 from prunekit.profiling.compare import BenchConfig
@@ -107,10 +105,10 @@ def test_the_device_reaches_the_other_process(monkeypatch):
     assert '"device": "cuda:0"' in sent[0][1] and sent[0][0] == "prunekit.cli.memory_probe"
 
 
-@pytest.mark.parametrize("runtime", ["torch"])
-def test_a_checkpoint_is_still_measured_on_a_cpu(runtime, tmp_path):
+def test_a_checkpoint_is_still_measured_on_a_cpu(tmp_path):
     from tests.support.command import save_tiny
 
-    folder = save_tiny(tmp_path / "model", layers=1)
-    peak = probe(MemoryRun(str(folder), "auto", runtime, 1, 4, 2, None, False, None, False))
-    assert peak is None or isinstance(peak, int)
+    folder = save_tiny(tmp_path / "model", layers=2, intermediate_size=65536)
+    peak = probe(MemoryRun(str(folder), "auto", "torch", 1, 4, 2, None, False, None, False))
+    # Where the system tells, at least the FFNs that a step reads.
+    assert peak is None or 0.5 * (2 * 3 * 64 * 65536 * 4) < peak < 2**31

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from prunekit.plan.goals import parse_target
+from prunekit.plan.methods import METHODS
+from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import LayerShape
+from prunekit.pruning.allocation import Problem
 from prunekit.pruning.allocation import session as session_module
+from prunekit.pruning.allocation.optimal import optimal
 from prunekit.pruning.curves import scale
 from prunekit.pruning.curves.divergence import Divergence
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves, cut_heads, cut_width
+from prunekit.pruning.planner import _steps
 from tests.support.tiny import VOCAB, tiny_model
 from tests.support.tiny_session import logits, nothing, tiny_session
 
@@ -158,3 +165,15 @@ def test_curves_without_a_whole_sublayer() -> None:
     curves = LayerCurves(FfnCurve((1, 0), (0.0, 1.0, 2.0)), {(1, 1): HeadChoice((0,), (0,), 0.5)})
     assert curves.without("ffn", 7.0).ffn.loss == (0.0, 1.0, 7.0)
     assert curves.without("attention", 7.0).loss(LayerShape(0, 0, 1)) == 8.0
+
+
+@pytest.mark.parametrize("units", [("ffn", "kv", "query"), ("ffn", "kv", "attention-layer", "ffn-layer")])
+def test_progress_ends_at_its_end(units: tuple[str, ...]) -> None:
+    session = tiny_session(tiny_model("llama"), _ids())
+    shape = session.source
+    budgets = parse_target(None, "0.8", None).budgets(shape, 4, shape)
+    assert budgets.parameters is not None
+    problem = Problem(budgets.parameters, Rounding(1), units, budgets=budgets)
+    steps: list[int] = []
+    optimal(session, problem, lambda count=1: steps.append(count))
+    assert sum(steps) == _steps(session, replace(METHODS["prunekit"], units=units), budgets.parameters)

@@ -64,7 +64,9 @@ def _apart(context: Context, model: Model, layers: int, tokens: int) -> dict[str
     device = "cpu" if context.is_rehearsal else "cuda"
     command = [sys.executable, str(MAIN), "--steps", model.name, str(layers), str(tokens), "--device", device]
     command += ["--exports", "gguf", *([] if context.sizes.is_tiny else ["onnx"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # It ends before the supervisor ends this process.
+    left = max(30.0, min(230.0, context.left_s() + 15))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-500:])
     made: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -48,7 +48,7 @@ def brief(record: dict[str, Any]) -> str:
 
 
 def _case(row: dict[str, Any]) -> str:
-    return f"batch {row['batch']}" if "batch" in row else f"{row['rate']:g} a second"
+    return f"batch {row['batch']}" if "batch" in row else f"{row['rate']} a second"
 
 
 def _run(context: Context, kind: str, model: Model, arm: str, shape: ModelShape) -> dict[str, Any]:

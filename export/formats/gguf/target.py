@@ -69,7 +69,7 @@ class Gguf(Target):
         vocabulary(job)
         if job.dtype not in DIRECT and _LLAMA_CPP.version is None:
             raise PrunekitError(
-                f"Only llama.cpp's own quantiser makes {job.dtype}; run `{_LLAMA_CPP.how}`, or take "
+                f"Only llama.cpp's own quantiser makes {job.dtype}; run `{_LLAMA_CPP.how()}`, or take "
                 f"{', '.join(DIRECT[:-1])} or {DIRECT[-1]}."
             )
 

@@ -10,6 +10,7 @@ from prunekit.export.formats.onnx.write import DATA, MODEL, check_rotation, expo
 from prunekit.export.generation import pad_left, put_templates, write_generation_config
 from prunekit.export.target import CPU, Job, Requirement, Target, Written
 from prunekit.models.runner import Runner
+from prunekit.utils.provenance import install_extra
 
 __all__ = ["Onnx", "export_onnx"]
 
@@ -23,7 +24,9 @@ class Onnx(Target):
         Requirement("onnxscript", extra="onnx"),
         Requirement("optimum", extra="onnx"),
     )
-    runs_with = (Requirement("onnxruntime", extra="onnx", distributions=("onnxruntime-gpu",)),)
+    runs_with = (
+        Requirement("onnxruntime", extra="onnx", distributions=("onnxruntime-gpu",), cuda=install_extra("onnx-gpu")),
+    )
     limits = (
         "ONNX Runtime 1.23 or newer is needed, for the Attention operator of opset 23; prunekit, and a GPU, need 1.26.",
         "On a CPU float16 weights are widened when the model is loaded: fp16 halves the file, but neither memory nor "

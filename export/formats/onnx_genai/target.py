@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.checkpoint.rebuild import copy_tokenizer
 from prunekit.errors import PrunekitError
+from prunekit.export.formats.onnx_genai.check import CUDA_PACKAGE, TESTED
 from prunekit.export.generation import put_templates
 from prunekit.export.target import CPU, FOLDER, Job, Requirement, Target, Written
 from prunekit.models.runner import Runner
@@ -20,9 +21,12 @@ _WIDENED = (
     "ONNX Runtime multiplies in float32 on CPUs without float16 arithmetic, and widens these weights when it loads "
     "them: memory and speed are those of fp32 there, and the size of the files is half."
 )
-
-
-_GENAI = Requirement("onnxruntime-genai", extra="onnx-genai", distributions=("onnxruntime-genai-cuda",))
+_GENAI = Requirement(
+    "onnxruntime-genai",
+    extra="onnx-genai",
+    distributions=(CUDA_PACKAGE,),
+    cuda=f"pip install {CUDA_PACKAGE}=={TESTED[-1]}",
+)
 
 
 class OnnxGenai(Target):
@@ -66,6 +70,7 @@ class OnnxGenai(Target):
         from prunekit.export.formats.onnx_genai.tokenizer import note
 
         decode_bytes = build(job, folder)
+        job.release()
         text = json.dumps(genai_config(job), indent=1, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
@@ -97,7 +102,9 @@ class OnnxGenai(Target):
         return joined(stored_weights(onnx_ir.load(folder / SCORER), job.source.shape), job, job.source.shape)
 
     def usage(self, job: Job) -> str:
-        package = "onnxruntime-genai-cuda" if job.on_gpu else "onnxruntime-genai"
+        needs = "`pip install onnxruntime-genai` is all it needs."
+        if job.on_gpu:
+            needs = f"It needs `pip install {CUDA_PACKAGE}` and the libraries of CUDA and cuDNN (not tried)."
         return f"""```python
 from pathlib import Path
 
@@ -115,7 +122,7 @@ while not generator.is_done():
 print(tokenizer.decode(generator.get_sequence(0)))
 ```
 
-`pip install {package}` is all it needs. `model.onnx` gives the logits of each prompt's last token, which is
+{needs} `model.onnx` gives the logits of each prompt's last token, which is
 what generating takes; `all_logits.onnx` is the same graph with those of all positions, for scoring texts (name it as
 `filename` in genai_config.json). Both read their weights from `model.onnx.data`.
 """
@@ -140,6 +147,9 @@ def _settle_cuda_graph(folder: Path, device: str) -> str | None:
             runner.greedy(np.ones((1, 3), dtype=np.int64), 4)
     except PrunekitError as error:
         without_cuda_graph(folder)
+        # Something else may be wrong than graphs.
+        with GenaiRunner(folder, device=device) as runner:
+            runner.greedy(np.ones((1, 3), dtype=np.int64), 4)
         why = str(error).replace(str(folder), folder.name).rstrip(".")
         return f"Decode steps are not captured as CUDA graphs, which failed here: {why}."
     return None

@@ -138,6 +138,7 @@ class TorchExport(Target):
     writes_with = (Requirement("torch"),)
     runs_with = (Requirement("torch"),)
     devices = (CPU, "cuda")
+    compiles = True
     program = "a .pt2 file can hold Python objects, expressions and machine code that run when it is loaded"
     limits = (
         "model.pt2 holds CPU tensors: torch.export.passes.move_to_device_pass moves a loaded one to a GPU.",

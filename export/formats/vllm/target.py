@@ -54,6 +54,7 @@ class Vllm(Target):
 
     # vLLM computes where its build and its platform say, whatever it is asked.
     devices = (CPU, "cuda")
+    first_gpu_only = True
 
     def own_device(self) -> str | None:
         if self.missing(self.runs_with):
@@ -129,11 +130,17 @@ class Vllm(Target):
         )
         uniform = job.source.shape.is_uniform
         needs = "" if uniform else "\npip install .  # in the folder of prunekit's source"
+        whole = not any(layer.removed for layer in job.source.shape.layers)
+        without = (
+            "Without it,\n`--trust-remote-code` runs the modelling code in this folder instead."
+            if whole
+            else "Without it,\nvLLM can't run this model, some of whose layers have no attention or no FFN."
+        )
         why = (
             ""
             if uniform
-            else "\nprunekit only has to be installed beside vLLM: it tells vLLM of models whose layers differ. Without"
-            "\nit, `--trust-remote-code` runs the modelling code in this folder instead.\n"
+            else "\nprunekit only has to be installed beside vLLM: it brings the model class for layers that differ. "
+            f"{without}\n"
         )
         return f"""```sh
 pip install vllm{needs}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunekit.export.formats.vllm.blueprint import Blueprint
 from prunekit.models.families import Part, unit_count, unit_rows
+from prunekit.plan.shape import LayerShape
 
 # Channels of an FFN on one device are a multiple of this: 128 bytes of bf16, one tile of a GPU's matrix products.
 # Where a dimension doesn't divide by 8, cuBLAS has no kernel for the newest tensor cores (measured by others: 3.5 times
@@ -73,8 +74,8 @@ def pieces(weights: Iterable[tuple[str, Tensor]], blueprint: Blueprint, ffn: tup
             yield Piece(name, None, _grown(tensor, last, kind, _ffn(owner, ffn)))
 
 
-def _rows(part: Part, shape: object, head_dim: int) -> int:
-    return unit_count(shape, part) * unit_rows(part, head_dim)  # type: ignore[arg-type]
+def _rows(part: Part, shape: LayerShape, head_dim: int) -> int:
+    return unit_count(shape, part) * unit_rows(part, head_dim)
 
 
 def _layer_index(owner: str) -> int:

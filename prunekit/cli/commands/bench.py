@@ -39,7 +39,10 @@ def bench_command(
     warmup: o.Warmup = 2,
     threads: o.Threads = None,
     memory: Annotated[
-        bool, typer.Option(help="Measure peak memory (for torch and prunekit on a GPU here, else in processes apart).")
+        bool,
+        typer.Option(
+            help="Measure peak memory, in a process for each model (torch and prunekit on a GPU: in this one)."
+        ),
     ] = True,
     device: Annotated[
         str, typer.Option(help=f"{o.DEVICE} For exports auto is the CPU, unless they were compiled for a GPU.")

@@ -54,8 +54,8 @@ def export_command(
     device: Annotated[
         str,
         typer.Option(
-            help=f"{o.DEVICE} The result is run and compared there, and compiled for it; auto is the CPU, and with "
-            "--aot a GPU where there is one."
+            help=f"{o.DEVICE} The result is run and compared there (mps never), and compiled for it; auto is the CPU, "
+            "and with --aot a GPU where there is one."
         ),
     ] = "auto",
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
@@ -95,13 +95,14 @@ def export_command(
         return
     assert to is not None
 
+    from prunekit.export.device import kind_of
     from prunekit.export.export import check_packages, chosen_device, export
     from prunekit.export.registry import target
     from prunekit.models.source import resolve
     from prunekit.utils.files.atomic import check_output_folder
 
     check_output_folder(output, overwrite, kind=EXPORT, inputs=local(model))
-    check_packages(target(to), verify)
+    check_packages(target(to), verify, kind_of(device))
     chosen_device(target(to), options)
     made = export(resolve(model, revision=revision), to, output, options, overwrite=overwrite, verify=verify)
     if as_json:
@@ -183,7 +184,7 @@ def _facts(target: Any) -> dict[str, Any]:
         "devices": devices_here(target),
         "packages": {each.package: each.version for each in packages},
         "ready": not missing,
-        "install": list(dict.fromkeys(each.how for each in missing)),
+        "install": list(dict.fromkeys(each.how() for each in missing)),
         "unverified": target.unverified,
         "limits": list(target.limits),
     }

@@ -99,7 +99,8 @@ class Session:
         lets that go: so large an error is beyond what a Fisher matrix tells, so it is measured and nothing else. What
         ``store`` has is taken from there.
 
-        ``advance`` is called :meth:`curve_steps` times. Raises PrunekitError where something is not finite.
+        ``advance`` is told of :meth:`curve_steps` steps, and of one more for each whole sub-layer that may go. Raises
+        PrunekitError where something is not finite.
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
         from prunekit.pruning.curves.curve_store import CurveStore
@@ -189,7 +190,7 @@ class Session:
         return ids[: -(-_CURVE_TOKENS // ids.shape[1])]
 
     def curve_steps(self) -> int:
-        """How often :meth:`curves` calls ``advance``, beside once for every whole sub-layer that may go."""
+        """How many steps :meth:`curves` tells of, beside one for each whole sub-layer that may go."""
         ids = self._curve_text()
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
         return batches + 3 * self.source.num_hidden_layers

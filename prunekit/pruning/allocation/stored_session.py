@@ -29,7 +29,8 @@ def takes_weights_alone(method: Method) -> bool:
 
 
 class StoredSession(Session):
-    """A model that is read and not loaded, in ``dtype``; ``on_layer`` is called for each layer that was scored.
+    """A model that is read and not loaded, in ``dtype``; ``on_layer`` is called for each layer that was scored. It can
+    score and select; it has no model to shrink or to draw curves of.
 
     Raises PrunekitError where config and weights make no model that computes something.
     """

@@ -31,7 +31,6 @@ class Divergence:
         self._parts = Sublayers(model, family, ids.shape[1], fast)
         self._batch = self._parts.at_a_time(batch_size)
         self._head = Head(model, fast)
-        self._streams: list[torch.Tensor] = []
         with torch.no_grad():
             hidden = torch.cat([self._parts.embed(batch) for batch in ids.split(self._batch)])
             self._streams = self._run(hidden, 0)

@@ -32,7 +32,7 @@ def equal_on_meta():
     library._destroy()
 
 
-def answers(runner, vocab):
+def check_answers(runner, vocab):
     """A prompt of two texts and a step behind it."""
     ids = torch.zeros(2, 7, dtype=torch.int64, device=runner.device)
     runner._restart(2)
@@ -47,7 +47,7 @@ def test_torch_export(uneven, tmp_path, family):
     source = uneven(family, **FIELDS[family])
     export(source, "torch-export", tmp_path / "out", verify=False)
     with target("torch-export").open(tmp_path / "out", None, "meta") as runner:
-        answers(runner, source.shape.vocab_size)
+        check_answers(runner, source.shape.vocab_size)
 
 
 def test_what_torch_export_would_do_unmoved(uneven, tmp_path):
@@ -56,7 +56,7 @@ def test_what_torch_export_would_do_unmoved(uneven, tmp_path):
     program = torch.export.load(str(tmp_path / "out" / "model.pt2"))
     facts = read_model_json(tmp_path / "out")
     with pytest.raises(RuntimeError), GraphRunner(program.module(), facts, "meta") as runner:
-        answers(runner, facts["vocab_size"])
+        check_answers(runner, facts["vocab_size"])
     assert moved(program, "cpu") is program
 
 
@@ -77,14 +77,14 @@ def test_torchscript(uneven, tmp_path, family, equal_on_meta):
     program = on_meta(tmp_path / "out" / "model.pt")
     bind_to(program, "meta")
     with GraphRunner(program, read_model_json(tmp_path / "out"), "meta") as runner:
-        answers(runner, source.shape.vocab_size)
+        check_answers(runner, source.shape.vocab_size)
 
 
 def test_what_torchscript_would_do_unbound(uneven, tmp_path, equal_on_meta):
     export(uneven("llama"), "torchscript", tmp_path / "out", verify=False)
     facts = read_model_json(tmp_path / "out")
     with pytest.raises(RuntimeError), GraphRunner(on_meta(tmp_path / "out" / "model.pt"), facts, "meta") as runner:
-        answers(runner, facts["vocab_size"])
+        check_answers(runner, facts["vocab_size"])
 
 
 def test_a_program_for_a_gpu_names_it_and_still_opens_on_a_cpu(uneven, tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_program_for_a_gpu_names_it_and_still_opens_on_a_cpu(uneven, tmp_path,
 
     assert devices(torch.jit.load(str(folder / "model.pt"))) == {"cuda"}
     with TorchScript().open(folder) as runner:
-        answers(runner, 512)
+        check_answers(runner, 512)
         assert devices(runner._graph) == {"cpu"}
     assert 'map_location="cuda"' in TorchScript().usage(job) and TorchScript().usage(job).count('device="cuda"') == 5
 

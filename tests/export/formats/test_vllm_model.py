@@ -122,13 +122,16 @@ def test_a_removed_sublayer_has_no_units():
     assert [layer.has_ffn for layer in layers] == [True, False, True, True]
 
 
-def test_an_older_vllm_is_told_the_heads_of_a_group(monkeypatch):
+def test_an_older_vllm_is_told_the_heads_of_a_group():
     class Builder:
         def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
             self.num_heads_q, self.num_heads_kv = 32, 8
 
     for _ in range(2):
         head_counts.plan_by_layer(Builder, lambda config, names: {"a": 12}.get(names[0]))
+        told = getattr(Builder, "told", Builder.__init__)
+        Builder.told = told
+    assert Builder.__init__ is told, "wrapped once"
     spec = types.SimpleNamespace(num_kv_heads=3)
     made = Builder(spec, ["a"], None, None)
     assert (made.num_heads_q, made.num_heads_kv) == (12, 3)
