@@ -85,6 +85,7 @@ def run(model: str, steps: list[str], folder: Path, output: Path | None) -> None
             {
                 "model": model,
                 "step": step,
+                "commit": commit(),
                 # Folders are of this machine and say nothing to others.
                 "command": "prunekit " + " ".join(STEPS[step]).format(dense="DENSE", pruned="PRUNED", made="MADE"),
                 "code": told.code,
@@ -117,7 +118,7 @@ def _begun(output: Path | None) -> dict[str, Any]:
         return kept
     machine = {"cpu": cpu_name(), "os": platform.platform(), "python": platform.python_version()}
     versions = {name: installed(name) for name in ("prunekit", "torch", "transformers", "onnxruntime")}
-    return {"format": "prunekit-scale", "commit": commit(), "machine": machine, "versions": versions, "runs": []}
+    return {"format": "prunekit-scale", "machine": machine, "versions": versions, "runs": []}
 
 
 def _size(folder: Path) -> int:

@@ -72,6 +72,9 @@ def export_onnx(
             _give_default(made)
         weights = sum(value.const_value.nbytes for value in made.graph.initializers.values())
         onnx_ir.save(made, path, external_data=DATA if weights > external_from else None)
+        # torch keeps what it has traced, and with it what was folded: other tensors than the model's.
+        for value in made.graph.initializers.values():
+            value.const_value = None
         del made
         job.release()
         onnx.checker.check_model(str(path), full_check=True)

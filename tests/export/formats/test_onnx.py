@@ -354,3 +354,22 @@ def test_pruned_smollm2(shortened_smollm2, tmp_path):
     nodes = Counter(node.op_type for node in graph_of(made.path).graph.node)
     layers = shortened_smollm2.shape.num_hidden_layers
     assert nodes["Attention"] == layers and nodes["SkipSimplifiedLayerNormalization"] == 2 * layers
+
+
+def test_weights_are_let_go_when_they_are_written(uneven, tmp_path, monkeypatch):
+    """torch keeps a graph that it has traced, with the weights that it has folded: a gigabyte and more of a large model
+    while the next steps run."""
+    onnx_ir = pytest.importorskip("onnx_ir")
+    graphs = []
+    save = onnx_ir.save
+
+    def kept(made, *given, **named):
+        graphs.append(made)
+        save(made, *given, **named)
+
+    monkeypatch.setattr(onnx_ir, "save", kept)
+    onnx_write.export_onnx(Job(uneven("llama"), Options(), "fp32"), tmp_path)
+    # The tests' own cache of traces saves one too.
+    made = graphs[-1]
+    assert made.graph.initializers and all(each.const_value is None for each in made.graph.initializers.values())
+    assert onnx_ir.load(tmp_path / "model.onnx").graph.initializers
