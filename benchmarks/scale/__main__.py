@@ -70,6 +70,8 @@ def run(model: str, steps: list[str], folder: Path, output: Path | None) -> None
     places = {"dense": folder / model, "pruned": folder / f"{model}-magnitude", "made": folder / "made"}
     if not places["dense"].exists():
         write_checkpoint(MODELS[model], places["dense"])
+    if not places["pruned"].exists() and any("{pruned}" in STEPS[step] for step in steps):
+        steps = ["magnitude", *(step for step in steps if step != "magnitude")]
     for step in steps:
         done = {(each["model"], each["step"]) for each in report["runs"] if each["code"] == 0}
         if (model, step) in done and not (step == "magnitude" and not places["pruned"].exists()):

@@ -20,6 +20,7 @@ from prunekit.export.target import runtime_errors
 from prunekit.models.source import resolve
 from prunekit.utils.files import cache
 from prunekit.utils.files.atomic import new_folder
+from prunekit.utils.files.full_disk import has_room
 from prunekit.utils.files.leftovers import temporary_folder
 from tests.support.command import QUICK, Command, Ended, listing, save_tiny, write_text
 
@@ -168,3 +169,9 @@ def test_without_a_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     with pytest.raises(PrunekitError, match=r"No temporary folder can be made.* TMPDIR"), temporary_folder("bench"):
         pass
+
+
+def test_whether_there_is_room_for_a_file(tmp_path: Path) -> None:
+    assert has_room(tmp_path, 1000) and has_room(tmp_path / "not" / "yet", 1000) and not has_room(tmp_path, 1 << 60)
+    with room(ROOM):
+        assert has_room(tmp_path, ROOM - 1) and not has_room(tmp_path, ROOM)

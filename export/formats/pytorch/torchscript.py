@@ -21,6 +21,7 @@ from prunekit.export.formats.pytorch.runner import (
 )
 from prunekit.export.target import CPU, Job, Requirement, Target, Written, runtime_errors
 from prunekit.models.runner import Runner
+from prunekit.utils.files.full_disk import has_room
 from prunekit.utils.quiet import quiet
 
 MODEL_FILE = "model.pt"
@@ -48,6 +49,19 @@ def bind_to(program: Any, device: str) -> None:
                 elif kind == "TensorType":
                     value = node.t("value")
                     node.t_("value", value.to(device if value.ndim else CPU))
+
+
+def _save(traced: Any, file: Path) -> None:
+    """Write the program. Given a name, LibTorch ends the process where the disk is full; given an open file, it takes
+    three more times the memory of the weights. So it gets a name only where there is room for twice as much."""
+    import torch
+
+    size = sum(each.numel() * each.element_size() for each in (*traced.parameters(), *traced.buffers()))
+    if has_room(file.parent, 2 * size + (64 << 20)):
+        traced.save(str(file))
+        return
+    with file.open("wb") as opened:
+        torch.jit.save(traced, opened)
 
 
 class TorchScript(Target):
@@ -80,9 +94,8 @@ class TorchScript(Target):
             traced = torch.jit.trace(forward, example, check_trace=False)
             bind_to(traced, kind_of(job.device))
         refused = runtime_errors("TorchScript could not write the program")
-        # By way of memory: given a name, LibTorch ends the process where the disk is full.
-        with _no_tracer_warnings(), refused, (folder / MODEL_FILE).open("wb") as file:
-            torch.jit.save(traced, file)
+        with _no_tracer_warnings(), refused:
+            _save(traced, folder / MODEL_FILE)
         placed = write_model_json(job, folder, dtype)
         copy_tokenizer(job.source, folder, trust_remote_code=job.options.trust_remote_code)
         return Written(

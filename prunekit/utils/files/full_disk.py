@@ -50,6 +50,16 @@ def free_bytes(place: Path) -> int:
     return told.f_bavail * told.f_frsize
 
 
+def has_room(place: Path, size: int) -> bool:
+    """Whether a file of ``size`` bytes fits where ``place`` lies, as far as disk and limits on files tell now."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return free_bytes(place) > size
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return free_bytes(place) > size and (most == resource.RLIM_INFINITY or most > size)
+
+
 @contextmanager
 def patient_file(path: Path) -> Iterator[io.RawIOBase]:
     """A new file for writers in C++, which end the whole process where a write fails: here it fails when the block
