@@ -109,6 +109,6 @@ def test_a_checkpoint_is_still_measured_on_a_cpu(tmp_path):
     from tests.support.command import save_tiny
 
     folder = save_tiny(tmp_path / "model", layers=2, intermediate_size=65536)
-    peak = probe(MemoryRun(str(folder), "auto", "torch", 1, 4, 2, None, False, None, False))
+    peak = measure_peak(str(folder), BenchConfig(prompt=4, tokens=2))
     # Where the system tells, at least the FFNs that a step reads.
     assert peak is None or 0.5 * (2 * 3 * 64 * 65536 * 4) < peak < 2**31
