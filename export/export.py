@@ -28,6 +28,7 @@ from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchanged
 from prunekit.utils.files.replacing import EXPORT
+from prunekit.utils.files.sizes import folder_bytes
 from prunekit.utils.names import nearest
 from prunekit.utils.provenance import installed, model_label, versions
 
@@ -110,7 +111,7 @@ def export(
             check_parity(f"The {target.name} export of {model_label(source.name)}", parity, job)
             (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
         _write_manifest(folder, job, target, written, parity, unverified)
-        file_bytes = _size(folder)
+        file_bytes = folder_bytes(folder)
     return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified, kind_of(device))
 
 
@@ -236,10 +237,6 @@ def _write_manifest(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def _readme(job: Job, target: Target, written: Written, origin: Origin) -> str:
     shape = job.source.shape
     name = model_label(job.source.name)
@@ -281,7 +278,7 @@ class OpenedExport:
     @property
     def file_bytes(self) -> int:
         """Bytes of everything in the folder."""
-        return _size(self.path)
+        return folder_bytes(self.path)
 
     def checked(self, trust_remote_code: bool = False, *, batch: int = 1, tokens: int = 8) -> OpenedExport:
         """This export, found to be safe to open and to run on ``batch`` texts of ``tokens`` tokens.

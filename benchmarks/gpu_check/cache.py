@@ -29,6 +29,7 @@ from benchmarks.gpu_check.sizes import dtypes_of, real_sizes
 from prunekit.kernels.ops.utils.backend import Gpu, planning_for
 from prunekit.kernels.ops.utils.dispatch import VARIABLE, find
 from prunekit.kernels.ops.utils.launch import Launch
+from prunekit.utils.files.sizes import folder_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "prunekit-manifest.json"
@@ -78,7 +79,7 @@ def make_ready(arguments: argparse.Namespace) -> int:
     print(
         f"{len(launches)} kernels: {done['compiled']} compiled, {done['found']} were there, {done['stubs']} stubs "
         f"compiled, {len(failed) + len(done['failed'])} failed; {took:.0f} s ({noted:.0f} s to find which), "
-        f"{_size(folder) / 2**20:.1f} MiB in {folder}",
+        f"{folder_bytes(folder) / 2**20:.1f} MiB in {folder}",
         flush=True,
     )
     failed += done["failed"]
@@ -263,7 +264,3 @@ def _stand_in_for_libcuda(folder: Path) -> None:
     source.write_text("")
     subprocess.run(["cc", "-shared", "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
     os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -18,6 +18,7 @@ from benchmarks.models.checkpoints import write_dense
 from benchmarks.models.shapes import MODELS, TINY, Model
 from benchmarks.quality.scaling import Meter, recipe_steps
 from prunekit.kernels.tuning.arena import Arena
+from prunekit.utils.files.sizes import folder_bytes
 
 LENGTH = 512
 
@@ -85,7 +86,7 @@ def _write(model: Model, arena: Arena, keeps: Any, meter: Meter, targets: list[s
         source = resolve(str(write_dense(model, folder / "dense", arena)))
         with meter.step("rebuild"):
             rebuild(source, Plan(source.shape, keeps), folder / "pruned")
-        meter.bytes["checkpoint"] = _size(folder / "pruned")
+        meter.bytes["checkpoint"] = folder_bytes(folder / "pruned")
         for name in targets:
             kind = target(name)
             if kind.missing(kind.writes_with):
@@ -93,8 +94,4 @@ def _write(model: Model, arena: Arena, keeps: Any, meter: Meter, targets: list[s
             dtype = next(each for each in ("fp16", "f16") if each in kind.dtypes)
             with meter.step(f"export {name}"):
                 export_model(str(folder / "pruned"), name, folder / name, dtype=dtype, verify=False)
-            meter.bytes[name] = _size(folder / name)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            meter.bytes[name] = folder_bytes(folder / name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,8 @@ from benchmarks.gpu_check.sizes import Sizes, dtypes_of, real_sizes, tiny_sizes
 from benchmarks.models.shapes import Model, pruned_shape, rounded_shape
 from prunekit.kernels.testing.recording import listening
 from prunekit.kernels.tuning.arena import Arena
-from prunekit.kernels.tuning.tune import table_of
+from prunekit.kernels.tuning.chain import Layer
+from prunekit.kernels.tuning.tune import measure, table_of
 from prunekit.plan.shape import ModelShape
 
 
@@ -64,6 +65,22 @@ class Context:
         """Random weights for whole models and chains."""
         return Arena(self.device, self.sizes.measured_in, self.sizes.arena)
 
+    def chosen(
+        self, op: str, sizes: Mapping[str, int], layers: Sequence[Layer] | None = None, **forced: str
+    ) -> Record | None:
+        """The fastest choice for ``op`` at those sizes, as an entry of a table, in a chain of ``layers`` (default:
+        those of the run) with ``forced`` choices for other ops; None where there is nothing to choose."""
+        return measure(
+            op,
+            dict(sizes),
+            self.device,
+            self.sizes.measured_in,
+            forced=forced,
+            rounds=self.sizes.rounds,
+            layers=self.sizes.layers if layers is None else layers,
+            arena=self.arena,
+        )
+
     def variants(self, model: Model) -> dict[str, ModelShape]:
         """The shapes of a model that are measured: dense, pruned to irregular widths, these rounded to 64."""
         irregular = pruned_shape(model.shape, self.sizes.percent)
@@ -85,6 +102,13 @@ def work(arguments: argparse.Namespace, device: torch.device) -> None:
     for name in arguments.blocks:
         print(f"{name}:", flush=True)
         do(BLOCKS[name], arguments, device, sizes, header)
+
+
+def _told(module: Any, record: Record) -> str:
+    """One line a record, for whoever watches."""
+    if "error" in record:
+        return f"FAILED {record['error']}"
+    return str(record["not_there"] if "not_there" in record else module.brief(record))
 
 
 def do(block: Block, arguments: argparse.Namespace, device: torch.device, sizes: Sizes, header: Record) -> None:
@@ -118,7 +142,7 @@ def do(block: Block, arguments: argparse.Namespace, device: torch.device, sizes:
     with listening() if context.is_rehearsal else nullcontext() as heard:
         for each in measurements(block, context, arguments.why_no_models):
             record = recorder.measure(each.id, each.fields, each.run, limit_s=each.limit_s, needs_s=each.needs_s)
-            if record and (line := module.brief(record)):
+            if record and (line := _told(module, record)):
                 print(f"  {each.id}: {line}", flush=True)
     if heard:
         recorder.data["launches"] = heard.digests

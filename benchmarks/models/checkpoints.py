@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.models.build import build
+import torch
+
 from benchmarks.models.shapes import Model
 from prunekit.kernels.tuning.arena import Arena
 from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.shape import LayerShape, ModelShape
 
+_SHARD_BYTES = 2 << 30
+
 
 def write_dense(model: Model, folder: Path, arena: Arena) -> Path:
-    """``model`` whole."""
-    from transformers.utils import logging
+    """``model`` whole, in the dtype of ``arena``, which has room for its largest tensor. At most two shards are in
+    memory."""
+    from prunekit.checkpoint.rebuild import write_shards
+    from prunekit.models.stored_weights import HEAD, expected_tensors
 
-    logging.disable_progress_bar()
-    build(model, model.shape, arena).save_pretrained(folder)
+    folder.mkdir(parents=True)
+    shape = model.shape
+    named = [*expected_tensors(model.family, shape)]
+    if not shape.tie_word_embeddings:
+        named.append((HEAD, (shape.vocab_size, shape.hidden_size)))
+
+    def drawn() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, size in named:
+            if "norm" in name:
+                yield name, torch.ones(size, dtype=arena.memory.dtype)
+            else:
+                yield name, arena.take(*size).to("cpu", copy=True)
+
+    write_shards(folder, drawn(), len(named), _SHARD_BYTES, "Making a model")
+    config = model.dense_config()
+    config.architectures = [model.family.causal_lm_class]
+    config.dtype = str(arena.memory.dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
     return folder
 
 

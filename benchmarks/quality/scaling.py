@@ -136,6 +136,7 @@ def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, s
     from prunekit.pruning.allocation.session import Session
     from prunekit.recovery.refit import refit
     from prunekit.recovery.rescale import RescaleConfig, final_hidden, rescale, split_text
+    from prunekit.utils.files.sizes import folder_bytes
 
     family = FAMILIES[model_type]
     shape = family.shape(model.config)
@@ -153,7 +154,7 @@ def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, s
         )
         with meter.step("curves"):
             session.curves(lambda *args, **kwargs: None)
-        meter.bytes["curves"] = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        meter.bytes["curves"] = folder_bytes(Path(folder))
         budgets = parse_target(None, share, None).budgets(shape, 4, shape)
         assert budgets.parameters is not None
         problem = Problem(budgets.parameters, Rounding(), method.units, budgets=budgets)

@@ -10,19 +10,22 @@ goes on where it was. --folder needs room for the model in bfloat16, its pruned 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common.run_info import commit
+from benchmarks.models.checkpoints import write_dense
 from benchmarks.models.shapes import MODELS
-from benchmarks.scale.checkpoint import write_checkpoint
+from benchmarks.quality.report_file import begun, save
 from benchmarks.scale.watch import watch
-from prunekit.utils.machine import cpu_name
-from prunekit.utils.provenance import installed
+from prunekit.kernels.tuning.arena import Arena
+from prunekit.models.source import resolve
+from prunekit.models.tokenizer.files import copy_tokenizer
+from prunekit.utils.files.sizes import folder_bytes
 
 # Everything after the two prunings is an export of what `magnitude` made.
 STEPS: dict[str, tuple[str, ...]] = {
@@ -66,10 +69,14 @@ def main() -> None:
 
 def run(model: str, steps: list[str], folder: Path, output: Path | None) -> None:
     """Run ``steps`` that ``output`` has not yet, and write each result at once."""
-    report = _begun(output)
+    report = begun(output, "scale", {}, "cpu")
     places = {"dense": folder / model, "pruned": folder / f"{model}-magnitude", "made": folder / "made"}
     if not places["dense"].exists():
-        write_checkpoint(MODELS[model], places["dense"])
+        shape = MODELS[model].shape
+        # The largest tensor is the embedding table.
+        arena = Arena(torch.device("cpu"), torch.bfloat16, shape.vocab_size * shape.hidden_size)
+        # Its tokens are fewer than the vocabulary.
+        copy_tokenizer(resolve("smollm2-135m"), write_dense(MODELS[model], places["dense"], arena))
     if not places["pruned"].exists() and any("{pruned}" in STEPS[step] for step in steps):
         steps = ["magnitude", *(step for step in steps if step != "magnitude")]
     for step in steps:
@@ -94,12 +101,11 @@ def run(model: str, steps: list[str], folder: Path, output: Path | None) -> None
                 "seconds": round(told.seconds, 1),
                 "peak_bytes": told.peak_bytes,
                 "own_peak_bytes": told.own_peak_bytes,
-                "written_bytes": _size(written),
+                "written_bytes": folder_bytes(written),
                 **({"error": told.error.strip().splitlines()[-1:]} if told.code else {}),
             }
         )
-        if output is not None:
-            output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save(output, report)
         print(row(report["runs"][-1]), flush=True)
     shutil.rmtree(places["made"], ignore_errors=True)
 
@@ -112,19 +118,6 @@ def row(found: dict[str, Any]) -> str:
         f"{found['model']:14} {found['step']:16} {found['seconds']:8.1f} s  peak {peak:6.2f} GiB  "
         f"without mapped files {own:6.2f} GiB  written {size:6.2f} GiB{end}"
     )
-
-
-def _begun(output: Path | None) -> dict[str, Any]:
-    if output is not None and output.is_file():
-        kept: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        return kept
-    machine = {"cpu": cpu_name(), "os": platform.platform(), "python": platform.python_version()}
-    versions = {name: installed(name) for name in ("prunekit", "torch", "transformers", "onnxruntime")}
-    return {"format": "prunekit-scale", "machine": machine, "versions": versions, "runs": []}
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -63,15 +63,12 @@ def recording(gpu: Gpu) -> Iterator[Recorded]:
     found = Recorded()
     ops = _custom_ops()
     shapes = {op: op._abstract_fn for op in ops}
-    run = Launch.run
-    Launch.run = lambda self: found.add(self)  # type: ignore[method-assign]
     for op in ops:
         op._abstract_fn = op._init_fn
     try:
-        with planning_for(gpu), using("triton"):
+        with _started_by(found.add), planning_for(gpu), using("triton"):
             yield found
     finally:
-        Launch.run = run  # type: ignore[method-assign]
         for op, shape in shapes.items():
             op._abstract_fn = shape
 
@@ -82,13 +79,21 @@ def listening() -> Iterator[Recorded]:
     found = Recorded()
     run = Launch.run
 
-    def noted(self: Launch) -> None:
-        found.add(self)
-        run(self)
+    def noted(launch: Launch) -> None:
+        found.add(launch)
+        run(launch)
 
-    Launch.run = noted  # type: ignore[method-assign]
-    try:
+    with _started_by(noted):
         yield found
+
+
+@contextmanager
+def _started_by(start: Callable[[Launch], None]) -> Iterator[None]:
+    """Within the block ``start`` is called with each launch that would be made."""
+    run = Launch.run
+    Launch.run = lambda self: start(self)  # type: ignore[method-assign]
+    try:
+        yield
     finally:
         Launch.run = run  # type: ignore[method-assign]
 

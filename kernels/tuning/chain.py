@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunekit.kernels.ops.attention.decode import attention_decode
+from prunekit.kernels.ops.attention.decode import HEADS, attention_decode
 from prunekit.kernels.ops.attention.qkv_rope import qkv_rope
 from prunekit.kernels.ops.linear_decode import linear_decode
 from prunekit.kernels.ops.mlp.decode import mlp_decode
@@ -21,8 +21,6 @@ from prunekit.kernels.tuning.arena import Arena
 from prunekit.kernels.tuning.measure import Data
 
 EPS = 1e-5
-# Query heads of one program of the attention.
-_HEADS = 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Layer:
         elif op == "mlp_decode_tile":
             yield {"n": 2 * stored, "k": self.hidden}
         elif op == "attention_splits":
-            programs = self.kv * cdiv(self.heads // self.kv, _HEADS)
+            programs = self.kv * cdiv(self.heads // self.kv, HEADS)
             yield {"programs": programs, "tokens": self.context, "head_dim": self.head_dim}
 
 

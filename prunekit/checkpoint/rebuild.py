@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -101,7 +101,7 @@ def write_checkpoint(
         # First, for it may be refused, and the weights take long.
         copy_tokenizer(source, folder, config=config)
         try:
-            total = _write_shards(folder, tensors, max_shard_bytes)
+            total = write_shards(folder, tensors, tensors.count, max_shard_bytes, "Rebuilding")
         except SafetensorError as error:
             raise PrunekitError(
                 f"The weights could not be written to {output_of(out)} ({error}). Free some space or choose another "
@@ -236,8 +236,12 @@ def natural(name: str) -> list[int | str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _write_shards(folder: Path, tensors: Tensors, max_bytes: int) -> int:
-    """Write the tensors in shards of at most ``max_bytes`` (a larger tensor has one to itself). Returns their bytes."""
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], count: int, max_bytes: int, title: str
+) -> int:
+    """Write ``tensors``, at most ``count``, by their names in shards of at most ``max_bytes`` (a larger tensor has one
+    to itself), with their index. Returns their bytes. ``title`` is what its progress is called. Raises PrunekitError
+    where one is not finite."""
     shards: list[tuple[Path, list[str]]] = []
     held: dict[str, torch.Tensor] = {}
     size = total = 0
@@ -250,7 +254,7 @@ def _write_shards(folder: Path, tensors: Tensors, max_bytes: int) -> int:
             shards.append((path, list(held)))
             held, size = {}, 0
 
-    with progress("Rebuilding", tensors.count) as advance:
+    with progress(title, count) as advance:
         for name, tensor in tensors:
             check_made(name, tensor)
             bytes_ = tensor.numel() * tensor.element_size()

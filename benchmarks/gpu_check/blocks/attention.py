@@ -8,7 +8,6 @@ from dataclasses import replace
 from benchmarks.gpu_check.blocks.tiles import brief, label
 from benchmarks.gpu_check.work import Context, Measurement
 from prunekit.kernels.tuning.cases import cases
-from prunekit.kernels.tuning.tune import measure
 
 __all__ = ["brief", "measurements"]
 NEEDS_CEILINGS = False
@@ -22,16 +21,6 @@ def measurements(context: Context) -> Iterator[Measurement]:
         yield Measurement(
             label(OP, each),
             {"op": OP, "sizes": each},
-            lambda each=each: {
-                "entry": measure(
-                    OP,
-                    each,
-                    context.device,
-                    context.sizes.measured_in,
-                    rounds=context.sizes.rounds,
-                    layers=layers,
-                    arena=context.arena,
-                )
-            },
+            lambda each=each: {"entry": context.chosen(OP, each, layers)},
             needs_s=3.0,
         )

@@ -53,4 +53,4 @@ def _models(context: Context) -> Iterator[Measurement]:
 
 def brief(record: dict[str, Any]) -> str:
     """A line for what failed."""
-    return "" if record.get("ok") else f"FAILED {record.get('error') or record['why']}"
+    return "" if record.get("ok") else f"FAILED {record['why']}"

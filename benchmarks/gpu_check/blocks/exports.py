@@ -34,11 +34,7 @@ def measurements(context: Context) -> Iterator[Measurement]:
 
 
 def brief(record: dict[str, Any]) -> str:
-    """One line a record."""
-    if "error" in record:
-        return f"FAILED {record['error']}"
-    if "not_there" in record:
-        return str(record["not_there"])
+    """What was measured, in one line."""
     return (
         f"{record['tpot_ms']:.3f} ms a token, {record['speedup']:.2f} times dense, ideal {record['ideal_speedup']:.2f}"
     )

@@ -13,7 +13,6 @@ from benchmarks.gpu_check.work import Context, Measurement
 from prunekit.kernels.ops.utils.backend import multiprocessors
 from prunekit.kernels.ops.utils.dispatch import can_overlap
 from prunekit.kernels.tuning.measure import interleaved
-from prunekit.kernels.tuning.tune import measure
 
 NEEDS_CEILINGS = True
 
@@ -34,7 +33,9 @@ def measurements(context: Context) -> Iterator[Measurement]:
             f"{text}, launches that wait and that don't",
             {"layers": text},
             # What the first says is what the table holds.
-            lambda layer=layer, index=index: _entry(context, layer, "entry" if not index else "other_entry"),
+            lambda layer=layer, name="other_entry" if index else "entry": {
+                name: context.chosen("overlap", {}, [layer])
+            },
         )
     batch, prompt = sizes.serving[0]
     benches = Benches(context)
@@ -63,9 +64,7 @@ def _is_known(context: Context, model: str, batch: int, prompt: int) -> bool:
 
 
 def brief(record: dict[str, Any]) -> str:
-    """One line a record."""
-    if "error" in record:
-        return f"FAILED {record['error']}"
+    """What was measured, in one line."""
     if "us_a_launch" in record:
         return ", ".join(
             f"{name} {value['median_us']:.3f} us a launch" for name, value in record["us_a_launch"].items()
@@ -86,11 +85,3 @@ def _small(context: Context, programs: int, loaded: int) -> dict[str, Any]:
         for small in smalls.values():
             small.check()
     return {"us_a_launch": {name: spread([value / count for value in values]) for name, values in times.items()}}
-
-
-def _entry(context: Context, layer: Any, name: str) -> dict[str, Any]:
-    sizes = context.sizes
-    made = measure(
-        "overlap", {}, context.device, sizes.measured_in, rounds=sizes.rounds, layers=[layer], arena=context.arena
-    )
-    return {name: made}

@@ -45,9 +45,7 @@ def measurements(context: Context) -> Iterator[Measurement]:
 
 
 def brief(record: dict[str, Any]) -> str:
-    """One line a record."""
-    if "error" in record:
-        return f"FAILED {record['error']}"
+    """What was measured, in one line."""
     return ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in record["seconds"].items())
 
 

@@ -36,11 +36,7 @@ def measurements(context: Context) -> Iterator[Measurement]:
 
 
 def brief(record: dict[str, Any]) -> str:
-    """One line a record."""
-    if "error" in record:
-        return f"FAILED {record['error']}"
-    if "not_there" in record:
-        return str(record["not_there"])
+    """What was measured, in one line."""
     rows = "; ".join(
         f"{_case(row)} {row['tpot_s'] * 1e3:.3f} ms a token" for row in record["rows"] if row.get("tpot_s") is not None
     )

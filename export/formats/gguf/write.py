@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
 
 from prunekit.checkpoint.manifest import MANIFEST
 from prunekit.errors import PrunekitError
@@ -23,14 +22,13 @@ from prunekit.export.formats.gguf.rope import Rotation, rotation_of
 from prunekit.export.formats.gguf.runner import CONTEXT_KEY
 from prunekit.export.formats.gguf.vocab import Vocabulary, write_sampling, write_vocabulary
 from prunekit.export.target import Job
-from prunekit.models.folder import read_tensors
 from prunekit.models.gguf.header import read_header
 from prunekit.models.gguf.tensors import Architecture, Entry, entries
 from prunekit.models.slicing import LayerSlicer
 from prunekit.models.source import Source
+from prunekit.models.stored.reading import StoredWeights
 from prunekit.plan import LayerKeep
 from prunekit.utils.files.atomic import read_json
-from prunekit.utils.numerics.finite import check_weight
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -55,11 +53,9 @@ def write_file(
     source = job.source
     rotation = rotation_of(source)
     todo = list(entries(source.family, made))
-    with ExitStack() as stack:
-        tensors = stack.enter_context(_Tensors(source, made))
-        tensors.check(todo)
-        writer = GGUFWriter(file, made.name)
-        stack.callback(writer.close)
+    tensors = _Tensors(source, made)
+    tensors.check(todo)
+    with closing(GGUFWriter(file, made.name)) as writer:
         _write_keys(writer, job, made, rotation, FILE_TYPES[announced or dtype])
         write_sampling(writer, job.generation)
         write_vocabulary(writer, words)
@@ -178,31 +174,22 @@ class _Tensors:
     """The tensors of a checkpoint by their full names, read one at a time and padded to the widths of ``made``."""
 
     def __init__(self, source: Source, made: Architecture):
-        stored = read_tensors(source.path)
-        prefix = "" if any(name.startswith("model.") for name in stored) else "model."
-        self._stored = {name if name == "lm_head.weight" else prefix + name: (name, it) for name, it in stored.items()}
+        self._stored = StoredWeights(source)
         self._tied = source.shape.tie_word_embeddings
         self._name = source.name
-        self._open: dict[Path, Any] = {}
         self._pad = {
             index: LayerSlicer(source.family, source.shape, LayerKeep.everything(index, own), wide)
             for index, (own, wide) in enumerate(zip(source.shape.layers, made.shape.layers, strict=True))
             if own != wide
         }
 
-    def __enter__(self) -> _Tensors:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._open.clear()
-
     def check(self, todo: Sequence[Entry]) -> None:
         """Raises PrunekitError where a tensor is missing, or one is left that the file would not hold."""
-        wanted = {part for entry in todo for part in entry.parts}
-        if missing := sorted(wanted - set(self._stored)):
+        wanted, there = {part for entry in todo for part in entry.parts}, {*self._stored.names()}
+        if missing := sorted(wanted - there):
             raise PrunekitError(f"{self._name} lacks the weight {missing[0]}; finish the download, or make it again.")
         ignored = {"lm_head.weight"} if self._tied else set()
-        left = sorted(name for name in set(self._stored) - wanted - ignored if not name.endswith("rotary_emb.inv_freq"))
+        left = sorted(name for name in there - wanted - ignored if not name.endswith("rotary_emb.inv_freq"))
         if left:
             raise PrunekitError(
                 f"{self._name} has the weight {left[0]}, which llama.cpp's architecture has not; export it to onnx."
@@ -212,19 +199,11 @@ class _Tensors:
         """The shape of what :meth:`parts` makes of an entry, without reading a weight."""
         import torch
 
-        parts = [torch.empty(self._stored[part][1].shape, device="meta") for part in entry.parts]
+        parts = [torch.empty(self._stored.shape(part), device="meta") for part in entry.parts]
         return tuple(entry.make([self._padded(*each) for each in zip(entry.parts, parts, strict=True)]).shape)
 
     def parts(self, entry: Entry) -> list[torch.Tensor]:
-        made = []
-        for part in entry.parts:
-            name, stored = self._stored[part]
-            if stored.file not in self._open:
-                self._open = {stored.file: safe_open(stored.file, "pt")}
-            tensor = self._open[stored.file].get_tensor(name)
-            check_weight(part, tensor)
-            made.append(self._padded(part, tensor))
-        return made
+        return [self._padded(part, self._stored.read(part)) for part in entry.parts]
 
     def _padded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         index, rest = _layer_of(name)

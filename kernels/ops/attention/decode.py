@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from prunekit.kernels.ops.attention.cache import cache_strides
 from prunekit.kernels.ops.attention.last_arriver import combine, is_last, splits_at_once
 from prunekit.kernels.ops.utils._triton import INTERPRETING, cdiv, jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.ops.utils.activation import capped
@@ -218,12 +219,7 @@ def launches(
                 "group": group,
                 "head_blocks": head_blocks,
                 "splits": splits,
-                "k_batch_stride": k_cache.stride(0),
-                "k_head_stride": k_cache.stride(1),
-                "k_token_stride": k_cache.stride(2),
-                "v_batch_stride": v_cache.stride(0),
-                "v_head_stride": v_cache.stride(1),
-                "v_token_stride": v_cache.stride(2),
+                **cache_strides(k_cache, v_cache),
                 "window": window or _UNLIMITED,
                 "scale": scale / softcap if softcap else scale * log2e,
                 "softcap": softcap * log2e,

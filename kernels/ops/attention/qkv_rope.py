@@ -4,6 +4,7 @@ The norm of several rows is a launch before it."""
 
 import torch
 
+from prunekit.kernels.ops.attention.cache import cache_strides
 from prunekit.kernels.ops.attention.rope_cache import rope_cache_torch
 from prunekit.kernels.ops.linear_decode import linear_decode_torch
 from prunekit.kernels.ops.rms_norm import normed
@@ -163,12 +164,7 @@ def launches(
                 "half": 0 if cos is None else cos.shape[1],
                 "k": k,
                 "weight_stride": weight.stride(0),
-                "k_batch_stride": k_cache.stride(0),
-                "k_head_stride": k_cache.stride(1),
-                "k_token_stride": k_cache.stride(2),
-                "v_batch_stride": v_cache.stride(0),
-                "v_head_stride": v_cache.stride(1),
-                "v_token_stride": v_cache.stride(2),
+                **cache_strides(k_cache, v_cache),
                 "eps": eps,
                 "BLOCK_P": tile.n // 2,
                 **tile.constants(rows, k),

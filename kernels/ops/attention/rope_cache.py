@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from prunekit.kernels.ops.attention.cache import cache_strides
 from prunekit.kernels.ops.utils._triton import cdiv, jit, next_power_of_2, start_after_previous, tl
 from prunekit.kernels.ops.utils.backend import why_not_triton
 from prunekit.kernels.ops.utils.dispatch import overlapped
@@ -222,12 +223,7 @@ def launches(
                 "num_heads": num_heads,
                 "num_kv": num_kv,
                 "qkv_stride": qkv.stride(0),
-                "k_batch_stride": k_cache.stride(0),
-                "k_head_stride": k_cache.stride(1),
-                "k_token_stride": k_cache.stride(2),
-                "v_batch_stride": v_cache.stride(0),
-                "v_head_stride": v_cache.stride(1),
-                "v_token_stride": v_cache.stride(2),
+                **cache_strides(k_cache, v_cache),
                 "eps": eps,
                 "D": head_dim,
                 "HALF": half,

@@ -10,6 +10,7 @@ import torch
 from prunekit.errors import PrunekitError
 from prunekit.models.folder import StoredTensor, read_tensors
 from prunekit.models.source import Source
+from prunekit.models.stored_weights import HEAD
 from prunekit.utils.numerics.finite import check_weight
 
 _DTYPES = {
@@ -41,10 +42,14 @@ class StoredWeights:
         stored = read_tensors(source.path)
         # A decoder that was saved without its head leaves the prefix out.
         prefix = "" if any(name.startswith("model.") for name in stored) else "model."
-        self._stored = {name if name == "lm_head.weight" else prefix + name: each for name, each in stored.items()}
+        self._stored = {name if name == HEAD else prefix + name: each for name, each in stored.items()}
 
     def names(self) -> Iterator[str]:
         return iter(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the weight ``name``, which is not read."""
+        return self._stored[name].shape
 
     def read(self, name: str) -> torch.Tensor:
         stored = self._stored[name]

@@ -15,10 +15,11 @@ from prunekit.models.modeling import register_pruned
 from prunekit.models.runner import Array
 from prunekit.models.source import Source, check_runs
 from prunekit.models.stored.reading import StoredWeights, Weights
+from prunekit.models.stored_weights import HEAD
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.quiet import quiet
 
-HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+TABLE = "model.embed_tokens.weight"
 # Numbers of a table that are read and multiplied at a time.
 _ELEMENTS = 1 << 26
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,14 +108,8 @@ class Session:
 
         store = CurveStore(self.store)
         known = [store.curves(index) for index in range(self.source.num_hidden_layers)]
-        divergence: list[Divergence] = []
-
-        def measured() -> Divergence:
-            """Made where something has to be measured, and once."""
-            if not divergence:
-                divergence.append(self.divergence())
-            return divergence[0]
-
+        # Made where something has to be measured, and once.
+        measured = cache(self.divergence)
         if any(each is None for each in known):
             known = [*self._drawn(store, measured, advance)]
         else:

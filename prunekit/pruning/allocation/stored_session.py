@@ -37,13 +37,13 @@ class StoredSession(Session):
 
     def __init__(self, source: Source, method: Method, *, seed: int, counted: ModelShape, dtype: torch.dtype):
         source.check_language_model()
-        StreamedModel(source, dtype).check_runs()
+        self._weights = StoredWeights(source)
+        StreamedModel(source, dtype, self._weights).check_runs()
         self.family = source.family
         self.source = counted
         self.keeps = tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(counted.layers))
         self.seed = seed
         self.on_layer: Callable[[], None] = lambda: None
-        self._weights = StoredWeights(source)
         self._importance = method.importance
         self._dtype = dtype
 

@@ -524,11 +524,11 @@ def test_twin_parts_round_trip(uneven):
     for model_type, fields in (("qwen3", {"tied": True}), ("llama", {"bias": True})):
         source = uneven(model_type, **fields)
         made = gguf_architectures.architecture_of(source, 64)
-        with gguf_write._Tensors(source, made) as tensors:
-            for entry in gguf_tensors.entries(source.family, made):
-                parts = tensors.parts(entry)
-                for back, part in zip(entry.split(entry.make(parts)), parts, strict=True):
-                    assert torch.equal(back, part)
+        tensors = gguf_write._Tensors(source, made)
+        for entry in gguf_tensors.entries(source.family, made):
+            parts = tensors.parts(entry)
+            for back, part in zip(entry.split(entry.make(parts)), parts, strict=True):
+                assert torch.equal(back, part)
 
 
 def test_pruned_smollm2(pruned_smollm2, tmp_path):
