@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prunekit.export.export import export_model
     from prunekit.kernels import generate, optimize
     from prunekit.models.source import resolve
-    from prunekit.pipeline import make_plan, prune
+    from prunekit.pipeline import make_plan, prune, recover
     from prunekit.plan import Plan
     from prunekit.profiling.run import bench
 
@@ -43,6 +43,7 @@ __all__ = [
     "optimize",
     "prune",
     "rebuild",
+    "recover",
     "resolve",
 ]
 _HOME = {
@@ -56,6 +57,7 @@ _HOME = {
     "optimize": "kernels",
     "prune": "pipeline",
     "rebuild": "checkpoint.rebuild",
+    "recover": "pipeline",
     "resolve": "models.source",
 }
 

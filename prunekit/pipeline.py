@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
     from prunekit.pruning.planner import PlanConfig
+    from prunekit.recovery.training.run import Listener, Recovered
 
 LAYOUTS = ("per-layer", "uniform")
 _GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency")
@@ -170,6 +171,73 @@ def prune(
         )
         pruned = Pruned(source, plan, written)
     return pruned if recover is None else recover(pruned)
+
+
+def recover(
+    source: Source | str,
+    teacher: Source | str,
+    out: str | Path,
+    *,
+    text: str | None = None,
+    tokens: str | int | None = None,
+    minutes: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    store_dtype: str = "auto",
+    max_shard: str = "2GiB",
+    checkpoint_minutes: float = 10.0,
+    overwrite: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    teacher_revision: str | None = None,
+    listener: Listener | None = None,
+) -> Recovered:
+    """Train the pruned model ``source`` toward the dense ``teacher`` and write it as the checkpoint ``out``, as
+    `prunekit recover` does.
+
+    ``text`` is what it is trained on, for so many ``tokens`` ("10M") or about so many ``minutes``; ``settings`` are
+    called as --set calls them (:mod:`prunekit.plan.recovery`). A training that was interrupted goes on where its last
+    checkpoint stands, one every ``checkpoint_minutes``. ``listener`` is told of steps and notes. Raises PrunekitError
+    where something makes no sense, the models don't belong together, or nothing can be written.
+
+    >>> recover("smaller", "smollm2-135m", "recovered", tokens="1M").after  # doctest: +SKIP
+    0.2312
+    """
+    from prunekit.models.source import as_source, pick_dtype
+    from prunekit.plan.goals import parse_count, parse_size
+    from prunekit.plan.recovery import training_of
+    from prunekit.recovery.training.run import Budget
+    from prunekit.recovery.training.run import recover as train
+
+    budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
+    config, texts = training_of(text, seed, settings or {})
+    pick_dtype(store_dtype)
+    if dtype == "float16":
+        raise PrunekitError("Training computes in float32 or bfloat16: the gradients of float16 end at 65,504.")
+    return train(
+        as_source(source, revision=revision),
+        as_source(teacher, revision=teacher_revision),
+        Path(out),
+        text=texts,
+        budget=budget,
+        config=config,
+        dtype=dtype,
+        device=device,
+        store_dtype=store_dtype,
+        max_shard_bytes=parse_size(max_shard, "--max-shard"),
+        overwrite=overwrite,
+        checkpoint_minutes=checkpoint_minutes,
+        beside=_draw,
+        listener=listener,
+    )
+
+
+def _draw(folder: Path, made: Recovered) -> None:
+    """The learning curve, as rows and as a picture."""
+    from prunekit.report.learning_curve import save_curve
+
+    save_curve(folder, made.standing.steps, made.standing.held_out, made.used)
 
 
 def computes(plan: Plan) -> bool:

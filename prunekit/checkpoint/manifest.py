@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.checkpoint.record import read_record
 from prunekit.errors import PrunekitError
 from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan import Plan
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "prunekit.json"
 MANIFEST_VERSION = 1
+TRAINING = "training"
+"""The folder in which a checkpoint of a training keeps what else the training needs to go on."""
 _FACTS = ("layout", "architecture", "share_of_blocks", "share_of_parameters", "source", "versions")
 
 
@@ -47,6 +50,10 @@ class Report:
 
 def write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:
     """Hash what is in ``folder`` and list it there; nothing may be added afterwards."""
+    # What was trained afterwards was still pruned from the dense model.
+    record = read_record(source.config) if plan.provenance.get("recovery") else None
+    own = (model_label(source.name), source.fingerprint)
+    name, fingerprint = (record.source, record.fingerprint) if record else own
     manifest = {
         "format": "prunekit-checkpoint",
         "version": MANIFEST_VERSION,
@@ -55,7 +62,7 @@ def write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -
         "parameters": written.parameters,
         "share_of_blocks": round(plan.share_of_blocks, 6),
         "share_of_parameters": round(plan.share_of_parameters, 6),
-        "source": {"name": model_label(source.name), "family": source.family.name, "fingerprint": source.fingerprint},
+        "source": {"name": name, "family": source.family.name, "fingerprint": fingerprint},
         "versions": versions(),
         "files": {
             file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
@@ -94,7 +101,10 @@ def verify(folder: Path) -> Report:
     damaged = []
     for name, digest in files.items():
         # A manifest from a stranger must not make us read outside its folder.
-        if not re.fullmatch(rf"({TEMPLATES}/)?[A-Za-z0-9_.-]+", name) or name.rsplit("/", 1)[-1] in (".", ".."):
+        if not re.fullmatch(rf"(({TEMPLATES}|{TRAINING})/)?[A-Za-z0-9_.-]+", name) or name.rsplit("/", 1)[-1] in (
+            ".",
+            "..",
+        ):
             raise PrunekitError(f"{folder / MANIFEST} lists the file {name!r}, which is no plain file name.")
         path = folder / name
         if not path.is_file() or sha256(path) != digest:

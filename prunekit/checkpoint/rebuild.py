@@ -91,8 +91,10 @@ def write_checkpoint(
     layout: Layout,
     overwrite: bool,
     max_shard_bytes: int,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> Written:
     """Write ``tensors`` and ``config`` with all that belongs beside them as the checkpoint ``out``, atomically.
+    ``beside`` adds files of its own.
 
     Raises PrunekitError where it can't be written.
     """
@@ -115,6 +117,7 @@ def write_checkpoint(
         (folder / "README.md").write_text(model_card(model_label(source.name), plan, written, origin), encoding="utf-8")
         if record := pruning_record(source, plan, layout, folder):
             setattr(config, FIELD, record)
+        beside(folder)
         # What makes a folder look like a model comes last. The config of a per-layer model brings its code along.
         config.save_pretrained(folder)
         write_manifest(folder, source, plan, written)

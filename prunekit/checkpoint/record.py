@@ -48,6 +48,10 @@ def pruning_record(source: Source, plan: Plan, layout: Layout, folder: Path) -> 
     """The record of the checkpoint in ``folder``, whose weights and plan are written. A copy of a model in another
     layout or dtype keeps what is said of the original; of a model that was never pruned there is nothing to say."""
     weights = weights_digest(read_tensors(folder))
+    if plan.provenance.get("recovery"):
+        # Trained here: what was pruned, from what, and how stays true.
+        earlier = read_record(source.config)
+        return asdict(replace(earlier, plan=sha256(folder / "plan.json"), weights=weights)) if earlier else None
     if plan.shape == plan.source and not plan.provenance:
         earlier = read_record(source.config)
         if earlier and earlier.weights != source.weights_digest:

@@ -44,11 +44,22 @@ class Head:
         return logits.detach(), lambda slope: torch.autograd.grad(logits, own, slope)[0]
 
 
-def hidden_states(model: Any, block: torch.Tensor) -> torch.Tensor:
-    """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]."""
+def hidden_states(model: Any, block: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+    """What the head of ``model`` reads, [B, L, hidden_size], for the ids ``block`` [B, L]. ``documents`` [B, L] number
+    the documents of each row from its start: then none sees another, and each begins at position 0."""
     device = model.get_input_embeddings().weight.device
-    hidden: torch.Tensor = model.base_model(input_ids=block.to(device), use_cache=False).last_hidden_state
+    positions = None if documents is None else _restarted(documents).to(device)
+    made = model.base_model(input_ids=block.to(device), position_ids=positions, use_cache=False)
+    hidden: torch.Tensor = made.last_hidden_state
     return hidden
+
+
+def _restarted(documents: torch.Tensor) -> torch.Tensor:
+    """Positions [B, L] that begin anew with every document. transformers tells packed documents apart by these."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(1).values
 
 
 def _bfloat16(linear: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:

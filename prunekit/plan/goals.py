@@ -37,6 +37,14 @@ def parse_size(text: str, option: str) -> int:
     return int(float(match[1]) * _BYTES[match[2].upper()])
 
 
+def parse_count(text: str, option: str) -> int:
+    """``"10M"`` → 10,000,000. Raises PrunekitError, naming ``option``, where it is no number of things."""
+    match = _NUMBER.fullmatch(text.strip())
+    if not match or match[2].upper() not in _COUNT or not 1 <= float(match[1]) * _COUNT[match[2].upper()] < 1e15:
+        raise PrunekitError(f"{option} {text} is no number; write one such as 500000, 10M or 1.5B.")
+    return int(float(match[1]) * _COUNT[match[2].upper()])
+
+
 @dataclass(frozen=True)
 class Goal:
     """At most ``value``: a share of what the dense model costs, or a number of parameters, FLOPs, bytes or

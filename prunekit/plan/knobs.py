@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
+from prunekit.errors import PrunekitError
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -37,6 +39,40 @@ def knobs_of(config: type) -> Iterator[Knob]:
         if "knob" in each.metadata:
             name = each.metadata["knob"] or each.name
             yield Knob(name, each.name, config, types[each.name], each.default, each.metadata["help"])
+
+
+def split_setting(text: str) -> tuple[str, str]:
+    """``"steps=20"`` → ``("steps", "20")``. Raises PrunekitError where it is no setting and its value."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise PrunekitError(f"--set takes a setting and its value, such as steps=20, got {text!r}.")
+    return name.replace("-", "_"), value
+
+
+def parse_value(known: Knob, value: str) -> Any:
+    """``value`` in the type of the knob. Raises PrunekitError where it is of another."""
+    kinds = types_of(known.type)
+    try:
+        if bool in kinds:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        if int in kinds:
+            return int(value)
+        return float(value) if float in kinds else value
+    except (KeyError, ValueError):
+        raise PrunekitError(f"{known.name} takes {words(known.type)}, got {value!r}.") from None
+
+
+def types_of(kind: Any) -> tuple[Any, ...]:
+    """The types that a union names; the type itself where it is none."""
+    return getattr(kind, "__args__", None) or (kind,)
+
+
+def words(kind: Any) -> str:
+    """A type in plain words."""
+    if getattr(kind, "__origin__", None) is tuple:
+        return "names, separated by commas"
+    named = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return next((text for each, text in named.items() if each in types_of(kind)), "names")
 
 
 def _is(value: Any, kind: Any) -> bool:

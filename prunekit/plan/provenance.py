@@ -87,6 +87,7 @@ _FIELDS: dict[str, _Fits] = {
     "seed": _seed,
     "protected_layers": _counts,
     "history": lambda value: isinstance(value, list),
+    "recovery": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
 }
 
 

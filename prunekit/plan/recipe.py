@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig, DropConfig
-from prunekit.plan.knobs import Knob, knobs_of
+from prunekit.plan.knobs import Knob, knobs_of, parse_value, split_setting, types_of, words
 from prunekit.plan.methods import Method, method
 from prunekit.plan.ranges import encode_ranges, parse_layers
 from prunekit.plan.rounding import RoundingConfig
@@ -141,22 +141,8 @@ def knob_named(name: str) -> Knob:
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """``"steps=20"`` → ``("steps", 20)``. Raises PrunekitError where there is no such setting, or no such value."""
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not name:
-        raise PrunekitError(f"--set takes a setting and its value, such as steps=20, got {text!r}.")
-    name = name.replace("-", "_")
-    kinds = _types(knob_named(name).type)
-    made: Any = value
-    try:
-        if bool in kinds:
-            made = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
-        elif int in kinds:
-            made = int(value)
-        elif float in kinds:
-            made = float(value)
-    except (KeyError, ValueError):
-        raise PrunekitError(f"{name} takes {words(knob_named(name).type)}, got {value!r}.") from None
-    return name, _typed(name, made)
+    name, value = split_setting(text)
+    return name, _typed(name, parse_value(knob_named(name), value))
 
 
 def read_recipe(file: str | Path) -> dict[str, Any]:
@@ -195,19 +181,7 @@ def _typed(name: str, value: Any) -> Any:
         return parse_layers(value) if isinstance(value, str) else _layers(value)
     if not known.fits(value):
         raise PrunekitError(f"{name} takes {words(known.type)}, got {value!r}.")
-    return float(value) if float in _types(known.type) else value
-
-
-def _types(kind: Any) -> tuple[Any, ...]:
-    return getattr(kind, "__args__", None) or (kind,)
-
-
-def words(kind: Any) -> str:
-    """A type in plain words."""
-    if getattr(kind, "__origin__", None) is tuple:
-        return "names, separated by commas"
-    named = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return next((text for each, text in named.items() if each in _types(kind)), "names")
+    return float(value) if float in types_of(known.type) else value
 
 
 def _layers(value: Any) -> frozenset[int]:

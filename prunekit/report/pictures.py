@@ -13,7 +13,7 @@ from prunekit.plan import Plan
 from prunekit.utils.files.atomic import check_output_file, write_bytes
 from prunekit.utils.files.replacing import PICTURE_MARK
 
-_DENSE, _FFN, _HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
+_DENSE, FFN, HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
 _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": PICTURE_MARK},
     "svg": {"Creator": PICTURE_MARK, "Date": None},
@@ -22,7 +22,7 @@ _METADATA: dict[str, dict[str, str | None]] = {
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
+def own_style() -> Iterator[None]:
     """matplotlib's settings as they come with it: a matplotlibrc of the working folder may have text set by TeX."""
     import matplotlib
 
@@ -53,6 +53,13 @@ def _figure(rows: int, layers: int):  # type: ignore[no-untyped-def]
     return figure, axes[:, 0]
 
 
+def single_axis(what: str):  # type: ignore[no-untyped-def]
+    """A figure with one axis, along which ``what`` is counted."""
+    figure, (axis,) = _figure(1, 20)
+    axis.set_xlabel(what)
+    return figure, axis
+
+
 def check_picture(path: Path, overwrite: bool = False, inputs: Iterable[Path] = ()) -> str:
     """The format that the ending of ``path`` names. Raises PrunekitError where it names none, or can't be written:
     with ``overwrite``, a picture that prunekit drew may be replaced."""
@@ -69,7 +76,8 @@ def check_different(output: Path, picture: Path) -> None:
         raise PrunekitError(f"{output} can't hold both the result and its picture; give --picture another name.")
 
 
-def _save(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyped-def]
+def save_figure(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyped-def]
+    """Write it in the format that the ending of ``path`` names, atomically."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -83,7 +91,7 @@ def _save(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no-untyp
     write_bytes(path, buffer.getvalue(), overwrite, what="picture")
 
 
-@_own_style()
+@own_style()
 def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
     source = plan.source
@@ -91,7 +99,7 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     layers = range(source.num_hidden_layers)
     figure, (top, bottom) = _figure(2, source.num_hidden_layers)
     top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
-    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=_FFN, label="kept")
+    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=FFN, label="kept")
     top.set_ylabel("FFN width")
     # Above the axes: inside them it would lie on the bars.
     top.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
@@ -100,16 +108,16 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
         loc="left",
     )
     bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
-    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=_HEADS)
+    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=HEADS)
     bottom.set_ylabel("query heads")
-    _save(figure, path, overwrite)
+    save_figure(figure, path, overwrite)
 
 
-@_own_style()
+@own_style()
 def draw_importance(importance: Sequence[float], method: str, path: Path, overwrite: bool = False) -> None:
     """One bar a layer, taller matters more. Written atomically."""
     figure, (axis,) = _figure(1, len(importance))
-    axis.bar(range(len(importance)), importance, color=_FFN)
+    axis.bar(range(len(importance)), importance, color=FFN)
     axis.set_ylabel(f"importance ({method})")
     axis.set_title("What each layer changes", loc="left")
-    _save(figure, path, overwrite)
+    save_figure(figure, path, overwrite)

@@ -7,8 +7,9 @@ from typing import Any
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
 from prunekit.plan.allocations import ALLOCATIONS, MEASURED, SCORED
+from prunekit.plan.knobs import words
 from prunekit.plan.methods import METHODS
-from prunekit.plan.recipe import Recipe, knobs, words
+from prunekit.plan.recipe import Recipe, knobs
 
 
 @app.command()

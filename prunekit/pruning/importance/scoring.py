@@ -6,23 +6,19 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-import torch.utils.checkpoint
 from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
+from prunekit.models.recompute import activation_bytes, free_bytes, recomputing
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.importance.base import Needs, Watched, importance, layer_importance
 from prunekit.pruning.importance.layers import LossWithout
 from prunekit.pruning.importance.scores import Scores
 from prunekit.utils.numerics.finite import check_weight, first_not_finite
 from prunekit.utils.numerics.frozen import frozen
-
-# What transformers' GradientCheckpointingLayer reads.
-_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 def score(
@@ -132,25 +128,11 @@ def _prepared(
     use_checkpoints = needs in ("activation_gradients", "weight_gradients") and (
         _memory_is_short(watched, input_ids, batch_size) if gradient_checkpointing is None else gradient_checkpointing
     )
-    # The model's own switch would forget how a caller had set it, and is renamed between transformers versions.
-    checkpointing = [
-        {name: vars(layer)[name] for name in _CHECKPOINTING if name in vars(layer)} for layer in watched.layers
-    ]
-    if use_checkpoints:
-        recompute = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
-        for layer in watched.layers:
-            vars(layer).update(zip(_CHECKPOINTING, (True, recompute), strict=True))
-            # A decoder layer checkpoints itself in training mode only; what is inside it stays in eval mode (dropout).
-            layer.training = True
     try:
-        yield
+        with recomputing(watched.layers, use_checkpoints):
+            yield
     finally:
         watched.detach()
-        if use_checkpoints:
-            for layer, before in zip(watched.layers, checkpointing, strict=True):
-                for name in _CHECKPOINTING:
-                    vars(layer).pop(name, None)
-                vars(layer).update(before)
         for parameter in model.parameters():
             parameter.grad = None
         for module, flag in was_training.items():
@@ -180,20 +162,8 @@ def _memory_is_short(watched: Watched, input_ids: torch.Tensor | None, batch_siz
         return False
     parameter = next(watched.model.parameters())
     tokens = min(batch_size, len(input_ids)) * input_ids.shape[1]
-    shape = watched.shape
-    # Kept a token and layer: about ten tensors of hidden_size and query width, five of the FFN's width.
-    numbers = sum(
-        10 * shape.hidden_size + 4 * layer.num_attention_heads * shape.head_dim + 5 * layer.intermediate_size
-        for layer in shape.layers
-    )
-    needed = tokens * numbers * parameter.element_size()
-    if parameter.device.type == "cuda":
-        free = torch.cuda.mem_get_info(parameter.device)[0]
-    else:
-        import psutil
-
-        free = psutil.virtual_memory().available
-    return needed > free / 3
+    needed = activation_bytes(watched.shape, tokens, parameter.element_size())
+    return needed > free_bytes(parameter.device) / 3
 
 
 def _watch_outputs(watched: Watched) -> list[int]:

@@ -1,0 +1,47 @@
+"""What `prunekit recover` shows: what it will take, how it goes, what came of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.common import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prunekit.recovery.training.run import Estimate, Recovered
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """Time, memory and disk, and how far the model is from the dense one now."""
+    minutes = estimate.seconds / 60
+    time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
+    memory = "" if estimate.memory is None else f", {estimate.memory / 2**30:.1f} GiB of memory"
+    where = f" (from step {estimate.steps - estimate.left} on)" if estimate.left < estimate.steps else ""
+    return (
+        f"Training on {estimate.tokens:,} tokens in {estimate.steps:,} steps{where}: about {time} "
+        f"({estimate.tokens_per_second:,.0f} tokens/s){memory}, up to {estimate.disk / 2**30:.1f} GiB of disk. "
+        f"KL from the dense model on held-out text now: {estimate.start_kl:.4f}."
+    )
+
+
+def row_line(row: dict[str, Any]) -> str | None:
+    """A line for a held-out measurement; none for a step."""
+    if "held_out" not in row:
+        return None
+    held = row["held_out"]
+    return f"step {held['step']}: KL {held['kl']:.4f}, loss {held['loss']:.4f} on held-out text"
+
+
+def curve_table(made: Recovered) -> Table:
+    """The held-out measurements."""
+    shown = table(
+        "Held-out text",
+        "step",
+        "KL from the dense model",
+        "loss",
+        caption=f"Written: the weights of step {made.used}, KL {made.after:.4f} as stored; before {made.before:.4f}.",
+    )
+    for row in made.standing.held_out:
+        shown.add_row(str(row["step"]), f"{row['kl']:.4f}", f"{row['loss']:.4f}")
+    return shown

@@ -1,0 +1,114 @@
+"""How far the pruned model is from the dense one, and which way its hidden states should go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from prunekit.models.head import Head
+
+
+def divergence(dense: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(dense ‖ pruned) of logits [n, V], summed over positions, and its gradient by ``own``: how much more likely
+    each token became. ``dense`` and ``own`` are left as they are."""
+    first, second = dense.log_softmax(-1), own.log_softmax(-1)
+    apart = first - second
+    chances = first.exp_()
+    return torch.dot(chances.flatten(), apart.flatten()), second.exp_().sub_(chances)
+
+
+class Target(Protocol):
+    """What the dense model says at a number of positions."""
+
+    def apart(self, start: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The divergence of the logits ``own`` [n, V] from it at positions ``start`` and after, summed over them, and
+        its gradient by ``own``."""
+
+
+@dataclass(frozen=True)
+class HiddenTarget:
+    """Final hidden states [n, hidden_size] of the dense model and its head: its whole distribution."""
+
+    head: Head
+    hidden: torch.Tensor
+
+    def apart(self, start: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return divergence(self.head(self.hidden[start : start + len(own)]), own)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over positions, float64 tensors without dimensions: the divergence, and the loss of the text's next
+    tokens."""
+
+    kl: torch.Tensor
+    ce: torch.Tensor
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.kl + other.kl, self.ce + other.ce)
+
+
+class Loss:
+    """(1 - λ) · KL + λ · CE, each divided once by how many positions the whole step has of its kind, whatever is
+    computed at a time. ``head`` is the pruned model's."""
+
+    def __init__(self, head: Head, ce_share: float = 0.0):
+        self._head, self._ce_share = head, ce_share
+
+    def backward(
+        self, hidden: torch.Tensor, target: Target, ids: torch.Tensor, sequences: int
+    ) -> tuple[Sums, torch.Tensor]:
+        """The loss of final hidden states [B, L, hidden_size] of the windows ``ids`` [B, L], in a step of ``sequences``
+        such windows, and its gradient by ``hidden``, of the same shape. Where weights of the head ask for a gradient,
+        theirs are added to. The graph of a few hundred positions' logits at a time is made and spent."""
+        length = ids.shape[1]
+        share, positions, followed = self._ce_share, sequences * length, sequences * (length - 1)
+        rows = hidden.detach().flatten(0, 1)
+        slopes = torch.empty_like(rows)
+        following = _following(ids).to(rows.device)
+        sums = Sums(*torch.zeros(2, dtype=torch.float64, device=rows.device))
+        for start in range(0, len(rows), self._head.rows):
+            own = rows[start : start + self._head.rows].requires_grad_(True)
+            with torch.enable_grad():
+                logits = self._head(own)
+            made = logits.detach()
+            kl, slope = target.apart(start, made)
+            slope.mul_((1 - share) / positions)
+            ce = _next_tokens(made, following[start : start + len(own)], slope, share / followed)
+            logits.backward(slope)
+            assert own.grad is not None
+            slopes[start : start + len(own)] = own.grad
+            sums = sums + Sums(kl.double(), ce)
+        return sums, slopes.view_as(hidden)
+
+    @torch.no_grad()
+    def measure(self, hidden: torch.Tensor, target: Target, ids: torch.Tensor) -> Sums:
+        """The sums of :meth:`backward` alone."""
+        rows = hidden.flatten(0, 1)
+        following = _following(ids).to(rows.device)
+        sums = Sums(*torch.zeros(2, dtype=torch.float64, device=rows.device))
+        for start in range(0, len(rows), self._head.rows):
+            logits = self._head(rows[start : start + self._head.rows])
+            kl, _ = target.apart(start, logits)
+            sums = sums + Sums(kl.double(), _next_tokens(logits, following[start : start + len(logits)]))
+        return sums
+
+
+def _following(ids: torch.Tensor) -> torch.Tensor:
+    """The token after each position of ``ids`` [B, L], flat; -1 after the last of each window."""
+    return torch.cat([ids[:, 1:], ids.new_full((len(ids), 1), -1)], 1).flatten()
+
+
+def _next_tokens(
+    logits: torch.Tensor, following: torch.Tensor, slope: torch.Tensor | None = None, weight: float = 0.0
+) -> torch.Tensor:
+    """The loss of the tokens that follow, summed; ``weight`` times its gradient is added to ``slope``."""
+    known = (following >= 0).nonzero().squeeze(1)
+    chosen = following[known]
+    ce = (logits.logsumexp(-1)[known] - logits[known, chosen]).double().sum()
+    if slope is not None and weight:
+        slope[known] += weight * logits[known].softmax(-1)
+        slope[known, chosen] -= weight
+    return ce

@@ -1,0 +1,91 @@
+"""The gradient of one step, computed as many sequences at a time as fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from prunekit.data.packed.windows import Windows
+from prunekit.errors import PrunekitError
+from prunekit.recovery.training.distance import Loss, Sums
+from prunekit.recovery.training.progress import Standing
+from prunekit.recovery.training.student import Student
+from prunekit.recovery.training.teacher import Teacher
+from prunekit.utils.numerics.memory import out_of_memory
+
+
+class Gradient:
+    """``standing`` says how many sequences are computed at a time, and is changed where memory is too small; ``note``
+    is told so."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher,
+        ce_share: float,
+        standing: Standing,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        self._student, self._teacher, self._standing, self._note = student, teacher, standing, note
+        self._loss = Loss(student.head, ce_share)
+
+    def put(self, windows: Windows, sequences: int) -> Sums:
+        """Put the gradient of ``windows``, of the ``sequences`` that make the step, into the weights, which had none.
+        Returns the sums of the loss. Raises PrunekitError where one sequence does not fit into memory."""
+        while True:
+            try:
+                return self._put(windows, sequences)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            self._take_less()
+
+    @torch.no_grad()
+    def measure(self, windows: Windows) -> Sums:
+        """The sums of the loss on ``windows`` alone."""
+        total = None
+        for part in self._parts(windows):
+            hidden = self._student.hidden(part)
+            with self._student.computing():
+                sums = self._loss.measure(hidden, self._teacher.target(part), part.ids)
+            total = sums if total is None else total + sums
+        assert total is not None
+        return total
+
+    def _put(self, windows: Windows, sequences: int) -> Sums:
+        total = None
+        for part in self._parts(windows):
+            target = self._teacher.target(part)
+            with torch.enable_grad():
+                hidden = self._student.hidden(part)
+            with self._student.computing():
+                sums, slope = self._loss.backward(hidden, target, part.ids, sequences)
+            hidden.backward(slope)
+            total = sums if total is None else total + sums
+        assert total is not None
+        return total
+
+    def _parts(self, windows: Windows) -> Iterator[Windows]:
+        """As many windows at a time as are computed together."""
+        count = self._standing.micro_batch
+        pairs = zip(windows.ids.split(count), windows.documents.split(count), strict=True)
+        yield from (Windows(ids, documents) for ids, documents in pairs)
+
+    def _take_less(self) -> None:
+        standing = self._standing
+        self._student.clear()
+        if self._student.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if standing.micro_batch > 1:
+            standing.micro_batch //= 2
+            self._note(
+                f"The memory is too small for so much at a time: going on with {standing.micro_batch} sequences."
+            )
+        elif not self._student.recompute:
+            self._student.recompute = standing.recompute = True
+            self._note("The memory is too small: activations are computed a second time instead of being kept.")
+        else:
+            raise PrunekitError(
+                "One sequence does not fit into memory; take shorter ones (--set length=...), or another machine."
+            )

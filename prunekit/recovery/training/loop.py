@@ -1,0 +1,150 @@
+"""The training itself: steps, held-out measurements, checkpoints when they are due."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import PrunekitError
+from prunekit.plan.recovery import TrainingConfig
+from prunekit.recovery.training.gradient import Gradient
+from prunekit.recovery.training.optimizer import Optimizer
+from prunekit.recovery.training.progress import Standing
+from prunekit.recovery.training.schedule import rate
+from prunekit.recovery.training.student import Student
+from prunekit.recovery.training.teacher import Teacher
+
+if TYPE_CHECKING:
+    from prunekit.data.token_file import PackedText
+
+# Steps in a row that are not finite, after which going on makes no sense.
+_MOST_SKIPPED = 3
+# Where the held-out text is measured, as shares of all steps.
+_MEASURED_AT = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass
+class Events:
+    """What the loop tells: ``on_step`` of every step, with the seconds it took; ``on_held_out`` of every measurement;
+    ``note`` says in a sentence what a user should know; ``save`` is asked to keep all of it, with the reason ("time",
+    "best"); ``due`` says whether so much time has gone by."""
+
+    on_step: Callable[[dict[str, float], float], None] = lambda row, seconds: None
+    on_held_out: Callable[[dict[str, float]], None] = lambda row: None
+    note: Callable[[str], None] = lambda text: None
+    save: Callable[[str], None] = lambda why: None
+    due: Callable[[], bool] = lambda: False
+
+
+class Training:
+    """``student`` on its way to ``teacher`` on ``text``: ``steps`` steps of ``sequences`` windows each, from where
+    ``standing`` stands. ``offset`` is the position of step 0 in a schedule of ``whole`` steps, where this is a stage of
+    several."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher,
+        text: PackedText,
+        config: TrainingConfig,
+        optimizer: Optimizer,
+        standing: Standing,
+        *,
+        steps: int,
+        sequences: int,
+        offset: int = 0,
+        whole: int | None = None,
+        events: Events | None = None,
+    ):
+        self.student, self.teacher, self.text, self.config = student, teacher, text, config
+        self.optimizer, self.standing, self.steps, self.sequences = optimizer, standing, steps, sequences
+        self._offset, self._whole = offset, whole or steps
+        self.events = events or Events()
+        self._gradient = Gradient(student, teacher, config.ce_share, standing, lambda text: self.events.note(text))
+        self._measured = {max(1, math.ceil(share * steps)) for share in _MEASURED_AT}
+
+    def run(self) -> None:
+        """Train to the last step.
+
+        Raises PrunekitError where steps are not finite three times in a row, or one sequence does not fit into memory.
+        """
+        standing, events = self.standing, self.events
+        if not standing.held_out:
+            self.measure()
+        while standing.step < self.steps:
+            began = time.perf_counter()
+            row = self._step()
+            seconds = time.perf_counter() - began
+            standing.seconds += seconds
+            events.on_step(row, seconds)
+            measured = standing.step in self._measured
+            if measured:
+                self.measure()
+            # The last step's weights are written as the result, or not at all.
+            if standing.step < self.steps:
+                if measured and standing.best is standing.held_out[-1]:
+                    events.save("best")
+                elif events.due():
+                    events.save("time")
+
+    def measure(self) -> dict[str, float]:
+        """Divergence and loss on the held-out windows, nats a token: noted, told and returned.
+
+        Raises PrunekitError where they are not finite.
+        """
+        held = self.text.held_out
+        sums = self._gradient.measure(held)
+        count, length = held.ids.shape
+        row = {
+            "step": self.standing.step,
+            "kl": float(sums.kl) / (count * length),
+            "loss": float(sums.ce) / (count * (length - 1)),
+        }
+        if not all(map(math.isfinite, row.values())):
+            raise PrunekitError(
+                f"The held-out loss is not finite after step {self.standing.step}; lower --set learning_rate, or train "
+                "in float32 (--dtype float32)."
+            )
+        self.standing.held_out.append(row)
+        self.events.on_held_out(row)
+        return row
+
+    def divergence(self) -> float:
+        """That of :meth:`measure` alone, of the weights as they are now, and nothing is noted."""
+        held = self.text.held_out
+        return float(self._gradient.measure(held).kl) / held.ids.numel()
+
+    def _step(self) -> dict[str, float]:
+        standing = self.standing
+        windows = self.text.batch((self._offset + standing.step) * self.sequences, self.sequences)
+        self.student.clear()
+        sums = self._gradient.put(windows, self.sequences)
+        pace = rate(self.config, self._offset + standing.step, self._whole)
+        length = windows.ids.shape[1]
+        kl, ce = float(sums.kl) / (self.sequences * length), float(sums.ce) / (self.sequences * (length - 1))
+        finite = math.isfinite(kl) and math.isfinite(ce)
+        norm = self.optimizer.step(pace) if finite else math.nan
+        row: dict[str, Any] = {"step": standing.step, "kl": kl, "loss": ce, "rate": pace, "norm": norm}
+        if finite and math.isfinite(norm):
+            standing.skipped = 0
+        else:
+            # JSON has no NaN.
+            row |= {name: None for name, value in row.items() if not math.isfinite(value)} | {"skipped": True}
+            self._skip()
+        standing.updates = self.optimizer.updates
+        standing.step += 1
+        standing.tokens += windows.ids.numel()
+        standing.steps.append(row)
+        return row
+
+    def _skip(self) -> None:
+        self.standing.skipped += 1
+        self.events.note(f"Step {self.standing.step} was not finite, so it was skipped.")
+        if self.standing.skipped == _MOST_SKIPPED:
+            raise PrunekitError(
+                f"{_MOST_SKIPPED} steps in a row were not finite. Lower the rate (--set learning_rate="
+                f"{self.config.learning_rate / 4:g}), or train in float32 (--dtype float32)."
+            )

@@ -1,0 +1,178 @@
+"""The folder of a training that is not finished: its text, and checkpoints that a later run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.utils.files.atomic import rewrite_text
+from prunekit.utils.files.replacing import check_place
+from prunekit.utils.files.strict_json import parse, read_regular
+
+_FORMAT, _VERSION = "prunekit-training", 1
+_RUN, _TEXT, _TEACHER = "run.json", "text", "teacher"
+_STEP = re.compile(r"step-([0-9]{8})")
+# What may lie in it: anything else is somebody's.
+_KNOWN = re.compile(rf"{_RUN}|{_TEXT}|{_TEACHER}|{_STEP.pattern}|\..*\.prunekit-(new|old)-.*")
+
+
+class RunFolder:
+    """``path`` with what was ``asked`` for: only the same goes on from there."""
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], settled: Mapping[str, Any]):
+        self.path, self.asked = path, dict(asked)
+        self.settled: dict[str, Any] = dict(settled)
+        """What was decided once, when the training began: how many steps it has."""
+
+    @property
+    def text(self) -> Path:
+        return self.path / _TEXT
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / _TEACHER
+
+    def settle(self, **facts: Any) -> None:
+        """Decide ``facts`` for this run and all that go on from it. Raises PrunekitError where that can't be kept."""
+        self.settled |= facts
+        rewrite_text(self.path / _RUN, _json(self.asked, self.settled))
+
+    def checkpoint(self, step: int) -> Path:
+        """The name of the checkpoint of ``step``."""
+        return self.path / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[int]:
+        """The steps of which there is a whole checkpoint, rising."""
+        return _steps(self.path)
+
+    def keep(self, *steps: int) -> None:
+        """Remove all checkpoints but those of ``steps``."""
+        for step in self.checkpoints():
+            if step not in steps:
+                shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+
+    def erase(self) -> None:
+        """Remove it with all that is in it, as far as it is a training's."""
+        _check_own(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextmanager
+def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> Iterator[RunFolder]:
+    """The folder ``path``, where no other run works as long as the block lasts: one that was begun with the same
+    ``asked`` (JSON values) goes on, and ``overwrite`` begins another anew.
+
+    Raises PrunekitError where it holds a training that was asked for something else, or is somebody's own.
+    """
+    path = path.absolute()
+    if os.path.lexists(path):
+        earlier = _read(path)
+        if earlier is None or earlier["asked"] != _plain(asked):
+            # One without a checkpoint holds nothing that can't be had again.
+            if not overwrite and (earlier is None or _steps(path)):
+                raise _other(path, earlier, asked)
+            check_place(path, ())
+            _check_own(path)
+            shutil.rmtree(path)
+            earlier = None
+        settled = {} if earlier is None else earlier["settled"]
+    else:
+        settled = {}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrunekitError(f"{path} can't be made: {error.strerror or error}; choose another place.") from None
+    with _alone(path):
+        folder = RunFolder(path, asked, settled)
+        folder.settle()
+        try:
+            yield folder
+        except BaseException:
+            if path.is_dir() and not folder.checkpoints():
+                folder.erase()
+            raise
+
+
+def _steps(path: Path) -> list[int]:
+    found = (_STEP.fullmatch(each.name) for each in path.iterdir() if each.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What run.json says; None where it is missing or no such file."""
+    try:
+        data = parse(read_regular(path / _RUN))
+    except (OSError, ValueError):
+        return None
+    sound = (
+        isinstance(data, dict)
+        and data.get("format") == _FORMAT
+        and data.get("version") == _VERSION
+        and isinstance(data.get("asked"), dict)
+        and isinstance(data.get("settled"), dict)
+    )
+    return data if sound else None
+
+
+def _other(path: Path, earlier: dict[str, Any] | None, asked: Mapping[str, Any]) -> PrunekitError:
+    if earlier is None:
+        return PrunekitError(
+            f"{path} is where the training would keep what it needs to go on, and something else is there; move it "
+            "away, or choose another output."
+        )
+    wanted = _plain(asked)
+    differing = sorted(name for name in {*wanted, *earlier["asked"]} if wanted.get(name) != earlier["asked"].get(name))
+    return PrunekitError(
+        f"{path} holds a training that was begun with another {' and another '.join(differing)}. Give the same to go "
+        "on with it, or say --overwrite to throw it away and begin anew."
+    )
+
+
+def _check_own(path: Path) -> None:
+    """Raises PrunekitError where ``path`` holds what no training wrote."""
+    if path.is_symlink() or not path.is_dir():
+        raise PrunekitError(f"{path} is no folder of a training, so it is not replaced; move it away.")
+    found = sorted(entry.name for entry in os.scandir(path))
+    strange = next((name for name in found if not _KNOWN.fullmatch(name)), None)
+    if strange is not None or (found and _read(path) is None):
+        what = f"also holds {strange}, which" if strange is not None else "is a folder that"
+        raise PrunekitError(f"{path} {what} prunekit did not write, so it is not replaced; move that away.")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Raises PrunekitError where another process works in ``path``. The system drops the lock with the process."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise PrunekitError(f"Another process trains in {path}; wait for it, or choose another output.") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(dict(values)))
+
+
+def _json(asked: Mapping[str, Any], settled: Mapping[str, Any]) -> str:
+    data = {"format": _FORMAT, "version": _VERSION, "asked": dict(asked), "settled": dict(settled)}
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"

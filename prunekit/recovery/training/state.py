@@ -1,0 +1,92 @@
+"""A checkpoint of a training: a model folder that anything loads, and beside the weights what else is needed to go on
+as if nothing had stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prunekit.checkpoint.manifest import TRAINING, verify
+from prunekit.checkpoint.trained import write_trained
+from prunekit.errors import PrunekitError
+from prunekit.recovery.training.optimizer import Optimizer
+from prunekit.recovery.training.progress import Standing
+from prunekit.utils.files.atomic import read_json
+
+if TYPE_CHECKING:
+    from prunekit.models.source import Source
+    from prunekit.plan import Plan
+    from prunekit.recovery.training.run_folder import RunFolder
+    from prunekit.recovery.training.student import Student
+
+_FORMAT = "prunekit-training-state"
+_STATE, _MOMENTS = "state.json", "moments.safetensors"
+
+
+def save(
+    folder: RunFolder, source: Source, plan: Plan, student: Student, optimizer: Optimizer, standing: Standing
+) -> None:
+    """Write the checkpoint of where ``standing`` stands, whole or not at all; then all others go but the best one's.
+
+    Raises PrunekitError where it can't be written: the last one is still there.
+    """
+    path = folder.checkpoint(standing.step)
+    if not path.exists():
+        write_trained(
+            source, plan, student.weights(), path, dtype="float32", beside=_state(student, optimizer, standing)
+        )
+    folder.keep(standing.step, int(standing.best["step"]))
+
+
+def _state(student: Student, optimizer: Optimizer, standing: Standing) -> Callable[[Path], None]:
+    def write(checkpoint: Path) -> None:
+        from safetensors.torch import save_file
+
+        place = checkpoint / TRAINING
+        place.mkdir()
+        kept = {name: each.detach().cpu().contiguous() for name, each in optimizer.moments().items()}
+        kept |= {f"adapter.{name}": each for name, each in student.adapters().items()}
+        # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
+        save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
+        state = {"format": _FORMAT, "standing": standing.to_dict()}
+        (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
+
+    return write
+
+
+def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
+    """Bring ``student`` and ``optimizer`` to where the ``checkpoint`` was written.
+
+    Raises PrunekitError where a file of it is missing or has changed.
+    """
+    from safetensors import safe_open
+
+    report = verify(checkpoint)
+    if report.damaged:
+        raise PrunekitError(
+            f"{checkpoint} is damaged: {report.damaged[0]} changed since it was written. Delete that folder to go on "
+            "from an earlier checkpoint."
+        )
+    standing = _standing(checkpoint / TRAINING / _STATE)
+    with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
+        kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
+    torch.set_rng_state(kept.pop("rng"))
+    mark = "adapter."
+    adapters = {name.removeprefix(mark): each for name, each in kept.items() if name.startswith(mark)}
+    student.load(checkpoint, adapters)
+    optimizer.load(kept, standing.updates)
+    return standing
+
+
+def _standing(path: Path) -> Standing:
+    data: Any = read_json(path, "state of the training")
+    try:
+        if data["format"] != _FORMAT:
+            raise ValueError("it is another file")
+        return Standing(**data["standing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrunekitError(f"{path} is no state of a training ({error}); begin anew with --overwrite.") from None

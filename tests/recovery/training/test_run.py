@@ -1,0 +1,253 @@
+"""`prunekit recover` from folder to folder: goes on after a kill, never worse, refusals, what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prunekit import prune
+from prunekit.checkpoint.manifest import verify
+from prunekit.errors import PrunekitError
+from prunekit.models.source import load_model, resolve
+from prunekit.pipeline import recover
+from prunekit.plan import Plan
+from prunekit.plan.recipe import Recipe
+from prunekit.recovery.training.run import Listener
+from tests.support.command import SENTENCE
+from tests.support.tiny import tiny_model
+from tests.support.tiny_text import tiny_tokenizer
+
+SETTINGS = {"text_length": 16, "text_held_out": 4, "batch_tokens": 64, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A dense model, a pruned one, and text."""
+    root = tmp_path_factory.mktemp("recover")
+    tiny_model("llama", tied=True).save_pretrained(root / "dense")
+    tiny_tokenizer().save_pretrained(root / "dense")
+    recipe = Recipe.of("adapt-pruner", ffn_multiple=1, sequences=4, length=16)
+    prune(str(root / "dense"), root / "small", blocks=0.7, recipe=recipe)
+    (root / "text.txt").write_text("\n\n".join(f"{number} {SENTENCE}" for number in range(60)), encoding="utf-8")
+    return root
+
+
+def _recover(places: Path, out: Path, **given):
+    options = {"text": str(places / "text.txt"), "tokens": 64 * 8, "device": "cpu", "dtype": "float32", **given}
+    options["settings"] = {**SETTINGS, **options.get("settings", {})}
+    return recover(str(places / "small"), str(places / "dense"), out, **options)
+
+
+def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp_path: Path) -> None:
+    rows: list[dict] = []
+    made = _recover(places, tmp_path / "out", listener=Listener(row=rows.append))
+    assert made.after < made.before and made.used == 8
+    assert not (tmp_path / "out.training").exists()
+    report = verify(tmp_path / "out")
+    assert not report.damaged and report.facts["source"]["name"] == verify(places / "small").facts["source"]["name"]
+    plan = Plan.load(tmp_path / "out" / "plan.json")
+    assert plan.layers == Plan.load(places / "small" / "plan.json").layers
+    (told,) = plan.provenance["recovery"]
+    assert told["tokens"] == 512 and told["held_out_kl"] == {"before": made.before, "after": made.after}
+    assert told["settings"]["learning_rate"] == 1e-3 and told["teacher"]["fingerprint"]
+    assert str(places) not in (tmp_path / "out" / "plan.json").read_text(encoding="utf-8")
+    source = resolve(str(tmp_path / "out"))
+    assert source.shape == resolve(str(places / "small")).shape
+    assert [row["step"] for row in rows if "step" in row] == list(range(8))
+    written = [json.loads(line) for line in (tmp_path / "out" / "recovery.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in written if "step" in row] == list(range(8))
+    assert (tmp_path / "out" / "recovery.png").stat().st_size > 1000
+
+
+def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places: Path, tmp_path: Path, monkeypatch) -> None:
+    from prunekit.recovery.training import run
+
+    kept = {}
+    original = run._finish
+
+    def keeping(folder, source, training, *rest):
+        made = original(folder, source, training, *rest)
+        ids = torch.arange(3, 40)[None]
+        with torch.no_grad():
+            kept["logits"] = training.student.model(input_ids=ids).logits.clone()
+        return made
+
+    monkeypatch.setattr(run, "_finish", keeping)
+    _recover(places, tmp_path / "out")
+    model = load_model(resolve(str(tmp_path / "out")), device="cpu")
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=torch.arange(3, 40)[None]).logits, kept["logits"])
+
+
+def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) -> None:
+    first = _recover(places, tmp_path / "first")
+    second = recover(
+        str(tmp_path / "first"),
+        str(places / "dense"),
+        tmp_path / "second",
+        text=str(places / "text.txt"),
+        tokens=64 * 8,
+        device="cpu",
+        dtype="float32",
+        settings=SETTINGS,
+    )
+    assert second.before == pytest.approx(first.after, rel=1e-5)
+    assert len(Plan.load(tmp_path / "second" / "plan.json").provenance["recovery"]) == 2
+
+
+def test_what_is_not_better_is_not_written(places: Path, tmp_path: Path) -> None:
+    made = _recover(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
+    assert made.used == 0 and made.after == made.before
+    own, given = (load_file(path / "model.safetensors") for path in (tmp_path / "out", places / "small"))
+    assert all(torch.equal(own[name], given[name]) for name in given)
+
+
+def test_the_best_step_is_written_where_later_ones_are_worse(places: Path, tmp_path: Path, monkeypatch) -> None:
+    from prunekit.recovery.training.loop import Training
+
+    original = Training.measure
+
+    def measure(self):
+        row = original(self)
+        if row["step"] > 4:
+            row["kl"] += 10
+        return row
+
+    monkeypatch.setattr(Training, "measure", measure)
+    made = _recover(places, tmp_path / "out")
+    assert made.used == 4 and made.after < made.before
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, tmp_path: Path) -> None:
+    whole = _recover(places, tmp_path / "whole", tokens=64 * 30)
+    script = (
+        "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.run import Listener\n"
+        "row = lambda row: print(row, flush=True)\n"
+        f"recover({str(places / 'small')!r}, {str(places / 'dense')!r}, {str(tmp_path / 'out')!r}, "
+        f"text={str(places / 'text.txt')!r}, tokens={64 * 30}, device='cpu', dtype='float32', settings={SETTINGS!r}, "
+        "checkpoint_minutes=0, listener=Listener(row=row))\n"
+    )
+    command = [sys.executable, "-c", script]
+    kills = 0
+    for wait in (3, 9):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        steps = 0
+        for _ in child.stdout:
+            steps += 1
+            if steps == wait:
+                time.sleep(0.02)
+                os.kill(child.pid, signal.SIGKILL)
+                break
+        child.communicate()
+        kills += child.returncode == -signal.SIGKILL
+        assert (tmp_path / "out.training" / "run.json").is_file()
+        for step in (tmp_path / "out.training").glob("step-*"):
+            assert not verify(step).damaged
+            load_model(resolve(str(step)), device="cpu")
+    assert kills == 2 and not (tmp_path / "out").exists()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = ((tmp_path / name / "recovery.jsonl").read_text("utf-8") for name in ("whole", "out"))
+    assert one == other and whole.used == 30
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path, monkeypatch) -> None:
+    import errno
+
+    from prunekit.recovery.training import state
+
+    original, calls = state.write_trained, []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(state, "write_trained", full)
+    with pytest.raises((PrunekitError, OSError), match="space"):
+        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+    assert not (tmp_path / "out").exists()
+    (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
+    assert not verify(last).damaged
+    monkeypatch.setattr(state, "write_trained", original)
+    whole = _recover(places, tmp_path / "whole")
+    made = _recover(places, tmp_path / "out", checkpoint_minutes=0)
+    assert made.after == whole.after
+
+
+def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch) -> None:
+    from prunekit.recovery.training import run
+
+    monkeypatch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
+    with pytest.raises(PrunekitError, match="enough"):
+        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+    (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
+    tensors = load_file(last / "training" / "moments.safetensors")
+    save_file({name: each + 1 for name, each in tensors.items()}, last / "training" / "moments.safetensors")
+    with pytest.raises(PrunekitError, match="is damaged: training/moments.safetensors changed"):
+        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+
+
+def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatch) -> None:
+    from prunekit.recovery.training import run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
+        with pytest.raises(PrunekitError, match="enough"):
+            _recover(places, tmp_path / "out", checkpoint_minutes=0)
+    with pytest.raises(PrunekitError, match="begun with another settings"):
+        _recover(places, tmp_path / "out", settings={"learning_rate": 2e-3})
+    with pytest.raises(PrunekitError, match="begun with another budget"):
+        _recover(places, tmp_path / "out", tokens=64 * 9)
+    made = _recover(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
+    assert made.standing.step == 9
+
+
+def test_a_folder_of_the_users_is_never_taken(places: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "thesis.txt").write_text("mine", encoding="utf-8")
+    for overwrite in (False, True):
+        with pytest.raises(PrunekitError, match="something else is there|did not write"):
+            _recover(places, tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out.training" / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tiny_model("llama", vocab_size=160).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    swapped = tmp_path / "swapped"
+    tiny_model("llama").save_pretrained(swapped)
+    tiny_tokenizer(extra=("<x>",)).save_pretrained(swapped)
+    short = tmp_path / "short.txt"
+    short.write_text("a b", encoding="utf-8")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("", encoding="utf-8")
+    small, dense, text = str(places / "small"), str(places / "dense"), str(places / "text.txt")
+    for teacher, given, sentence in (
+        (str(other), {}, "knows 128 tokens and .* 160"),
+        (str(swapped), {}, "give other tokens"),
+        (dense, {"text": str(short)}, "tokens"),
+        (dense, {"text": str(empty)}, "empty|no text|holds 0 tokens"),
+        (dense, {"tokens": None}, "--tokens 10M or --minutes 60"),
+        (dense, {"minutes": 5.0}, "one of the two"),
+        (dense, {"tokens": "many"}, "--tokens many is no number"),
+        (dense, {"dtype": "float16"}, "float32 or bfloat16"),
+    ):
+        options = {"text": text, "tokens": 64, "device": "cpu", "settings": SETTINGS, **given}
+        with pytest.raises(PrunekitError, match=sentence):
+            recover(small, teacher, tmp_path / "out", **options)
+        assert not list(tmp_path.glob("out*"))
