@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -65,6 +67,6 @@ def test_separate_documents_are_computed_as_if_alone(model_type: str) -> None:
     with torch.no_grad():
         made = hidden_states(dense, ids, documents)
         for row, cuts in ((0, (0, 6, 16)), (1, (0, 3, 9, 16))):
-            for start, end in zip(cuts, cuts[1:], strict=False):
+            for start, end in pairwise(cuts):
                 alone = hidden_states(dense, ids[row : row + 1, start:end])
                 assert torch.allclose(made[row, start:end], alone[0], atol=2e-5)

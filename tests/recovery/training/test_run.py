@@ -141,10 +141,8 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, 
     for wait in (3, 9):
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert child.stdout is not None
-        steps = 0
-        for _ in child.stdout:
-            steps += 1
-            if steps == wait:
+        for lines, _ in enumerate(child.stdout, start=1):
+            if lines == wait:
                 time.sleep(0.02)
                 os.kill(child.pid, signal.SIGKILL)
                 break
@@ -197,7 +195,7 @@ def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch)
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     tensors = load_file(last / "training" / "moments.safetensors")
     save_file({name: each + 1 for name, each in tensors.items()}, last / "training" / "moments.safetensors")
-    with pytest.raises(PrunekitError, match="is damaged: training/moments.safetensors changed"):
+    with pytest.raises(PrunekitError, match=r"is damaged: training/moments\.safetensors changed"):
         _recover(places, tmp_path / "out", checkpoint_minutes=0)
 
 
@@ -220,7 +218,7 @@ def test_a_folder_of_the_users_is_never_taken(places: Path, tmp_path: Path) -> N
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training" / "thesis.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
-        with pytest.raises(PrunekitError, match="something else is there|did not write"):
+        with pytest.raises(PrunekitError, match=r"something else is there|did not write"):
             _recover(places, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out.training" / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
