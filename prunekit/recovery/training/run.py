@@ -154,17 +154,24 @@ def recover(
         separate = config.documents == "separate"
         online = OnlineTeacher(dense.share(), computing, separate=separate, fast=fast)
         standing = _begin(folder, student, optimizer, config, source, text, sequences)
-        trial = run_trial(student, online, config, standing, text.length, sequences, listener.note)
+        step_tokens = sequences * text.length
+        trial = None
         if "steps" not in folder.settled:
-            tokens = budget.tokens or int(trial.tokens_per_second * 60 * (budget.minutes or 0))
-            folder.settle(steps=max(1, math.ceil(tokens / (sequences * text.length))))
+            tokens = budget.tokens
+            if tokens is None:
+                trial = run_trial(student, online, config, standing, text.length, sequences, listener.note)
+                tokens = int(trial.tokens_per_second * 60 * (budget.minutes or 0))
+            folder.settle(steps=max(1, math.ceil(tokens / step_tokens)))
         steps = folder.settled["steps"]
-        packed = _text(folder, text, steps * sequences * text.length, tokenizer, dense)
+        # Before a trial where there was none: text that is no good is refused at once.
+        packed = _text(folder, text, steps * step_tokens, tokenizer, dense)
+        trial = trial or run_trial(student, online, config, standing, text.length, sequences, listener.note)
         plan = plan_of(source)
         clock = _Clock(checkpoint_minutes)
 
         def save(why: str) -> None:
-            state.save(folder, source, plan, student, optimizer, standing)
+            told = {"teacher": model_label(teacher.name), "unfinished": True, "steps": steps, "step": standing.step}
+            state.save(folder, source, with_recovery(plan, told), student, optimizer, standing)
             clock.reset()
 
         training = Training(
@@ -179,8 +186,8 @@ def recover(
         )
         if not standing.held_out:
             training.measure()
-        listener.estimate(_estimate(standing, steps, sequences * text.length, trial, source))
-        with _shown(steps - standing.step, sequences * text.length, listener) as events:
+        listener.estimate(_estimate(standing, steps, step_tokens, trial, source))
+        with _shown(steps - standing.step, step_tokens, listener) as events:
             events.save, events.due = save, clock.due
             training.events = events
             training.run()
