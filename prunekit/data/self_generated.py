@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def written_chunks(
     writer: Writer | None = None,
     use: str = "calibration",
     option: str = "--calib",
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """The blocks of :func:`self_written` [n, config.length], some at a time, so that no more is in memory: from the
     ``writer`` where one is given. ``use`` says what the text is for, ``option`` names it in errors.
 
