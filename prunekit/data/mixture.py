@@ -1,17 +1,19 @@
-"""Calibration text of several sources: ``notes.txt:0.5,self:0.5``."""
+"""Text of several sources: ``notes.txt:0.5,self:0.5``."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import Calibration, CalibrationConfig, bos, load_calibration, separators
+from prunekit.data.calibration import Calibration, CalibrationConfig, load_calibration
 from prunekit.data.self_generated import self_written
 from prunekit.data.sources import SELF, source_name
+from prunekit.data.tokenised import bos, first_token
 from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 _WEIGHTED = re.compile(r"(.+):(0?\.\d+|1(?:\.0*)?|0)")
 
 
-def parse_mix(source: str) -> tuple[tuple[str, float], ...]:
+def parse_mix(source: str, option: str = "--calib") -> tuple[tuple[str, float], ...]:
     """Sources and their shares, which add up to 1: without numbers all alike. A file whose name holds a comma is a
-    file. Raises PrunekitError where shares are missing or don't add up."""
+    file. Raises PrunekitError, which names the ``option``, where shares are missing or don't add up."""
     if Path(source).is_file():
         return ((source, 1.0),)
     names, shares = [], []
@@ -34,14 +36,14 @@ def parse_mix(source: str) -> tuple[tuple[str, float], ...]:
         shares.append(float(weighted[2]) if weighted else None)
     if not all(names) or len(set(names)) != len(names):
         raise PrunekitError(
-            f"--calib {source!r} names a text twice, or none; name each once, such as a.txt:0.5,self:0.5."
+            f"{option} {source!r} names a text twice, or none; name each once, such as a.txt:0.5,self:0.5."
         )
     if all(share is None for share in shares):
         return tuple((name, 1 / len(names)) for name in names)
     given = [share for share in shares if share is not None]
     if len(given) < len(shares) or abs(sum(given) - 1) > 1e-3 or min(given) <= 0:
         raise PrunekitError(
-            f"The shares in --calib {source!r} must be above 0 and add up to 1, such as a.txt:0.5,self:0.5."
+            f"The shares in {option} {source!r} must be above 0 and add up to 1, such as a.txt:0.5,self:0.5."
         )
     return tuple(zip(names, given, strict=True))
 
@@ -113,7 +115,7 @@ def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseMode
     Raises PrunekitError as :func:`prunekit.data.calibration.load_calibration` does.
     """
     parts = parse_mix(config.source)
-    counts = _split(config.sequences, [share for _, share in parts])
+    counts = split(config.sequences, [share for _, share in parts])
     made = []
     for (name, _), count in zip(parts, counts, strict=True):
         own = replace(config, source=name, sequences=count)
@@ -121,10 +123,11 @@ def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseMode
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
 
 
-def _split(total: int, shares: list[float]) -> list[int]:
-    """Whole numbers in these proportions that add up to ``total``, none of them 0."""
+def split(total: int, shares: Sequence[float], texts: str = "calibration texts", what: str = "sequences") -> list[int]:
+    """Whole numbers in these proportions that add up to ``total``, none of them 0. Raises PrunekitError where there is
+    too little of ``what`` for so many ``texts``."""
     if total < len(shares):
-        raise PrunekitError(f"{len(shares)} calibration texts need at least {len(shares)} sequences, got {total}.")
+        raise PrunekitError(f"{len(shares)} {texts} need at least {len(shares)} {what}, got {total}.")
     counts = [max(1, int(total * share)) for share in shares]
     while sum(counts) != total:
         step = 1 if sum(counts) < total else -1
@@ -137,9 +140,7 @@ def _split(total: int, shares: list[float]) -> list[int]:
 
 def _self(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration:
     start = bos(tokenizer)
-    before, after = separators(tokenizer)
-    first = start if start is not None else next(iter([*before, *after]), None)
-    blocks = self_written(dense, first, config)
+    blocks = self_written(dense, first_token(tokenizer), config)
     if start is not None:
         blocks[:, 0] = start
     digest = hashlib.sha256(dense.source.fingerprint.encode())

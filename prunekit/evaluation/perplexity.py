@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import bos, check_length, text_tokens
+from prunekit.data.calibration import check_length, text_tokens
 from prunekit.data.sources import source_name
+from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
 from prunekit.utils.progress import progress
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.provenance import check_provenance, recipe_before
-from prunekit.plan.ranges import decode_ranges, encode_ranges
 from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import LIMITS, LayerShape, ModelShape
 from prunekit.utils.files.atomic import read_json, write_text
+from prunekit.utils.ranges import decode_ranges, encode_ranges
 
 PLAN_VERSION = 1
 # Units of all layers together, each of which takes 40 bytes: three times what the largest model has.
