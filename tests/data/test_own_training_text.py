@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,19 @@ def test_documents_in_what_it_writes(tmp_path, dense):
     ).batch(0, 50)
     assert (begun.ids[:, 0] == BOS).all()
     assert torch.equal(begun.documents[:, 1:], (begun.ids[:, 1:] == BOS).long().cumsum(1))
+
+
+def test_chunks_are_let_go_as_they_are_written(tmp_path, dense):
+    given: list[weakref.ref] = []
+
+    def write(starts, length, seed):
+        assert sum(each() is not None for each in given) <= 1
+        ids = starts.repeat(1, length)
+        given.append(weakref.ref(ids))
+        return ids
+
+    pack_text(tmp_path / "t", _config(), 20 * CHUNK * LENGTH, tiny_tokenizer(), dense, writer=Writer("weak", write))
+    assert len(given) == 21
 
 
 def test_separators_of_several_tokens():

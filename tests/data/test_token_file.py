@@ -171,6 +171,26 @@ def test_a_short_text_comes_again_and_the_others_do_not(tmp_path, dense):
     assert once == 1 and often == 200 / text.parts[1].training > 2
 
 
+def test_a_dataset_is_streamed_until_there_is_enough(tmp_path, dense, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    taken = []
+
+    def rows(name, config, *, split, streaming):
+        assert (name, config, split, streaming) == ("some/set", "small", "validation", True)
+        for number in range(100_000):
+            taken.append(number)
+            yield {"body": f"Row {number} of the dataset."}
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    text = pack(tmp_path / "t", "some/set:small", dense, tokens=100 * LENGTH, field="body", split="validation")
+    assert len(text.parts[0].ids) == 103 and len(taken) < 1000
+    assert [text.describe()["parts"][0][name] for name in ("source", "field", "split")] == [
+        "some/set:small",
+        "body",
+        "validation",
+    ]
+
+
 def test_describe_is_json_without_paths(tmp_path, dense, book):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"body": text}) for text in book.read_text().split("\n\n")))
