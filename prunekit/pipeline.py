@@ -197,7 +197,7 @@ def recover(
     `prunekit recover` does.
 
     ``text`` is what it is trained on, for so many ``tokens`` ("10M") or about so many ``minutes``; ``settings`` are
-    called as --set calls them (:mod:`prunekit.plan.recovery`). A training that was interrupted goes on where its last
+    called as --set calls them (:mod:`prunekit.plan.training`). A training that was interrupted goes on where its last
     checkpoint stands, one every ``checkpoint_minutes``. ``listener`` is told of steps and notes. Raises PrunekitError
     where something makes no sense, the models don't belong together, or nothing can be written.
 
@@ -206,7 +206,7 @@ def recover(
     """
     from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_count, parse_size
-    from prunekit.plan.recovery import training_of
+    from prunekit.plan.training import training_of
     from prunekit.recovery.training.run import Budget
     from prunekit.recovery.training.run import recover as train
 

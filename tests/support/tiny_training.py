@@ -10,7 +10,7 @@ import torch
 
 from prunekit.data.packed.windows import Windows
 from prunekit.models.families import FAMILIES
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training.loop import Events, Training
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing

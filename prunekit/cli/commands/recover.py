@@ -12,7 +12,7 @@ from prunekit.cli import options as o
 from prunekit.cli.common import app, console, note
 from prunekit.cli.tables.recovery import curve_table, estimate_line, row_line
 from prunekit.plan.knobs import parse_value, split_setting
-from prunekit.plan.recovery import training_knobs
+from prunekit.plan.training import training_knobs
 
 if TYPE_CHECKING:
     from prunekit.recovery.training.run import Estimate

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing

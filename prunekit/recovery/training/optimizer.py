@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from prunekit.checkpoint.manifest import Written
     from prunekit.models.source import Source
     from prunekit.plan import Plan
-    from prunekit.plan.recovery import TrainingConfig
-    from prunekit.plan.training import TextConfig
+    from prunekit.plan.training import TextConfig, TrainingConfig
 
 SUFFIX = ".training"
 

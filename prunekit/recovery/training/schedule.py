@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 
 
 def rate(config: TrainingConfig, step: int, steps: int) -> float:

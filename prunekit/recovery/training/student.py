@@ -19,7 +19,7 @@ from prunekit.models.recompute import recomputing
 if TYPE_CHECKING:
     from prunekit.data.packed.windows import Windows
     from prunekit.models.source import Source
-    from prunekit.plan.recovery import TrainingConfig
+    from prunekit.plan.training import TrainingConfig
 
 
 class Student:

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from prunekit.data.packed.windows import Windows
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.student import Student
