@@ -14,6 +14,7 @@ from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training.loop import Events, Training
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
+from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.teacher import OnlineTeacher
 from tests.support.tiny import VOCAB, random_plan, rebuilt_model, tiny_model
@@ -75,7 +76,7 @@ def tiny_training(
         config,
         Optimizer(student.parameters, config),
         standing or Standing(micro_batch=micro_batch),
-        steps=steps,
+        span=Span(steps),
         sequences=sequences,
         events=events,
     )
