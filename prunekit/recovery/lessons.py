@@ -68,8 +68,7 @@ class Lessons:
     def speed(self, source: Source, listener: Listener) -> float:
         """How many tokens of a second's training the model ``source`` would see, by three trial steps."""
         made = self._seats(source)
-        trial = self._trial(made, self._begin(made, Checkpoints(self.folder.pruned(0)), source), listener)
-        return trial.tokens_per_second
+        return self._trial(made, self._start(made, source), listener).tokens_per_second
 
     def train(
         self,
@@ -131,20 +130,24 @@ class Lessons:
 
     def _begin(self, made: _Seats, kept: Checkpoints, source: Source) -> Standing:
         """Where the last checkpoint stands, or the start."""
-        config, student, known = self.config, made.student, kept.checkpoints()
-        if known:
-            standing = state.load(kept.checkpoint(known[-1]), student, made.optimizer)
-        else:
-            micro = config.micro_batch or _fitting(student, source, self.text.length, self.sequences)
-            short = config.micro_batch is None and micro == 0
-            standing = Standing(
-                updates=state.take_over(source.path, made.optimizer),
-                micro_batch=min(max(1, micro), self.sequences),
-                recompute=short if config.recompute is None else config.recompute,
-                ce_share=config.ce_share,
-            )
-        student.recompute = standing.recompute
+        known = kept.checkpoints()
+        if not known:
+            return self._start(made, source)
+        standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
+        made.student.recompute = standing.recompute
         return standing
+
+    def _start(self, made: _Seats, source: Source) -> Standing:
+        config, student = self.config, made.student
+        micro = config.micro_batch or _fitting(student, source, self.text.length, self.sequences)
+        short = config.micro_batch is None and micro == 0
+        student.recompute = short if config.recompute is None else config.recompute
+        return Standing(
+            updates=state.take_over(source.path, made.optimizer),
+            micro_batch=min(max(1, micro), self.sequences),
+            recompute=student.recompute,
+            ce_share=config.ce_share,
+        )
 
     def _trial(self, made: _Seats, standing: Standing, listener: Listener) -> Trial:
         length = self.text.length

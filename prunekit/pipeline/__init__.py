@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from prunekit.plan import Plan
 from prunekit.plan.goals import Target, parse_target
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.plan.stages import LOOPS
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.names import nearest
 
@@ -31,15 +32,33 @@ _GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency")
 
 @dataclass(frozen=True)
 class Pruned:
-    """A model that was pruned: the dense ``source``, the plan that was carried out, and what was written."""
+    """A model that was pruned: the dense ``source``, the plan that was carried out, and what was written; ``recovered``
+    tells how what was left was trained, where it was."""
 
     source: Source
     plan: Plan
     written: Written
+    recovered: Recovered | None = None
 
 
-Recovery = Callable[[Pruned], Pruned]
-"""Trains back what pruning lost, from the checkpoint that was written. Closed-form solving is no part of it."""
+@dataclass(frozen=True)
+class Recovery:
+    """How :func:`prune` trains back what pruning takes: toward the dense model, on ``text``, for so many ``tokens``
+    ("50M") or about so many ``minutes``, in ``stages`` of pruning and training (None: as many as suit both).
+
+    ``settings`` are called as --set calls them (:mod:`prunekit.plan.training`, :mod:`prunekit.plan.stages`). There is a
+    checkpoint to go on from every ``checkpoint_minutes``; ``listener`` is told of stages, steps and notes.
+
+    >>> prune("smollm2-135m", "smaller", blocks=0.5, recover=Recovery(tokens="50M"))  # doctest: +SKIP
+    """
+
+    tokens: str | int | None = None
+    minutes: float | None = None
+    text: str | None = None
+    stages: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_minutes: float = 10.0
+    listener: Listener | None = None
 
 
 def read_goals(goals: Mapping[str, Any]) -> Target:
@@ -112,15 +131,18 @@ def prune(
 
     Either ``goals`` say what is wanted and a plan is made as :func:`make_plan` does, or ``plan`` has been made. What a
     plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
-    ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, stored in ``store_dtype``
-    in files of at most ``max_shard``, and ``recover`` gets the result. Raises PrunekitError where something makes no
-    sense or can't be met; ``out`` appears only when it is whole.
+    ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, and stored in
+    ``store_dtype`` in files of at most ``max_shard``. With ``recover``, pruning and training take turns, and what was
+    interrupted goes on with the same call; the ``method`` may then be a loop (:mod:`prunekit.plan.stages`). Raises
+    PrunekitError where something makes no sense or can't be met; ``out`` appears only when it is whole.
 
     >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP
     >>> made.plan.share_of_blocks, made.written.path  # doctest: +SKIP
     (0.7996, PosixPath('smaller'))
     """
-    config = None
+    config, loop = None, None
+    if recover is not None and method in LOOPS:
+        loop, method = method, LOOPS[method].method
     if plan is None:
         config = _config(goals, method, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
@@ -143,35 +165,110 @@ def prune(
     if plan is not None:
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
+    if recover is not None:
+        asked = config or plan
+        assert asked is not None
+        return _prune_and_train(
+            as_source(source, revision=revision),
+            out,
+            asked,
+            recover,
+            loop,
+            calib=calib,
+            batch_size=batch_size,
+            layout=layout,
+            dtype=dtype,
+            device=device,
+            store_dtype=store_dtype,
+            max_shard_bytes=shard_bytes,
+            overwrite=overwrite,
+        )
     source = as_source(source, revision=revision)
     dense = DenseModel(source, dtype=dtype, device=device)
     if config is not None and config.recipe.method.rotates:
         from prunekit.pruning.slicegpt import slice_model
 
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        pruned = Pruned(source, *slice_model(source, config, out, dense=dense, **options))
-    else:
-        from prunekit.checkpoint.rebuild import rebuild
+        return Pruned(source, *slice_model(source, config, out, dense=dense, **options))
+    from prunekit.checkpoint.rebuild import rebuild
 
-        if config is not None:
-            from prunekit.pruning.planner import compute_plan
+    if config is not None:
+        from prunekit.pruning.planner import compute_plan
 
-            plan = compute_plan(source, config, dense)
-        assert plan is not None
-        plan, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
-        del dense
-        written = rebuild(
-            source,
-            plan,
-            out,
-            layout=layout,  # type: ignore[arg-type]
-            dtype=store_dtype,
-            weights=weights,
-            overwrite=overwrite,
-            max_shard_bytes=shard_bytes,
+        plan = compute_plan(source, config, dense)
+    assert plan is not None
+    plan, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+    del dense
+    written = rebuild(
+        source,
+        plan,
+        out,
+        layout=layout,  # type: ignore[arg-type]
+        dtype=store_dtype,
+        weights=weights,
+        overwrite=overwrite,
+        max_shard_bytes=shard_bytes,
+    )
+    return Pruned(source, plan, written)
+
+
+def _prune_and_train(
+    source: Source,
+    out: Path,
+    asked: PlanConfig | Plan,
+    recover: Recovery,
+    loop: str | None,
+    *,
+    calib: str | None,
+    batch_size: int | None,
+    dtype: str,
+    device: str,
+    **options: Any,
+) -> Pruned:
+    from prunekit.models.dense import DenseModel
+    from prunekit.pipeline.stages import GoalCutter, PlanCutter
+    from prunekit.plan.goals import parse_count
+    from prunekit.plan.stages import recovery_of
+    from prunekit.recovery.stages.run import prune_and_train
+    from prunekit.recovery.stages.shares import check_stages
+    from prunekit.recovery.training.run import Budget
+
+    recipe = asked.read_recipe() if isinstance(asked, Plan) else asked.recipe
+    if recipe is not None and recipe.method.rotates:
+        raise PrunekitError(
+            f"{recipe.method.name} removes no units that stages could take turns with; prune without --recover, then "
+            "train the result with prunekit recover."
         )
-        pruned = Pruned(source, plan, written)
-    return pruned if recover is None else recover(pruned)
+    budget = Budget(None if recover.tokens is None else parse_count(str(recover.tokens), "--tokens"), recover.minutes)
+    seed = None if recipe is None else recipe.seed
+    config, text, turns = recovery_of(recover.text, seed, recover.settings, loop)
+    check_stages(recover.stages)
+    _check_training_dtype(dtype)
+
+    def solved(dense: DenseModel, plan: Plan) -> tuple[Plan, Mapping[str, torch.Tensor] | None]:
+        return solve(dense, plan, calib=calib, batch_size=batch_size)
+
+    if isinstance(asked, Plan):
+        cutter: GoalCutter | PlanCutter = PlanCutter(asked, DenseModel(source, dtype=dtype, device=device), solved)
+    else:
+        cutter = GoalCutter(source, asked, solved)
+    made = prune_and_train(
+        source,
+        out,
+        cutter,
+        stages=recover.stages,
+        text=text,
+        budget=budget,
+        config=config,
+        turns=turns,
+        dtype=dtype,
+        device=device,
+        checkpoint_minutes=recover.checkpoint_minutes,
+        beside=_draw,
+        listener=recover.listener,
+        **options,
+    )
+    return Pruned(source, made.plan, made.written, made)
 
 
 def recover(
@@ -214,8 +311,7 @@ def recover(
     budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
     config, texts = training_of(text, seed, settings or {})
     pick_dtype(store_dtype)
-    if dtype == "float16":
-        raise PrunekitError("Training computes in float32 or bfloat16: the gradients of float16 end at 65,504.")
+    _check_training_dtype(dtype)
     return train(
         as_source(source, revision=revision),
         as_source(teacher, revision=teacher_revision),
@@ -234,6 +330,11 @@ def recover(
     )
 
 
+def _check_training_dtype(dtype: str) -> None:
+    if dtype == "float16":
+        raise PrunekitError("Training computes in float32 or bfloat16: the gradients of float16 end at 65,504.")
+
+
 def _draw(folder: Path, made: Recovered) -> None:
     """The learning curve, as rows and as a picture."""
     from prunekit.report.learning_curve import save_curve
@@ -246,7 +347,7 @@ def computes(plan: Plan) -> bool:
     from prunekit.recovery.flap_bias import is_compensated
 
     recipe = plan.read_recipe()
-    return recipe is not None and (recipe.refit is not None or is_compensated(plan, recipe))
+    return recipe is not None and ((recipe.refit is not None and plan.cuts) or is_compensated(plan, recipe))
 
 
 def solve(
