@@ -14,6 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import keep_bytes
 from prunekit.utils.files.cache import cache_place, clear_for, tensors_digest
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.process.ranks import from_first, in_order, is_first, rounds, share_of
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
 
@@ -38,27 +39,32 @@ def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Ten
     Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
     that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
     ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once. CPUs made
-    for bfloat16 sample in it, in half the time.
+    for bfloat16 sample in it, in half the time. Ranks share out the chunks, and all get all of them.
     Raises PrunekitError where the model's probabilities are not finite.
     """
     import torch
 
     sizes = _chunks(config.sequences)
-    folder = _folder(dense.source, config.length, config.seed, dense.device)
-    blocks: list[torch.Tensor] = []
+    # Rank 0's cache is that of all.
+    folder = Path(from_first(lambda: str(_folder(dense.source, config.length, config.seed, dense.device))))
+    files = [folder / f"{chunk}-{size}.safetensors" for chunk, size in enumerate(sizes)]
+    blocks = from_first(lambda: [_read(file) for file in files])
+    missing = [chunk for chunk, block in enumerate(blocks) if block is None]
     sampler: Callable[[int, int], torch.Tensor] | None = None
     with progress("Writing calibration text", sum(sizes)) as advance, ExitStack() as stack:
-        for chunk, size in enumerate(sizes):
-            file = folder / f"{chunk}-{size}.safetensors"
-            kept = _read(file)
-            if kept is None:
+        advance(sum(sizes) - sum(sizes[chunk] for chunk in missing))
+        for some in rounds(missing):
+            made = []
+            for chunk in share_of(some):
                 if sampler is None:
                     sampler = _sampler(stack.enter_context(_writer(dense)), dense.source.name, first, config)
-                kept = sampler(chunk, size)
-                _keep(file, kept)
-            blocks.append(kept)
-            advance(size)
-    return torch.cat(blocks)[: config.sequences].contiguous()
+                made.append(sampler(chunk, sizes[chunk]))
+            for chunk, block in zip(some, in_order(made, len(some)), strict=True):
+                blocks[chunk] = block
+                if is_first():
+                    _keep(files[chunk], block)
+                advance(sizes[chunk])
+    return torch.cat([block for block in blocks if block is not None])[: config.sequences].contiguous()
 
 
 def _writer(dense: DenseModel) -> AbstractContextManager[Any]:

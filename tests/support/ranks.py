@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore
 
-from tests.support.command import Ended
+from prunekit.cli import main
+from tests.support.command import Ended, with_method
 
 _SECONDS = 60.0
 
@@ -80,3 +81,16 @@ def _codes(children: list[int]) -> list[int]:
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     return [codes[child] for child in children]
+
+
+def command_on_ranks(size: int, *arguments: object) -> list[Ended]:
+    """A command of prunekit on ``size`` ranks, or where that is 1 in a process of its own."""
+
+    def work() -> None:
+        if size == 1:
+            for name in ("RANK", "WORLD_SIZE"):
+                del os.environ[name]
+        sys.argv[:] = ["prunekit", *with_method(arguments)]
+        main()
+
+    return run_ranks(size, work)

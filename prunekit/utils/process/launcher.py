@@ -1,4 +1,4 @@
-"""What a launcher's environment says of this process: ``torchrun``, ``accelerate launch``, and all that set the same."""
+"""What a launcher's environment says of this process: torchrun's, accelerate's, and whatever sets the same."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ def launched() -> tuple[int, int] | None:
 def local_rank() -> int:
     """The number of this process on its machine."""
     return _whole("LOCAL_RANK", _whole("RANK"))
+
+
+def is_first_here() -> bool:
+    """Whether this process is the first that a launcher started on its machine, or no launcher did."""
+    try:
+        return launched() is None or local_rank() == 0
+    except PrunekitError:
+        return True
 
 
 def own_device(device: str) -> torch.device:

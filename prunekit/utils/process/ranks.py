@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.process.launcher import launched, local_rank, own_device
+from prunekit.utils.process.launcher import is_first_here, launched, own_device
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def fail(message: str, tell: Callable[[], None]) -> None:
     machine where they have not joined. This process should end now: what it was waiting for never comes."""
     if _group is not None:
         _group.fail(message, tell)
-    elif launched() is None or local_rank() == 0:
+    elif is_first_here():
         tell()
 
 
@@ -107,6 +107,8 @@ def is_first() -> bool:
 
 @overload
 def share_of(items: int) -> range: ...
+@overload
+def share_of(items: torch.Tensor) -> torch.Tensor: ...
 @overload
 def share_of(items: Sequence[T]) -> Sequence[T]: ...
 def share_of(items: Any) -> Any:
