@@ -14,6 +14,7 @@ from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.names import nearest
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     import torch
@@ -112,8 +113,9 @@ def prune(
     Either ``goals`` say what is wanted and a plan is made as :func:`make_plan` does, or ``plan`` has been made. What a
     plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
     ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, stored in ``store_dtype``
-    in files of at most ``max_shard``, and ``recover`` gets the result. Raises PrunekitError where something makes no
-    sense or can't be met; ``out`` appears only when it is whole.
+    in files of at most ``max_shard``, and ``recover`` gets the result. Ranks that have joined
+    (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises PrunekitError where
+    something makes no sense or can't be met; ``out`` appears only when it is whole.
 
     >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP
     >>> made.plan.share_of_blocks, made.written.path  # doctest: +SKIP
@@ -136,40 +138,47 @@ def prune(
     named = source if isinstance(source, str) else str(source.path)
     table = goals.get("latency_table")
     inputs = local(named, plan.file if plan else None, calib, None if isinstance(table, LatencyTable) else table)
-    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+
+    def check() -> None:
+        check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+
+    from_first(check)
     pick_dtype(store_dtype)
     shard_bytes = parse_size(max_shard, "--max-shard")
     if plan is not None:
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
-    source = as_source(source, revision=revision)
-    dense = DenseModel(source, dtype=dtype, device=device)
+    whole = as_source(source, revision=revision)
+    dense = DenseModel(whole, dtype=dtype, device=device)
     if config is not None and config.recipe.method.rotates:
         from prunekit.pruning.slicegpt import slice_model
 
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        pruned = Pruned(source, *slice_model(source, config, out, dense=dense, **options))
+        pruned = Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
     else:
+        from prunekit.checkpoint.manifest import written_once
         from prunekit.checkpoint.rebuild import rebuild
 
         if config is not None:
             from prunekit.pruning.planner import compute_plan
 
-            plan = compute_plan(source, config, dense)
+            plan = compute_plan(whole, config, dense)
         assert plan is not None
-        plan, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+        solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
         del dense
-        written = rebuild(
-            source,
-            plan,
-            out,
-            layout=layout,  # type: ignore[arg-type]
-            dtype=store_dtype,
-            weights=weights,
-            overwrite=overwrite,
-            max_shard_bytes=shard_bytes,
+        written = written_once(
+            lambda: rebuild(
+                whole,
+                solved,
+                out,
+                layout=layout,  # type: ignore[arg-type]
+                dtype=store_dtype,
+                weights=weights,
+                overwrite=overwrite,
+                max_shard_bytes=shard_bytes,
+            )
         )
-        pruned = Pruned(source, plan, written)
+        pruned = Pruned(whole, solved, written)
     return pruned if recover is None else recover(pruned)
 
 
