@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from prunekit.models.source import load_model, load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
 from prunekit.recovery.training import state
 from prunekit.recovery.training.loop import Events, Training
+from prunekit.recovery.training.lora import LoraStudent, check_peft
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Standing
@@ -135,6 +136,8 @@ def recover(
     can't be written.
     """
     listener = listener or Listener()
+    if config.lora:
+        check_peft()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
     check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
     check_length(text, source.config)
@@ -147,7 +150,7 @@ def recover(
         model = load_model(source, dtype="float32", device=device)
         kind, computing = precision(model.device, dtype)
         fast = kind == "bfloat16"
-        student = Student(model, config, computing, fast=fast)
+        student = (LoraStudent if config.lora else Student)(model, config, computing, fast=fast)
         optimizer = Optimizer(student.parameters, config)
         dense = DenseModel(teacher, dtype="auto" if model.device.type == "cuda" else "float32", device=device)
         separate = config.documents == "separate"
@@ -342,7 +345,7 @@ def _shown(steps: int, step_tokens: int, listener: Listener) -> Iterator[Events]
 
 @dataclass(frozen=True)
 class _Final:
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     before: float
     after: float
     used: int
