@@ -14,7 +14,7 @@ from prunekit.utils.provenance import install_extra, installed
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
-    from prunekit.plan.recovery import TrainingConfig
+    from prunekit.plan.training import TrainingConfig
 
 # Of the adapters' weights: what is added is twice the product of the two factors, at every rank.
 _ALPHA_PER_RANK = 2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training import run
 from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.lora import LoraStudent
