@@ -8,10 +8,10 @@ import torch
 
 from prunekit.data.packed.windows import Windows
 from prunekit.errors import PrunekitError
+from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.distance import Loss, Sums
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import Teacher
 from prunekit.utils.numerics.memory import out_of_memory
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,14 +20,16 @@ from prunekit.models.dense import DenseModel
 from prunekit.models.recompute import activation_bytes, free_bytes
 from prunekit.models.source import load_model, load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
+from prunekit.recovery.teachers.choice import Teaching, settle_teacher
+from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training import state
 from prunekit.recovery.training.loop import Events, Training
+from prunekit.recovery.training.lora import LoraStudent, check_peft
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.run_folder import RunFolder, run_folder
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import OnlineTeacher
 from prunekit.recovery.training.trial import Trial, run_trial
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.hashes import sha256
@@ -73,8 +75,10 @@ class Listener:
 @dataclass(frozen=True)
 class Estimate:
     """What a training will take: ``tokens`` in ``steps`` steps of which ``left`` are to do, at ``tokens_per_second``;
-    ``memory`` is what this process held at most in the trial, ``disk`` what its checkpoints take, in bytes (None: the
-    system doesn't tell). ``start_kl`` is the divergence on held-out text now, nats a token."""
+    ``memory`` is what this process held at most in the trial (None: the system doesn't tell), ``disk`` what its
+    checkpoints and what is kept of the ``teacher`` (online, hidden, sampled) take at most, in bytes; ``teacher_bytes``
+    are those of the latter, of text that comes ``times`` times. ``start_kl`` is the divergence on held-out text now,
+    nats a token."""
 
     tokens: int
     steps: int
@@ -82,6 +86,9 @@ class Estimate:
     tokens_per_second: float
     memory: int | None
     disk: int
+    teacher: str
+    teacher_bytes: int
+    times: float
     start_kl: float
 
     @property
@@ -135,6 +142,8 @@ def recover(
     can't be written.
     """
     listener = listener or Listener()
+    if config.lora:
+        check_peft()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
     check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
     check_length(text, source.config)
@@ -147,7 +156,7 @@ def recover(
         model = load_model(source, dtype="float32", device=device)
         kind, computing = precision(model.device, dtype)
         fast = kind == "bfloat16"
-        student = Student(model, config, computing, fast=fast)
+        student = (LoraStudent if config.lora else Student)(model, config, computing, fast=fast)
         optimizer = Optimizer(student.parameters, config)
         dense = DenseModel(teacher, dtype="auto" if model.device.type == "cuda" else "float32", device=device)
         separate = config.documents == "separate"
@@ -164,18 +173,23 @@ def recover(
         steps = folder.settled["steps"]
         # Before a trial where there was none: text that is no good is refused at once.
         packed = _text(folder, text, steps * step_tokens, tokenizer, dense)
+        reserve = _checkpoint_bytes(student, source)
+        teaching = settle_teacher(
+            folder, online, teacher.shape, config, packed, steps * step_tokens, reserve, listener.note
+        )
         trial = trial or run_trial(student, online, config, standing, text.length, sequences, listener.note)
         plan = plan_of(source)
         clock = _Clock(checkpoint_minutes)
 
         def save(why: str) -> None:
+            teaching.flush()
             told = {"teacher": model_label(teacher.name), "unfinished": True, "steps": steps, "step": standing.step}
             state.save(folder, source, with_recovery(plan, told), student, optimizer, standing)
             clock.reset()
 
         training = Training(
             student,
-            online,
+            teaching.teacher,
             packed,
             config,
             optimizer,
@@ -185,14 +199,18 @@ def recover(
         )
         if not standing.held_out:
             training.measure()
-        listener.estimate(_estimate(standing, steps, step_tokens, trial, source))
+        listener.estimate(_estimate(standing, steps, step_tokens, trial, teaching, reserve))
         with _shown(steps - standing.step, step_tokens, listener) as events:
             events.save, events.due = save, clock.due
             training.events = events
             training.run()
         made = _finish(folder, source, training, optimizer, store_dtype)
         facts = {
-            "teacher": {"name": model_label(teacher.name), "fingerprint": teacher.fingerprint},
+            "teacher": {
+                "name": model_label(teacher.name),
+                "fingerprint": teacher.fingerprint,
+                "distributions": teaching.mode,
+            },
             "text": packed.describe(),
             "settings": asdict(config),
             "tokens": standing.tokens,
@@ -293,15 +311,25 @@ def _text(folder: RunFolder, text: TextConfig, tokens: int, tokenizer: Any, dens
     return pack_text(folder.text, text, tokens, tokenizer, dense)
 
 
-def _estimate(standing: Standing, steps: int, step_tokens: int, trial: Trial, source: Source) -> Estimate:
+def _checkpoint_bytes(student: Student, source: Source) -> int:
+    """Weights and two moments of what moves, in float32, of the last and the best checkpoint, while a third is
+    written."""
+    return 3 * (4 * source.shape.parameters + 8 * sum(each.numel() for each in student.parameters.values()))
+
+
+def _estimate(
+    standing: Standing, steps: int, step_tokens: int, trial: Trial, teaching: Teaching, checkpoints: int
+) -> Estimate:
     return Estimate(
         tokens=steps * step_tokens,
         steps=steps,
         left=steps - standing.step,
         tokens_per_second=trial.tokens_per_second,
         memory=trial.memory,
-        # Weights and two moments in float32, of the last and the best checkpoint, while a third is written.
-        disk=3 * 12 * source.shape.parameters,
+        disk=checkpoints + teaching.kept_bytes,
+        teacher=teaching.mode,
+        teacher_bytes=teaching.kept_bytes,
+        times=teaching.times,
         start_kl=standing.start["kl"],
     )
 
@@ -342,7 +370,7 @@ def _shown(steps: int, step_tokens: int, listener: Listener) -> Iterator[Events]
 
 @dataclass(frozen=True)
 class _Final:
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     before: float
     after: float
     used: int

@@ -38,16 +38,20 @@ class Student:
         self.model, self._computing, self.recompute = model, computing, recompute
         self._separate = config.documents == "separate"
         model.requires_grad_(False)
-        moving = model if config.train == "all" else model.base_model
-        embeddings = {id(each) for each in model.get_input_embeddings().parameters()}
+        self._release(config)
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        # A head whose weights stay is brought to bfloat16 once.
+        self.head = Head(model, fast and config.train != "all")
+
+    def _release(self, config: TrainingConfig) -> None:
+        """Let the weights that ``config`` trains ask for gradients, none of which does."""
+        moving = self.model if config.train == "all" else self.model.base_model
+        embeddings = {id(each) for each in self.model.get_input_embeddings().parameters()}
         for parameter in moving.parameters():
             if config.train == "all" or id(parameter) not in embeddings:
                 if parameter.dtype != torch.float32:
                     raise PrunekitError(f"Weights are trained in float32, and the model is in {parameter.dtype}.")
                 parameter.requires_grad_(True)
-        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        # A head whose weights stay is brought to bfloat16 once.
-        self.head = Head(model, fast and config.train != "all")
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +80,7 @@ class Student:
             if tensor.is_floating_point():
                 tensor.copy_(tensor.to(wanted))
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> Mapping[str, torch.Tensor]:
         """Every weight of the model as it is now, by its name."""
         return dict(self.model.state_dict())
 
@@ -86,7 +90,8 @@ class Student:
 
     @torch.no_grad()
     def load(self, folder: Path, adapters: Mapping[str, torch.Tensor]) -> None:
-        """Take the weights of the checkpoint ``folder``, which has the same ones."""
+        """Take the weights of the checkpoint ``folder``, which has the same ones, or go on with its ``adapters`` where
+        those are what is trained."""
         own = self.model.state_dict()
         for name, tensor in stored(folder):
             own[name].copy_(tensor)

@@ -11,10 +11,10 @@ import torch
 
 from prunekit.data.packed.windows import Windows
 from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import Teacher
 from prunekit.utils.machine import peak_bytes, synchronize
 
 _STEPS = 3
