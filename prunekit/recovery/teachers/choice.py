@@ -16,6 +16,7 @@ from prunekit.recovery.teachers.held_out import HeldOutTeacher
 from prunekit.recovery.teachers.kept import Form, KeptTeacher
 from prunekit.recovery.teachers.online import OnlineTeacher, Teacher
 from prunekit.recovery.teachers.row_file import RowFile
+from prunekit.utils.process import ranks
 
 if TYPE_CHECKING:
     from prunekit.data.packed.windows import PackedText, TextPart
@@ -72,6 +73,13 @@ def settle_teacher(
     pairs = zip(text.parts, text.epochs(tokens), strict=True)
     often = [(part, times) for part, times in pairs if times > 1 and times >= least]
     windows = sum(part.training for part, _ in often)
+    if ranks.size() > 1:
+        # Each process would keep other windows in every epoch.
+        if asked not in ("auto", "online"):
+            raise PrunekitError(
+                f"With several processes the dense model is computed beside each step; leave out --set teacher={asked}."
+            )
+        asked = "online"
     mode = {"auto": "hidden" if shape.hidden_size <= _WIDEST else "sampled"}.get(asked, asked)
     need = 0 if mode == "online" else windows * text.length * _position_bytes(mode, shape, config)
     times = sum(part.training * count for part, count in often) / windows if windows else 1.0

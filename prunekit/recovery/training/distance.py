@@ -106,7 +106,7 @@ class Loss:
         self._head, self._ce_share = head, ce_share
 
     def backward(
-        self, hidden: torch.Tensor, target: Target, ids: torch.Tensor, sequences: int
+        self, hidden: torch.Tensor, target: Target, ids: torch.Tensor, sequences: float
     ) -> tuple[Sums, torch.Tensor]:
         """The loss of final hidden states [B, L, hidden_size] of the windows ``ids`` [B, L], in a step of ``sequences``
         such windows, and its gradient by ``hidden``, of the same shape. Where weights of the head ask for a gradient,

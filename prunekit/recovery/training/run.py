@@ -29,11 +29,14 @@ from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.run_folder import RunFolder, run_folder
+from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import CHECKPOINT, local
+from prunekit.utils.process import ranks
+from prunekit.utils.process.ranks import from_first, shared
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -141,19 +144,23 @@ def recover(
     Raises PrunekitError where the two models or the text don't belong together, the loss is not finite, or something
     can't be written.
     """
-    listener = listener or Listener()
+    listener = listener if listener and ranks.is_first() else Listener()
     if config.lora:
         check_peft()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
-    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+    from_first(lambda: _check_free(out, overwrite, inputs))
     check_length(text, source.config)
     tokenizer = load_tokenizer(teacher)
     _check_pair(source, teacher, tokenizer)
-    sequences = max(1, round(config.batch_tokens / text.length))
+    # Every process takes as many.
+    sequences = -(-max(1, round(config.batch_tokens / text.length)) // ranks.size()) * ranks.size()
     asked = _asked(source, teacher, text, budget, config, dtype)
     place = out.absolute().with_name(out.absolute().name + SUFFIX)
     with run_folder(place, asked, overwrite) as folder:
         model = load_model(source, dtype="float32", device=device)
+        if not config.lora:
+            # Adapters are small: every process has them whole.
+            shard(model)
         kind, computing = precision(model.device, dtype)
         fast = kind == "bfloat16"
         student = (LoraStudent if config.lora else Student)(model, config, computing, fast=fast)
@@ -173,6 +180,7 @@ def recover(
         steps = folder.settled["steps"]
         # Before a trial where there was none: text that is no good is refused at once.
         packed = _text(folder, text, steps * step_tokens, tokenizer, dense)
+        shard(dense.share())
         reserve = _checkpoint_bytes(student, source)
         teaching = settle_teacher(
             folder, online, teacher.shape, config, packed, steps * step_tokens, reserve, listener.note
@@ -201,7 +209,7 @@ def recover(
             training.measure()
         listener.estimate(_estimate(standing, steps, step_tokens, trial, teaching, reserve))
         with _shown(steps - standing.step, step_tokens, listener) as events:
-            events.save, events.due = save, clock.due
+            events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events
             training.run()
         made = _finish(folder, source, training, optimizer, store_dtype)
@@ -222,18 +230,28 @@ def recover(
         }
         plan = with_recovery(plan, facts)
         result = Recovered(None, plan, standing, made.before, made.after, made.used, facts)  # type: ignore[arg-type]
-        written = write_trained(
-            source,
-            plan,
-            made.weights,
-            out,
-            dtype=store_dtype,
-            overwrite=overwrite,
-            max_shard_bytes=max_shard_bytes,
-            beside=lambda path: beside(path, result),
-        )
+
+        def write() -> dict[str, Any]:
+            written = write_trained(
+                source,
+                plan,
+                made.weights,
+                out,
+                dtype=store_dtype,
+                overwrite=overwrite,
+                max_shard_bytes=max_shard_bytes,
+                beside=lambda path: beside(path, result),
+            )
+            return {**vars(written), "path": str(written.path)}
+
+        said = from_first(write)
+        written = Written(**{**said, "path": Path(said["path"])})
         folder.erase()
     return Recovered(written, plan, standing, made.before, made.after, made.used, facts)
+
+
+def _check_free(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
+    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
 
 
 def _check_pair(source: Source, teacher: Source, tokenizer: Any) -> None:
@@ -283,11 +301,12 @@ def _begin(
     sequences: int,
 ) -> Standing:
     """Where the last checkpoint stands, or the start."""
-    known = folder.checkpoints()
+    known = from_first(folder.checkpoints)
     if known:
         standing = state.load(folder.checkpoint(known[-1]), student, optimizer)
     else:
-        micro = config.micro_batch or _fitting(student, source, text.length, sequences)
+        sequences //= ranks.size()
+        micro = config.micro_batch or shared(_fitting(student, source, text.length, sequences))
         short = config.micro_batch is None and micro == 0
         standing = Standing(
             micro_batch=min(max(1, micro), sequences), recompute=short if config.recompute is None else config.recompute
@@ -306,7 +325,7 @@ def _fitting(student: Student, source: Source, length: int, sequences: int) -> i
 
 
 def _text(folder: RunFolder, text: TextConfig, tokens: int, tokenizer: Any, dense: DenseModel) -> PackedText:
-    if folder.text.is_dir():
+    if from_first(folder.text.is_dir):
         return open_text(folder.text)
     return pack_text(folder.text, text, tokens, tokenizer, dense)
 

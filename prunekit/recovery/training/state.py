@@ -4,7 +4,7 @@ as if nothing had stopped."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
 from prunekit.utils.files.atomic import read_json
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from prunekit.recovery.training.student import Student
 
 _FORMAT = "prunekit-training-state"
-_STATE, _MOMENTS = "state.json", "moments.safetensors"
+_STATE, _MOMENTS, _ADAPTER = "state.json", "moments.safetensors", "adapter."
 
 
 def save(
@@ -34,24 +35,27 @@ def save(
 
     Raises PrunekitError where it can't be written: the last one is still there.
     """
-    path = folder.checkpoint(standing.step)
-    if not path.exists():
-        write_trained(
-            source, plan, student.weights(), path, dtype="float32", beside=_state(student, optimizer, standing)
-        )
-    folder.keep(standing.step, int(standing.best["step"]))
+    weights = student.weights()
+    kept = {**optimizer.moments(), **{f"{_ADAPTER}{name}": each for name, each in student.adapters().items()}}
+
+    def write() -> None:
+        path = folder.checkpoint(standing.step)
+        if not path.exists():
+            write_trained(source, plan, weights, path, dtype="float32", beside=_state(kept, standing))
+        folder.keep(standing.step, int(standing.best["step"]))
+
+    from_first(write)
 
 
-def _state(student: Student, optimizer: Optimizer, standing: Standing) -> Callable[[Path], None]:
+def _state(kept: Mapping[str, torch.Tensor], standing: Standing) -> Callable[[Path], None]:
     def write(checkpoint: Path) -> None:
         from safetensors.torch import save_file
 
         place = checkpoint / TRAINING
         place.mkdir()
-        kept = {name: each.detach().cpu().contiguous() for name, each in optimizer.moments().items()}
-        kept |= {f"adapter.{name}": each for name, each in student.adapters().items()}
+        tensors = {name: each.detach().cpu().contiguous() for name, each in kept.items()}
         # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
-        save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
+        save_file({**tensors, "rng": torch.get_rng_state()}, place / _MOMENTS)
         state = {"format": _FORMAT, "standing": standing.to_dict()}
         (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -75,8 +79,7 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
     with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
         kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
     torch.set_rng_state(kept.pop("rng"))
-    mark = "adapter."
-    adapters = {name.removeprefix(mark): each for name, each in kept.items() if name.startswith(mark)}
+    adapters = {name.removeprefix(_ADAPTER): each for name, each in kept.items() if name.startswith(_ADAPTER)}
     student.load(checkpoint, adapters)
     optimizer.load(kept, standing.updates)
     return standing

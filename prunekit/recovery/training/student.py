@@ -15,6 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.models.folder import weight_files
 from prunekit.models.head import Head, hidden_states
 from prunekit.models.recompute import recomputing
+from prunekit.recovery.training.sharding import take, whole
 
 if TYPE_CHECKING:
     from prunekit.data.packed.windows import Windows
@@ -78,11 +79,12 @@ class Student:
         wanted = stored_dtype(dtype) or source.dtype
         for tensor in self.model.state_dict().values():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(wanted))
+                tensor.copy_(tensor.to(wanted).to(tensor.dtype))
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """Every weight of the model as it is now, by its name."""
-        return dict(self.model.state_dict())
+        """Every weight of the model as it is now, by its name; on rank 0 alone where there are several, which all ask
+        together."""
+        return whole(self.model.state_dict())
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """What else a training must keep: nothing, where the weights themselves move."""
@@ -94,7 +96,7 @@ class Student:
         those are what is trained."""
         own = self.model.state_dict()
         for name, tensor in stored(folder):
-            own[name].copy_(tensor)
+            take(own[name], tensor)
 
 
 def stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
