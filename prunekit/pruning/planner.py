@@ -27,6 +27,7 @@ from prunekit.pruning.allocation.feasibility import check_protected, check_reach
 from prunekit.pruning.allocation.session import Session, agreed
 from prunekit.pruning.allocation.stored_session import StoredSession, takes_weights_alone
 from prunekit.pruning.importance.base import importance, layer_importance
+from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.process.ranks import is_first
@@ -115,6 +116,8 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         session = StoredSession(source, method, seed=recipe.seed, counted=counted, dtype=dtype)
     else:
         session, computed = _loaded_session(source, config, calibration, dense, counted)
+        if not method.allocation.draws_curves:
+            tell_of_idle_ranks(recipe.calibration.sequences, recipe.calibration.batch_size, method.importance)
     with progress(f"Planning ({method.label})", _steps(session, method, budget)) as advance:
         if isinstance(session, StoredSession):
             session.on_layer = advance

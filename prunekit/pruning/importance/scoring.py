@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from prunekit.pruning.importance.layers import LossWithout
 from prunekit.pruning.importance.scores import Scores
 from prunekit.utils.numerics.finite import check_weight, first_not_finite
 from prunekit.utils.numerics.frozen import frozen
-from prunekit.utils.process.ranks import rounds, share_of, sum_over_ranks
+from prunekit.utils.process import ranks
+
+_log = logging.getLogger("prunekit")
 
 
 def score(
@@ -65,8 +68,8 @@ def score(
         first_bad = _watch_outputs(watched)
         if needs_text and input_ids is not None:
             # A loss is the mean of its batch, so batches stay whole: then gradients are those of one process.
-            for some in rounds(input_ids.split(1 if units.per_sequence else batch_size)):
-                for batch in share_of(some):
+            for some in ranks.rounds(input_ids.split(1 if units.per_sequence else batch_size)):
+                for batch in ranks.share_of(some):
                     loss_sum += _run(watched, units.needs, batch, layers) * len(batch)
                 if first_bad:
                     raise _not_finite(watched, first_bad[0])
@@ -90,6 +93,18 @@ def score(
             raise
 
 
+def tell_of_idle_ranks(sequences: int, batch_size: int, importance_name: str) -> None:
+    """Warn where there are more ranks than batches to :func:`score`."""
+    batches = -(-sequences // (1 if importance(importance_name).per_sequence else batch_size))
+    if batches < ranks.size():
+        _log.warning(
+            "The text makes %s for %s processes, so that some have nothing to score; give more sequences, or a smaller "
+            "batch_size.",
+            "1 batch" if batches == 1 else f"{batches} batches",
+            ranks.size(),
+        )
+
+
 def _loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
 
@@ -98,7 +113,7 @@ def _add_up(watched: Watched, units: Importance, layers: LayerImportance | None,
     """Bring together what all ranks have seen. Returns the sum of their ``loss_sum``."""
     # float64 holds such sums of float32 numbers exactly, so that their order changes nothing.
     seen = torch.tensor([loss_sum, watched.total], dtype=torch.float64)
-    sum_over_ranks(seen)
+    ranks.sum_over_ranks(seen)
     watched.total = int(seen[1])
     units.add_up()
     if layers is not None:
