@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prunekit.checkpoint.manifest import Written
 from prunekit.checkpoint.trained import plan_of, with_recovery, write_trained
 from prunekit.data.calibration import check_length
 from prunekit.data.token_file import PackedText, open_text, pack_text
@@ -41,7 +42,6 @@ from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.manifest import Written
     from prunekit.models.source import Source
     from prunekit.plan import Plan
     from prunekit.plan.training import TextConfig, TrainingConfig
