@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan import Plan
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.files.hashes import sha256
+from prunekit.utils.process.ranks import from_first
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:
@@ -36,6 +38,17 @@ class Written:
     architecture: str
     parameters: int
     weight_bytes: int
+
+
+def written_once(write: Callable[[], Written]) -> Written:
+    """What ``write`` wrote on rank 0; the other ranks wait for it and are told."""
+
+    def told() -> dict[str, Any]:
+        made = write()
+        return {**asdict(made), "path": str(made.path)}
+
+    facts = from_first(told)
+    return Written(**{**facts, "path": Path(facts["path"])})
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from prunekit.data.self_generated import self_written
 from prunekit.data.sources import SELF, source_name
 from prunekit.data.tokenised import bos, first_token
 from prunekit.errors import PrunekitError
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +111,7 @@ CalibrationText = Calibration | Mixed
 
 def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> CalibrationText:
     """The calibration text that ``config.source`` asks for: one text, ``self`` (what the ``dense`` model writes, which
-    is loaded if need be), or a mix.
+    is loaded if need be), or a mix. Rank 0 reads files and data sets, and all ranks get the same text.
 
     Raises PrunekitError as :func:`prunekit.data.calibration.load_calibration` does.
     """
@@ -119,7 +120,7 @@ def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseMode
     made = []
     for (name, _), count in zip(parts, counts, strict=True):
         own = replace(config, source=name, sequences=count)
-        made.append(_self(own, tokenizer, dense) if name == SELF else load_calibration(own, tokenizer))
+        made.append(_self(own, tokenizer, dense) if name == SELF else _read(own, tokenizer))
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
 
 
@@ -136,6 +137,15 @@ def split(total: int, shares: Sequence[float], texts: str = "calibration texts",
         )
         counts[place] += step
     return counts
+
+
+def _read(config: CalibrationConfig, tokenizer: Any) -> Calibration:
+    def told() -> list[Any]:
+        made = load_calibration(config, tokenizer)
+        return [made.blocks, made.text_sha256, made.read]
+
+    blocks, digest, read = from_first(told)
+    return Calibration(config, blocks, digest, read=read)
 
 
 def _self(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration:

@@ -15,6 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import keep_bytes
 from prunekit.utils.files.cache import cache_place, clear_for, tensors_digest
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.process.ranks import from_first, in_order, is_first, rounds, share_of
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
 
@@ -52,7 +53,7 @@ def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Ten
     Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
     that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
     ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once. CPUs made
-    for bfloat16 sample in it, in half the time.
+    for bfloat16 sample in it, in half the time. Ranks share out the chunks, and all get all of them.
     Raises PrunekitError where the model's probabilities are not finite.
     """
     import torch
@@ -74,23 +75,31 @@ def written_chunks(
 
     Close it where not all is asked for: the model computes in another dtype meanwhile.
     """
-    files = _files(dense, config, writer)
+    # Rank 0's cache is that of all.
+    files = from_first(lambda: [[str(file), size] for file, size in _files(dense, config, writer)])
     left = config.sequences
     sampler: Callable[[int, int], torch.Tensor] | None = None
     with progress(f"Writing {use} text", sum(size for _, size in files)) as advance, ExitStack() as stack:
-        for chunk, (file, size) in enumerate(files):
-            kept = _read(file)
-            if kept is None:
+        for some in rounds(range(len(files))):
+            kept = from_first(lambda some=some: [_read(Path(files[chunk][0])) for chunk in some])  # type: ignore[misc]
+            missing = [place for place, block in enumerate(kept) if block is None]
+            made = []
+            for place in share_of(missing):
                 if sampler is None and writer is not None:
                     sampler = _asking(writer, dense.source.config.vocab_size, first, config)
                 elif sampler is None:
                     model = stack.enter_context(_computing(dense))
                     sampler = _sampler(model, dense.source.name, first, config, option)
-                kept = sampler(chunk, size)
-                _keep(file, kept)
-            yield kept[:left]
-            left -= size
-            advance(size)
+                made.append(sampler(some[place], files[some[place]][1]))
+            for place, block in zip(missing, in_order(made, len(missing)), strict=True):
+                kept[place] = block
+                if is_first():
+                    _keep(Path(files[some[place]][0]), block)
+            for chunk, block in zip(some, kept, strict=True):
+                size = files[chunk][1]
+                yield block[:left]
+                left -= size
+                advance(size)
 
 
 def unwritten(dense: DenseModel, config: Any, *, writer: Writer | None = None) -> list[int]:

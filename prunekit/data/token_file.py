@@ -13,7 +13,16 @@ import numpy as np
 
 from prunekit.data.calibration import check_length
 from prunekit.data.mixture import parse_mix, split
-from prunekit.data.packed.filling import OPTION, STARTS, PartFile, file_names, read_into, sampling, write_into
+from prunekit.data.packed.filling import (
+    OPTION,
+    STARTS,
+    PartFile,
+    file_names,
+    read_into,
+    sampling,
+    take_part,
+    write_into,
+)
 from prunekit.data.packed.order import MOST_WEIGHT, Turns, weights_of
 from prunekit.data.packed.windows import PackedText, TextPart
 from prunekit.data.self_generated import Writer, unwritten
@@ -25,6 +34,7 @@ from prunekit.utils.files.atomic import new_folder, read_json
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.listed_folder import check_listed
 from prunekit.utils.names import printable
+from prunekit.utils.process.ranks import barrier, is_first
 
 if TYPE_CHECKING:
     from prunekit.models.dense import DenseModel
@@ -67,12 +77,19 @@ def pack_text(
     holds its share and what is held out of it, or to its end: one that is shorter comes again in later epochs, and at
     most a quarter of it is held out. What the ``dense`` model writes (``writer`` in its place, where one is given) goes
     to the cache chunk by chunk, so that a run that was stopped goes on there. ``folder`` appears when it is complete.
+    Several ranks sample together, and the first one packs.
 
     Raises PrunekitError where a text can't be read, is too short for two windows, or does not fit the model.
     """
     model = dense.source.config
     check_length(config, model)
     shares = _shares(config, tokens)
+    if not is_first():
+        for share in shares:
+            if share.source == SELF:
+                take_part(share.windows, config, tokenizer, dense, writer)
+        barrier()
+        return open_text(folder)
     dtype = "uint16" if model.vocab_size <= 1 << 16 else "uint32"
     parts: dict[int, dict[str, Any]] = {}
     with new_folder(folder) as made:
@@ -97,6 +114,7 @@ def pack_text(
         }
         said["fingerprint"] = _fingerprint(said)
         (made / MANIFEST).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    barrier()
     return open_text(folder)
 
 

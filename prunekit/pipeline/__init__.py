@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
+from prunekit.pipeline.asked import Recovery, check_training_dtype
 from prunekit.plan import Plan
 from prunekit.plan.goals import Target, parse_target
 from prunekit.plan.latency_table import LatencyTable
@@ -15,6 +16,7 @@ from prunekit.plan.recipe import DEFAULT, Recipe
 from prunekit.plan.stages import LOOPS
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.names import nearest
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     import torch
@@ -39,26 +41,6 @@ class Pruned:
     plan: Plan
     written: Written
     recovered: Recovered | None = None
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How :func:`prune` trains back what pruning takes: toward the dense model, on ``text``, for so many ``tokens``
-    ("50M") or about so many ``minutes``, in ``stages`` of pruning and training (None: as many as suit both).
-
-    ``settings`` are called as --set calls them (:mod:`prunekit.plan.training`, :mod:`prunekit.plan.stages`). There is a
-    checkpoint to go on from every ``checkpoint_minutes``; ``listener`` is told of stages, steps and notes.
-
-    >>> prune("smollm2-135m", "smaller", blocks=0.5, recover=Recovery(tokens="50M"))  # doctest: +SKIP
-    """
-
-    tokens: str | int | None = None
-    minutes: float | None = None
-    text: str | None = None
-    stages: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint_minutes: float = 10.0
-    listener: Listener | None = None
 
 
 def read_goals(goals: Mapping[str, Any]) -> Target:
@@ -133,7 +115,8 @@ def prune(
     plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
     ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, and stored in
     ``store_dtype`` in files of at most ``max_shard``. With ``recover``, pruning and training take turns, and what was
-    interrupted goes on with the same call; the ``method`` may then be a loop (:mod:`prunekit.plan.stages`). Raises
+    interrupted goes on with the same call; the ``method`` may then be a loop (:mod:`prunekit.plan.stages`). Ranks that
+    have joined (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises
     PrunekitError where something makes no sense or can't be met; ``out`` appears only when it is whole.
 
     >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP
@@ -142,7 +125,7 @@ def prune(
     """
     config, loop = None, None
     if recover is not None and method in LOOPS:
-        loop, method = method, LOOPS[method].method
+        loop, method = method, DEFAULT if recipe else LOOPS[method].method
     if plan is None:
         config = _config(goals, method, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
@@ -159,116 +142,71 @@ def prune(
     named = source if isinstance(source, str) else str(source.path)
     table = goals.get("latency_table")
     inputs = local(named, plan.file if plan else None, calib, None if isinstance(table, LatencyTable) else table)
-    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+    if recover is not None and recover.text:
+        inputs = (*inputs, *local(*recover.text.split(",")))
+
+    def check() -> None:
+        check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+
+    from_first(check)
     pick_dtype(store_dtype)
     shard_bytes = parse_size(max_shard, "--max-shard")
     if plan is not None:
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
     if recover is not None:
+        from prunekit.pipeline.stages import prune_and_recover, read_recovery
+
         asked = config or plan
         assert asked is not None
-        return _prune_and_train(
-            as_source(source, revision=revision),
+        training = read_recovery(recover, asked, loop, dtype)
+        whole = as_source(source, revision=revision)
+        made = prune_and_recover(
+            whole,
             out,
             asked,
+            training,
             recover,
-            loop,
-            calib=calib,
-            batch_size=batch_size,
+            lambda dense, plan: solve(dense, plan, calib=calib, batch_size=batch_size),
             layout=layout,
             dtype=dtype,
             device=device,
             store_dtype=store_dtype,
             max_shard_bytes=shard_bytes,
             overwrite=overwrite,
+            beside=_draw,
         )
-    source = as_source(source, revision=revision)
-    dense = DenseModel(source, dtype=dtype, device=device)
+        return Pruned(whole, made.plan, made.written, made)
+    whole = as_source(source, revision=revision)
+    dense = DenseModel(whole, dtype=dtype, device=device)
     if config is not None and config.recipe.method.rotates:
         from prunekit.pruning.slicegpt import slice_model
 
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        return Pruned(source, *slice_model(source, config, out, dense=dense, **options))
+        return Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
+    from prunekit.checkpoint.manifest import written_once
     from prunekit.checkpoint.rebuild import rebuild
 
     if config is not None:
         from prunekit.pruning.planner import compute_plan
 
-        plan = compute_plan(source, config, dense)
+        plan = compute_plan(whole, config, dense)
     assert plan is not None
-    plan, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+    solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
     del dense
-    written = rebuild(
-        source,
-        plan,
-        out,
-        layout=layout,  # type: ignore[arg-type]
-        dtype=store_dtype,
-        weights=weights,
-        overwrite=overwrite,
-        max_shard_bytes=shard_bytes,
-    )
-    return Pruned(source, plan, written)
-
-
-def _prune_and_train(
-    source: Source,
-    out: Path,
-    asked: PlanConfig | Plan,
-    recover: Recovery,
-    loop: str | None,
-    *,
-    calib: str | None,
-    batch_size: int | None,
-    dtype: str,
-    device: str,
-    **options: Any,
-) -> Pruned:
-    from prunekit.models.dense import DenseModel
-    from prunekit.pipeline.stages import GoalCutter, PlanCutter
-    from prunekit.plan.goals import parse_count
-    from prunekit.plan.stages import recovery_of
-    from prunekit.recovery.stages.run import prune_and_train
-    from prunekit.recovery.stages.shares import check_stages
-    from prunekit.recovery.training.run import Budget
-
-    recipe = asked.read_recipe() if isinstance(asked, Plan) else asked.recipe
-    if recipe is not None and recipe.method.rotates:
-        raise PrunekitError(
-            f"{recipe.method.name} removes no units that stages could take turns with; prune without --recover, then "
-            "train the result with prunekit recover."
+    written = written_once(
+        lambda: rebuild(
+            whole,
+            solved,
+            out,
+            layout=layout,  # type: ignore[arg-type]
+            dtype=store_dtype,
+            weights=weights,
+            overwrite=overwrite,
+            max_shard_bytes=shard_bytes,
         )
-    budget = Budget(None if recover.tokens is None else parse_count(str(recover.tokens), "--tokens"), recover.minutes)
-    seed = None if recipe is None else recipe.seed
-    config, text, turns = recovery_of(recover.text, seed, recover.settings, loop)
-    check_stages(recover.stages)
-    _check_training_dtype(dtype)
-
-    def solved(dense: DenseModel, plan: Plan) -> tuple[Plan, Mapping[str, torch.Tensor] | None]:
-        return solve(dense, plan, calib=calib, batch_size=batch_size)
-
-    if isinstance(asked, Plan):
-        cutter: GoalCutter | PlanCutter = PlanCutter(asked, DenseModel(source, dtype=dtype, device=device), solved)
-    else:
-        cutter = GoalCutter(source, asked, solved)
-    made = prune_and_train(
-        source,
-        out,
-        cutter,
-        stages=recover.stages,
-        text=text,
-        budget=budget,
-        config=config,
-        turns=turns,
-        dtype=dtype,
-        device=device,
-        checkpoint_minutes=recover.checkpoint_minutes,
-        beside=_draw,
-        listener=recover.listener,
-        **options,
     )
-    return Pruned(source, made.plan, made.written, made)
+    return Pruned(whole, solved, written)
 
 
 def recover(
@@ -311,7 +249,7 @@ def recover(
     budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
     config, texts = training_of(text, seed, settings or {})
     pick_dtype(store_dtype)
-    _check_training_dtype(dtype)
+    check_training_dtype(dtype)
     return train(
         as_source(source, revision=revision),
         as_source(teacher, revision=teacher_revision),
@@ -328,11 +266,6 @@ def recover(
         beside=_draw,
         listener=listener,
     )
-
-
-def _check_training_dtype(dtype: str) -> None:
-    if dtype == "float16":
-        raise PrunekitError("Training computes in float32 or bfloat16: the gradients of float16 end at 65,504.")
 
 
 def _draw(folder: Path, made: Recovered) -> None:

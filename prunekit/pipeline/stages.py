@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.mixture import CalibrationText, calibration_text
 from prunekit.errors import PrunekitError
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer
+from prunekit.pipeline.asked import Recovery, check_training_dtype
+from prunekit.plan import Plan
+from prunekit.plan.goals import parse_count
+from prunekit.plan.stages import recovery_of
 from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, read_task
 from prunekit.pruning.stages import before_the_last, stage_shares
-from prunekit.recovery.stages.run import Cut
-from prunekit.recovery.training.run import told_by_content
+from prunekit.recovery.stages.run import Cut, Cutter, prune_and_train
+from prunekit.recovery.stages.shares import check_stages
+from prunekit.recovery.training.run import Budget, Recovered, told_by_content
 
 if TYPE_CHECKING:
     import torch
 
     from prunekit.models.source import Source
-    from prunekit.plan import Plan
+    from prunekit.plan.stages import StagesConfig
+    from prunekit.plan.training import TextConfig, TrainingConfig
 
-Solve = Callable[[DenseModel, "Plan"], "tuple[Plan, Mapping[str, torch.Tensor] | None]"]
+Solve = Callable[[DenseModel, Plan], "tuple[Plan, Mapping[str, torch.Tensor] | None]"]
 
 
 class GoalCutter:
@@ -85,29 +92,91 @@ class GoalCutter:
         self._dense = DenseModel(self._source, dtype=self._config.dtype, device=self._config.device)
 
 
-@dataclass(frozen=True)
 class PlanCutter:
     """Prunes by a ``plan`` that has been made: in one stage. ``dense`` is the model in the precision in which is solved
     what the plan leaves."""
 
-    plan: Plan
-    dense: DenseModel
-    solve: Solve
-    removed: float = 0.0
-    asked: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        digest = hashlib.sha256(self.plan.to_json().encode()).hexdigest()
-        precision = {"precision": self.dense.dtype}
-        object.__setattr__(self, "asked", {"model": self.dense.source.fingerprint, "plan": digest, **precision})
+    def __init__(self, plan: Plan, dense: DenseModel, solve: Solve):
+        self._plan, self._dense, self._solve = plan, dense, solve
+        self.removed = 1 - plan.share_of_parameters
+        digest = hashlib.sha256(plan.to_json().encode()).hexdigest()
+        self.asked: dict[str, Any] = {"model": dense.source.fingerprint, "plan": digest, "precision": dense.dtype}
 
     def targets(self, stages: int) -> list[float]:
-        if stages != 1:
+        assert stages == 1, "every stage would need a plan of its own"
+        return [1.0]
+
+    def cut(self, source: Source, so_far: Plan | None, target: float, stage: tuple[int, int]) -> Cut:
+        return Cut(*self._solve(self._dense, self._plan))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recovery asks for, checked."""
+
+    budget: Budget
+    config: TrainingConfig
+    text: TextConfig
+    turns: StagesConfig
+    stages: int | None
+
+
+def read_recovery(recovery: Recovery, asked: PlanConfig | Plan, loop: str | None, dtype: str) -> Asked:
+    """What ``recovery`` asks for of what is ``asked``, with the defaults of the ``loop`` of that name. Raises
+    PrunekitError where something makes no sense, before a model is looked for."""
+    recipe = asked.read_recipe() if isinstance(asked, Plan) else asked.recipe
+    if recipe is not None and recipe.method.rotates:
+        raise PrunekitError(
+            f"{recipe.method.name} removes no units that stages could take turns with; prune without --recover, then "
+            "train the result with prunekit recover."
+        )
+    tokens = None if recovery.tokens is None else parse_count(str(recovery.tokens), "--tokens")
+    config, text, turns = recovery_of(recovery.text, recipe.seed if recipe else None, recovery.settings, loop)
+    check_stages(recovery.stages)
+    check_training_dtype(dtype)
+    stages = recovery.stages
+    if isinstance(asked, Plan):
+        if stages not in (None, 1):
             raise PrunekitError(
                 "A plan says what is left in the end, and every stage decides that anew: leave out --stages, or give "
                 "the target instead of --plan."
             )
-        return [1.0]
+        stages = 1
+    return Asked(Budget(tokens, recovery.minutes), config, text, turns, stages)
 
-    def cut(self, source: Source, so_far: Plan | None, target: float, stage: tuple[int, int]) -> Cut:
-        return Cut(*self.solve(self.dense, self.plan))
+
+def prune_and_recover(
+    source: Source,
+    out: Path,
+    asked: PlanConfig | Plan,
+    training: Asked,
+    recovery: Recovery,
+    solve: Solve,
+    *,
+    dtype: str,
+    device: str,
+    **options: Any,
+) -> Recovered:
+    """Prune the dense ``source`` as is ``asked``, by a target or a plan, and train what is left, in turns. ``solve``
+    computes what follows a plan; ``options`` are those of :func:`prunekit.recovery.stages.run.prune_and_train`.
+    Raises PrunekitError as that does.
+    """
+    if isinstance(asked, Plan):
+        cutter: Cutter = PlanCutter(asked, DenseModel(source, dtype=dtype, device=device), solve)
+    else:
+        cutter = GoalCutter(source, asked, solve)
+    return prune_and_train(
+        source,
+        out,
+        cutter,
+        stages=training.stages,
+        text=training.text,
+        budget=training.budget,
+        config=training.config,
+        turns=training.turns,
+        dtype=dtype,
+        device=device,
+        checkpoint_minutes=recovery.checkpoint_minutes,
+        listener=recovery.listener,
+        **options,
+    )

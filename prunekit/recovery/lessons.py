@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,16 +17,21 @@ from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
 from prunekit.models.recompute import activation_bytes, free_bytes
 from prunekit.models.source import load_model
+from prunekit.recovery.teachers.choice import Teaching, settle_teacher
+from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training import state
 from prunekit.recovery.training.loop import Events, Training
+from prunekit.recovery.training.lora import LoraStudent
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Estimate, Listener, Standing
 from prunekit.recovery.training.run_folder import Checkpoints, RunFolder
 from prunekit.recovery.training.schedule import Span
+from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import OnlineTeacher
 from prunekit.recovery.training.trial import Trial, run_trial
+from prunekit.utils.process import ranks
+from prunekit.utils.process.ranks import from_first, shared
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -55,7 +60,8 @@ class Lessons:
         self.folder, self.teacher, self.text, self.config = folder, teacher, text, config
         self._tokenizer, self._dtype, self._device = tokenizer, dtype, device
         self._minutes = checkpoint_minutes
-        self.sequences = max(1, round(config.batch_tokens / text.length))
+        # Every process takes as many.
+        self.sequences = -(-max(1, round(config.batch_tokens / text.length)) // ranks.size()) * ranks.size()
 
     @property
     def step_tokens(self) -> int:
@@ -76,22 +82,30 @@ class Lessons:
         kept: Checkpoints,
         span_of: Callable[[Callable[[], float]], Span],
         listener: Listener,
+        *,
+        carried: bool = False,
     ) -> Trained:
         """Train the pruned model ``source``, from the last of its checkpoints that are ``kept`` on. ``span_of`` says
-        how long, and may ask for the tokens a second of three trial steps. Where an optimizer's state lies beside the
-        weights of ``source``, the optimizer begins with that.
+        how long, and may ask for the tokens a second of three trial steps. Where ``carried``, the optimizer begins with
+        the state that lies beside the weights of ``source``.
 
         Raises PrunekitError where the loss is not finite, or something can't be written.
         """
         made = self._seats(source)
-        standing = self._begin(made, kept, source)
+        standing = self._begin(made, kept, source, carried)
         trial = cache(lambda: self._trial(made, standing, listener))
         span = span_of(lambda: trial().tokens_per_second)
         # Before a trial where there was none: text that is no good is refused at once.
-        packed = self._packed((span.whole or span.steps) * self.step_tokens, made.dense)
+        tokens = (span.whole or span.steps) * self.step_tokens
+        packed = self._packed(tokens, made.dense)
+        shard(made.dense.share())
+        reserve = _checkpoint_bytes(made.student, source)
+        teaching = settle_teacher(
+            self.folder, made.teacher, self.teacher.shape, self.config, packed, tokens, reserve, listener.note
+        )
         training = Training(
             made.student,
-            made.teacher,
+            teaching.teacher,
             packed,
             self.config,
             made.optimizer,
@@ -99,7 +113,7 @@ class Lessons:
             span=span,
             sequences=self.sequences,
         )
-        trained = Trained(source, self.teacher, plan_of(source), kept, training, made.optimizer, packed, made.kind)
+        trained = Trained(source, self.teacher, plan_of(source), kept, training, made.optimizer, teaching, made.kind)
         clock = _Clock(self._minutes)
 
         def save(why: str) -> None:
@@ -109,42 +123,50 @@ class Lessons:
         taken = trial()
         if not standing.held_out:
             training.measure()
-        listener.estimate(_estimate(standing, span.steps, self.step_tokens, taken, source))
+        listener.estimate(_estimate(standing, span.steps, self.step_tokens, taken, teaching, reserve))
         with _shown(span.steps - standing.step, self.step_tokens, listener) as events:
-            events.save, events.due = save, clock.due
+            events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events
             training.run()
         return trained
 
     def _seats(self, source: Source) -> _Seats:
+        config = self.config
         model = load_model(source, dtype="float32", device=self._device)
+        if not config.lora:
+            # Adapters are small: every process has them whole.
+            shard(model)
         kind, computing = precision(model.device, self._dtype)
         fast = kind == "bfloat16"
-        student = Student(model, self.config, computing, fast=fast)
+        student = (LoraStudent if config.lora else Student)(model, config, computing, fast=fast)
         dense = DenseModel(
             self.teacher, dtype="auto" if model.device.type == "cuda" else "float32", device=self._device
         )
-        separate = self.config.documents == "separate"
-        online = OnlineTeacher(dense.share(), computing, separate=separate, fast=fast)
-        return _Seats(student, Optimizer(student.parameters, self.config), dense, online, kind)
+        online = OnlineTeacher(dense.share(), computing, separate=config.documents == "separate", fast=fast)
+        return _Seats(student, Optimizer(student.parameters, config), dense, online, kind)
 
-    def _begin(self, made: _Seats, kept: Checkpoints, source: Source) -> Standing:
+    def _begin(self, made: _Seats, kept: Checkpoints, source: Source, carried: bool) -> Standing:
         """Where the last checkpoint stands, or the start."""
-        known = kept.checkpoints()
+        known = from_first(kept.checkpoints)
         if not known:
-            return self._start(made, source)
+            standing = self._start(made, source)
+            if carried:
+                before, moments = state.read_state(source.path)
+                made.optimizer.load(moments, before.updates)
+                standing.updates = before.updates
+            return standing
         standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
         made.student.recompute = standing.recompute
         return standing
 
     def _start(self, made: _Seats, source: Source) -> Standing:
         config, student = self.config, made.student
-        micro = config.micro_batch or _fitting(student, source, self.text.length, self.sequences)
+        sequences = self.sequences // ranks.size()
+        micro = config.micro_batch or shared(_fitting(student, source, self.text.length, sequences))
         short = config.micro_batch is None and micro == 0
         student.recompute = short if config.recompute is None else config.recompute
         return Standing(
-            updates=state.take_over(source.path, made.optimizer),
-            micro_batch=min(max(1, micro), self.sequences),
+            micro_batch=min(max(1, micro), sequences),
             recompute=student.recompute,
             ce_share=config.ce_share,
         )
@@ -154,7 +176,7 @@ class Lessons:
         return run_trial(made.student, made.teacher, self.config, standing, length, self.sequences, listener.note)
 
     def _packed(self, tokens: int, dense: DenseModel) -> PackedText:
-        if self.folder.text.is_dir():
+        if from_first(self.folder.text.is_dir):
             return open_text(self.folder.text)
         return pack_text(self.folder.text, self.text, tokens, self._tokenizer, dense)
 
@@ -177,15 +199,25 @@ def _fitting(student: Student, source: Source, length: int, sequences: int) -> i
     return count
 
 
-def _estimate(standing: Standing, steps: int, step_tokens: int, trial: Trial, source: Source) -> Estimate:
+def _checkpoint_bytes(student: Student, source: Source) -> int:
+    """Weights and two moments of what moves, in float32, of the last and the best checkpoint, while a third is
+    written."""
+    return 3 * (4 * source.shape.parameters + 8 * sum(each.numel() for each in student.parameters.values()))
+
+
+def _estimate(
+    standing: Standing, steps: int, step_tokens: int, trial: Trial, teaching: Teaching, checkpoints: int
+) -> Estimate:
     return Estimate(
         tokens=steps * step_tokens,
         steps=steps,
         left=steps - standing.step,
         tokens_per_second=trial.tokens_per_second,
         memory=trial.memory,
-        # Weights and two moments in float32, of the last and the best checkpoint, while a third is written.
-        disk=3 * 12 * source.shape.parameters,
+        disk=checkpoints + teaching.kept_bytes,
+        teacher=teaching.mode,
+        teacher_bytes=teaching.kept_bytes,
+        times=teaching.times,
         start_kl=standing.start["kl"],
     )
 
@@ -229,7 +261,7 @@ class Final:
     """The ``weights`` that a training leaves, those of step ``used`` (0: those it was given); the divergence on the
     held-out text ``before`` it and ``after``, with these weights."""
 
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     before: float
     after: float
     used: int
@@ -245,11 +277,12 @@ class Trained:
     kept: Checkpoints
     training: Training
     optimizer: Optimizer
-    packed: PackedText
+    teaching: Teaching
     kind: str
 
     def save(self) -> None:
         """Keep a checkpoint of where it stands."""
+        self.teaching.flush()
         standing, steps = self.training.standing, self.training.span.steps
         told = {"teacher": model_label(self.teacher.name), "unfinished": True, "steps": steps, "step": standing.step}
         plan = with_recovery(self.plan, told)
@@ -277,8 +310,12 @@ class Trained:
         """What a plan tells of the training, which led to ``made``."""
         standing = self.training.standing
         return {
-            "teacher": {"name": model_label(self.teacher.name), "fingerprint": self.teacher.fingerprint},
-            "text": self.packed.describe(),
+            "teacher": {
+                "name": model_label(self.teacher.name),
+                "fingerprint": self.teacher.fingerprint,
+                "distributions": self.teaching.mode,
+            },
+            "text": self.training.text.describe(),
             "settings": asdict(self.training.config),
             "tokens": standing.tokens,
             "steps": standing.step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,8 @@ from prunekit.plan.training import TextConfig
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
+    import torch
+
     from prunekit.models.dense import DenseModel
 
 OPTION = "--text"
@@ -105,14 +107,26 @@ def write_into(
     file: PartFile, config: TextConfig, tokenizer: Any, dense: DenseModel, writer: Writer | None
 ) -> dict[str, Any]:
     """Fill ``file`` from what the model writes."""
-    asked = sampling(config, file.most)
     before, after = separators(tokenizer)
-    chunks = written_chunks(dense, first_token(tokenizer), asked, writer=writer, use="training", option=OPTION)
-    with closing(chunks):
+    with closing(_chunks(file.most, config, tokenizer, dense, writer)) as chunks:
         for ids in chunks:
             check_tokens(ids, dense.source.config)
             file.add(ids.numpy().reshape(-1), _begins(ids.numpy(), before, after))
     return {} if writer is None else {"writer": writer.name}
+
+
+def take_part(sequences: int, config: TextConfig, tokenizer: Any, dense: DenseModel, writer: Writer | None) -> None:
+    """Write this rank's part of what :func:`write_into` puts into a file of so many windows on rank 0."""
+    with closing(_chunks(sequences, config, tokenizer, dense, writer)) as chunks:
+        for _ in chunks:
+            pass
+
+
+def _chunks(
+    sequences: int, config: TextConfig, tokenizer: Any, dense: DenseModel, writer: Writer | None
+) -> Generator[torch.Tensor, None, None]:
+    asked = sampling(config, sequences)
+    return written_chunks(dense, first_token(tokenizer), asked, writer=writer, use="training", option=OPTION)
 
 
 def sampling(config: TextConfig, sequences: int) -> CalibrationConfig:

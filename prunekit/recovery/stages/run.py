@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from prunekit.checkpoint.manifest import written_once
 from prunekit.checkpoint.overrides import LAYER
 from prunekit.checkpoint.rebuild import cut_tensors, rebuild
 from prunekit.checkpoint.trained import plan_of
@@ -20,10 +21,13 @@ from prunekit.recovery.lessons import Final, Lessons, Trained
 from prunekit.recovery.stages.carry import cut_moments
 from prunekit.recovery.stages.shares import average_work, spans, stage_count, token_shares
 from prunekit.recovery.training import state
+from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
 from prunekit.recovery.training.run import Budget, Recovered, asked_of, place_of
 from prunekit.recovery.training.run_folder import RunFolder, run_folder
 from prunekit.recovery.training.schedule import Span
+from prunekit.utils.process import ranks
+from prunekit.utils.process.ranks import from_first, shared
 
 if TYPE_CHECKING:
     from prunekit.checkpoint.layout import Layout
@@ -99,7 +103,9 @@ def prune_and_train(
     Raises PrunekitError where something makes no sense or can't be met, the loss is not finite, or something can't be
     written.
     """
-    listener = listener or Listener()
+    listener = listener if listener and ranks.is_first() else Listener()
+    if config.lora:
+        check_peft()
     check_length(text, source.config)
     asked = {
         **cutter.asked,
@@ -126,16 +132,18 @@ def prune_and_train(
         standing = run.whole_standing(trained)
         used = trained.training.span.offset + made.used
         result = Recovered(None, plan, standing, made.before, made.after, used, facts, told)  # type: ignore[arg-type]
-        written = rebuild(
-            source,
-            plan,
-            out,
-            layout=layout,
-            dtype=store_dtype,
-            weights=_named_as_dense(plan, made.weights, source),
-            overwrite=overwrite,
-            max_shard_bytes=max_shard_bytes,
-            beside=lambda path: beside(path, result),
+        written = written_once(
+            lambda: rebuild(
+                source,
+                plan,
+                out,
+                layout=layout,
+                dtype=store_dtype,
+                weights=_named_as_dense(plan, made.weights, source),
+                overwrite=overwrite,
+                max_shard_bytes=max_shard_bytes,
+                beside=lambda path: beside(path, result),
+            )
         )
         folder.erase()
     return replace(result, written=written)
@@ -171,7 +179,7 @@ class _Run:
             if stages == 1:
                 folder.settle(targets=[1.0])
             else:
-                targets, shares = self._cutter.targets(stages), token_shares(stages, self._turns)
+                targets, shares = shared(self._cutter.targets(stages)), token_shares(stages, self._turns)
                 # What is pruned trains faster than the dense model did in the trial.
                 work = 1.0 if budget.minutes is None else average_work(removed, targets, shares)
                 folder.settle(targets=targets, steps=lessons.steps(int(dense_tokens / work)))
@@ -189,12 +197,12 @@ class _Run:
         if count > 1:
             self._listener.row({"stages": _told(ladder, self._cutter.removed, self._lessons.step_tokens)})
         for number, (target, span) in enumerate(zip(ladder.targets, ladder.spans, strict=True), start=1):
-            if folder.facts(number) is not None:
+            if self._facts(number) is not None:
                 continue
-            if not folder.pruned(number).is_dir():
+            if not from_first(folder.pruned(number).is_dir):
                 self._tell(number, "pruning")
                 self._prune(number, target)
-            if number > 1:
+            if number > 1 and ranks.is_first():
                 folder.forget(number - 1)
             self._tell(number, "training")
             trained = self._train(number, span)
@@ -207,11 +215,11 @@ class _Run:
 
     def earlier(self) -> list[dict[str, Any]]:
         """The facts of all stages but the last one."""
-        return [self._facts(number)["facts"] for number in range(1, self._count)]
+        return [self._ended(number)["facts"] for number in range(1, self._count)]
 
     def whole_standing(self, trained: Trained) -> Standing:
         """How all trainings went, as if they were one: steps count on from stage to stage."""
-        parts = [Standing(**self._facts(number)["standing"]) for number in range(1, self._count)]
+        parts = [Standing(**self._ended(number)["standing"]) for number in range(1, self._count)]
         last = trained.training.standing
         made = Standing(**{**last.to_dict(), "steps": [], "held_out": []})
         offset = 0
@@ -240,8 +248,11 @@ class _Run:
         turns = {name: getattr(self._turns, name) for name in ("shares", "last_share", "moments", "rewarm")}
         return {"stage": {**stage, **turns}, **facts}
 
-    def _facts(self, number: int) -> dict[str, Any]:
-        facts = self._folder.facts(number)
+    def _facts(self, number: int) -> dict[str, Any] | None:
+        return from_first(lambda: self._folder.facts(number))
+
+    def _ended(self, number: int) -> dict[str, Any]:
+        facts = self._facts(number)
         assert facts is not None
         return facts
 
@@ -250,7 +261,7 @@ class _Run:
 
     def _result(self, number: int) -> Path:
         """Where the model lies that ``stage`` came to."""
-        used = int(self._facts(number)["used"])
+        used = int(self._ended(number)["used"])
         return self._folder.trained(number).checkpoint(used) if used else self._folder.pruned(number)
 
     def _prune(self, number: int, target: float) -> None:
@@ -258,37 +269,57 @@ class _Run:
         dense = self._source
         if number == 1:
             made = self._cutter.cut(dense, None, target, (number, self._count))
-            rebuild(dense, made.plan, self._folder.pruned(number), dtype="float32", weights=made.weights)
+            self._write(number, made.plan, lambda: made.weights or {}, None)
             return
         before = self._result(number - 1)
         source = resolve(str(before))
         so_far = plan_of(source)
-        facts = [self._facts(each)["facts"] for each in range(1, number)]
+        facts = [self._ended(each)["facts"] for each in range(1, number)]
         so_far = replace(so_far, provenance={**so_far.provenance, "recovery": facts}, file=None)
         made = self._cutter.cut(source, so_far, target, (number, self._count))
-        tensors = dict(cut_tensors(source, made.plan, torch.float32, made.weights))
-        standing, moments = self._carried(before, source, made, {name: each.shape for name, each in tensors.items()})
         plan = compose(so_far, made.plan)
-        rebuild(
-            dense,
-            plan,
-            self._folder.pruned(number),
-            dtype="float32",
-            weights=_named_as_dense(plan, tensors, dense),
-            beside=(lambda folder: state.write_state(folder, moments, standing)) if moments else lambda folder: None,
-        )
+        tensors: dict[str, torch.Tensor] = {}
 
-    def _carried(
-        self, before: Path, source: Source, made: Cut, shapes: Mapping[str, torch.Size]
-    ) -> tuple[Standing, dict[str, torch.Tensor]]:
-        """The optimizer's state of the model in ``before``, for what was ``made`` of it."""
-        if self._turns.moments == "fresh" or self._lessons.config.lora or not state.has_state(before):
-            return Standing(), {}
-        standing, kept = state.read_state(before)
-        kept.pop("rng")
-        refitted = made.plan.cuts and made.plan.recipe is not None and made.plan.recipe.refit is not None
-        moments = cut_moments(kept, source.family, made.plan, shapes, refitted=refitted)
-        return Standing(updates=standing.updates), moments
+        def weights() -> dict[str, torch.Tensor]:
+            tensors.update(cut_tensors(source, made.plan, torch.float32, made.weights))
+            return _named_as_dense(plan, tensors, dense)
+
+        def carry(folder: Path) -> None:
+            standing, kept = state.read_state(before)
+            kept.pop("rng")
+            shapes = {name: each.shape for name, each in tensors.items()}
+            refitted = made.plan.cuts and made.plan.recipe is not None and made.plan.recipe.refit is not None
+            moments = cut_moments(kept, source.family, made.plan, shapes, refitted=refitted)
+            state.with_state(moments, Standing(updates=standing.updates))(folder)
+
+        # Adapters are gone with every cut: their weights have taken them in.
+        fresh = (
+            self._turns.moments == "fresh"
+            or self._lessons.config.lora
+            or not from_first(lambda: state.has_state(before))
+        )
+        self._write(number, plan, weights, None if fresh else carry)
+
+    def _write(
+        self,
+        number: int,
+        plan: Plan,
+        weights: Callable[[], Mapping[str, torch.Tensor]],
+        beside: Callable[[Path], None] | None,
+    ) -> None:
+        """Write the model that ``plan`` makes of the dense one, with the ``weights`` that are not just its own, as the
+        one that this stage trains."""
+        place = self._folder.pruned(number)
+        written_once(
+            lambda: rebuild(
+                self._source,
+                plan,
+                place,
+                dtype="float32",
+                weights=weights(),
+                beside=beside or (lambda folder: None),
+            )
+        )
 
     def _train(self, number: int, span: Span | None) -> Trained:
         folder, lessons = self._folder, self._lessons
@@ -302,7 +333,9 @@ class _Run:
                 folder.settle(steps=lessons.steps(self._budget.in_tokens(speed)))
             return Span(folder.settled["steps"])
 
-        return lessons.train(resolve(str(folder.pruned(number))), folder.trained(number), span_of, listener)
+        place = folder.pruned(number)
+        carried = from_first(lambda: state.has_state(place))
+        return lessons.train(resolve(str(place)), folder.trained(number), span_of, listener, carried=carried)
 
     def _conclude(self, number: int, trained: Trained) -> None:
         """Keep the model that this stage came to, and what it was worth."""
@@ -311,10 +344,14 @@ class _Run:
         used = int(best["step"])
         if used == standing.step:
             trained.save()
-        kept.keep(used)
         made = Final({}, standing.start["kl"], best["kl"], used)
         facts = {"facts": self.facts(trained, made), "used": used, "standing": standing.to_dict()}
-        self._folder.conclude(number, facts)
+
+        def conclude() -> None:
+            kept.keep(used)
+            self._folder.conclude(number, facts)
+
+        from_first(conclude)
 
 
 def _told(ladder: Ladder, removed: float, step_tokens: int) -> list[dict[str, Any]]:

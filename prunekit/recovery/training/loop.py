@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from prunekit.data.token_file import PackedText

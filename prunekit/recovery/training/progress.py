@@ -57,8 +57,10 @@ class Listener:
 @dataclass(frozen=True)
 class Estimate:
     """What a training will take: ``tokens`` in ``steps`` steps of which ``left`` are to do, at ``tokens_per_second``;
-    ``memory`` is what this process held at most in the trial, ``disk`` what its checkpoints take, in bytes (None: the
-    system doesn't tell). ``start_kl`` is the divergence on held-out text now, nats a token."""
+    ``memory`` is what this process held at most in the trial (None: the system doesn't tell), ``disk`` what its
+    checkpoints and what is kept of the ``teacher`` (online, hidden, sampled) take at most, in bytes; ``teacher_bytes``
+    are those of the latter, of text that comes ``times`` times. ``start_kl`` is the divergence on held-out text now,
+    nats a token."""
 
     tokens: int
     steps: int
@@ -66,6 +68,9 @@ class Estimate:
     tokens_per_second: float
     memory: int | None
     disk: int
+    teacher: str
+    teacher_bytes: int
+    times: float
     start_kl: float
 
     @property

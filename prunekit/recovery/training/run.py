@@ -7,21 +7,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.checkpoint.manifest import Written, written_once
 from prunekit.checkpoint.trained import with_recovery, write_trained
 from prunekit.data.calibration import check_length
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
 from prunekit.recovery.lessons import Lessons
+from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
 from prunekit.recovery.training.run_folder import run_folder
 from prunekit.recovery.training.schedule import Span
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import CHECKPOINT, local
+from prunekit.utils.process import ranks
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.manifest import Written
     from prunekit.models.source import Source
     from prunekit.plan import Plan
     from prunekit.plan.training import TextConfig, TrainingConfig
@@ -92,9 +95,11 @@ def recover(
     Raises PrunekitError where the two models or the text don't belong together, the loss is not finite, or something
     can't be written.
     """
-    listener = listener or Listener()
+    listener = listener if listener and ranks.is_first() else Listener()
+    if config.lora:
+        check_peft()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
-    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+    from_first(lambda: _check_free(out, overwrite, inputs))
     check_length(text, source.config)
     tokenizer = load_tokenizer(teacher)
     _check_pair(source, teacher, tokenizer)
@@ -122,18 +127,24 @@ def recover(
         plan = with_recovery(trained.plan, facts)
         standing = trained.training.standing
         result = Recovered(None, plan, standing, made.before, made.after, made.used, facts)  # type: ignore[arg-type]
-        written = write_trained(
-            source,
-            plan,
-            made.weights,
-            out,
-            dtype=store_dtype,
-            overwrite=overwrite,
-            max_shard_bytes=max_shard_bytes,
-            beside=lambda path: beside(path, result),
+        written = written_once(
+            lambda: write_trained(
+                source,
+                plan,
+                made.weights,
+                out,
+                dtype=store_dtype,
+                overwrite=overwrite,
+                max_shard_bytes=max_shard_bytes,
+                beside=lambda path: beside(path, result),
+            )
         )
         folder.erase()
     return replace(result, written=written)
+
+
+def _check_free(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
+    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
 
 
 def place_of(out: Path) -> Path:

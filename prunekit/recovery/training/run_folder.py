@@ -16,6 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import read_json, rewrite_text
 from prunekit.utils.files.replacing import check_place
 from prunekit.utils.files.strict_json import parse, read_regular
+from prunekit.utils.process.ranks import is_first, shared
 
 _FORMAT, _VERSION = "prunekit-training", 1
 _RUN, _TEXT, _TEACHER = "run.json", "text", "teacher"
@@ -67,7 +68,8 @@ class RunFolder(Checkpoints):
     def settle(self, **facts: Any) -> None:
         """Decide ``facts`` for this run and all that go on from it. Raises PrunekitError where that can't be kept."""
         self.settled |= facts
-        rewrite_text(self.path / _RUN, _json(self.asked, self.settled))
+        if is_first():
+            rewrite_text(self.path / _RUN, _json(self.asked, self.settled))
 
     def pruned(self, stage: int) -> Path:
         """Where the model lies that is trained in ``stage``, which counts from 1."""
@@ -101,6 +103,8 @@ class RunFolder(Checkpoints):
 
     def erase(self) -> None:
         """Remove it with all that is in it, as far as it is a training's."""
+        if not is_first():
+            return
         _check_own(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -113,6 +117,10 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
     Raises PrunekitError where it holds a training that was asked for something else, or is somebody's own.
     """
     path = path.absolute()
+    if not is_first():
+        # Rank 0's is that of all.
+        yield RunFolder(path, asked, shared({}))
+        return
     if os.path.lexists(path):
         earlier = _read(path)
         if earlier is None or earlier["asked"] != _plain(asked):
@@ -133,6 +141,7 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
     with _alone(path):
         folder = RunFolder(path, asked, settled)
         folder.settle()
+        shared(folder.settled)
         try:
             yield folder
         except BaseException:

@@ -16,6 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
 from prunekit.utils.files.atomic import read_json
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from prunekit.recovery.training.student import Student
 
 _FORMAT = "prunekit-training-state"
-_STATE, _MOMENTS = "state.json", "moments.safetensors"
+_STATE, _MOMENTS, _ADAPTER = "state.json", "moments.safetensors", "adapter."
 
 
 def save(
@@ -34,33 +35,33 @@ def save(
 
     Raises PrunekitError where it can't be written: the last one is still there.
     """
-    path = folder.checkpoint(standing.step)
-    if not path.exists():
-        write_trained(
-            source, plan, student.weights(), path, dtype="float32", beside=_with_state(student, optimizer, standing)
-        )
-    folder.keep(standing.step, int(standing.best["step"]))
+    weights = student.weights()
+    kept = {**optimizer.moments(), **{f"{_ADAPTER}{name}": each for name, each in student.adapters().items()}}
+
+    def write() -> None:
+        path = folder.checkpoint(standing.step)
+        if not path.exists():
+            write_trained(source, plan, weights, path, dtype="float32", beside=with_state(kept, standing))
+        folder.keep(standing.step, int(standing.best["step"]))
+
+    from_first(write)
 
 
-def _with_state(student: Student, optimizer: Optimizer, standing: Standing) -> Callable[[Path], None]:
+def with_state(kept: Mapping[str, torch.Tensor], standing: Standing) -> Callable[[Path], None]:
+    """Writes what is ``kept`` into a checkpoint that is being written."""
+
     def write(checkpoint: Path) -> None:
-        kept = {name: each.detach().cpu().contiguous() for name, each in optimizer.moments().items()}
-        kept |= {f"adapter.{name}": each for name, each in student.adapters().items()}
-        write_state(checkpoint, kept, standing)
+        from safetensors.torch import save_file
+
+        place = checkpoint / TRAINING
+        place.mkdir()
+        tensors = {name: each.detach().cpu().contiguous() for name, each in kept.items()}
+        # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
+        save_file({**tensors, "rng": torch.get_rng_state()}, place / _MOMENTS)
+        state = {"format": _FORMAT, "standing": standing.to_dict()}
+        (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
 
     return write
-
-
-def write_state(checkpoint: Path, kept: Mapping[str, torch.Tensor], standing: Standing) -> None:
-    """Put what is ``kept`` beside the weights of the ``checkpoint``, which is being written."""
-    from safetensors.torch import save_file
-
-    place = checkpoint / TRAINING
-    place.mkdir()
-    # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
-    save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
-    state = {"format": _FORMAT, "standing": standing.to_dict()}
-    (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
@@ -70,29 +71,19 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
     """
     standing, kept = read_state(checkpoint)
     torch.set_rng_state(kept.pop("rng"))
-    mark = "adapter."
-    adapters = {name.removeprefix(mark): each for name, each in kept.items() if name.startswith(mark)}
+    adapters = {name.removeprefix(_ADAPTER): each for name, each in kept.items() if name.startswith(_ADAPTER)}
     student.load(checkpoint, adapters)
     optimizer.load(kept, standing.updates)
     return standing
 
 
-def take_over(folder: Path, optimizer: Optimizer) -> int:
-    """Let ``optimizer`` go on with the state that lies beside the weights in ``folder``, where one does. Returns how
-    many updates it has made."""
-    if has_state(folder):
-        standing, kept = read_state(folder)
-        optimizer.load(kept, standing.updates)
-    return optimizer.updates
-
-
-def has_state(folder: Path) -> bool:
-    """Whether the state of an optimizer lies beside the weights in ``folder``."""
-    return (folder / TRAINING).is_dir()
+def has_state(checkpoint: Path) -> bool:
+    """Whether :func:`with_state` wrote into the ``checkpoint``."""
+    return (checkpoint / TRAINING).is_dir()
 
 
 def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:
-    """What :func:`write_state` put beside the weights of the ``checkpoint``.
+    """What :func:`with_state` put beside the weights of the ``checkpoint``.
 
     Raises PrunekitError where a file of it is missing or has changed.
     """

@@ -14,38 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunekit import prune
 from prunekit.checkpoint.manifest import verify
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
-from prunekit.plan.recipe import Recipe
 from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training.progress import Listener
-from tests.support.command import SENTENCE
+from tests.support.recovering import SETTINGS
+from tests.support.recovering import recover_tiny as _recover
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
-
-SETTINGS = {"text_length": 16, "text_held_out": 4, "batch_tokens": 64, "learning_rate": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory) -> Path:
-    """A dense model, a pruned one, and text."""
-    root = tmp_path_factory.mktemp("recover")
-    tiny_model("llama", tied=True).save_pretrained(root / "dense")
-    tiny_tokenizer().save_pretrained(root / "dense")
-    recipe = Recipe.of("adapt-pruner", ffn_multiple=1, sequences=4, length=16)
-    prune(str(root / "dense"), root / "small", blocks=0.7, recipe=recipe)
-    (root / "text.txt").write_text("\n\n".join(f"{number} {SENTENCE}" for number in range(60)), encoding="utf-8")
-    return root
-
-
-def _recover(places: Path, out: Path, **given):
-    options = {"text": str(places / "text.txt"), "tokens": 64 * 8, "device": "cpu", "dtype": "float32", **given}
-    options["settings"] = {**SETTINGS, **options.get("settings", {})}
-    return recover(str(places / "small"), str(places / "dense"), out, **options)
 
 
 def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp_path: Path) -> None:
