@@ -17,13 +17,13 @@ from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
 from prunekit.models.recompute import activation_bytes, free_bytes
 from prunekit.models.source import load_model
+from prunekit.recovery.precision import precision
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training import state
 from prunekit.recovery.training.loop import Events, Training
 from prunekit.recovery.training.lora import LoraStudent
 from prunekit.recovery.training.optimizer import Optimizer
-from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Estimate, Listener, Standing
 from prunekit.recovery.training.run_folder import Checkpoints, RunFolder
 from prunekit.recovery.training.schedule import Span

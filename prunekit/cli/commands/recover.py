@@ -32,17 +32,16 @@ def recover(
     text: Annotated[
         str | None,
         typer.Option(
-            help=f"Text to train on: {o.FILES}, a Hugging Face dataset id (id:config), wikitext, builtin, self (what "
-            "the dense model writes), or a mix such as notes.jsonl:0.5,self:0.5.",
+            help=o.TRAINING_TEXT,
             show_default="builtin:0.5,self:0.5",
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Train on so many tokens (500000, 10M); or say --minutes.", show_default=False)
+        str | None, typer.Option(help=f"{o.TOKENS} (500000, 10M); or say --minutes.", show_default=False)
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Train for about so long, at the speed of three trial steps.", show_default=False),
+        typer.Option(help=f"{o.MINUTES}, at the speed of three trial steps.", show_default=False),
     ] = None,
     settings: Annotated[
         list[str] | None,
