@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
     from prunekit.pruning.planner import PlanConfig
-    from prunekit.recovery.training.run import Listener, Recovered
+    from prunekit.recovery.training.progress import Listener
+    from prunekit.recovery.training.run import Recovered
 
 LAYOUTS = ("per-layer", "uniform")
 _GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency")

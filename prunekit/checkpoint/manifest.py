@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.checkpoint.record import read_record
+from prunekit.checkpoint.record import made_by, read_record
 from prunekit.errors import PrunekitError
 from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan import Plan
@@ -64,7 +64,7 @@ class Report:
 def write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:
     """Hash what is in ``folder`` and list it there; nothing may be added afterwards."""
     # What was trained afterwards was still pruned from the dense model.
-    record = read_record(source.config) if plan.provenance.get("recovery") else None
+    record = read_record(source.config) if made_by(source, plan) else None
     own = (model_label(source.name), source.fingerprint)
     name, fingerprint = (record.source, record.fingerprint) if record else own
     manifest = {

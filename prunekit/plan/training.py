@@ -112,8 +112,14 @@ def training_of(text: str | None, seed: int | None, settings: Mapping[str, Any])
 
     Raises PrunekitError where there is no such setting, or a value makes no sense.
     """
-    known = training_knobs()
-    made: dict[type, dict[str, Any]] = {TrainingConfig: {}, TextConfig: {}}
+    changes = sorted_out(settings, training_knobs())
+    return TrainingConfig(**changes.get(TrainingConfig, {})), text_of(text, seed, changes)
+
+
+def sorted_out(settings: Mapping[str, Any], known: Mapping[str, Knob]) -> dict[type, dict[str, Any]]:
+    """``settings`` by the config that has them, under the names of its fields. Raises PrunekitError where one is not
+    ``known``, or of another type."""
+    made: dict[type, dict[str, Any]] = {}
     for name, value in settings.items():
         if name not in known:
             raise PrunekitError(
@@ -122,6 +128,11 @@ def training_of(text: str | None, seed: int | None, settings: Mapping[str, Any])
         knob_ = known[name]
         if not knob_.fits(value):
             raise PrunekitError(f"{name} takes {words(knob_.type)}, got {value!r}.")
-        made[knob_.config][knob_.field] = value
+        made.setdefault(knob_.config, {})[knob_.field] = value
+    return made
+
+
+def text_of(text: str | None, seed: int | None, changes: Mapping[type, Mapping[str, Any]]) -> TextConfig:
+    """The text of that name, with the ``changes`` that :func:`sorted_out` found."""
     told: dict[str, Any] = {name: value for name, value in (("source", text), ("seed", seed)) if value is not None}
-    return TrainingConfig(**made[TrainingConfig]), TextConfig(**made[TextConfig], **told)
+    return TextConfig(**changes.get(TextConfig, {}), **told)

@@ -16,6 +16,7 @@ from prunekit.recovery.training.loop import Events, Training
 from prunekit.recovery.training.lora import LoraStudent
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
+from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.student import Student
 from tests.support.tiny import VOCAB, random_plan, rebuilt_model, tiny_model
 
@@ -77,7 +78,7 @@ def tiny_training(
         config,
         Optimizer(student.parameters, config),
         standing or Standing(micro_batch=micro_batch),
-        steps=steps,
+        span=Span(steps),
         sequences=sequences,
         events=events,
     )

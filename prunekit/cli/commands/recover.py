@@ -15,7 +15,7 @@ from prunekit.plan.knobs import parse_value, split_setting
 from prunekit.plan.training import training_knobs
 
 if TYPE_CHECKING:
-    from prunekit.recovery.training.run import Estimate
+    from prunekit.recovery.training.progress import Estimate
 
 
 def complete_training(incomplete: str) -> list[str]:
@@ -77,7 +77,7 @@ def recover(
 ) -> None:
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""
     from prunekit import pipeline
-    from prunekit.recovery.training.run import Listener
+    from prunekit.recovery.training.progress import Listener
 
     def say(values: dict[str, Any]) -> None:
         print(json_module.dumps(values, allow_nan=False), flush=True)  # noqa: T201

@@ -9,7 +9,8 @@ from prunekit.cli.common import table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from prunekit.recovery.training.run import Estimate, Recovered
+    from prunekit.recovery.training.progress import Estimate
+    from prunekit.recovery.training.run import Recovered
 
 
 def estimate_line(estimate: Estimate) -> str:

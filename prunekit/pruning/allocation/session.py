@@ -207,7 +207,7 @@ class Session:
         """The best units of the model as it is now, as many as ``shapes`` says, as indices into the source."""
         return agreed(
             tuple(
-                compose(keep, best_units(index, current, layer_scores, target))
+                keep.compose(best_units(index, current, layer_scores, target))
                 for index, (keep, current, layer_scores, target) in enumerate(
                     zip(self.keeps, self.shape.layers, scores.layers, shapes, strict=True)
                 )
@@ -249,18 +249,8 @@ def top(values: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(sorted(order.tolist()))
 
 
-def compose(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
-    """``inner`` indexes into what ``outer`` kept: the same units as indices into the source."""
-    return LayerKeep(
-        outer.index,
-        tuple(outer.kv_heads[i] for i in inner.kv_heads),
-        tuple(outer.query_heads[i] for i in inner.query_heads),
-        tuple(outer.ffn[i] for i in inner.ffn),
-    )
-
-
 def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
-    """Reverse of :func:`compose`: units of ``inner`` as indices into what ``outer`` kept."""
+    """Reverse of :meth:`LayerKeep.compose`: units of ``inner`` as indices into what ``outer`` kept."""
     kept = (outer.kv_heads, outer.query_heads, outer.ffn)
     places = [{unit: place for place, unit in enumerate(units)} for units in kept]
     return LayerKeep(

@@ -23,7 +23,7 @@ from prunekit.recovery.teachers import row_file
 from prunekit.recovery.teachers.choice import settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training.loop import Training
-from prunekit.recovery.training.run import Estimate, Listener
+from prunekit.recovery.training.progress import Estimate, Listener
 from tests.support.command import SENTENCE
 from tests.support.recovering import recover_tiny
 from tests.support.tiny_training import LENGTH, RandomText, tiny_pair, tiny_teacher

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
 from prunekit.plan.training import TrainingConfig
-from prunekit.recovery.training import run
+from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.lora import LoraStudent
 from tests.support.recovering import recover_tiny
@@ -85,15 +85,15 @@ def test_recomputed_activations_change_nothing() -> None:
 
 def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places, tmp_path, monkeypatch) -> None:
     kept = {}
-    original = run._finish
+    original = Trained.finish
 
-    def keeping(folder, source, training, *rest):
-        made = original(folder, source, training, *rest)
+    def keeping(trained, *rest):
+        made = original(trained, *rest)
         with torch.no_grad():
-            kept["logits"] = training.student.model(input_ids=torch.arange(3, 40)[None]).logits.clone()
+            kept["logits"] = trained.training.student.model(input_ids=torch.arange(3, 40)[None]).logits.clone()
         return made
 
-    monkeypatch.setattr(run, "_finish", keeping)
+    monkeypatch.setattr(Trained, "finish", keeping)
     made = recover_tiny(places, tmp_path / "out", settings=SETTINGS)
     assert made.used and made.after < made.before
     model = load_model(resolve(str(tmp_path / "out")), device="cpu")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from prunekit.errors import PrunekitError
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
+from prunekit.recovery.lessons import Trained
 from prunekit.utils.process import ranks
 from tests.support.ranks import run_ranks
 from tests.support.recovering import SETTINGS
@@ -59,15 +60,13 @@ def test_two_processes_train_as_one_does(places: Path, tmp_path: Path, settings:
 
 
 def test_two_processes_go_on_where_they_stopped(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
     _on(2, places, tmp_path / "whole")
     with monkeypatch.context() as patch:
 
         def stop(*args):
             raise PrunekitError("enough")
 
-        patch.setattr(run, "_finish", stop)
+        patch.setattr(Trained, "finish", stop)
 
         def work() -> None:
             with ranks.joined("cpu"), pytest.raises(PrunekitError, match="enough"):

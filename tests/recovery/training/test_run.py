@@ -19,7 +19,8 @@ from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
-from prunekit.recovery.training.run import Listener
+from prunekit.recovery.lessons import Trained
+from prunekit.recovery.training.progress import Listener
 from tests.support.recovering import SETTINGS
 from tests.support.recovering import recover_tiny as _recover
 from tests.support.tiny import tiny_model
@@ -48,19 +49,17 @@ def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp
 
 
 def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
     kept = {}
-    original = run._finish
+    original = Trained.finish
 
-    def keeping(folder, source, training, *rest):
-        made = original(folder, source, training, *rest)
+    def keeping(trained, *rest):
+        made = original(trained, *rest)
         ids = torch.arange(3, 40)[None]
         with torch.no_grad():
-            kept["logits"] = training.student.model(input_ids=ids).logits.clone()
+            kept["logits"] = trained.training.student.model(input_ids=ids).logits.clone()
         return made
 
-    monkeypatch.setattr(run, "_finish", keeping)
+    monkeypatch.setattr(Trained, "finish", keeping)
     _recover(places, tmp_path / "out")
     model = load_model(resolve(str(tmp_path / "out")), device="cpu")
     with torch.no_grad():
@@ -109,7 +108,7 @@ def test_the_best_step_is_written_where_later_ones_are_worse(places: Path, tmp_p
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, tmp_path: Path) -> None:
     whole = _recover(places, tmp_path / "whole", tokens=64 * 30)
     script = (
-        "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.run import Listener\n"
+        "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.progress import Listener\n"
         "row = lambda row: print(row, flush=True)\n"
         f"recover({str(places / 'small')!r}, {str(places / 'dense')!r}, {str(tmp_path / 'out')!r}, "
         f"text={str(places / 'text.txt')!r}, tokens={64 * 30}, device='cpu', dtype='float32', settings={SETTINGS!r}, "
@@ -166,9 +165,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path
 
 
 def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
-    monkeypatch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
+    monkeypatch.setattr(Trained, "finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
     with pytest.raises(PrunekitError, match="enough"):
         _recover(places, tmp_path / "out", checkpoint_minutes=0)
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
@@ -179,10 +176,8 @@ def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch)
 
 
 def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
+        patch.setattr(Trained, "finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
         with pytest.raises(PrunekitError, match="enough"):
             _recover(places, tmp_path / "out", checkpoint_minutes=0)
     with pytest.raises(PrunekitError, match="begun with another settings"):
