@@ -22,7 +22,7 @@ from tests.support.tiny_training import RandomText, tiny_pair, tiny_student, tin
 
 pytest.importorskip("peft")
 LORA = TrainingConfig(learning_rate=3e-3, lora=4)
-SETTINGS = {"lora": 4, "learning_rate": 1e-2}
+SETTINGS = {"lora": 4, "learning_rate": 3e-3}
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -223,3 +223,13 @@ def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
         with pytest.raises(PrunekitError, match=sentence):
             recover(small, teacher, tmp_path / "out", **options)
         assert not list(tmp_path.glob("out*"))
+
+
+def test_curves_go_where_tensorboard_finds_them(places: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    made = _recover(places, tmp_path / "out", tensorboard=tmp_path / "runs")
+    events = accumulator.EventAccumulator(str(tmp_path / "runs"))
+    events.Reload()
+    assert [each.step for each in events.Scalars("train/kl")] == list(range(8))
+    held = [(each.step, pytest.approx(each.value)) for each in events.Scalars("held_out/kl")]
+    assert held == [(row["step"], row["kl"]) for row in made.standing.held_out]
