@@ -15,7 +15,6 @@ import torch
 from prunekit.checkpoint.trained import plan_of, with_recovery
 from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
-from prunekit.models.recompute import activation_bytes, free_bytes
 from prunekit.models.source import load_model
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
@@ -30,6 +29,7 @@ from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
+from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, shared
 from prunekit.utils.progress import progress
@@ -187,7 +187,7 @@ def _fitting(student: Student, source: Source, length: int, sequences: int) -> i
     """How many sequences at a time fit into a third of the free memory: a power of two parts of the step; 0: none."""
     room = free_bytes(student.device) / 3
     count = sequences
-    while count and activation_bytes(source.shape, count * length, 4) > room:
+    while count and 4 * count * length * source.shape.activation_numbers_per_token() > room:
         count //= 2
     return count
 
