@@ -145,6 +145,7 @@ def recover(
     asked = _asked(source, teacher, text, budget, config, dtype)
     place = out.absolute().with_name(out.absolute().name + SUFFIX)
     with run_folder(place, asked, overwrite) as folder:
+        folder.settle(model=model_label(source.name), teacher=model_label(teacher.name))
         model = load_model(source, dtype="float32", device=device)
         kind, computing = precision(model.device, dtype)
         fast = kind == "bfloat16"

@@ -29,7 +29,8 @@ class RunFolder:
     def __init__(self, path: Path, asked: Mapping[str, Any], settled: Mapping[str, Any]):
         self.path, self.asked = path, dict(asked)
         self.settled: dict[str, Any] = dict(settled)
-        """What was decided once, when the training began: how many steps it has."""
+        """What was decided once, when the training began: how many steps it has. And what the two models are called,
+        for people."""
 
     @property
     def text(self) -> Path:
@@ -98,6 +99,12 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
             if path.is_dir() and not folder.checkpoints():
                 folder.erase()
             raise
+
+
+def look(path: Path) -> RunFolder | None:
+    """The training in the folder ``path``, to be read; None where there is none. Another run may be working there."""
+    found = _read(path)
+    return None if found is None else RunFolder(path.absolute(), found["asked"], found["settled"])
 
 
 def _steps(path: Path) -> list[int]:

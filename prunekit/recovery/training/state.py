@@ -71,7 +71,7 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
             f"{checkpoint} is damaged: {report.damaged[0]} changed since it was written. Delete that folder to go on "
             "from an earlier checkpoint."
         )
-    standing = _standing(checkpoint / TRAINING / _STATE)
+    standing = read_standing(checkpoint)
     with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
         kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
     torch.set_rng_state(kept.pop("rng"))
@@ -82,7 +82,9 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
     return standing
 
 
-def _standing(path: Path) -> Standing:
+def read_standing(checkpoint: Path) -> Standing:
+    """Where the ``checkpoint`` was written. Raises PrunekitError where it does not say so."""
+    path = checkpoint / TRAINING / _STATE
     data: Any = read_json(path, "state of the training")
     try:
         if data["format"] != _FORMAT:

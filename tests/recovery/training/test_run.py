@@ -14,42 +14,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunekit import prune
 from prunekit.checkpoint.manifest import verify
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
-from prunekit.plan.recipe import Recipe
 from prunekit.recovery.training.run import Listener
-from tests.support.command import SENTENCE
+from tests.support.recovered import SETTINGS, recover_tiny, save_places
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
-
-SETTINGS = {"text_length": 16, "text_held_out": 4, "batch_tokens": 64, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Path:
     """A dense model, a pruned one, and text."""
-    root = tmp_path_factory.mktemp("recover")
-    tiny_model("llama", tied=True).save_pretrained(root / "dense")
-    tiny_tokenizer().save_pretrained(root / "dense")
-    recipe = Recipe.of("adapt-pruner", ffn_multiple=1, sequences=4, length=16)
-    prune(str(root / "dense"), root / "small", blocks=0.7, recipe=recipe)
-    (root / "text.txt").write_text("\n\n".join(f"{number} {SENTENCE}" for number in range(60)), encoding="utf-8")
-    return root
-
-
-def _recover(places: Path, out: Path, **given):
-    options = {"text": str(places / "text.txt"), "tokens": 64 * 8, "device": "cpu", "dtype": "float32", **given}
-    options["settings"] = {**SETTINGS, **options.get("settings", {})}
-    return recover(str(places / "small"), str(places / "dense"), out, **options)
+    return save_places(tmp_path_factory.mktemp("recover"))
 
 
 def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp_path: Path) -> None:
     rows: list[dict] = []
-    made = _recover(places, tmp_path / "out", listener=Listener(row=rows.append))
+    made = recover_tiny(places, tmp_path / "out", listener=Listener(row=rows.append))
     assert made.after < made.before and made.used == 8
     assert not (tmp_path / "out.training").exists()
     report = verify(tmp_path / "out")
@@ -82,14 +66,14 @@ def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places: Path
         return made
 
     monkeypatch.setattr(run, "_finish", keeping)
-    _recover(places, tmp_path / "out")
+    recover_tiny(places, tmp_path / "out")
     model = load_model(resolve(str(tmp_path / "out")), device="cpu")
     with torch.no_grad():
         assert torch.equal(model(input_ids=torch.arange(3, 40)[None]).logits, kept["logits"])
 
 
 def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) -> None:
-    first = _recover(places, tmp_path / "first")
+    first = recover_tiny(places, tmp_path / "first")
     second = recover(
         str(tmp_path / "first"),
         str(places / "dense"),
@@ -105,7 +89,7 @@ def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) 
 
 
 def test_what_is_not_better_is_not_written(places: Path, tmp_path: Path) -> None:
-    made = _recover(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
+    made = recover_tiny(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
     assert made.used == 0 and made.after == made.before
     own, given = (load_file(path / "model.safetensors") for path in (tmp_path / "out", places / "small"))
     assert all(torch.equal(own[name], given[name]) for name in given)
@@ -123,12 +107,12 @@ def test_the_best_step_is_written_where_later_ones_are_worse(places: Path, tmp_p
         return row
 
     monkeypatch.setattr(Training, "measure", measure)
-    made = _recover(places, tmp_path / "out")
+    made = recover_tiny(places, tmp_path / "out")
     assert made.used == 4 and made.after < made.before
 
 
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, tmp_path: Path) -> None:
-    whole = _recover(places, tmp_path / "whole", tokens=64 * 30)
+    whole = recover_tiny(places, tmp_path / "whole", tokens=64 * 30)
     script = (
         "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.run import Listener\n"
         "row = lambda row: print(row, flush=True)\n"
@@ -176,13 +160,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path
 
     monkeypatch.setattr(state, "write_trained", full)
     with pytest.raises((PrunekitError, OSError), match="space"):
-        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     assert not (tmp_path / "out").exists()
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     assert not verify(last).damaged
     monkeypatch.setattr(state, "write_trained", original)
-    whole = _recover(places, tmp_path / "whole")
-    made = _recover(places, tmp_path / "out", checkpoint_minutes=0)
+    whole = recover_tiny(places, tmp_path / "whole")
+    made = recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     assert made.after == whole.after
 
 
@@ -191,12 +175,12 @@ def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
     with pytest.raises(PrunekitError, match="enough"):
-        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     tensors = load_file(last / "training" / "moments.safetensors")
     save_file({name: each + 1 for name, each in tensors.items()}, last / "training" / "moments.safetensors")
     with pytest.raises(PrunekitError, match=r"is damaged: training/moments\.safetensors changed"):
-        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
 
 
 def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatch) -> None:
@@ -205,12 +189,12 @@ def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
         with pytest.raises(PrunekitError, match="enough"):
-            _recover(places, tmp_path / "out", checkpoint_minutes=0)
+            recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     with pytest.raises(PrunekitError, match="begun with another settings"):
-        _recover(places, tmp_path / "out", settings={"learning_rate": 2e-3})
+        recover_tiny(places, tmp_path / "out", settings={"learning_rate": 2e-3})
     with pytest.raises(PrunekitError, match="begun with another budget"):
-        _recover(places, tmp_path / "out", tokens=64 * 9)
-    made = _recover(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
+        recover_tiny(places, tmp_path / "out", tokens=64 * 9)
+    made = recover_tiny(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
     assert made.standing.step == 9
 
 
@@ -219,7 +203,7 @@ def test_a_folder_of_the_users_is_never_taken(places: Path, tmp_path: Path) -> N
     (tmp_path / "out.training" / "thesis.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(PrunekitError, match=r"something else is there|did not write"):
-            _recover(places, tmp_path / "out", overwrite=overwrite)
+            recover_tiny(places, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out.training" / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
