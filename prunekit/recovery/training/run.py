@@ -23,6 +23,7 @@ from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first
+from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
@@ -103,6 +104,7 @@ def recover(
     _check_pair(source, teacher, tokenizer)
     asked = {"model": source.fingerprint, **asked_of(teacher, text, budget, config, dtype)}
     with run_folder(place_of(out), asked, overwrite) as folder:
+        folder.settle(model=model_label(source.name), teacher=model_label(teacher.name))
         lessons = Lessons(
             folder,
             teacher,

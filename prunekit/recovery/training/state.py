@@ -103,13 +103,15 @@ def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:
             f"{checkpoint} is damaged: {report.damaged[0]} changed since it was written. Delete that folder to go on "
             "from an earlier checkpoint."
         )
-    standing = _standing(checkpoint / TRAINING / _STATE)
+    standing = read_standing(checkpoint)
     with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
         kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
     return standing, kept
 
 
-def _standing(path: Path) -> Standing:
+def read_standing(checkpoint: Path) -> Standing:
+    """Where the ``checkpoint`` was written. Raises PrunekitError where it does not say so."""
+    path = checkpoint / TRAINING / _STATE
     data: Any = read_json(path, "state of the training")
     try:
         if data["format"] != _FORMAT:
