@@ -125,7 +125,8 @@ PYTEST := $(VENV)/bin/python -m pytest -q
 BY_FILE := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 # What is run apart: Triton's interpreter, which can't share a process with the compiler, and what torchao is needed for.
 INTERPRETED := tests/kernels/interpreted
-WITH_TORCHAO := $(wildcard tests/export/formats/test_executorch*.py) tests/kernels/test_quantize.py tests/kernels/test_runtime.py
+WITH_TORCHAO := $(wildcard tests/export/formats/test_executorch*.py) tests/export/test_recovered.py \
+  tests/kernels/test_quantize.py tests/kernels/test_runtime.py
 
 test: runtimes
 	$(BY_FILE) tests --ignore=$(INTERPRETED) --ignore-glob='*/test_executorch*.py'
@@ -142,7 +143,7 @@ kill-test: runtimes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(EXECUTORCH) PRUNEKIT_KILLS=all $(PYTEST) -s tests/kills/test_kills.py
 
 test-whole: runtimes
-	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k smollm2 --ignore-glob='*/test_executorch*.py'
+	PRUNEKIT_WHOLE_MODELS=1 $(BY_FILE) tests/export -k "smollm2 or recovered" --ignore-glob='*/test_executorch*.py'
 
 # Pruned models in vLLM (CPU build, eager, two devices, its HTTP server), from an environment of its own of 3.4 GB.
 test-vllm: $(VLLM)/.installed

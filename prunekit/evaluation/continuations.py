@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.perplexity import eval_mode
+from prunekit.evaluation.windows import eval_mode
 from prunekit.models.runner import TorchRunner
 from prunekit.utils.progress import progress
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 _NGRAM = 4
+
+Continuations = Sequence[Sequence[int]]
+"""The tokens that one model wrote after each prompt, at least one each."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,18 @@ def generation_quality(
     for each, called in ((model, name), (baseline, baseline_name)):
         if each is not None:
             check_room(each.config, called, config)
-    prompts = pick_prompts(tokens, config, None if tokenizer is None else bos(tokenizer), text)
-    made = _continue(model, tokenizer, prompts, config, name, text)
+    made = continued(model, tokenizer, tokens, config, name=name, text=text)
+    if baseline is None:
+        return compare(made, config, text=text)
+    wanted = continued(baseline, tokenizer, tokens, config, name=baseline_name, text=text)
+    return compare(made, config, wanted, text=text)
+
+
+def compare(
+    made: Continuations, config: ContinuationConfig, wanted: Continuations | None = None, *, text: str = "text"
+) -> GenerationQuality:
+    """How good the continuations ``made`` by :func:`continued` are, and how far they follow those that are ``wanted``,
+    of another model on the same text."""
     shared: dict[str, Any] = {
         "text": text,
         "prompts": config.prompts,
@@ -109,9 +122,8 @@ def generation_quality(
         "new_tokens": config.new_tokens,
         "model": fluency(made),
     }
-    if baseline is None:
+    if wanted is None:
         return GenerationQuality(**shared)
-    wanted = _continue(baseline, tokenizer, prompts, config, baseline_name, text)
     pairs = list(zip(made, wanted, strict=True))
     prefix, prefix_error = _mean([float(common_prefix(*pair)) for pair in pairs])
     equal, equal_error = _mean([equal_share(*pair) for pair in pairs])
@@ -143,8 +155,8 @@ def pick_prompts(tokens: torch.Tensor, config: ContinuationConfig, start: int | 
     return prompts
 
 
-def fluency(continuations: Sequence[Sequence[int]]) -> Fluency:
-    """How much continuations, each of at least one token, repeat themselves."""
+def fluency(continuations: Continuations) -> Fluency:
+    """How much continuations repeat themselves."""
     shares = [share for each in continuations if (share := repeated_share(each)) is not None]
     repetition, error = _mean(shares) if shares else (None, None)
     distinct_1 = _distinct(continuations, 1)
@@ -181,7 +193,7 @@ def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1)]
 
 
-def _distinct(continuations: Sequence[Sequence[int]], n: int) -> float | None:
+def _distinct(continuations: Continuations, n: int) -> float | None:
     grams = [gram for each in continuations for gram in _ngrams(each, n)]
     return len(set(grams)) / len(grams) if grams else None
 
@@ -211,11 +223,16 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return set()
 
 
-def _continue(
-    model: Any, tokenizer: Any, prompts: torch.Tensor, config: ContinuationConfig, name: str, text: str
-) -> list[list[int]]:
+def continued(
+    model: Any, tokenizer: Any, tokens: torch.Tensor, config: ContinuationConfig, *, name: str, text: str
+) -> Continuations:
+    """What ``model`` writes after the prompts of the text ``tokens``, int64 [n]; :func:`generation_quality` says how.
+
+    Raises PrunekitError where the text is too short, or logits are not finite.
+    """
     import numpy as np
 
+    prompts = pick_prompts(tokens, config, None if tokenizer is None else bos(tokenizer), text)
     ends = _end_tokens(model, tokenizer)
     made: list[list[int]] = []
     with eval_mode(model), progress(f"{name} continues {text}", len(prompts)) as advance:

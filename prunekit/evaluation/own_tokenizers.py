@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from prunekit.evaluation.perplexity import EvalConfig, Evaluation, TextResult, evaluate
+from prunekit.evaluation.perplexity import Evaluation, TextResult
 
 if TYPE_CHECKING:
     import torch
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Read:
-    """A model, its tokenizer, and the texts as that gives them: token ids [n] by name."""
+    """What one model reached on texts, its tokenizer, and the texts as that gives them: token ids [n] by name."""
 
-    model: Any
+    evaluation: Evaluation
     tokenizer: Any
     tokens: Mapping[str, torch.Tensor]
 
 
-def evaluate_apart(
-    read: Read, baseline: Read, config: EvalConfig, *, name: str = "model", baseline_name: str = "baseline"
-) -> Evaluation:
+def compare_apart(own: Read, dense: Read) -> Evaluation:
     """Perplexity of both on each text, in tokens of their own, and bits a byte, which don't depend on these.
 
-    Both must have read the same texts. With ``max_tokens`` each reads so many tokens of its own. Raises PrunekitError
-    as :func:`~prunekit.evaluation.perplexity.evaluate` does.
+    Both must have read the same texts. With ``max_tokens`` each reads so many tokens of its own.
     """
-    own = evaluate(read.model, read.tokenizer, read.tokens, config, name=name)
-    dense = evaluate(baseline.model, baseline.tokenizer, baseline.tokens, config, name=baseline_name)
-    texts = zip(own.results, dense.results, read.tokens.values(), baseline.tokens.values(), strict=True)
-    results = tuple(
-        replace(
-            result,
-            baseline_nll=other.nll,
-            baseline_perplexity=other.perplexity,
-            bits_per_byte=_bits_per_byte(result, ids, read.tokenizer),
-            baseline_bits_per_byte=_bits_per_byte(other, other_ids, baseline.tokenizer),
-        )
-        for result, other, ids, other_ids in texts
+    results = zip(
+        own.evaluation.results, dense.evaluation.results, own.tokens.values(), dense.tokens.values(), strict=True
     )
-    return replace(own, baseline=baseline_name, results=results)
+    return replace(
+        own.evaluation,
+        baseline=dense.evaluation.model,
+        results=tuple(
+            replace(
+                result,
+                baseline_nll=other.nll,
+                baseline_perplexity=other.perplexity,
+                bits_per_byte=_bits_per_byte(result, ids, own.tokenizer),
+                baseline_bits_per_byte=_bits_per_byte(other, other_ids, dense.tokenizer),
+            )
+            for result, other, ids, other_ids in results
+        ),
+    )
 
 
 def _bits_per_byte(result: TextResult, ids: torch.Tensor, tokenizer: Any) -> float:

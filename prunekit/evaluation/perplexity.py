@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import check_length, text_tokens
+from prunekit.data.calibration import check_length
 from prunekit.data.sources import source_name
 from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.baseline import Baseline, Beside, Kept, scored_states
+from prunekit.evaluation.windows import EvalConfig, batches, eval_mode, read_texts, shortened, windows
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
 
     from prunekit.models.head import Head
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Windows of ``length`` tokens start every ``stride`` tokens (default: ``length``, so they don't overlap).
-
-    Every window scores only what no earlier one has scored, so a smaller stride gives each token more context.
-    ``max_tokens`` cuts each text short. ``field`` and ``split`` are for JSONL files and datasets.
-    """
-
-    length: int = 512
-    stride: int | None = None
-    max_tokens: int | None = None
-    batch_size: int = 4
-    field: str = "text"
-    split: str = "test"
-
-    def __post_init__(self) -> None:
-        for name, least in (("length", 2), ("stride", 1), ("max_tokens", 2), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value is None and name in ("stride", "max_tokens"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PrunekitError(
-                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
-                )
-        if self.stride is not None and self.stride > self.length:
-            raise PrunekitError(
-                f"A stride of {self.stride} would skip tokens between windows of {self.length}; "
-                f"choose a stride of at most {self.length}."
-            )
-
-    @property
-    def step(self) -> int:
-        return self.stride or self.length
 
 
 @dataclass(frozen=True)
@@ -135,21 +102,16 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of ``model`` on each text, and its distance from ``baseline`` where one is given.
 
-    ``texts`` are sources (:func:`prunekit.data.sources.documents`) or token ids [n] by name. With a baseline both
-    models stay in memory and see each batch in turn: keeping one model's logits instead would take 4 bytes times the
-    vocabulary a token (60 GB for WikiText-2 at 49k entries), far more than a second set of weights. Raises
-    PrunekitError where a text is too short, windows are longer than a model's positions, vocabularies differ or logits
-    are not finite.
+    ``texts`` are sources (:func:`prunekit.data.sources.documents`) or token ids [n] by name. The baseline is a model,
+    which sees each batch in turn with ``model``, or what was :class:`~prunekit.evaluation.baseline.Kept` of one on the
+    same texts and windows. Raises PrunekitError where a text is too short, windows are longer than a model's positions,
+    vocabularies differ or logits are not finite.
     """
     config = config or EvalConfig()
     check_length(config, model.config)
     if baseline is not None:
         check_length(config, baseline.config)
-        if model.config.vocab_size != baseline.config.vocab_size:
-            raise PrunekitError(
-                f"The vocabularies differ: {name} has {model.config.vocab_size:,} entries and {baseline_name} "
-                f"{baseline.config.vocab_size:,}; compare a model with the one it was pruned from."
-            )
+        check_vocabularies((name, model.config.vocab_size), (baseline_name, baseline.config.vocab_size))
     if isinstance(texts, str):
         texts = [texts]
     if not texts:
@@ -157,15 +119,10 @@ def evaluate(
     tokens = texts if isinstance(texts, Mapping) else read_texts(texts, tokenizer, config)
     results = []
     start = None if tokenizer is None else bos(tokenizer)
-    with ExitStack() as modes:
-        for each in (model, baseline):
-            if each is not None:
-                modes.enter_context(eval_mode(each))
+    dense = baseline if baseline is None or isinstance(baseline, Kept) else Beside(baseline, baseline_name)
+    with eval_mode(model), nullcontext() if baseline is None or dense is baseline else eval_mode(baseline):
         for text, ids in tokens.items():
-            ids = ids[: config.max_tokens]
-            if len(ids) < 2:
-                raise PrunekitError(f"The text {source_name(text)} holds {len(ids)} tokens, and at least 2 are needed.")
-            results.append(_evaluate_text(model, baseline, source_name(text), ids, config, start, name, baseline_name))
+            results.append(_evaluate_text(model, dense, text, shortened(ids, config, text), config, start, name))
     first = next(model.parameters())
     return Evaluation(
         model=name,
@@ -176,72 +133,37 @@ def evaluate(
     )
 
 
-def read_texts(texts: Sequence[str], tokenizer: Any, config: EvalConfig) -> dict[str, torch.Tensor]:
-    """Token ids [n] of each source, as :func:`evaluate` takes them; lets a caller find a bad text before it loads a
-    model. Raises PrunekitError where a text can't be read."""
-    return {
-        text: text_tokens(text, tokenizer, config.max_tokens, field=config.field, split=config.split) for text in texts
-    }
-
-
-@contextmanager
-def eval_mode(model: Any) -> Iterator[None]:
-    """Evaluating in the middle of training leaves the model as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def windows(count: int, length: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, end, first scored position within the window) for ``count`` tokens.
-
-    All windows are full; tokens left at the end are dropped. A text shorter than ``length`` is one window. The first
-    token of a window is never scored, because nothing precedes it there.
-    """
-    length = min(length, count)
-    made = []
-    scored = 0
-    for start in range(0, count - length + 1, stride):
-        first = max(scored, start + 1)
-        made.append((start, start + length, first - start))
-        scored = start + length
-    return made
+def check_vocabularies(model: tuple[str, int], baseline: tuple[str, int]) -> None:
+    """Raises PrunekitError where the sizes of the vocabularies of two models, given with their names, differ."""
+    if model[1] != baseline[1]:
+        raise PrunekitError(
+            f"The vocabularies differ: {model[0]} has {model[1]:,} entries and {baseline[0]} {baseline[1]:,}; compare "
+            "a model with the one it was pruned from."
+        )
 
 
 def _evaluate_text(
     model: Any,
-    baseline: Any,
+    baseline: Baseline | None,
     text: str,
     ids: torch.Tensor,
     config: EvalConfig,
     start: int | None,
     name: str,
-    baseline_name: str,
 ) -> TextResult:
     import torch
 
     spans = windows(len(ids), config.length, config.step)
     sums = _Sums([], [], [], [], [])
-    # The first window scores from another position than those that overlap it, so it goes by itself.
-    same_first = spans[0][2] == spans[-1][2]
-    batches = [spans] if same_first else [spans[:1], spans[1:]]
-    with progress(f"Evaluating on {text}", len(spans)) as advance, torch.no_grad():
-        for group in batches:
-            for at in range(0, len(group), config.batch_size):
-                chunk = group[at : at + config.batch_size]
-                block = torch.stack([ids[begin:end] for begin, end, _ in chunk])
-                if start is not None:
-                    block[:, 0] = start
-                _score(model, baseline, block, chunk[0][2], sums, name, baseline_name, text)
-                advance(len(chunk))
+    with progress(f"Evaluating on {source_name(text)}", len(spans)) as advance, torch.no_grad():
+        for block, first in batches(ids, spans, config.batch_size, start):
+            _score(model, baseline, block, first, sums, name, text)
+            advance(len(block))
     total = sum(sums.tokens)
     nll, error = _mean(sums.nll, sums.tokens)
     seen = spans[-1][1]
     shared: dict[str, Any] = {
-        "text": text,
+        "text": source_name(text),
         "tokens_seen": seen,
         "tokens_predicted": total,
         "windows": len(spans),
@@ -283,36 +205,27 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float
 
 
 def _score(
-    model: Any, baseline: Any, block: torch.Tensor, first: int, sums: _Sums, name: str, baseline_name: str, text: str
+    model: Any, baseline: Baseline | None, block: torch.Tensor, first: int, sums: _Sums, name: str, text: str
 ) -> None:
     """Adds one batch of windows [B, L] to ``sums``, scoring the tokens from position ``first`` on."""
     import torch
 
-    from prunekit.models.head import Head, hidden_states
-    from prunekit.utils.numerics.finite import blame_layer, is_finite
+    from prunekit.models.head import Head
 
     targets = block[:, first:]
     count = targets.numel()
-
-    # Logits at position t predict token t + 1.
-    def run(model: Any, name: str) -> torch.Tensor:
-        made = hidden_states(model, block)
-        if not is_finite(made):
-            blame_layer(model, lambda: hidden_states(model, block), name)
-        return made[:, first - 1 : -1].flatten(0, 1)
-
-    hidden = run(model, name)
-    dense_hidden = None if baseline is None else run(baseline, baseline_name)
+    hidden = scored_states(model, block, first, name)
+    dense_hidden = None if baseline is None else baseline.states(text, sum(sums.tokens), block, first)
     targets = targets.flatten().to(hidden.device)
     kept: dict[str, list[torch.Tensor]] = {"nll": [], "baseline_nll": [], "kl": [], "agree": []}
-    head, dense_head = Head(model), None if baseline is None else Head(baseline)
+    head = Head(model)
     for at in range(0, count, head.rows):
         part = slice(at, at + head.rows)
         log_probs = _log_probs(head, hidden[part], name, text)
         kept["nll"].append(-log_probs.gather(1, targets[part, None])[:, 0].cpu().double())
-        if dense_hidden is None or dense_head is None:
+        if baseline is None or dense_hidden is None:
             continue
-        dense = _log_probs(dense_head, dense_hidden[part], baseline_name, text).to(log_probs.device)
+        dense = _log_probs(baseline.head, dense_hidden[part], baseline.name, text).to(log_probs.device)
         kept["baseline_nll"].append(-dense.gather(1, targets[part, None])[:, 0].cpu().double())
         kept["agree"].append((dense.argmax(-1) == log_probs.argmax(-1)).cpu().double())
         # Where the baseline gives a token no probability at all its term is 0, not 0 · inf.
@@ -328,7 +241,7 @@ def _log_probs(head: Head, hidden: torch.Tensor, name: str, text: str) -> torch.
     # One NaN or +inf logit makes its whole row NaN.
     if log_probs.isnan().any():
         raise PrunekitError(
-            f"{name} gave logits that are not numbers on {text}; its weights are broken or its dtype overflows. "
-            "Try --dtype float32, and if that does not help make the checkpoint again."
+            f"{name} gave logits that are not numbers on {source_name(text)}; its weights are broken or its dtype "
+            "overflows. Try --dtype float32, and if that does not help make the checkpoint again."
         )
     return log_probs

@@ -9,6 +9,8 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 
+_SHOWN_TASKS = 30
+
 
 @dataclass(frozen=True)
 class TasksConfig:
@@ -114,6 +116,12 @@ class TaskReport:
     scores: tuple[TaskScore, ...]
     left_out: dict[str, str]
     truncated: dict[str, int]
+
+    @property
+    def shown(self) -> tuple[TaskScore, ...]:
+        """The scores that fit into a table: where groups have many tasks together, without them."""
+        singles = sum(not score.group for score in self.scores if score.level)
+        return tuple(each for each in self.scores if each.group or not each.level or singles <= _SHOWN_TASKS)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""

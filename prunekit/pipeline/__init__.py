@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +228,7 @@ def recover(
     device: str = "auto",
     revision: str | None = None,
     teacher_revision: str | None = None,
+    tensorboard: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Recovered:
     """Train the pruned model ``source`` toward the dense ``teacher`` and write it as the checkpoint ``out``, as
@@ -234,8 +236,9 @@ def recover(
 
     ``text`` is what it is trained on, for so many ``tokens`` ("10M") or about so many ``minutes``; ``settings`` are
     called as --set calls them (:mod:`prunekit.plan.training`). A training that was interrupted goes on where its last
-    checkpoint stands, one every ``checkpoint_minutes``. ``listener`` is told of steps and notes. Raises PrunekitError
-    where something makes no sense, the models don't belong together, or nothing can be written.
+    checkpoint stands, one every ``checkpoint_minutes``. ``listener`` is told of steps and notes, and curves for
+    TensorBoard go into the folder ``tensorboard``. Raises PrunekitError where something makes no sense, the models
+    don't belong together, or nothing can be written.
 
     >>> recover("smaller", "smollm2-135m", "recovered", tokens="1M").after  # doctest: +SKIP
     0.2312
@@ -243,6 +246,7 @@ def recover(
     from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_count, parse_size
     from prunekit.plan.training import training_of
+    from prunekit.recovery.training.progress import Listener
     from prunekit.recovery.training.run import Budget
     from prunekit.recovery.training.run import recover as train
 
@@ -250,22 +254,30 @@ def recover(
     config, texts = training_of(text, seed, settings or {})
     pick_dtype(store_dtype)
     check_training_dtype(dtype)
-    return train(
-        as_source(source, revision=revision),
-        as_source(teacher, revision=teacher_revision),
-        Path(out),
-        text=texts,
-        budget=budget,
-        config=config,
-        dtype=dtype,
-        device=device,
-        store_dtype=store_dtype,
-        max_shard_bytes=parse_size(max_shard, "--max-shard"),
-        overwrite=overwrite,
-        checkpoint_minutes=checkpoint_minutes,
-        beside=_draw,
-        listener=listener,
-    )
+    with _told(listener or Listener(), tensorboard) as told:
+        return train(
+            as_source(source, revision=revision),
+            as_source(teacher, revision=teacher_revision),
+            Path(out),
+            text=texts,
+            budget=budget,
+            config=config,
+            dtype=dtype,
+            device=device,
+            store_dtype=store_dtype,
+            max_shard_bytes=parse_size(max_shard, "--max-shard"),
+            overwrite=overwrite,
+            checkpoint_minutes=checkpoint_minutes,
+            beside=_draw,
+            listener=told,
+        )
+
+
+def _told(listener: Listener, tensorboard: str | Path | None) -> AbstractContextManager[Listener]:
+    """``listener``, and curves for TensorBoard where they are wanted."""
+    from prunekit.report.tensorboard import in_tensorboard
+
+    return nullcontext(listener) if tensorboard is None else in_tensorboard(Path(tensorboard), listener)
 
 
 def _draw(folder: Path, made: Recovered) -> None:

@@ -33,7 +33,7 @@ def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 
-def _seed(value: Any) -> bool:
+def _whole(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
@@ -57,7 +57,7 @@ _TEXT: dict[str, _Fits] = {
     "sequences": _count,
     "length": _count,
     "batch_size": _count,
-    "seed": _seed,
+    "seed": _whole,
     "draw": _count,
     "blocks_available": _count,
     "fingerprint": _text,
@@ -84,10 +84,15 @@ _OBJECTS: dict[str, dict[str, _Fits]] = {
     "versions": {},
 }
 _FIELDS: dict[str, _Fits] = {
-    "seed": _seed,
+    "seed": _whole,
     "protected_layers": _counts,
     "history": lambda value: isinstance(value, list),
-    "recovery": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+}
+_TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count}
+_OF_TRAINING: dict[str, dict[str, _Fits]] = {
+    "teacher": {"name": _text},
+    "text": {"source": _string},
+    "held_out_kl": {"before": _number, "after": _number},
 }
 
 
@@ -100,6 +105,14 @@ def check_provenance(provenance: Any) -> dict[str, Any]:
     for name, fields in _OBJECTS.items():
         if provenance.get(name) is not None:
             _check_object(f"provenance.{name}", provenance[name], fields)
+    trainings = provenance.get("recovery", [])
+    if not isinstance(trainings, list):
+        raise ValueError("provenance.recovery is no list")
+    for training in trainings:
+        _check_object("provenance.recovery", training, _TRAINING)
+        for name, fields in _OF_TRAINING.items():
+            if training.get(name) is not None:
+                _check_object(f"provenance.recovery.{name}", training[name], fields)
     for name in ("calibration", "computed_on"):
         parts = (provenance.get(name) or {}).get("mix")
         if parts is None:

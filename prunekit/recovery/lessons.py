@@ -15,7 +15,6 @@ import torch
 from prunekit.checkpoint.trained import plan_of, with_recovery
 from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
-from prunekit.models.recompute import activation_bytes, free_bytes
 from prunekit.models.source import load_model
 from prunekit.recovery.precision import precision
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
@@ -30,6 +29,7 @@ from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
+from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, shared
 from prunekit.utils.progress import progress
@@ -98,6 +98,7 @@ class Lessons:
         # Before a trial where there was none: text that is no good is refused at once.
         tokens = (span.whole or span.steps) * self.step_tokens
         packed = self._packed(tokens, made.dense)
+        # Nothing is written with it from here on.
         shard(made.dense.share())
         reserve = _checkpoint_bytes(made.student, source)
         teaching = settle_teacher(
@@ -113,7 +114,8 @@ class Lessons:
             span=span,
             sequences=self.sequences,
         )
-        trained = Trained(source, self.teacher, plan_of(source), kept, training, made.optimizer, teaching, made.kind)
+        optimizer, kind = made.optimizer, made.kind
+        trained = Trained(source, self.teacher, plan_of(source), kept, training, optimizer, packed, kind, teaching)
         clock = _Clock(self._minutes)
 
         def save(why: str) -> None:
@@ -131,45 +133,38 @@ class Lessons:
         return trained
 
     def _seats(self, source: Source) -> _Seats:
-        config = self.config
         model = load_model(source, dtype="float32", device=self._device)
-        if not config.lora:
+        if not self.config.lora:
             # Adapters are small: every process has them whole.
             shard(model)
         kind, computing = precision(model.device, self._dtype)
         fast = kind == "bfloat16"
-        student = (LoraStudent if config.lora else Student)(model, config, computing, fast=fast)
+        student = (LoraStudent if self.config.lora else Student)(model, self.config, computing, fast=fast)
         dense = DenseModel(
             self.teacher, dtype="auto" if model.device.type == "cuda" else "float32", device=self._device
         )
-        online = OnlineTeacher(dense.share(), computing, separate=config.documents == "separate", fast=fast)
-        return _Seats(student, Optimizer(student.parameters, config), dense, online, kind)
+        separate = self.config.documents == "separate"
+        online = OnlineTeacher(dense.share(), computing, separate=separate, fast=fast)
+        return _Seats(student, Optimizer(student.parameters, self.config), dense, online, kind)
 
     def _begin(self, made: _Seats, kept: Checkpoints, source: Source, carried: bool) -> Standing:
         """Where the last checkpoint stands, or the start."""
         known = from_first(kept.checkpoints)
-        if not known:
+        if known:
+            standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
+            made.student.recompute = standing.recompute
+        else:
             standing = self._start(made, source)
             if carried:
-                before, moments = state.read_state(source.path)
-                made.optimizer.load(moments, before.updates)
-                standing.updates = before.updates
-            return standing
-        standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
-        made.student.recompute = standing.recompute
+                standing.updates = state.take_over(source.path, made.optimizer)
         return standing
 
     def _start(self, made: _Seats, source: Source) -> Standing:
-        config, student = self.config, made.student
-        sequences = self.sequences // ranks.size()
-        micro = config.micro_batch or shared(_fitting(student, source, self.text.length, sequences))
+        config, student, most = self.config, made.student, self.sequences // ranks.size()
+        micro = config.micro_batch or shared(_fitting(student, source, self.text.length, most))
         short = config.micro_batch is None and micro == 0
         student.recompute = short if config.recompute is None else config.recompute
-        return Standing(
-            micro_batch=min(max(1, micro), sequences),
-            recompute=student.recompute,
-            ce_share=config.ce_share,
-        )
+        return Standing(micro_batch=min(max(1, micro), most), recompute=student.recompute, ce_share=config.ce_share)
 
     def _trial(self, made: _Seats, standing: Standing, listener: Listener) -> Trial:
         length = self.text.length
@@ -194,7 +189,7 @@ def _fitting(student: Student, source: Source, length: int, sequences: int) -> i
     """How many sequences at a time fit into a third of the free memory: a power of two parts of the step; 0: none."""
     room = free_bytes(student.device) / 3
     count = sequences
-    while count and activation_bytes(source.shape, count * length, 4) > room:
+    while count and 4 * count * length * source.shape.activation_numbers_per_token() > room:
         count //= 2
     return count
 
@@ -277,14 +272,21 @@ class Trained:
     kept: Checkpoints
     training: Training
     optimizer: Optimizer
-    teaching: Teaching
+    packed: PackedText
     kind: str
+    teaching: Teaching
 
     def save(self) -> None:
         """Keep a checkpoint of where it stands."""
         self.teaching.flush()
         standing, steps = self.training.standing, self.training.span.steps
-        told = {"teacher": model_label(self.teacher.name), "unfinished": True, "steps": steps, "step": standing.step}
+        told = {
+            "teacher": {"name": model_label(self.teacher.name)},
+            "tokens": standing.tokens,
+            "unfinished": True,
+            "steps": steps,
+            "step": standing.step,
+        }
         plan = with_recovery(self.plan, told)
         state.save(self.kept, self.source, plan, self.training.student, self.optimizer, standing)
 
@@ -315,7 +317,7 @@ class Trained:
                 "fingerprint": self.teacher.fingerprint,
                 "distributions": self.teaching.mode,
             },
-            "text": self.training.text.describe(),
+            "text": self.packed.describe(),
             "settings": asdict(self.training.config),
             "tokens": standing.tokens,
             "steps": standing.step,

@@ -9,8 +9,9 @@ from tokenizers.decoders import Fuse
 from typer.testing import CliRunner
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.own_tokenizers import Read, evaluate_apart
-from prunekit.evaluation.perplexity import EvalConfig, evaluate, read_texts, windows
+from prunekit.evaluation.own_tokenizers import Read, compare_apart
+from prunekit.evaluation.perplexity import evaluate
+from prunekit.evaluation.windows import EvalConfig, read_texts, windows
 from prunekit.models import head
 from prunekit.models.head import Head
 from tests.support.tiny import MODEL_TYPES, VOCAB, tiny_model
@@ -204,9 +205,12 @@ def test_each_model_reads_with_its_own_tokenizer(pair, tmp_path):
     for each in (plain, merged):
         each.backend_tokenizer.decoder = Fuse()
     config, files = EvalConfig(length=16), [str(tmp_path / "t.txt")]
-    read = Read(pair[0], plain, read_texts(files, plain, config))
-    other = Read(pair[1], merged, read_texts(files, merged, config))
-    result = evaluate_apart(read, other, config).results[0]
+    read, other = (
+        Read(evaluate(model, tokenizer, tokens, config), tokenizer, tokens)
+        for model, tokenizer in zip(pair, (plain, merged), strict=True)
+        for tokens in [read_texts(files, tokenizer, config)]
+    )
+    result = compare_apart(read, other).results[0]
     ids = torch.tensor(merged.encode(text))
     assert len(ids) < len(text) and int(ids.max()) > 99
     losses = naive_nll(pair[1], ids[: len(ids) // 16 * 16], 16, 16)

@@ -498,3 +498,20 @@ def test_command(command: Command, data: Path, tmp_path: Path, monkeypatch: pyte
     assert "mmlu_anatomy" in words and "chance" in words and "agieval_lsat_ar (the folder has no" in words
     both = command(*arguments, "--text", "builtin", "--length", 32, "--max-tokens", 320, "--device", "cpu", "--json")
     assert both.json["tasks"] == done.json["tasks"] and both.json["results"][0]["kl"] > 0
+
+
+def test_several_models_in_one_table(command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, second, dense = (
+        save_tiny(tmp_path / str(seed), layers=2, seed=seed, max_position_embeddings=4096) for seed in (0, 1, 2)
+    )
+    told = ["--baseline", dense, "--tasks", "mmlu", "--task-data", data, "--limit", 2, "--device", "cpu"]
+    done = command("eval", first, second, *told, "--json")
+    assert done.code == 0, done.err
+    one, other = (each["tasks"] for each in done.json["models"])
+    assert (one["model"], other["model"], one["baseline"], other["baseline"]) == ("0", "1", "2", "2")
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = " ".join(command("eval", first, second, *told).out.split())
+    (score,) = (row for row in other["scores"] if (row["task"], row["metric"]) == ("mmlu", "acc"))
+    assert score["difference"] == pytest.approx(score["score"] - score["baseline"])
+    assert f"{score['score']:.3f} ± {score['standard_error']:.3f} ({score['difference']:+.3f} ±" in shown
+    assert shown.count("mmlu_anatomy") == 1

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One for each number of ranks: what one run keeps, another would find.
     monkeypatch.setenv("PRUNEKIT_CACHE", str(tmp_path / "cache"))
-    yield
 
 
 def on(size: int, *arguments: object) -> list[Ended]:
-    os.environ["PRUNEKIT_CACHE"] += f"-{size}"
-    ended = command_on_ranks(size, *arguments, "--device", "cpu")
-    os.environ["PRUNEKIT_CACHE"] = os.environ["PRUNEKIT_CACHE"].removesuffix(f"-{size}")
-    return ended
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEKIT_CACHE", f"{os.environ['PRUNEKIT_CACHE']}-{size}")
+        return command_on_ranks(size, *arguments, "--device", "cpu")
 
 
 def well(ended: list[Ended]) -> Ended:

@@ -16,9 +16,9 @@ from tests.support.tiny_text import tiny_tokenizer
 SETTINGS = {"text_length": 16, "text_held_out": 4, "batch_tokens": 64, "learning_rate": 1e-3}
 
 
-def make_places(root: Path) -> Path:
+def make_places(root: Path, **fields: Any) -> Path:
     """``root`` with the folders dense and small, and text.txt."""
-    tiny_model("llama", tied=True).save_pretrained(root / "dense")
+    tiny_model("llama", tied=True, **fields).save_pretrained(root / "dense")
     tiny_tokenizer().save_pretrained(root / "dense")
     recipe = Recipe.of("adapt-pruner", ffn_multiple=1, sequences=4, length=16)
     prune(str(root / "dense"), root / "small", blocks=0.7, recipe=recipe)

@@ -104,7 +104,8 @@ def test_values_and_tensors_are_shared() -> None:
             3: torch.arange(6, dtype=torch.bfloat16).view(2, 3).T,
             "b": torch.tensor(True),
         }
-        made = ranks.shared(value if ranks.rank() == 1 else {}, by=1)
+        with ranks.joined("cpu"):
+            made = ranks.shared(value if ranks.rank() == 1 else {}, by=1)
         assert made[3].dtype == torch.bfloat16 and made["b"].dtype == torch.bool
         text = ranks.from_first(lambda: f"rank {ranks.rank()}")
         return made["a"], made[3].tolist(), made["b"].item(), text

@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, deliver
+from prunekit.cli.tables.comparison import show_all
 from prunekit.cli.tables.evaluation import show
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import check_output_file
@@ -17,7 +18,7 @@ from prunekit.utils.files.replacing import local
 
 @app.command("eval")
 def evaluate_command(
-    model: o.Model,
+    models: o.Models,
     baseline: Annotated[str | None, typer.Option(help=f"{o.BASELINE}.", show_default=False)] = None,
     text: Annotated[
         list[str] | None,
@@ -85,7 +86,10 @@ def evaluate_command(
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:
-    """Measure perplexity, benchmarks and generation, and the distance from the model it was pruned from."""
+    """Measure perplexity, benchmarks and generation, and the distance from the model it was pruned from.
+
+    Of several models, such as a pruned one before and after its recovery, there is one table for all.
+    """
     from prunekit.evaluation.continuations import ContinuationConfig
     from prunekit.evaluation.perplexity import EvalConfig
     from prunekit.evaluation.task_types import TasksConfig
@@ -96,17 +100,17 @@ def evaluate_command(
         if value is not None and tasks is None:
             raise PrunekitError(f"{name} is for benchmarks; name them with --tasks, or leave it out.")
     if output is not None:
-        inputs = local(model, baseline, task_data, *(text or ()))
+        inputs = local(*models, baseline, task_data, *(text or ()))
         check_output_file(output, overwrite, what="report", inputs=inputs)
     asked = None
     if tasks is not None:
         named = tuple(dict.fromkeys(name.strip() for name in tasks.split(",")))
         asked = TasksConfig(named, task_data, few_shot, limit, batch_size)
 
-    from prunekit.evaluation.run import measure
+    from prunekit.evaluation.run import compare
 
-    measured = measure(
-        model,
+    compared = compare(
+        models,
         baseline=baseline,
         texts=text or (["builtin"] if generate or asked is None else []),
         config=config,
@@ -117,4 +121,8 @@ def evaluate_command(
         revision=revision,
         baseline_revision=baseline_revision,
     )
-    deliver(measured.to_dict(), output, as_json, lambda: show(measured), overwrite)
+    if len(models) > 1:
+        deliver(compared.to_dict(), output, as_json, lambda: show_all(compared), overwrite)
+    else:
+        (measured,) = compared.models
+        deliver(measured.to_dict(), output, as_json, lambda: show(measured), overwrite)

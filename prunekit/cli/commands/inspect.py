@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
+from prunekit.cli.tables.inspected import as_object, facts_of, text_of, widths_table
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import read_json
@@ -16,18 +17,20 @@ from prunekit.utils.files.listed_folder import check_listed, is_plain
 from prunekit.utils.files.replacing import EXPORT, PROFILE
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from prunekit.models.source import Source
     from prunekit.plan import Plan
     from prunekit.plan.shape import ModelShape
+    from prunekit.recovery.training.run_folder import RunFolder
 
 
 @app.command()
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="A checkpoint, an export, or a plan that prunekit wrote.", show_default=False),
+        typer.Argument(
+            help="A checkpoint, an export, a training that is not finished, or a plan that prunekit wrote.",
+            show_default=False,
+        ),
     ],
     json: o.Json = False,
 ) -> None:
@@ -35,12 +38,16 @@ def inspect(
 
     A pruned model that was trained and saved again has no such hashes: it is shown, and whether its weights changed.
     """
+    from prunekit.recovery.training.run_folder import look
+
     if path.is_file():
         _plan(path, json)
     elif (path / PROFILE.manifest).is_file():
         _profile(path, json)
     elif (path / EXPORT.manifest).is_file():
         _export(path, json)
+    elif (found := look(path)) is not None:
+        _training(found, json)
     else:
         _checkpoint(path, json)
 
@@ -58,14 +65,14 @@ def _plan(file: Path, json: bool) -> None:
         print_json({"plan": str(file), "recipe": recipe, **plan_summary(plan, _PLANNED_BYTES)})
         return
     said = plan.provenance
-    method, target, model = (_object(said.get(name)) for name in ("method", "target", "model"))
+    method, target, model = (as_object(said.get(name)) for name in ("method", "target", "model"))
     shown = table(f"{file}", "", "")
     shown.columns[1].justify = "left"
     for name, value in (
         ("made for", model.get("name")),
         ("method", method.get("name")),
         ("target", target.get("asked")),
-        ("calibration", _text(_object(said.get("calibration")))),
+        ("calibration", text_of(as_object(said.get("calibration")))),
         ("settings", " ".join(f"{key}={_as_set(value)}" for key, value in (recipe or {}).items() if key != "method")),
     ):
         if value:
@@ -116,7 +123,7 @@ def _export(folder: Path, json: bool) -> None:
     ):
         shown.add_row(name, str(value))
     console().print(shown)
-    console().print(_widths(opened.shape, ()))
+    console().print(widths_table(opened.shape, ()))
 
 
 def _profile(folder: Path, json: bool) -> None:
@@ -158,7 +165,18 @@ def _profile(folder: Path, json: bool) -> None:
     console().print(f"{len(files)} files as written.")
 
 
+def _training(folder: RunFolder, json: bool) -> None:
+    from prunekit.cli.tables.unfinished import show_unfinished, unfinished_data
+
+    data = unfinished_data(folder)
+    if json:
+        print_json(data)
+    else:
+        show_unfinished(data)
+
+
 def _checkpoint(folder: Path, json: bool) -> None:
+    from prunekit.checkpoint.history import trainings
     from prunekit.checkpoint.manifest import MANIFEST
     from prunekit.models.source import resolve
 
@@ -186,10 +204,10 @@ def _checkpoint(folder: Path, json: bool) -> None:
         return
     shown = table(f"{folder}", "", "")
     shown.columns[1].justify = "left"
-    for name, value in _facts(data):
+    for name, value in facts_of(data, trainings(plan) if plan else ()):
         shown.add_row(name, value)
     console().print(shown)
-    console().print(_widths(shape, origins))
+    console().print(widths_table(shape, origins))
 
 
 def _layers(shape: ModelShape) -> list[dict[str, int]]:
@@ -201,17 +219,6 @@ def _layers(shape: ModelShape) -> list[dict[str, int]]:
         }
         for each in shape.layers
     ]
-
-
-def _widths(shape: ModelShape, origins: tuple[int, ...]) -> Table:
-    """The layers; ``origins`` are their places in the model that was pruned, where that is known."""
-    shown = table("Layers", "layer", *(["from"] if origins else []), "query heads", "KV heads", "FFN width")
-    for place, layer in enumerate(shape.layers):
-        widths = (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size)
-        shown.add_row(
-            str(place), *([str(origins[place])] if origins else []), *(str(width or "none") for width in widths)
-        )
-    return shown
 
 
 def _as_written(folder: Path) -> tuple[dict[str, Any], Plan, tuple[int, ...]]:
@@ -261,48 +268,3 @@ def _saved_again(folder: Path) -> tuple[dict[str, Any], Plan | None, tuple[int, 
 
 def _architecture(source: Source) -> str:
     return str(next(iter(source.config.architectures or ()), "unknown"))
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """What provenance says, or nothing where it was written by something else."""
-    return value if isinstance(value, dict) else {}
-
-
-def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows that ``data`` can fill."""
-    said = data["provenance"]
-    method, calibration, target = (_object(said.get(name)) for name in ("method", "calibration", "target"))
-    judged = (("importance", "units"), ("layer_importance", "layers"))
-    chosen = next((f"{method[name]} {what}, " for name, what in judged if name in method), "")
-    versions = ", ".join(f"{name} {version}" for name, version in data.get("versions", {}).items())
-    source = data.get("source")
-    rows = [
-        ("made from", f"{source['name']} ({source['family']})" if source else "unknown"),
-        (
-            "method",
-            f"{method.get('name')}: {chosen}{method.get('allocation')} allocation" if said else data.get("method"),
-        ),
-        ("target", str(target.get("asked")) if said else data.get("target")),
-        ("calibration", _text(calibration)),
-        ("left of blocks", f"{data['share_of_blocks']:.2%}" if source else None),
-        ("left of all parameters", f"{data['share_of_parameters']:.2%}" if source else None),
-        ("layout", f"{data['layout']} ({data['architecture']})" if source else data["architecture"]),
-        ("parameters stored", f"{data['parameters']:,} in {data['dtype']}, {data['weight_bytes']:,} bytes"),
-        ("KV cache", f"{data['kv_bytes_per_token']:,} bytes a token"),
-        ("made with", versions),
-        ("weights", _state(data["weights_changed"])),
-        ("file hashes", f"{data['verified_files']} files as written" if data["verified_files"] else None),
-    ]
-    return [(name, value) for name, value in rows if value]
-
-
-def _text(calibration: dict[str, Any]) -> str | None:
-    if not calibration:
-        return None
-    return f"{calibration.get('source')}, {calibration.get('sequences')} x {calibration.get('length')} tokens a pass"
-
-
-def _state(changed: bool | None) -> str:
-    if changed is None:
-        return "saved by another program, so nothing tells whether they changed after pruning"
-    return "changed after pruning (trained, merged or converted)" if changed else "as pruned"

@@ -70,6 +70,14 @@ def recover(
     teacher_revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the teacher on the hub.", show_default=False)
     ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also write curves for TensorBoard there, while it trains (needs tensorboard).",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a step, and one at the end, instead of tables.")
     ] = False,
@@ -109,6 +117,7 @@ def recover(
         device=device,
         revision=revision,
         teacher_revision=teacher_revision,
+        tensorboard=tensorboard,
         listener=Listener(row=row, note=note, estimate=estimated),
     )
     if json:

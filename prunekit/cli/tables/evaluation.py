@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.cli.common import console, table
 
 if TYPE_CHECKING:
+    from prunekit.evaluation.continuations import Fluency, GenerationQuality
+    from prunekit.evaluation.measured import Measured
     from prunekit.evaluation.perplexity import Evaluation
-    from prunekit.evaluation.run import Measured
     from prunekit.evaluation.task_types import TaskReport, TaskScore
 
-# Groups of more tasks than this together are shown without them.
-_SHOWN_TASKS = 30
+GREEDY = (
+    "Greedy. Repeated: share of a continuation's 4-grams that it had before. Distinct: different tokens and pairs of "
+    "tokens among all. ± is one standard error."
+)
 
 
 def show(measured: Measured) -> None:
@@ -23,6 +27,14 @@ def show(measured: Measured) -> None:
         _print_generation(measured)
     if measured.tasks is not None:
         _print_tasks(measured.tasks)
+    tell_trainings([measured])
+
+
+def tell_trainings(models: Sequence[Measured]) -> None:
+    """A line for each training that a model has behind it."""
+    for measured in models:
+        for training in measured.trainings:
+            console().print(f"{measured.model} was trained on {training.words()}.")
 
 
 def _print_texts(report: Evaluation) -> None:
@@ -49,7 +61,7 @@ def _print_texts(report: Evaluation) -> None:
         row = [
             result.text,
             f"{result.tokens_predicted:,}",
-            f"{result.perplexity:,.2f}{_error(result.perplexity, result.nll_standard_error)}",
+            f"{result.perplexity:,.2f}{plus_minus(result.perplexity, result.nll_standard_error)}",
         ]
         if apart:
             row += [
@@ -60,7 +72,7 @@ def _print_texts(report: Evaluation) -> None:
         if compared:
             row += [
                 f"{result.baseline_perplexity:,.2f}",
-                f"{result.nll_increase:+.3f}{_error(1, result.nll_increase_standard_error, digits=3)}",
+                f"{result.nll_increase:+.3f}{plus_minus(1, result.nll_increase_standard_error, digits=3)}",
                 f"{result.kl:.3f}",
                 f"{result.agreement:.1%}",
             ]
@@ -68,18 +80,15 @@ def _print_texts(report: Evaluation) -> None:
     console().print(shown)
 
 
-def _error(scale: float, error: float | None, digits: int = 2) -> str:
-    """The standard error of ``scale`` times e to a loss is, to first order, ``scale`` times that of the loss."""
+def plus_minus(scale: float, error: float | None, digits: int = 2) -> str:
+    """An error in a cell. That of ``scale`` times e to a loss is, to first order, ``scale`` times that of the loss."""
     return "" if error is None else f" ± {scale * error:,.{digits}f}"
 
 
 def _print_generation(measured: Measured) -> None:
     first = measured.generation[0]
     compared = first.baseline is not None
-    caption = (
-        "Greedy. Repeated: share of a continuation's 4-grams that it had before. Distinct: different tokens and pairs "
-        "of tokens among all. ± is one standard error."
-    )
+    caption = GREEDY
     columns = ["text", "model", "repeated", "distinct 1", "distinct 2", "length"]
     if compared:
         caption += " Follows: tokens before it first leaves the baseline's text. Equal: tokens the same in place."
@@ -90,21 +99,29 @@ def _print_generation(measured: Measured) -> None:
         for name, fluency in ((measured.model, quality.model), (measured.baseline, quality.baseline)):
             if fluency is None:
                 continue
-            row = [
-                quality.text,
-                name,
-                _share(fluency.repetition, fluency.repetition_standard_error),
-                _share(fluency.distinct_1),
-                _share(fluency.distinct_2),
-                f"{fluency.length:.1f}",
-            ]
-            if compared and fluency is quality.model and quality.common_prefix is not None:
-                row += [
-                    f"{quality.common_prefix:.1f}{_error(1, quality.common_prefix_standard_error, digits=1)}",
-                    _share(quality.equal_tokens, quality.equal_tokens_standard_error),
-                ]
-            shown.add_row(*row)
+            follows = follow_cells(quality) if fluency is quality.model else []
+            shown.add_row(quality.text, str(name), *fluency_cells(fluency), *follows)
     console().print(shown)
+
+
+def fluency_cells(fluency: Fluency) -> list[str]:
+    """What one model wrote: repeated, distinct 1, distinct 2, length."""
+    return [
+        _share(fluency.repetition, fluency.repetition_standard_error),
+        _share(fluency.distinct_1),
+        _share(fluency.distinct_2),
+        f"{fluency.length:.1f}",
+    ]
+
+
+def follow_cells(quality: GenerationQuality) -> list[str]:
+    """How far a model follows the baseline; nothing where there is none."""
+    if quality.common_prefix is None:
+        return []
+    return [
+        f"{quality.common_prefix:.1f}{plus_minus(1, quality.common_prefix_standard_error, digits=1)}",
+        _share(quality.equal_tokens, quality.equal_tokens_standard_error),
+    ]
 
 
 def _print_tasks(report: TaskReport) -> None:
@@ -114,16 +131,15 @@ def _print_tasks(report: TaskReport) -> None:
     caption = "± is one standard error. Chance: what picking choices at random scores."
     if compared:
         caption += " Difference: to the baseline, its error from question to question."
-    singles = sum(not score.group for score in report.scores if score.level)
-    if singles > _SHOWN_TASKS:
+    rows = report.shown
+    if len(rows) < len(report.scores):
         caption += " The single tasks of groups are in the JSON report (--json, -o)."
     columns = ["task", "questions", "shots", "metric", "score", "chance"]
     if compared:
         columns += ["baseline", "difference"]
     shown = table(f"{report.model}, lm-eval {report.lm_eval}, {where}{asked}", *columns, caption=caption)
-    for score in report.scores:
-        if score.group or not score.level or singles <= _SHOWN_TASKS:
-            shown.add_row(*_task_row(score, compared))
+    for score in rows:
+        shown.add_row(*_task_row(score, compared))
     out = console()
     out.print(shown)
     if report.left_out:
@@ -139,7 +155,7 @@ def _task_row(score: TaskScore, compared: bool) -> list[str]:
         f"{score.questions:,}",
         "" if score.few_shot is None else str(score.few_shot),
         score.metric,
-        f"{score.score:.3f}{_error(1, score.standard_error, digits=3)}",
+        f"{score.score:.3f}{plus_minus(1, score.standard_error, digits=3)}",
         "" if score.chance is None else f"{score.chance:.3f}",
     ]
     if compared:
@@ -147,7 +163,7 @@ def _task_row(score: TaskScore, compared: bool) -> list[str]:
             "" if score.baseline is None else f"{score.baseline:.3f}",
             ""
             if score.difference is None
-            else f"{score.difference:+.3f}{_error(1, score.difference_standard_error, digits=3)}",
+            else f"{score.difference:+.3f}{plus_minus(1, score.difference_standard_error, digits=3)}",
         ]
     return row
 

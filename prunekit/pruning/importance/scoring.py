@@ -13,13 +13,13 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
-from prunekit.models.recompute import activation_bytes, free_bytes, recomputing
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.importance.base import Importance, LayerImportance, Needs, Watched, importance, layer_importance
 from prunekit.pruning.importance.layers import LossWithout
 from prunekit.pruning.importance.scores import Scores
 from prunekit.utils.numerics.finite import check_weight, first_not_finite
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.numerics.recompute import free_bytes, recomputing
 from prunekit.utils.process import ranks
 
 _log = logging.getLogger("prunekit")
@@ -195,7 +195,7 @@ def _memory_is_short(watched: Watched, input_ids: torch.Tensor | None, batch_siz
         return False
     parameter = next(watched.model.parameters())
     tokens = min(batch_size, len(input_ids)) * input_ids.shape[1]
-    needed = activation_bytes(watched.shape, tokens, parameter.element_size())
+    needed = tokens * watched.shape.activation_numbers_per_token() * parameter.element_size()
     return needed > free_bytes(parameter.device) / 3
 
 

@@ -290,7 +290,7 @@ class _Run:
             shapes = {name: each.shape for name, each in tensors.items()}
             refitted = made.plan.cuts and made.plan.recipe is not None and made.plan.recipe.refit is not None
             moments = cut_moments(kept, source.family, made.plan, shapes, refitted=refitted)
-            state.with_state(moments, Standing(updates=standing.updates))(folder)
+            state.write_state(folder, moments, Standing(updates=standing.updates))
 
         # Adapters are gone with every cut: their weights have taken them in.
         fresh = (

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.checkpoint.manifest import Written, written_once
+from prunekit.checkpoint.manifest import Written
 from prunekit.checkpoint.trained import with_recovery, write_trained
 from prunekit.data.calibration import check_length
 from prunekit.errors import PrunekitError
@@ -23,6 +23,7 @@ from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first
+from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
@@ -105,6 +106,7 @@ def recover(
     _check_pair(source, teacher, tokenizer)
     asked = {"model": source.fingerprint, **asked_of(teacher, text, budget, config, dtype)}
     with run_folder(place_of(out), asked, overwrite) as folder:
+        folder.settle(model=model_label(source.name), teacher=model_label(teacher.name))
         lessons = Lessons(
             folder,
             teacher,
@@ -127,8 +129,9 @@ def recover(
         plan = with_recovery(trained.plan, facts)
         standing = trained.training.standing
         result = Recovered(None, plan, standing, made.before, made.after, made.used, facts)  # type: ignore[arg-type]
-        written = written_once(
-            lambda: write_trained(
+
+        def write() -> dict[str, Any]:
+            written = write_trained(
                 source,
                 plan,
                 made.weights,
@@ -138,7 +141,10 @@ def recover(
                 max_shard_bytes=max_shard_bytes,
                 beside=lambda path: beside(path, result),
             )
-        )
+            return {**vars(written), "path": str(written.path)}
+
+        said = from_first(write)
+        written = Written(**{**said, "path": Path(said["path"])})
         folder.erase()
     return replace(result, written=written)
 

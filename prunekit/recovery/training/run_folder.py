@@ -154,6 +154,12 @@ def _is_begun(path: Path) -> bool:
     return bool(_steps(path)) or any(path.glob("stage-*"))
 
 
+def look(path: Path) -> RunFolder | None:
+    """The training in the folder ``path``, to be read; None where there is none. Another run may be working there."""
+    found = _read(path)
+    return None if found is None else RunFolder(path.absolute(), found["asked"], found["settled"])
+
+
 def _steps(path: Path) -> list[int]:
     if not path.is_dir():
         return []

@@ -41,27 +41,31 @@ def save(
     def write() -> None:
         path = folder.checkpoint(standing.step)
         if not path.exists():
-            write_trained(source, plan, weights, path, dtype="float32", beside=with_state(kept, standing))
+            beside = _with_state(kept, standing)
+            write_trained(source, plan, weights, path, dtype="float32", beside=beside)
         folder.keep(standing.step, int(standing.best["step"]))
 
     from_first(write)
 
 
-def with_state(kept: Mapping[str, torch.Tensor], standing: Standing) -> Callable[[Path], None]:
-    """Writes what is ``kept`` into a checkpoint that is being written."""
-
+def _with_state(kept: Mapping[str, torch.Tensor], standing: Standing) -> Callable[[Path], None]:
     def write(checkpoint: Path) -> None:
-        from safetensors.torch import save_file
-
-        place = checkpoint / TRAINING
-        place.mkdir()
         tensors = {name: each.detach().cpu().contiguous() for name, each in kept.items()}
-        # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
-        save_file({**tensors, "rng": torch.get_rng_state()}, place / _MOMENTS)
-        state = {"format": _FORMAT, "standing": standing.to_dict()}
-        (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
+        write_state(checkpoint, tensors, standing)
 
     return write
+
+
+def write_state(checkpoint: Path, kept: Mapping[str, torch.Tensor], standing: Standing) -> None:
+    """Put what is ``kept`` beside the weights of the ``checkpoint``, which is being written."""
+    from safetensors.torch import save_file
+
+    place = checkpoint / TRAINING
+    place.mkdir()
+    # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
+    save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
+    state = {"format": _FORMAT, "standing": standing.to_dict()}
+    (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
@@ -77,13 +81,21 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
     return standing
 
 
-def has_state(checkpoint: Path) -> bool:
-    """Whether :func:`with_state` wrote into the ``checkpoint``."""
-    return (checkpoint / TRAINING).is_dir()
+def take_over(folder: Path, optimizer: Optimizer) -> int:
+    """Let ``optimizer`` go on with the state that lies beside the weights in ``folder``. Returns how many updates it
+    has made."""
+    standing, kept = read_state(folder)
+    optimizer.load(kept, standing.updates)
+    return standing.updates
+
+
+def has_state(folder: Path) -> bool:
+    """Whether the state of an optimizer lies beside the weights in ``folder``."""
+    return (folder / TRAINING).is_dir()
 
 
 def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:
-    """What :func:`with_state` put beside the weights of the ``checkpoint``.
+    """What :func:`write_state` put beside the weights of the ``checkpoint``.
 
     Raises PrunekitError where a file of it is missing or has changed.
     """
@@ -95,13 +107,15 @@ def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:
             f"{checkpoint} is damaged: {report.damaged[0]} changed since it was written. Delete that folder to go on "
             "from an earlier checkpoint."
         )
-    standing = _standing(checkpoint / TRAINING / _STATE)
+    standing = read_standing(checkpoint)
     with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
         kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
     return standing, kept
 
 
-def _standing(path: Path) -> Standing:
+def read_standing(checkpoint: Path) -> Standing:
+    """Where the ``checkpoint`` was written. Raises PrunekitError where it does not say so."""
+    path = checkpoint / TRAINING / _STATE
     data: Any = read_json(path, "state of the training")
     try:
         if data["format"] != _FORMAT:

@@ -14,8 +14,8 @@ from prunekit.checkpoint.rebuild import stored_dtype
 from prunekit.errors import PrunekitError
 from prunekit.models.folder import weight_files
 from prunekit.models.head import Head, hidden_states
-from prunekit.models.recompute import recomputing
 from prunekit.recovery.training.sharding import take, whole
+from prunekit.utils.numerics.recompute import recomputing
 
 if TYPE_CHECKING:
     from prunekit.data.packed.windows import Windows

@@ -72,8 +72,12 @@ def fail(message: str, tell: Callable[[], None]) -> None:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[None]:
-    """All ranks in the block: :func:`join`, then :func:`leave`, or :func:`fail` where it raises."""
+    """All ranks in the block: :func:`join`, then :func:`leave`, or :func:`fail` where it raises. In another such block
+    nothing is done."""
     global _group
+    if _group is not None:
+        yield
+        return
     join(device)
     try:
         yield

@@ -1,0 +1,72 @@
+"""What was measured of one model, and of several beside the one they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit.evaluation.perplexity import Evaluation
+
+if TYPE_CHECKING:
+    from prunekit.checkpoint.history import PastTraining
+    from prunekit.evaluation.continuations import GenerationQuality
+    from prunekit.evaluation.task_types import TaskReport
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of ``model``, and of ``baseline`` where there is one: loss on ``texts``, continuations of
+    prompts from each text (``generation``), ``tasks``; None or empty where it was not asked for. ``parameters`` are
+    stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the baseline's (without one: of the model
+    that it was pruned from, None where nobody said which). ``trainings`` are those that its plan tells of."""
+
+    model: str
+    baseline: str | None
+    dtype: str
+    device: str
+    parameters: int
+    share_of_blocks: float | None
+    trainings: tuple[PastTraining, ...] = ()
+    texts: Evaluation | None = None
+    generation: tuple[GenerationQuality, ...] = ()
+    tasks: TaskReport | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        nothing = {"model": self.model, "baseline": self.baseline, "dtype": self.dtype, "device": self.device}
+        data = self.texts.to_dict() if self.texts else {**nothing, "results": []}
+        if self.trainings:
+            data["recovery"] = [each.to_dict() for each in self.trainings]
+        if self.generation:
+            data["generation"] = [each.to_dict() for each in self.generation]
+        if self.tasks is not None:
+            data["tasks"] = self.tasks.to_dict()
+        return data
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``models`` in the order in which they were named, all measured alike, beside one baseline, of which
+    ``baseline_parameters`` are stored."""
+
+    models: tuple[Measured, ...]
+    baseline_parameters: int | None
+
+    @property
+    def baseline(self) -> str | None:
+        return self.models[0].baseline
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {
+            "baseline": self.baseline,
+            "baseline_parameters": self.baseline_parameters,
+            "models": [
+                {
+                    **each.to_dict(),
+                    "parameters": each.parameters,
+                    "share_of_blocks": None if each.share_of_blocks is None else round(each.share_of_blocks, 6),
+                }
+                for each in self.models
+            ],
+        }

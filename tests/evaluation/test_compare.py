@@ -1,0 +1,180 @@
+"""Several models in one report: the same figures as one by one, the baseline computed once, one model at a time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.checkpoint.trained import with_recovery, write_trained
+from prunekit.errors import PrunekitError
+from prunekit.evaluation import turns
+from prunekit.evaluation.baseline import keep
+from prunekit.evaluation.continuations import ContinuationConfig
+from prunekit.evaluation.measured import Measured
+from prunekit.evaluation.perplexity import evaluate
+from prunekit.evaluation.run import compare, measure
+from prunekit.evaluation.windows import EvalConfig
+from prunekit.models.source import load_model, resolve
+from prunekit.plan import Plan
+from prunekit.plan.recipe import Recipe
+from tests.support.command import Command, save_tiny, write_text
+from tests.support.tiny import VOCAB, tiny_model
+from tests.support.tiny_text import tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("single_threaded")
+
+CONFIG = EvalConfig(length=32, stride=16, batch_size=3)
+TOLD = {
+    "tokens": 512,
+    "teacher": {"name": "dense"},
+    "text": {"source": "text.txt"},
+    "held_out_kl": {"before": 0.25, "after": 0.125},
+    "used_step": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model, a pruned one, the same after a training, and text."""
+    root = tmp_path_factory.mktemp("compare")
+    save_tiny(root / "dense", tied=True)
+    recipe = Recipe.of("adapt-pruner", ffn_multiple=1, sequences=4, length=16)
+    prunekit.prune(str(root / "dense"), root / "small", blocks=0.7, recipe=recipe)
+    source = resolve(str(root / "small"))
+    weights = {name: tensor * 1.01 for name, tensor in load_model(source, device="cpu").state_dict().items()}
+    plan = with_recovery(Plan.load(root / "small" / "plan.json"), TOLD)
+    write_trained(source, plan, weights, root / "recovered")
+    write_text(root / "text.txt", 3000)
+    write_text(root / "other.txt", 2000)
+    return root
+
+
+def asked(places: Path, **given: object) -> dict:
+    texts = [str(places / "text.txt"), str(places / "other.txt")]
+    return {"baseline": str(places / "dense"), "texts": texts, "config": CONFIG, "device": "cpu", **given}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_states_are_those_that_are_computed_beside(dtype: torch.dtype) -> None:
+    pruned, dense = (tiny_model("llama", layers=2, seed=seed).to(dtype) for seed in (0, 1))
+    ids = {name: torch.randint(3, VOCAB, (count,)) for name, count in (("a", 200), ("b", 90))}
+    beside = evaluate(pruned, None, ids, CONFIG, dense)
+    assert evaluate(pruned, None, ids, CONFIG, keep(dense, ids, CONFIG, None, "baseline")) == beside
+
+
+def test_what_was_kept_goes_with_what_kept_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dense, ids = tiny_model("llama", layers=1), {"a": torch.randint(3, VOCAB, (90,))}
+    kept = keep(dense, ids, CONFIG, None, "dense")
+    assert len(list(tmp_path.rglob("0"))) == 1
+    del kept
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit.evaluation import baseline
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(baseline, "_written", full)
+    with pytest.raises(PrunekitError, match=r"What dense says of a could not be kept: No space left.*TMPDIR"):
+        keep(tiny_model("llama", layers=1), {"a": torch.arange(3, 90)}, CONFIG, None, "dense")
+
+
+def test_several_models_have_the_figures_that_each_has_alone(places: Path) -> None:
+    continuations = ContinuationConfig(prompts=3, prompt_length=16, new_tokens=8)
+    names = [str(places / name) for name in ("recovered", "small")]
+    both = compare(names, **asked(places, continuations=continuations))
+    alone = [measure(name, **asked(places, continuations=continuations)) for name in names]
+    assert list(both.models) == alone and [each.model for each in alone] == ["recovered", "small"]
+    share = resolve(names[0]).shape.block_parameters / resolve(str(places / "dense")).shape.block_parameters
+    assert alone[0].share_of_blocks == share < 0.71
+    assert both.baseline_parameters == resolve(str(places / "dense")).shape.parameters
+    assert [bool(each.trainings) for each in both.models] == [True, False]
+
+
+def test_the_baseline_is_computed_once_and_models_come_one_after_the_other(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    alive: list[weakref.ref] = []
+
+    def load(source, **options):
+        gc.collect()
+        assert not [each for each in alive if each() is not None], "two models at a time"
+        model = load_model(source, **options)
+        loaded.append(source.path.name)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(turns, "load_model", load)
+    names = [str(places / name) for name in ("small", "recovered", "small")]
+    continuations = ContinuationConfig(prompts=2, prompt_length=16, new_tokens=8)
+    made = compare(names, **asked(places, continuations=continuations))
+    assert loaded == ["dense", "small", "recovered", "small"]
+    assert [each.model for each in made.models] == ["small", "recovered", "small (2)"]
+    assert replace(made.models[0].texts, model="") == replace(made.models[2].texts, model="")
+
+
+def test_from_python(places: Path) -> None:
+    names = [str(places / name) for name in ("small", "recovered")]
+    options = {"baseline": str(places / "dense"), "text": str(places / "text.txt"), "config": CONFIG, "device": "cpu"}
+    one, other = prunekit.evaluate(names, **options)
+    assert (one.model, other.model, other.baseline) == ("small", "recovered", "dense")
+    (alone,) = prunekit.evaluate(names[:1], **{**options, "baseline": None})
+    assert alone.baseline is None and alone.perplexity == one.perplexity
+
+
+def test_the_command_shows_one_table_a_text(command: Command, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    models = [places / name for name in ("recovered", "small")]
+    told = ["--baseline", places / "dense", "--text", places / "text.txt", "--text", places / "other.txt"]
+    told += ["--length", 32, "--device", "cpu", "--generate", "--prompts", 2, "--prompt-tokens", 16, "--new-tokens", 4]
+    done = command("eval", *models, *told, "--json")
+    assert done.code == 0, done.err
+    assert done.json["baseline"] == "dense" and [each["model"] for each in done.json["models"]] == [
+        "recovered",
+        "small",
+    ]
+    for each, model in zip(done.json["models"], models, strict=True):
+        assert [row["text"] for row in each["results"]] == ["text.txt", "other.txt"] and len(each["generation"]) == 2
+        assert each["parameters"] == resolve(str(model)).shape.parameters and 0.6 < each["share_of_blocks"] < 0.71
+    (training,) = done.json["models"][0]["recovery"]
+    assert training["tokens"] == 512 and training["held_out_kl"] == {"before": 0.25, "after": 0.125}
+    assert "recovery" not in done.json["models"][1]
+    shown = command("eval", *models, *told).out
+    for title in ("text.txt (", "other.txt (", "2 prompts of 16 tokens"):
+        assert shown.count(title) == 1
+    rows = [line.split("│")[1].strip() for line in shown.splitlines() if line.count("│") > 6]
+    assert rows[:6] == ["dense", "recovered", "small"] * 2
+    said = (
+        "recovered was trained on 512 tokens of text.txt toward dense; KL on held-out text 0.2500 before, 0.1250 after."
+    )
+    assert said in " ".join(shown.split()) and shown.count("was trained") == 1
+
+
+def test_the_table_of_one_model_tells_of_its_training_too(command: Command, places: Path) -> None:
+    shown = command("eval", places / "recovered", "--text", places / "text.txt", "--length", 32, "--device", "cpu").out
+    assert "recovered was trained on 512 tokens of text.txt toward dense;" in " ".join(shown.split())
+
+
+def test_what_can_not_stand_in_one_table_is_refused(command: Command, places: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", tokenizer=tiny_tokenizer(merges=[("t", "h")]))
+    done = command("eval", places / "small", other, "--length", 32, "--max-tokens", 64, "--device", "cpu")
+    assert done.code == 2 and "one table can't compare them; evaluate one model at a time" in done.err
+    assert command("eval", places / "small", tmp_path / "none").code == 2
+
+
+def test_one_model_has_the_keys_it_always_had(places: Path) -> None:
+    data = measure(str(places / "small"), **asked(places)).to_dict()
+    assert [*data] == ["model", "baseline", "dtype", "device", "results"]
+    assert [*Measured("m", None, "float32", "cpu", 1, None).to_dict()] == [*data]
+    json.dumps(data, allow_nan=False)

@@ -1,0 +1,156 @@
+"""What is said of a training: by the model card, by `prunekit inspect`, and of one that is not finished."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from prunekit.checkpoint.history import trainings
+from prunekit.errors import PrunekitError
+from prunekit.plan import Plan
+from prunekit.recovery.lessons import Trained
+from tests.support.command import Command
+from tests.support.recovering import make_places, recover_tiny
+
+pytestmark = pytest.mark.usefixtures("single_threaded")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """And "recovered", "same" (no step was better), "unfinished.training"."""
+    root = make_places(tmp_path_factory.mktemp("told"))
+    recover_tiny(root, root / "recovered")
+    recover_tiny(root, root / "same", settings={"learning_rate": 1.0, "clip": 1e3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trained, "finish", lambda *given: (_ for _ in ()).throw(PrunekitError("enough")))
+        with pytest.raises(PrunekitError, match="enough"):
+            recover_tiny(root, root / "unfinished", checkpoint_minutes=0, seed=3, settings={"recompute": True})
+    return root
+
+
+def facts(folder: Path) -> dict:
+    (told,) = Plan.load(folder / "plan.json").provenance["recovery"]
+    return told
+
+
+def test_the_card_tells_what_was_pruned_and_how_it_was_trained(places: Path) -> None:
+    card = (places / "recovered" / "README.md").read_text(encoding="utf-8")
+    kl = facts(places / "recovered")["held_out_kl"]
+    assert "# dense, pruned and trained with prunekit" in card and ModelCard(card).data.tags[:2] == [
+        "prunekit",
+        "pruned",
+    ]
+    assert (
+        f"| training | 512 tokens of text.txt toward dense; KL on held-out text {kl['before']:.4f} before, "
+        f"{kl['after']:.4f} after |" in card
+    )
+    notice = card.partition("**Notice of modification**")[2]
+    assert "this is not dense as it was published" in notice and "predictions of dense" in notice
+    assert str(places) not in card
+
+
+def test_the_card_of_what_did_not_get_better_says_so(places: Path) -> None:
+    card = (places / "same" / "README.md").read_text(encoding="utf-8")
+    assert "# dense, pruned with prunekit" in card and "no step came nearer to it" in card
+    assert "trained" not in card.partition("**Notice of modification**")[2]
+    assert "# dense, pruned with prunekit" in (places / "small" / "README.md").read_text(encoding="utf-8")
+
+
+def test_inspect_tells_of_trainings(command: Command, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = command("inspect", places / "recovered").out
+    assert "512 tokens of text.txt toward dense; KL on held-out text" in shown and "as pruned and trained" in shown
+    assert "adapt-pruner" in shown
+    (told,) = command("inspect", places / "recovered", "--json").json["provenance"]["recovery"]
+    assert told == facts(places / "recovered")
+    shown = command("inspect", places / "same").out
+    assert "the weights are those from before" in shown and "trained" not in shown.replace("trained on", "")
+    assert "trained on" not in command("inspect", places / "small").out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens": "many"},
+        {"teacher": "dense"},
+        {"teacher": {"name": "a\nb"}},
+        {"held_out_kl": {"after": "low"}},
+        {"used_step": -1},
+        7,
+    ],
+)
+def test_a_history_that_prunekit_never_writes_is_refused(places: Path, tmp_path: Path, wrong: object) -> None:
+    data = json.loads((places / "recovered" / "plan.json").read_text())
+    history = data["provenance"]["recovery"]
+    data["provenance"]["recovery"] = [{**history[0], **wrong} if isinstance(wrong, dict) else wrong]
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(PrunekitError, match=r"provenance\.recovery.* (prunekit never writes|no JSON object)"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_history_that_says_little_is_shown_as_far_as_it_goes() -> None:
+    plan = Plan.load(Path(__file__).parents[2] / "golden" / "written" / "plan.json")
+    assert trainings(plan) == ()
+    plan.provenance["recovery"] = [{"tokens": 5}, {}]
+    assert [each.words() for each in trainings(plan)] == ["5 tokens", "0 tokens"]
+
+
+def test_inspect_of_a_training_that_is_not_finished(command: Command, places: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    data = command("inspect", places / "unfinished.training", "--json").json
+    assert (data["model"], data["teacher"], data["steps"]) == ("small", "dense", 8)
+    assert data["step"] == data["checkpoints"][-1]["step"] == 7 and data["tokens"] == 7 * 64
+    assert data["held_out"][0]["step"] == 0 and data["asked"]["settings"]["recompute"] is True
+    shown = " ".join(command("inspect", places / "unfinished.training").out.split())
+    best = min(data["held_out"], key=lambda row: row["kl"])
+    for said in (
+        "a training that is not finished",
+        "small toward dense",
+        "step 7 of 8, 448 tokens",
+        f"{data['held_out'][0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}",
+        "files as written",
+        data["command"],
+    ):
+        assert said in shown
+
+
+def test_the_command_that_it_names_goes_on(command: Command, places: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(places / "unfinished.training", tmp_path / "unfinished.training")
+    named = command("inspect", tmp_path / "unfinished.training", "--json").json["command"]
+    program, *words = shlex.split(named)
+    assert program == "prunekit" and "--set" in words and "recompute=true" in words
+    monkeypatch.chdir(places)
+    done = command(*words, "--dtype", "float32", "--device", "cpu", "--json")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["step"] for row in rows if "step" in row] == [7]
+    assert (tmp_path / "unfinished" / "config.json").is_file() and not (tmp_path / "unfinished.training").exists()
+
+
+def test_a_damaged_training_is_told(command: Command, places: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(places / "unfinished.training", tmp_path / "a.training")
+    (step,) = sorted(folder.glob("step-*"))[-1:]
+    (step / "config.json").write_text("{}")
+    done = command("inspect", folder)
+    assert done.code == 2 and f"{step.name} is damaged: config.json changed" in done.err
+    said = json.loads((folder / "run.json").read_text())
+    for wrong in (
+        {"asked": {}},
+        {"asked": {**said["asked"], "settings": 3}},
+        {"settled": {**said["settled"], "model": 3}},
+    ):
+        (folder / "run.json").write_text(json.dumps({**said, **wrong}))
+        done = command("inspect", folder)
+        assert done.code == 2 and "Traceback" not in done.err, done
+
+
+def test_a_training_without_a_checkpoint_yet(command: Command, places: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.training").mkdir()
+    shutil.copy(places / "unfinished.training" / "run.json", tmp_path / "a.training")
+    shown = command("inspect", tmp_path / "a.training").out
+    assert "none yet" in shown and "step 0 of 8, 0 tokens" in shown
