@@ -278,7 +278,13 @@ class Trained:
         """Keep a checkpoint of where it stands."""
         self.teaching.flush()
         standing, steps = self.training.standing, self.training.span.steps
-        told = {"teacher": model_label(self.teacher.name), "unfinished": True, "steps": steps, "step": standing.step}
+        told = {
+            "teacher": {"name": model_label(self.teacher.name), "fingerprint": self.teacher.fingerprint},
+            "text": {"source": self.packed.describe()["source"]},
+            "tokens": standing.tokens,
+            "steps": steps,
+            "unfinished": True,
+        }
         plan = with_recovery(self.plan, told)
         state.save(self.kept, self.source, plan, self.training.student, self.optimizer, standing)
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from prunekit.checkpoint.history import trainings
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
-from prunekit.recovery.training import run
+from prunekit.recovery.lessons import Trained
 from tests.support.command import Command
 from tests.support.recovering import make_places, recover_tiny
 
@@ -27,7 +27,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recover_tiny(root, root / "recovered")
     recover_tiny(root, root / "same", settings={"learning_rate": 1.0, "clip": 1e3})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_finish", lambda *given: (_ for _ in ()).throw(PrunekitError("enough")))
+        patch.setattr(Trained, "finish", lambda *given: (_ for _ in ()).throw(PrunekitError("enough")))
         with pytest.raises(PrunekitError, match="enough"):
             recover_tiny(root, root / "unfinished", checkpoint_minutes=0, seed=3, settings={"recompute": True})
     return root
