@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import keep_bytes
-from prunekit.utils.files.cache import cache_place, clear_for, tensors_digest
+from prunekit.utils.files.cache import cache_place
+from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
@@ -50,13 +50,13 @@ def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Ten
     with progress("Writing calibration text", sum(sizes)) as advance, ExitStack() as stack:
         for chunk, size in enumerate(sizes):
             file = folder / f"{chunk}-{size}.safetensors"
-            kept = _read(file)
+            kept = read_kept_tensors(file)
             if kept is None:
                 if sampler is None:
                     sampler = _sampler(stack.enter_context(_writer(dense)), dense.source.name, first, config)
-                kept = sampler(chunk, size)
-                _keep(file, kept)
-            blocks.append(kept)
+                kept = {"ids": sampler(chunk, size)}
+                write_kept_tensors(file, kept)
+            blocks.append(kept["ids"])
             advance(size)
     return torch.cat(blocks)[: config.sequences].contiguous()
 
@@ -69,29 +69,6 @@ def _writer(dense: DenseModel) -> AbstractContextManager[Any]:
 
     fast = has_fast_products(pick_device(dense.device))
     return dense.computing_in(torch.bfloat16 if fast else dense.source.dtype)
-
-
-def _read(file: Path) -> torch.Tensor | None:
-    """The ids that :func:`_keep` wrote to ``file``; None where there are none, or they are not as written."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if not file.is_file():
-            return None
-        with safe_open(file, "pt") as handle:
-            ids: torch.Tensor = handle.get_tensor("ids")
-            said = (handle.metadata() or {}).get("sha256")
-        return ids if said == tensors_digest([("ids", ids)], file.parent.name, file.name) else None
-    except (OSError, SafetensorError, RuntimeError):
-        return None
-
-
-def _keep(file: Path, ids: torch.Tensor) -> None:
-    from safetensors.torch import save
-
-    clear_for(file)
-    digest = tensors_digest([("ids", ids)], file.parent.name, file.name)
-    keep_bytes(file, save({"ids": ids}, metadata={"sha256": digest}))
 
 
 def _chunks(sequences: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+_Config = TypeVar("_Config")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ def knobs_of(config: type) -> Iterator[Knob]:
         if "knob" in each.metadata:
             name = each.metadata["knob"] or each.name
             yield Knob(name, each.name, config, types[each.name], each.default, each.metadata["help"])
+
+
+def told_of(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``given``, values by the names of knobs, says of ``config``: by the names of its fields."""
+    return {each.field: given[each.name] for each in knobs_of(config) if each.name in given}
+
+
+def turned(config: _Config, given: Mapping[str, Any]) -> _Config:
+    """``config`` with those of its knobs turned that ``given`` names."""
+    changed: _Config = replace(config, **told_of(type(config), given))  # type: ignore[type-var]
+    return changed
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -8,6 +8,37 @@ from dataclasses import dataclass
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.knobs import knob
+from prunekit.utils.names import nearest
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much text the default method takes, and how closely it measures what widths would cost. Each field is a
+    setting of the same name, which ``--set`` turns by itself."""
+
+    sequences: int
+    calib: str
+    curve_tokens: int
+    fisher_tokens: int
+    scale_tokens: int
+
+
+# `builtin` holds 80 sequences of 512 tokens or so: where more are wanted, the model writes them.
+EFFORTS: dict[str, Effort] = {
+    "quick": Effort(32, "builtin:0.5,self:0.5", curve_tokens=16384, fisher_tokens=4096, scale_tokens=1024),
+    "standard": Effort(128, "builtin:0.5,self:0.5", curve_tokens=32768, fisher_tokens=8192, scale_tokens=2048),
+    "best": Effort(512, "builtin:0.15,self:0.85", curve_tokens=32768, fisher_tokens=16384, scale_tokens=4096),
+}
+STANDARD = "standard"
+
+
+def effort(name: str) -> Effort:
+    """The settings of that effort. Raises PrunekitError with the names there are."""
+    if name not in EFFORTS:
+        raise PrunekitError(
+            f"There is no effort {name!r}{nearest(name, EFFORTS)}; choose one of: {', '.join(EFFORTS)}."
+        )
+    return EFFORTS[name]
 
 
 @dataclass(frozen=True)
@@ -44,7 +75,7 @@ class CalibrationConfig:
                 raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
 
 
-MUCH_TEXT = CalibrationConfig(sequences=128, length=512, batch_size=8)
+MUCH_TEXT = CalibrationConfig(sequences=EFFORTS[STANDARD].sequences, length=512, batch_size=8)
 """What least squares and loss curves need; scores are content with less."""
 
 

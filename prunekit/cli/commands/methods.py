@@ -9,6 +9,7 @@ from prunekit.cli.common import app, console, print_json, table
 from prunekit.plan.allocations import ALLOCATIONS, MEASURED, SCORED
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs, words
+from prunekit.plan.settings import EFFORTS
 
 
 @app.command()
@@ -21,6 +22,7 @@ def methods(json: o.Json = False) -> None:
         "layer_importance": tuple(LAYER_IMPORTANCE),
         "allocation": tuple(name for name in ALLOCATIONS if name != "rotate"),
         "units": (*SCORED, *MEASURED),
+        "effort": tuple(EFFORTS),
     }
     recipes = {name: Recipe.of(name).to_dict() for name in METHODS}
     data: dict[str, Any] = {

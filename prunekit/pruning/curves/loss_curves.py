@@ -14,7 +14,7 @@ that make them so large would go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,13 +121,15 @@ def layer_curves(
     ridge: float = _RIDGE,
     batch_size: int = 8,
     fast: bool = False,
+    known: Container[int] = (),
     advance: Advance,
-) -> Iterator[tuple[LayerCurves, dict[Kind, Cut]]]:
-    """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
+) -> Iterator[tuple[int, LayerCurves, dict[Kind, Cut]]]:
+    """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L]; those of the
+    ``known`` layers are left out.
 
-    Each layer comes with its attention and its FFN cut to about :data:`CUT_TO` of their units, where a cut is smaller
-    than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises PrunekitError, which
-    names the layer, where a moment or a loss is not finite.
+    Each layer comes with its index, its attention and its FFN cut to about :data:`CUT_TO` of their units, where a cut
+    is smaller than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises
+    PrunekitError, which names the layer, where a moment or a loss is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
@@ -136,14 +138,13 @@ def layer_curves(
             layer = parts.layers[index]
             cuts: dict[Kind, Cut] = {}
             for kind in KINDS:
+                if index in known:
+                    _pass(parts, index, kind, stream)
+                    advance()
+                    continue
                 projection = parts.projection(layer, kind)
                 moments = Moments(projection.in_features, 0, projection.weight.device, fast)
-                for place, hidden in enumerate(stream):
-                    z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
-                    stream[place] = hidden + parts.added(layer, kind, output)
-                    weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
-                    flat = z.flatten(0, 1)
-                    moments.add(flat, flat[:, :0], weight.flatten())
+                _pass(parts, index, kind, stream, moments)
                 # As large as any other moment is one on the diagonal.
                 check_computed(moments.zz.diagonal(), index, f"the inputs of its {parts.output_name(kind)}")
                 # A bias moves no output's error: wanted are the weights' own products.
@@ -163,7 +164,20 @@ def layer_curves(
                     check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
                     cuts[kind] = cut
                 advance()
-            yield LayerCurves(ffn, heads), cuts
+            if index not in known:
+                yield index, LayerCurves(ffn, heads), cuts
+
+
+def _pass(parts: Sublayers, index: int, kind: Kind, stream: list[torch.Tensor], moments: Moments | None = None) -> None:
+    """The dense ``stream`` across a sub-layer; the ``moments`` of its projection's inputs are taken on the way."""
+    layer = parts.layers[index]
+    for place, hidden in enumerate(stream):
+        z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
+        stream[place] = hidden + parts.added(layer, kind, output)
+        if moments is not None:
+            weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
+            flat = z.flatten(0, 1)
+            moments.add(flat, flat[:, :0], weight.flatten())
 
 
 def cut_width(layer: LayerShape) -> int:

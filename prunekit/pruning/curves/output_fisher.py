@@ -11,6 +11,7 @@ from torch import nn
 from prunekit.models.families import Family
 from prunekit.models.head import Head, hidden_states
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
+from prunekit.pruning.curves.fisher_store import FisherStore, FisherSums
 from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.categorical import sampled
@@ -42,17 +43,20 @@ def output_fisher(
     batch_size: int = 4,
     seed: int = 0,
     fast: bool = False,
+    store: FisherStore | None = None,
     advance: Advance,
 ) -> Fisher:
     """E[s² g gᵀ], float32 [d, d] on the CPU, for every output projection: g is the gradient of a sequence's summed loss
     at the projection's output for one token, s the root mean square of the residual stream behind it.
 
     Next tokens are sampled from the model itself (the true Fisher, not the empirical one). ``fast`` allows
-    :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises PrunekitError where a layer's output or gradient is not
-    finite.
+    :func:`~prunekit.utils.numerics.bf16.fast_products`. Sums are kept in ``store`` as they grow, and gone on from.
+    Raises PrunekitError where a layer's output or gradient is not finite.
     """
+    store = store or FisherStore()
+    begun = store.read(len(ids))
     parts = Sublayers(model, family, ids.shape[1])
-    made: Fisher = {}
+    made: Fisher = {} if begun is None else begun.sums
     scale: dict[tuple[int, Kind], torch.Tensor] = {}
     handles = []
 
@@ -86,12 +90,19 @@ def output_fisher(
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
+    done = 0
+    if begun is not None:
+        generator.set_state(begun.state)
+        done = begun.sequences
+        advance(-(-done // batch_size))
     try:
         with frozen(model), watched_layers(parts.layers):
-            for batch in ids.split(batch_size):
+            for batch in ids[done:].split(batch_size) if done < len(ids) else ():
                 with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
                     hidden = hidden_states(model, batch)
                 hidden.backward(_slope(head, hidden.detach(), generator))
+                done += len(batch)
+                store.keep(FisherSums(done, made, generator.get_state()))
                 advance()
     finally:
         for handle in handles:
