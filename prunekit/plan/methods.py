@@ -81,7 +81,8 @@ class Method:
         """The same with its dial at the effort ``name``. Raises PrunekitError where there is none of that name."""
         told = asdict(effort(name))
         allocation, calibration = turned(self.allocation, told), turned(self.calibration, told)
-        return replace(self, effort=name, allocation=allocation, calibration=calibration)
+        rescale = (self.rescale or RescaleConfig()) if told["rescale"] else None
+        return replace(self, effort=name, allocation=allocation, calibration=calibration, rescale=rescale)
 
     def describe(self) -> dict[str, Any]:
         """What chose units and widths, for a plan's provenance."""

@@ -177,12 +177,14 @@ def put_on_top(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     """The settings ``base`` with ``changes``; what only mattered to what the changes switch off goes, and so does what
     another effort sets. A text goes only where an effort had chosen it."""
     off: set[str] = set()
-    if changes.get("effort", base.get("effort")) != base.get("effort"):
+    rescales = changes.get("rescale", changes.get("refit"))
+    if changes.get("effort", base.get("effort")) != base.get("effort") and changes["effort"] in EFFORTS:
         chosen = base.get("calib") in {each.calib for each in EFFORTS.values()}
         off |= {each.name for each in fields(Effort) if each.name != "calib" or chosen}
+        rescales = changes.get("rescale", changes.get("refit", True) and EFFORTS[changes["effort"]].rescale)
     if changes.get("refit") is False:
         off |= {"rescale", *(each.name for each in knobs_of(RefitConfig))}
-    if changes.get("rescale", changes.get("refit")) is False:
+    if rescales is False:
         off |= {each.name for each in knobs_of(RescaleConfig)}
     if changes.get("allocation", base.get("allocation")) != base.get("allocation"):
         off |= {"importance", "layer_importance"}

@@ -21,12 +21,16 @@ class Effort:
     curve_tokens: int
     fisher_tokens: int
     scale_tokens: int
+    rescale: bool = True
 
 
-# `builtin` holds 80 sequences of 512 tokens or so: where more are wanted, the model writes them.
+# Of little text, a refit makes more than rescaling. `builtin` holds 80 sequences of 512 tokens or so: where more are
+# wanted, the model writes them.
 EFFORTS: dict[str, Effort] = {
-    "quick": Effort(32, "builtin:0.5,self:0.5", curve_tokens=16384, fisher_tokens=4096, scale_tokens=1024),
-    "standard": Effort(128, "builtin:0.5,self:0.5", curve_tokens=32768, fisher_tokens=8192, scale_tokens=2048),
+    "quick": Effort(
+        40, "builtin:0.5,self:0.5", curve_tokens=8192, fisher_tokens=4096, scale_tokens=1024, rescale=False
+    ),
+    "standard": Effort(160, "builtin:0.5,self:0.5", curve_tokens=32768, fisher_tokens=8192, scale_tokens=2048),
     "best": Effort(512, "builtin:0.15,self:0.85", curve_tokens=32768, fisher_tokens=16384, scale_tokens=4096),
 }
 STANDARD = "standard"

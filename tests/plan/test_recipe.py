@@ -55,7 +55,7 @@ def test_what_changes_with_something_else() -> None:
     assert Recipe.of("flap", allocation="global", importance="fisher").method.allocation != GlobalConfig()
     assert Recipe.of("magnitude", allocation="global").method.allocation == GlobalConfig()
     much = Recipe.of("magnitude", refit=True).calibration
-    assert (much.sequences, much.length, much.batch_size) == (128, 512, 8)
+    assert (much.sequences, much.length, much.batch_size) == (EFFORTS["standard"].sequences, 512, 8)
     assert Recipe.of("magnitude").calibration.sequences == Recipe.of("prunekit", sequences=32).calibration.sequences
     assert Recipe.of("prunekit", refit=False).rescale is None
     assert Recipe.of("prunekit", seed=3).calibration.seed == 3
@@ -174,6 +174,8 @@ def test_more_effort_is_never_less() -> None:
 def test_another_effort_on_top_of_a_recipe() -> None:
     base = Recipe.of(effort="best", ridge=0.2).to_dict()
     assert Recipe.from_dict(put_on_top(base, {"effort": "quick"})) == Recipe.of(effort="quick", ridge=0.2)
+    rescaled = {"effort": "quick", "rescale": True}
+    assert Recipe.from_dict(put_on_top(base, rescaled)) == Recipe.of(ridge=0.2, **rescaled)
     assert put_on_top(base, {"effort": "best", "ridge": 0.3}) == {**base, "ridge": 0.3}
     named = Recipe.of(calib="a.txt", sequences=300).to_dict()
     assert Recipe.from_dict(put_on_top(named, {"effort": "quick"})) == Recipe.of(effort="quick", calib="a.txt")
