@@ -17,6 +17,7 @@ class Effort:
     setting of the same name, which ``--set`` turns by itself."""
 
     sequences: int
+    length: int
     calib: str
     curve_tokens: int
     fisher_tokens: int
@@ -24,14 +25,12 @@ class Effort:
     rescale: bool = True
 
 
-# Of little text, a refit makes more than rescaling. `builtin` holds 80 sequences of 512 tokens or so: where more are
-# wanted, the model writes them.
+# Of little text, a refit makes more than rescaling, and short sequences are written sooner. `builtin` holds 40,000 tokens,
+# fewer of large vocabularies: 64 sequences are taken of it at most, and what is wanted more the model writes.
 EFFORTS: dict[str, Effort] = {
-    "quick": Effort(
-        40, "builtin:0.5,self:0.5", curve_tokens=8192, fisher_tokens=4096, scale_tokens=1024, rescale=False
-    ),
-    "standard": Effort(160, "builtin:0.5,self:0.5", curve_tokens=32768, fisher_tokens=8192, scale_tokens=2048),
-    "best": Effort(512, "builtin:0.15,self:0.85", curve_tokens=32768, fisher_tokens=16384, scale_tokens=4096),
+    "quick": Effort(64, 256, "builtin:0.5,self:0.5", 8192, 4096, 1024, rescale=False),
+    "standard": Effort(160, 512, "builtin:0.4,self:0.6", 16384, 8192, 2048),
+    "best": Effort(512, 512, "builtin:0.125,self:0.875", 32768, 16384, 4096),
 }
 STANDARD = "standard"
 
@@ -79,7 +78,7 @@ class CalibrationConfig:
                 raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
 
 
-MUCH_TEXT = CalibrationConfig(sequences=EFFORTS[STANDARD].sequences, length=512, batch_size=8)
+MUCH_TEXT = CalibrationConfig(sequences=EFFORTS[STANDARD].sequences, length=EFFORTS[STANDARD].length, batch_size=8)
 """What least squares and loss curves need; scores are content with less."""
 
 

@@ -68,7 +68,7 @@ def test_effort_is_recorded_and_settings_come_on_top(command: Command, model: Pa
     small = {"calib": "text.txt", "sequences": 4, "length": 16, "ffn_multiple": 1}
     assert recipe == Recipe.of(effort="quick", **small)
     # From the plan, which has all settings: those of the other effort take their place.
-    again = ("--recipe", tmp_path / "plan.json", "--effort", "best", "--calib", text, "--set", "sequences=4")
+    again = ("--recipe", tmp_path / "plan.json", "--effort", "best", "--calib", text, *SMALL)
     other = _plan(command, model, tmp_path / "other.json", *again).recipe
     assert other == Recipe.of(effort="best", **small)
 

@@ -39,7 +39,7 @@ def test_a_method_is_its_own_recipe(name: str) -> None:
         ("prunekit", {"rescale_share": 0.5, "rescale_rate": 0.01, "calib": "a.txt:0.5,self:0.5", "sequences": 9}),
         ("llm-pruner", {"protect_layers": "none", "round_for": "tp=2", "ffn_multiple": 4}),
         ("prunekit", {"refit": False}),
-        ("prunekit", {"effort": "quick", "curve_tokens": 999, "length": 256}),
+        ("prunekit", {"effort": "quick", "curve_tokens": 999, "length": 128}),
     ],
 )
 def test_changes_come_back(name: str, changes: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def test_effort_is_a_dial(name: str) -> None:
 
 def test_more_effort_is_never_less() -> None:
     for less, more in pairwise(EFFORTS.values()):
-        for each in ("sequences", "curve_tokens", "fisher_tokens", "scale_tokens"):
+        for each in ("sequences", "length", "curve_tokens", "fisher_tokens", "scale_tokens"):
             assert getattr(less, each) <= getattr(more, each)
 
 
