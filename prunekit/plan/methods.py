@@ -44,7 +44,7 @@ class Method:
     refit: RefitConfig | None = None
     rescale: RescaleConfig | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    effort: str | None = knob(None, "how much text is taken and how closely is measured; sets several others")
+    effort: str | None = knob(None, "how much time the default method may take; sets several others")
     custom: bool = False
 
     def __post_init__(self) -> None:

@@ -25,8 +25,8 @@ class Effort:
     rescale: bool = True
 
 
-# Of little text, a refit makes more than rescaling, and short sequences are written sooner. `builtin` holds 40,000 tokens,
-# fewer of large vocabularies: 64 sequences are taken of it at most, and what is wanted more the model writes.
+# Of little text, a refit makes more than rescaling, and short sequences are written sooner. `builtin` holds 40,000
+# tokens, fewer of large vocabularies: 64 sequences are taken of it at most, and what is wanted more the model writes.
 EFFORTS: dict[str, Effort] = {
     "quick": Effort(64, 256, "builtin:0.5,self:0.5", 8192, 4096, 1024, rescale=False),
     "standard": Effort(160, 512, "builtin:0.4,self:0.6", 16384, 8192, 2048),

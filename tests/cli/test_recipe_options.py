@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from prunekit.plan import Plan
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs
+from prunekit.plan.settings import EFFORTS
 from tests.support.command import BRIEF, DEFAULT, Command, save_tiny, write_text
 from tests.support.tiny import one_thread
 
@@ -165,5 +167,8 @@ def test_methods_and_settings_are_listed(command: Command) -> None:
     assert listed["allocation"]["choices"] == ["uniform", "adapt", "global", "optimal", "drop"]
     assert listed["effort"]["choices"] == ["quick", "standard", "best"]
     assert "taylor" in listed["importance"]["choices"] and listed["steps"]["default"] == 50
+    assert {each["name"]: each["settings"] for each in data["efforts"]} == {
+        name: asdict(each) for name, each in EFFORTS.items()
+    }
     shown = command("methods").out
     assert all(name in shown for name in (*METHODS, *knobs()))
