@@ -30,7 +30,7 @@ class Method:
     ``whole_ends`` are the shares of the model's layers at its start and its end that stay whole where no layers are
     named. ``compensate`` puts what removed inputs added on average into biases (FLAP). ``refit`` solves projections
     anew afterwards, ``rescale`` then tunes scales. ``calibration`` is the text it takes, and how much of it. ``effort``
-    is where its dial stands (prunekit.plan.effort), None where it has none.
+    is where its dial stands (prunekit.plan.settings.EFFORTS), None where it has none.
     """
 
     name: str

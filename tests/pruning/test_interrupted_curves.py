@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from prunekit.models.sublayers import KINDS
 from prunekit.plan.allocations import OptimalConfig
 from prunekit.pruning.curves import fisher_store, loss_curves, output_fisher
 from prunekit.pruning.curves.curve_store import CurveStore
 from prunekit.pruning.curves.divergence import Divergence
-from prunekit.pruning.curves.fisher_store import FisherStore, FisherSums
+from prunekit.pruning.curves.fisher_store import FisherStore
 from tests.support.tiny import VOCAB, one_thread, tiny_model
 from tests.support.tiny_session import nothing, tiny_session
 
@@ -107,16 +108,16 @@ def test_one_layer_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert CurveStore(tmp_path).curves(2) == made[2]
 
 
-def _sums(sequences: int) -> FisherSums:
-    some = {(index, kind): torch.full((3, 3), float(sequences)) for index in range(2) for kind in ("attention", "ffn")}
-    return FisherSums(sequences, some, torch.Generator().get_state())  # type: ignore[arg-type]
+def _keep(store: FisherStore, sequences: int) -> None:
+    sums = {(index, kind): torch.full((3, 3), float(sequences)) for index in range(2) for kind in KINDS}
+    store.keep(sequences, sums, torch.Generator().get_state())
 
 
 def test_what_is_kept_of_sums(tmp_path: Path) -> None:
     store = FisherStore(tmp_path, 2)
     assert store.read(9) is None
-    store.keep(_sums(4))
-    store.keep(_sums(8))
+    _keep(store, 4)
+    _keep(store, 8)
     assert {file.name for file in tmp_path.iterdir()} == {"fisher-8-0.safetensors", "fisher-8-1.safetensors"}
     found = store.read(9)
     assert found is not None and found.sequences == 8 and torch.equal(found.sums[1, "ffn"], torch.full((3, 3), 8.0))
@@ -135,5 +136,5 @@ def test_sums_are_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fisher_store, "_EVERY", 10.0)
     store = FisherStore(tmp_path, 2)
     for now, kept in ((109.0, set()), (110.0, {4}), (119.0, {4}), (120.5, {12})):
-        store.keep(_sums(4 if now < 115 else 12))
+        _keep(store, 4 if now < 115 else 12)
         assert {count for count, _ in store._files()} == kept

@@ -35,8 +35,8 @@ class FisherSums:
 class FisherStore:
     """Keeps sums for a model of ``layers`` in ``folder``, a file a layer; None keeps nothing."""
 
-    folder: Path | None = None
-    layers: int = 0
+    folder: Path | None
+    layers: int
 
     def __post_init__(self) -> None:
         self._kept_at, self._took = time.monotonic(), 0.0
@@ -46,16 +46,16 @@ class FisherStore:
         counts = {count for count, _ in self._files() if count <= most}
         return next((found for count in sorted(counts, reverse=True) if (found := self._read(count))), None)
 
-    def keep(self, made: FisherSums) -> None:
-        """Keep ``made`` in place of earlier sums, if those have become old."""
+    def keep(self, sequences: int, sums: dict[tuple[int, Kind], torch.Tensor], state: torch.Tensor) -> None:
+        """Keep these, called as in :class:`FisherSums`, in place of earlier ones, if those have become old."""
         started = time.monotonic()
         if self.folder is None or started - self._kept_at < max(_EVERY, self._took / _SHARE):
             return
         for index in range(self.layers):
-            own = {str(kind): made.sums[index, kind] for kind in KINDS if (index, kind) in made.sums}
-            write_kept_tensors(self._file(made.sequences, index), {**own, "state": made.state})
-        if all(self._file(made.sequences, index).is_file() for index in range(self.layers)):
-            self._remove(but=made.sequences)
+            own = {str(kind): sums[index, kind] for kind in KINDS if (index, kind) in sums}
+            write_kept_tensors(self._file(sequences, index), {**own, "state": state})
+        if all(self._file(sequences, index).is_file() for index in range(self.layers)):
+            self._remove(but=sequences)
         self._kept_at = time.monotonic()
         self._took = self._kept_at - started
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,12 +11,14 @@ from torch import nn
 from prunekit.models.families import Family
 from prunekit.models.head import Head, hidden_states
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
-from prunekit.pruning.curves.fisher_store import FisherStore, FisherSums
 from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.categorical import sampled
 from prunekit.utils.numerics.finite import check_computed, watched_layers
 from prunekit.utils.numerics.frozen import frozen
+
+if TYPE_CHECKING:
+    from prunekit.pruning.curves.fisher_store import FisherStore
 
 # Times the usual size of the residual stream.
 _ENORMOUS = 8.0
@@ -53,8 +55,7 @@ def output_fisher(
     :func:`~prunekit.utils.numerics.bf16.fast_products`. Sums are kept in ``store`` as they grow, and gone on from.
     Raises PrunekitError where a layer's output or gradient is not finite.
     """
-    store = store or FisherStore()
-    begun = store.read(len(ids))
+    begun = None if store is None else store.read(len(ids))
     parts = Sublayers(model, family, ids.shape[1])
     made: Fisher = {} if begun is None else begun.sums
     scale: dict[tuple[int, Kind], torch.Tensor] = {}
@@ -102,7 +103,8 @@ def output_fisher(
                     hidden = hidden_states(model, batch)
                 hidden.backward(_slope(head, hidden.detach(), generator))
                 done += len(batch)
-                store.keep(FisherSums(done, made, generator.get_state()))
+                if store is not None:
+                    store.keep(done, made, generator.get_state())
                 advance()
     finally:
         for handle in handles:
