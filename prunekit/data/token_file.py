@@ -9,6 +9,7 @@ import torch
 from prunekit.data.mixture import calibration_text
 from prunekit.data.packed.windows import Windows
 from prunekit.plan.settings import CalibrationConfig
+from prunekit.utils.files.atomic import new_folder
 
 
 class PackedText:
@@ -55,9 +56,8 @@ def pack_text(folder, config, tokens, tokenizer, dense, writer=None):
     ids = made.input_ids
     from safetensors.torch import save_file
 
-    folder.mkdir()
-    save_file(
-        {"held": ids[: config.held_out].clone(), "blocks": ids[config.held_out :].clone()}, folder / "x.safetensors"
-    )
-    (folder / "text.json").write_text(json.dumps(made.describe()))
+    with new_folder(folder) as new:
+        tensors = {"held": ids[: config.held_out].clone(), "blocks": ids[config.held_out :].clone()}
+        save_file(tensors, new / "x.safetensors")
+        (new / "text.json").write_text(json.dumps(made.describe()))
     return open_text(folder)

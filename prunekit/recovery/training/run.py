@@ -25,7 +25,7 @@ from prunekit.recovery.training.loop import Events, Training
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Standing
-from prunekit.recovery.training.run_folder import RunFolder, run_folder
+from prunekit.recovery.training.run_folder import RunFolder, end, run_folder
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.teacher import OnlineTeacher
 from prunekit.recovery.training.trial import Trial, run_trial
@@ -137,13 +137,15 @@ def recover(
     """
     listener = listener or Listener()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
+    place = out.absolute().with_name(out.absolute().name + SUFFIX)
+    if not overwrite:
+        end(place, out)
     check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
     check_length(text, source.config)
     tokenizer = load_tokenizer(teacher)
     _check_pair(source, teacher, tokenizer)
     sequences = max(1, round(config.batch_tokens / text.length))
     asked = _asked(source, teacher, text, budget, config, dtype)
-    place = out.absolute().with_name(out.absolute().name + SUFFIX)
     with run_folder(place, asked, overwrite) as folder:
         folder.settle(model=model_label(source.name), teacher=model_label(teacher.name))
         model = load_model(source, dtype="float32", device=device)
@@ -198,6 +200,7 @@ def recover(
             "versions": versions(),
         }
         plan = with_recovery(plan, facts)
+        folder.settle(plan=plan.file_digest())
         result = Recovered(None, plan, standing, made.before, made.after, made.used, facts)  # type: ignore[arg-type]
         written = write_trained(
             source,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import rewrite_text
+from prunekit.utils.files.atomic import new_folder, rewrite_text
+from prunekit.utils.files.hashes import sha256
+from prunekit.utils.files.leftovers import discard, sweep_and_tell
 from prunekit.utils.files.replacing import check_place
 from prunekit.utils.files.strict_json import parse, read_regular
 
@@ -29,8 +30,8 @@ class RunFolder:
     def __init__(self, path: Path, asked: Mapping[str, Any], settled: Mapping[str, Any]):
         self.path, self.asked = path, dict(asked)
         self.settled: dict[str, Any] = dict(settled)
-        """What was decided once, when the training began: how many steps it has. And what the two models are called,
-        for people."""
+        """What was decided once, when the training began: how many steps it has. What the two models are called, for
+        people. At the end, which plan the result has."""
 
     @property
     def text(self) -> Path:
@@ -57,12 +58,12 @@ class RunFolder:
         """Remove all checkpoints but those of ``steps``."""
         for step in self.checkpoints():
             if step not in steps:
-                shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+                discard(self.checkpoint(step))
 
     def erase(self) -> None:
         """Remove it with all that is in it, as far as it is a training's."""
         _check_own(self.path)
-        shutil.rmtree(self.path, ignore_errors=True)
+        discard(self.path)
 
 
 @contextmanager
@@ -81,24 +82,35 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
                 raise _other(path, earlier, asked)
             check_place(path, ())
             _check_own(path)
-            shutil.rmtree(path)
+            discard(path)
             earlier = None
-        settled = {} if earlier is None else earlier["settled"]
     else:
-        settled = {}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PrunekitError(f"{path} can't be made: {error.strerror or error}; choose another place.") from None
+        earlier = None
+    if earlier is None:
+        with new_folder(path) as made:
+            (made / _RUN).write_text(_json(asked, {}), encoding="utf-8")
     with _alone(path):
-        folder = RunFolder(path, asked, settled)
-        folder.settle()
+        sweep_and_tell(path)
+        folder = RunFolder(path, asked, {} if earlier is None else earlier["settled"])
         try:
             yield folder
         except BaseException:
             if path.is_dir() and not folder.checkpoints():
                 folder.erase()
             raise
+
+
+def end(path: Path, out: Path) -> None:
+    """Remove the training in ``path`` where ``out`` is its result: a run that was killed in between left it. And what
+    runs that were killed left of trainings that had been removed."""
+    path = path.absolute()
+    sweep_and_tell(path.parent, path.name)
+    found = look(path)
+    plan = out / "plan.json"
+    if found is None or not plan.is_file() or sha256(plan) != found.settled.get("plan"):
+        return
+    with _alone(path):
+        found.erase()
 
 
 def look(path: Path) -> RunFolder | None:
