@@ -22,7 +22,7 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
         command = _command(folder)
     except (KeyError, TypeError, AttributeError):
         raise PrunekitError(
-            f"{folder.path}/run.json is damaged; recover with --overwrite begins the training anew."
+            f"{folder.path / 'run.json'} is damaged, so the training can't go on; delete the folder to begin anew."
         ) from None
     checkpoints = []
     for step in folder.checkpoints():
@@ -71,7 +71,7 @@ def show_unfinished(data: dict[str, Any]) -> None:
     out.print(shown)
     out.print("Unless it runs at this moment, this goes on from there, with models and text named where they lie:")
     out.print(data["command"], soft_wrap=True)
-    out.print("With --overwrite it begins anew. If you don't need it any more, delete the folder.")
+    out.print("If you don't need it any more, delete the folder.")
 
 
 def _checkpoints(known: list[dict[str, Any]]) -> str:
