@@ -13,6 +13,7 @@ import typer
 
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import DEFAULT, knobs
+from prunekit.plan.settings import EFFORTS, STANDARD
 from prunekit.plan.stages import LOOPS, recovery_knobs
 
 
@@ -23,6 +24,10 @@ def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
 
 def complete_method(incomplete: str) -> list[str]:
     return _begin(incomplete, (*METHODS, *LOOPS))
+
+
+def complete_effort(incomplete: str) -> list[str]:
+    return _begin(incomplete, EFFORTS)
 
 
 def complete_setting(incomplete: str) -> list[str]:
@@ -134,6 +139,17 @@ MethodName = Annotated[
         show_default=DEFAULT,
         help=f"One of {', '.join(METHODS)}; with prune --recover also {', '.join(LOOPS)}. `prunekit methods` says what "
         "each does.",
+        rich_help_panel=_METHOD,
+    ),
+]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        autocompletion=complete_effort,
+        show_default=STANDARD,
+        help=f"How much time the default method may take: {', '.join(EFFORTS)}. It sets how much text is taken and how "
+        "closely is measured; --set comes on top.",
         rich_help_panel=_METHOD,
     ),
 ]

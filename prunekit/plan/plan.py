@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -224,7 +225,14 @@ class Plan:
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the plan atomically. Raises PrunekitError where it can't be written: the name is taken, unless by a
         plan and with ``overwrite``."""
-        write_text(Path(path), self.to_json() + "\n", overwrite, what="plan")
+        write_text(Path(path), self._file(), overwrite, what="plan")
+
+    def file_digest(self) -> str:
+        """The SHA-256 of the file that :meth:`save` writes."""
+        return hashlib.sha256(self._file().encode()).hexdigest()
+
+    def _file(self) -> str:
+        return self.to_json() + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tests.support.command import QUICK, save_tiny, write_text
+from tests.support.command import QUICK, save_tiny, set_options, write_text
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Job:
-    """``run(output, flags)`` raises SystemExit as the command does; ``old(output)`` makes what is to be replaced."""
+    """``run(output, flags)`` raises SystemExit as the command does; ``old(output)`` makes what is to be replaced.
+    ``beside(folder)`` says what is wrong with what the command keeps beside its output, until that is there."""
 
     output: str
     run: Callable[[Path, tuple[str, ...]], None]
     old: Callable[[Path], None]
+    beside: Callable[[Path], list[str]] = lambda folder: []
 
 
 def prepare(work: Path) -> Made:
@@ -111,6 +114,64 @@ def prune_job(made: Made) -> Job:
     return Job("out", run, lambda out: _quietly("prune", made.model, "-o", out, *arguments, "--blocks", "0.9"))
 
 
+def recover_job(made: Made) -> Job:
+    """Three steps with a checkpoint each. What they need to go on lies beside the output, and can always be loaded."""
+    small = made.model.with_name("small")
+    if not small.exists():
+        arguments = ("--blocks", "0.7", "--calib", made.text, "--method", "magnitude", *QUICK)
+        _quietly("prune", made.model, "-o", small, *arguments)
+    settings = {"text_length": 16, "text_held_out": 2, "batch_tokens": 32, "learning_rate": 1e-4}
+    options = ("--teacher", made.model, "--text", made.text, "--checkpoint-minutes", 0, "--device", "cpu")
+    arguments = (*options, "--dtype", "float32", *set_options(**settings))
+
+    def run(out: Path, flags: tuple[str, ...], tokens: int = 96) -> None:
+        _command("recover", small, "-o", out, *arguments, "--tokens", tokens, *flags)
+
+    def old(out: Path) -> None:
+        _quietly("recover", small, "-o", out, *arguments, "--tokens", 32)
+
+    with TemporaryDirectory(dir=small.parent) as place:
+        old(Path(place) / "out")
+    return Job("out", run, old, Trainings("out.training"))
+
+
+class Trainings:
+    """Looks at the folder of a training: absent, or one that a run can go on from."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._loaded: set[str] = set()
+
+    def __call__(self, folder: Path) -> list[str]:
+        from prunekit.errors import PrunekitError
+        from prunekit.recovery.training.run_folder import look
+
+        if not (folder / self._name).exists():
+            return []
+        found = look(folder / self._name)
+        if found is None:
+            return [f"{self._name} can't be gone on from"]
+        try:
+            for step in found.checkpoints():
+                self._load(found.checkpoint(step))
+        except PrunekitError as error:
+            return [str(error)]
+        return []
+
+    def _load(self, checkpoint: Path) -> None:
+        from prunekit.checkpoint.manifest import verify
+        from prunekit.models.source import load_model, resolve
+        from prunekit.recovery.training.state import read_standing
+        from prunekit.utils.files.hashes import sha256
+
+        assert not verify(checkpoint).damaged, checkpoint
+        # Its hashes are right: one copy of it is loaded for all.
+        if (digest := sha256(checkpoint / "prunekit.json")) not in self._loaded:
+            load_model(resolve(str(checkpoint)), device="cpu")
+            assert read_standing(checkpoint).step == int(checkpoint.name.removeprefix("step-"))
+            self._loaded.add(digest)
+
+
 def export_job(target: str, *more: str) -> Callable[[Made], Job]:
     def job(made: Made) -> Job:
         model = made.bare if target == "gguf" else made.model
@@ -132,6 +193,7 @@ JOBS: dict[str, Callable[[Made], Job]] = {
     "table": table_job,
     "plan": plan_job,
     "prune": prune_job,
+    "recover": recover_job,
     "hf": export_job("hf"),
     "vllm": export_job("vllm"),
     "gguf": export_job("gguf"),

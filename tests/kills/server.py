@@ -3,9 +3,9 @@
     LD_PRELOAD=killer.so python server.py WORK JOB,JOB SECONDS
 
 A job is run in forked processes, so that nothing is imported twice. First what lies there is copied before its every
-change: at each the output's name bears nothing, the old or the new result, complete. Then it is killed at each, or at
-as many as SECONDS allow, and the next run gives the new result, bit for bit, and leaves nothing else. Prints one JSON
-object.
+change: at each the output's name bears nothing, the old or the new result, complete, and what the job keeps beside it
+is sound. Then it is killed at each, or at as many as SECONDS allow, and the next run gives the new result, bit for bit,
+and leaves nothing else. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -85,12 +85,20 @@ def forked(
 
 
 class Bench:
-    """One job in the folder ``work``: ``run(output)`` writes ``output``; ``old(output)`` what is there before."""
+    """One job in the folder ``work``: ``run(output)`` writes ``output``; ``old(output)`` what is there before;
+    ``beside(folder)`` says what is wrong beside it."""
 
-    def __init__(self, work: Path, name: str, run: Callable[[Path], None], old: Callable[[Path], None] | None):
+    def __init__(
+        self,
+        work: Path,
+        name: str,
+        run: Callable[[Path], None],
+        old: Callable[[Path], None] | None,
+        beside: Callable[[Path], list[str]],
+    ):
         self.place, self.kept, self.log = work / "place", work / "kept", work / "log"
         self.out = self.place / name
-        self.run, self.old = run, old
+        self.run, self.old, self.beside = run, old, beside
         shutil.rmtree(self.kept, ignore_errors=True)
         self.kept.mkdir(parents=True)
         if old is not None:
@@ -129,6 +137,7 @@ class Bench:
         for point in range(1, points + 1):
             if tree(copies / str(point) / self.out.name) not in (before, new):
                 wrong.append(f"before {point}: the name bears neither the old nor the new")
+            wrong += [f"before {point}: {each}" for each in self.beside(copies / str(point))]
         shutil.rmtree(copies)
         kills = swept = 0
         for point in range(1, points + 1, every):
@@ -144,6 +153,7 @@ class Bench:
             now = tree(self.out)
             if now not in (before, new):
                 wrong.append(f"{point}: the name bears neither the old nor the new")
+            wrong += [f"{point}: {each}" for each in self.beside(self.place)]
             rest = len(os.listdir(self.place)) > (now is not None)
             code, _ = self.once(None)
             # Where it is complete already, the next run says that the name is taken.
@@ -170,7 +180,7 @@ def main() -> None:
         for way, old in (("new", None), ("overwrite", job.old)):
             begun = time.monotonic()
             flags = () if old is None else ("--overwrite",)
-            bench = Bench(work / f"{name}-{way}", job.output, partial(job.run, flags=flags), old)
+            bench = Bench(work / f"{name}-{way}", job.output, partial(job.run, flags=flags), old, job.beside)
             result = bench.all(seconds)
             results[f"{name}, {way}"] = {**result, "seconds": round(time.monotonic() - begun, 1)}
             print(name, way, results[f"{name}, {way}"], file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ ALL = os.environ.get("PRUNEKIT_KILLS") == "all"
 NEEDS = {
     "plan": None,
     "prune": None,
+    "recover": None,
     "hf": None,
     "vllm": None,
     "gguf": "gguf",

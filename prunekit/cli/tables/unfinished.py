@@ -22,7 +22,7 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
         command = _command(folder)
     except (KeyError, TypeError, AttributeError):
         raise PrunekitError(
-            f"{folder.path}/run.json is damaged; recover with --overwrite begins the training anew."
+            f"{folder.path / 'run.json'} is damaged, so the training can't go on; delete the folder to begin anew."
         ) from None
     checkpoints = []
     for step in folder.checkpoints():
@@ -36,8 +36,8 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
     standing = read_standing(folder.checkpoint(checkpoints[-1]["step"])) if checkpoints else None
     return {
         "training": str(folder.path),
-        "model": folder.settled.get("model"),
-        "teacher": folder.settled.get("teacher"),
+        "model": folder.settled.get("model_name"),
+        "teacher": folder.settled.get("teacher_name"),
         "asked": folder.asked,
         "steps": folder.settled.get("steps"),
         "step": standing.step if standing else 0,
@@ -71,7 +71,7 @@ def show_unfinished(data: dict[str, Any]) -> None:
     out.print(shown)
     out.print("Unless it runs at this moment, this goes on from there, with models and text named where they lie:")
     out.print(data["command"], soft_wrap=True)
-    out.print("With --overwrite it begins anew. If you don't need it any more, delete the folder.")
+    out.print("If you don't need it any more, delete the folder.")
 
 
 def _checkpoints(known: list[dict[str, Any]]) -> str:
@@ -89,11 +89,11 @@ def _command(folder: RunFolder) -> str:
     words: list[Any] = [
         "prunekit",
         "recover",
-        folder.settled.get("model") or "MODEL",
+        folder.settled.get("model_name") or "MODEL",
         "-o",
         str(folder.path.with_name(out)),
     ]
-    words += ["--teacher", folder.settled.get("teacher") or "TEACHER", "--text", asked["text"]["source"]]
+    words += ["--teacher", folder.settled.get("teacher_name") or "TEACHER", "--text", asked["text"]["source"]]
     for name, value in asked["budget"].items():
         words += [] if value is None else [f"--{name}", value]
     words += [] if asked["dtype"] == "auto" else ["--dtype", asked["dtype"]]

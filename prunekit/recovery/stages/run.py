@@ -28,6 +28,7 @@ from prunekit.recovery.training.run_folder import RunFolder, run_folder
 from prunekit.recovery.training.schedule import Span
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, shared
+from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.checkpoint.layout import Layout
@@ -114,6 +115,7 @@ def prune_and_train(
         **asked_of(source, text, budget, config, dtype),
     }
     with run_folder(place_of(out), asked, overwrite) as folder:
+        folder.settle(model_name=model_label(source.name), teacher_name=model_label(source.name))
         lessons = Lessons(
             folder,
             source,
@@ -129,6 +131,7 @@ def prune_and_train(
         facts = run.facts(trained, made)
         told = [*run.earlier(), facts]
         plan = replace(trained.plan, provenance={**trained.plan.provenance, "recovery": told}, file=None)
+        folder.settle(plan=plan.file_digest())
         standing = run.whole_standing(trained)
         used = trained.training.span.offset + made.used
         result = Recovered(None, plan, standing, made.before, made.after, used, facts, told)  # type: ignore[arg-type]

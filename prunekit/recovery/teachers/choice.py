@@ -83,15 +83,15 @@ def settle_teacher(
     mode = {"auto": "hidden" if shape.hidden_size <= _WIDEST else "sampled"}.get(asked, asked)
     need = 0 if mode == "online" else windows * text.length * _position_bytes(mode, shape, config)
     times = sum(part.training * count for part, count in often) / windows if windows else 1.0
-    if "distributions" not in folder.settled:
+    if "teacher" not in folder.settled:
         if mode != "online" and not windows:
             mode = "online"
             if asked != "auto":
                 note(f"No text comes twice, so nothing is kept of what the dense model says (teacher={asked}).")
         elif mode != "online":
             mode = _checked(mode, asked, need, times, folder.path, reserve, note)
-        folder.settle(distributions=mode)
-    mode = folder.settled["distributions"]
+        folder.settle(teacher=mode)
+    mode = folder.settled["teacher"]
     teacher: Teacher = online
     rows = None
     if mode != "online":

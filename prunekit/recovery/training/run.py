@@ -16,7 +16,7 @@ from prunekit.models.tokenizer.same_tokens import first_difference, shown
 from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
-from prunekit.recovery.training.run_folder import run_folder
+from prunekit.recovery.training.run_folder import end, run_folder
 from prunekit.recovery.training.schedule import Span
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.hashes import sha256
@@ -106,7 +106,7 @@ def recover(
     _check_pair(source, teacher, tokenizer)
     asked = {"model": source.fingerprint, **asked_of(teacher, text, budget, config, dtype)}
     with run_folder(place_of(out), asked, overwrite) as folder:
-        folder.settle(model=model_label(source.name), teacher=model_label(teacher.name))
+        folder.settle(model_name=model_label(source.name), teacher_name=model_label(teacher.name))
         lessons = Lessons(
             folder,
             teacher,
@@ -128,6 +128,7 @@ def recover(
         facts = trained.facts(made)
         plan = with_recovery(trained.plan, facts)
         standing = trained.training.standing
+        folder.settle(plan=plan.file_digest())
         result = Recovered(None, plan, standing, made.before, made.after, made.used, facts)  # type: ignore[arg-type]
 
         def write() -> dict[str, Any]:
@@ -150,6 +151,8 @@ def recover(
 
 
 def _check_free(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
+    if not overwrite:
+        end(place_of(out), out)
     check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
 
 

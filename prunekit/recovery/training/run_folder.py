@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import read_json, rewrite_text
+from prunekit.utils.files.atomic import new_folder, read_json, rewrite_text
+from prunekit.utils.files.hashes import sha256
+from prunekit.utils.files.leftovers import discard, sweep_and_tell
 from prunekit.utils.files.replacing import check_place
 from prunekit.utils.files.strict_json import parse, read_regular
 from prunekit.utils.process.ranks import is_first, shared
@@ -45,7 +46,7 @@ class Checkpoints:
         """Remove all checkpoints but those of ``steps``."""
         for step in self.checkpoints():
             if step not in steps:
-                shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+                discard(self.checkpoint(step))
 
 
 class RunFolder(Checkpoints):
@@ -55,7 +56,8 @@ class RunFolder(Checkpoints):
         super().__init__(path)
         self.asked = dict(asked)
         self.settled: dict[str, Any] = dict(settled)
-        """What was decided once, when the training began: how many steps it has."""
+        """What was decided once, when the training began: how many steps it has. What the two models are called, for
+        people. At the end, which plan the result has."""
 
     @property
     def text(self) -> Path:
@@ -91,7 +93,7 @@ class RunFolder(Checkpoints):
     def forget(self, stage: int) -> None:
         """Remove the models of ``stage``; what it has come to stays known."""
         for path in (self.pruned(stage), self.trained(stage).path):
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
 
     def _facts(self, stage: int) -> Path:
         return self.path / f"stage-{stage:02d}.json"
@@ -106,7 +108,7 @@ class RunFolder(Checkpoints):
         if not is_first():
             return
         _check_own(self.path)
-        shutil.rmtree(self.path, ignore_errors=True)
+        discard(self.path)
 
 
 @contextmanager
@@ -129,18 +131,16 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
                 raise _other(path, earlier, asked)
             check_place(path, ())
             _check_own(path)
-            shutil.rmtree(path)
+            discard(path)
             earlier = None
-        settled = {} if earlier is None else earlier["settled"]
     else:
-        settled = {}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PrunekitError(f"{path} can't be made: {error.strerror or error}; choose another place.") from None
+        earlier = None
+    if earlier is None:
+        with new_folder(path) as made:
+            (made / _RUN).write_text(_json(asked, {}), encoding="utf-8")
     with _alone(path):
-        folder = RunFolder(path, asked, settled)
-        folder.settle()
+        sweep_and_tell(path)
+        folder = RunFolder(path, asked, {} if earlier is None else earlier["settled"])
         shared(folder.settled)
         try:
             yield folder
@@ -152,6 +152,19 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
 
 def _is_begun(path: Path) -> bool:
     return bool(_steps(path)) or any(path.glob("stage-*"))
+
+
+def end(path: Path, out: Path) -> None:
+    """Remove the training in ``path`` where ``out`` is its result: a run that was killed in between left it. And what
+    runs that were killed left of trainings that had been removed."""
+    path = path.absolute()
+    sweep_and_tell(path.parent, path.name)
+    found = look(path)
+    plan = out / "plan.json"
+    if found is None or not plan.is_file() or sha256(plan) != found.settled.get("plan"):
+        return
+    with _alone(path):
+        found.erase()
 
 
 def look(path: Path) -> RunFolder | None:

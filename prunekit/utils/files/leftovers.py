@@ -159,6 +159,15 @@ def erase(path: Path) -> None:
         pass
 
 
+def discard(path: Path) -> None:
+    """Remove a folder that has its name. It loses that first, so that nobody finds a part of it there: what a kill
+    leaves is :func:`sweep`'s. Raises OSError where it can't be renamed."""
+    aside = free_name(path.parent, path.name)
+    with undisturbed():
+        os.rename(path, aside)
+        erase(aside)
+
+
 @contextmanager
 def missing_parents(path: Path) -> Iterator[None]:
     """Folders above ``path`` that are missing when the block begins, and hold nothing when it ends, are taken away."""

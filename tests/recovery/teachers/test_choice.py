@@ -71,7 +71,7 @@ def _settled(folder: Path, first: float = 1.2, shape: Any = SHAPE, notes: list[s
 def test_by_default_text_that_comes_often_is_kept_whole_or_drawn_by_the_models_width(tmp_path: Path) -> None:
     made, place = _settled(tmp_path)
     assert (made.mode, made.kept_bytes, made.times) == ("hidden", 100 * LENGTH * 64 * 2, 4.0)
-    assert place.settled == {"distributions": "hidden"}
+    assert place.settled == {"teacher": "hidden"}
     both, _ = _settled(tmp_path, first=1.5)
     assert both.kept_bytes == 400 * LENGTH * 64 * 2 and both.times == pytest.approx((300 * 1.5 + 400) / 400)
     wide, _ = _settled(tmp_path, shape=WIDE)
@@ -96,7 +96,7 @@ def test_text_that_comes_once_is_never_kept(tmp_path: Path, monkeypatch) -> None
     notes: list[str] = []
     assert _settled(tmp_path, notes=notes)[0].mode == "online" and not notes
     made, place = _settled(tmp_path, notes=notes, teacher="sampled")
-    assert made.mode == "online" and place.settled == {"distributions": "online"} and "No text comes twice" in notes[0]
+    assert made.mode == "online" and place.settled == {"teacher": "online"} and "No text comes twice" in notes[0]
     assert not (tmp_path / "teacher").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_small_disk_is_not_filled_unasked_and_refuses_what_was_asked(tmp_path:
     assert _settled(tmp_path, reserve=reserve, notes=notes)[0].mode == "hidden" and not notes
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, reserve + 2 * need - 2))
     made, place = _settled(tmp_path, reserve=reserve, notes=notes)
-    assert made.mode == "online" and place.settled == {"distributions": "online"}
+    assert made.mode == "online" and place.settled == {"teacher": "online"}
     assert "comes 4.0 times" in notes[0] and "GiB are free" in notes[0]
     with pytest.raises(PrunekitError, match=r"teacher=hidden\) takes .*--set teacher=sampled or teacher=online"):
         _settled(tmp_path, first=2.0, reserve=reserve, teacher="hidden")
