@@ -248,9 +248,10 @@ def _as_setting(error: Any) -> str | None:
     from prunekit.plan.stages import recovery_knobs
 
     # What a training has stands with the commands that train.
+    command = "" if context is None else context.info_name
     known = {
-        **({} if context.info_name == "recover" else knobs()),
-        **(recovery_knobs() if context.info_name in ("prune", "recover") else {}),
+        **({} if command == "recover" else knobs()),
+        **(recovery_knobs() if command in ("prune", "recover") else {}),
     }
     said = error.option_name.lstrip("-").replace("-", "_")
     name = said.removeprefix("no_")

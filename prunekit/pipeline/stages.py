@@ -119,6 +119,7 @@ class Asked:
     text: TextConfig
     turns: StagesConfig
     stages: int | None
+    loop: str | None
 
 
 def read_recovery(recovery: Recovery, asked: PlanConfig | Plan, loop: str | None, dtype: str) -> Asked:
@@ -142,7 +143,7 @@ def read_recovery(recovery: Recovery, asked: PlanConfig | Plan, loop: str | None
                 "the target instead of --plan."
             )
         stages = 1
-    return Asked(Budget(tokens, recovery.minutes), config, text, turns, stages)
+    return Asked(Budget(tokens, recovery.minutes), config, text, turns, stages, loop)
 
 
 def prune_and_recover(
@@ -174,6 +175,7 @@ def prune_and_recover(
         budget=training.budget,
         config=training.config,
         turns=training.turns,
+        loop=training.loop,
         dtype=dtype,
         device=device,
         checkpoint_minutes=recovery.checkpoint_minutes,

@@ -40,7 +40,7 @@ def row_lines(row: dict[str, Any]) -> list[str]:
     if "phase" in row:
         return [f"Stage {row['stage']} of {row['of']}: {row['phase']}."] if row["of"] > 1 else []
     return [
-        f"Stage {each['stage']}: {each['removed']:.1%} less than the dense model, then {each['tokens']:,} tokens in "
+        f"Stage {each['stage']}: {each['removed']:.1%} removed in all, then {each['tokens']:,} tokens in "
         f"{each['steps']:,} steps."
         for each in row.get("stages", ())
     ]

@@ -83,6 +83,7 @@ def prune_and_train(
     budget: Budget,
     config: TrainingConfig,
     turns: StagesConfig,
+    loop: str | None = None,
     layout: Layout = "per-layer",
     dtype: str = "auto",
     device: str = "auto",
@@ -94,7 +95,7 @@ def prune_and_train(
     listener: Listener | None = None,
 ) -> Recovered:
     """Prune the dense ``source`` and train what is left toward it, in so many ``stages`` (None: as many as ``turns``
-    finds best), and write that as the checkpoint ``out``.
+    finds best), and write that as the checkpoint ``out``. ``loop`` names the published one that was asked for.
 
     Every stage prunes what the one before has trained. Its own training ends with the weights of least loss on text
     that is not trained on; where none were better, with those it began with. Text and rate go on from stage to stage.
@@ -112,6 +113,7 @@ def prune_and_train(
         **cutter.asked,
         "stages": stages,
         "turns": asdict(turns),
+        "loop": loop,
         **asked_of(source, text, budget, config, dtype),
     }
     with run_folder(place_of(out), asked, overwrite) as folder:
