@@ -129,7 +129,11 @@ def prune(
     """
     config, loop = None, None
     if recover is not None and method in LOOPS:
-        loop, method = method, DEFAULT if recipe else LOOPS[method].method
+        loop, method = method, LOOPS[method].method
+        if recipe is not None:
+            if recipe.method.name != method:
+                raise PrunekitError(f"{loop} cuts by {method}, and the recipe is one of {recipe.method.name}.")
+            method = DEFAULT
     if plan is None:
         config = _config(goals, method, effort, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
