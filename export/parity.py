@@ -194,7 +194,8 @@ class Sample:
 
 def sample(job: Job) -> Sample:
     """Windows of the built-in evaluation text, or of random tokens where the checkpoint has no tokenizer."""
-    from prunekit.data.calibration import bos, text_tokens
+    from prunekit.data.calibration import text_tokens
+    from prunekit.data.tokenised import bos
 
     length = min(WINDOW, job.context_length)
     try:

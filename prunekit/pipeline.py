@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.names import nearest
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
     from prunekit.pruning.planner import PlanConfig
-    from prunekit.recovery.training.run import Listener, Recovered
+    from prunekit.recovery.training.progress import Listener
+    from prunekit.recovery.training.run import Recovered
 
 LAYOUTS = ("per-layer", "uniform")
 _GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency")
@@ -112,8 +115,9 @@ def prune(
     Either ``goals`` say what is wanted and a plan is made as :func:`make_plan` does, or ``plan`` has been made. What a
     plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
     ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, stored in ``store_dtype``
-    in files of at most ``max_shard``, and ``recover`` gets the result. Raises PrunekitError where something makes no
-    sense or can't be met; ``out`` appears only when it is whole.
+    in files of at most ``max_shard``, and ``recover`` gets the result. Ranks that have joined
+    (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises PrunekitError where
+    something makes no sense or can't be met; ``out`` appears only when it is whole.
 
     >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP
     >>> made.plan.share_of_blocks, made.written.path  # doctest: +SKIP
@@ -136,40 +140,47 @@ def prune(
     named = source if isinstance(source, str) else str(source.path)
     table = goals.get("latency_table")
     inputs = local(named, plan.file if plan else None, calib, None if isinstance(table, LatencyTable) else table)
-    check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+
+    def check() -> None:
+        check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
+
+    from_first(check)
     pick_dtype(store_dtype)
     shard_bytes = parse_size(max_shard, "--max-shard")
     if plan is not None:
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
-    source = as_source(source, revision=revision)
-    dense = DenseModel(source, dtype=dtype, device=device)
+    whole = as_source(source, revision=revision)
+    dense = DenseModel(whole, dtype=dtype, device=device)
     if config is not None and config.recipe.method.rotates:
         from prunekit.pruning.slicegpt import slice_model
 
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        pruned = Pruned(source, *slice_model(source, config, out, dense=dense, **options))
+        pruned = Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
     else:
+        from prunekit.checkpoint.manifest import written_once
         from prunekit.checkpoint.rebuild import rebuild
 
         if config is not None:
             from prunekit.pruning.planner import compute_plan
 
-            plan = compute_plan(source, config, dense)
+            plan = compute_plan(whole, config, dense)
         assert plan is not None
-        plan, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+        solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
         del dense
-        written = rebuild(
-            source,
-            plan,
-            out,
-            layout=layout,  # type: ignore[arg-type]
-            dtype=store_dtype,
-            weights=weights,
-            overwrite=overwrite,
-            max_shard_bytes=shard_bytes,
+        written = written_once(
+            lambda: rebuild(
+                whole,
+                solved,
+                out,
+                layout=layout,  # type: ignore[arg-type]
+                dtype=store_dtype,
+                weights=weights,
+                overwrite=overwrite,
+                max_shard_bytes=shard_bytes,
+            )
         )
-        pruned = Pruned(source, plan, written)
+        pruned = Pruned(whole, solved, written)
     return pruned if recover is None else recover(pruned)
 
 
@@ -191,23 +202,25 @@ def recover(
     device: str = "auto",
     revision: str | None = None,
     teacher_revision: str | None = None,
+    tensorboard: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Recovered:
     """Train the pruned model ``source`` toward the dense ``teacher`` and write it as the checkpoint ``out``, as
     `prunekit recover` does.
 
     ``text`` is what it is trained on, for so many ``tokens`` ("10M") or about so many ``minutes``; ``settings`` are
-    called as --set calls them (:mod:`prunekit.plan.recovery`). A training that was interrupted goes on where its last
-    checkpoint stands, one every ``checkpoint_minutes``. ``listener`` is told of steps and notes. Raises PrunekitError
-    where something makes no sense, the models don't belong together, or nothing can be written.
+    called as --set calls them (:mod:`prunekit.plan.training`). A training that was interrupted goes on where its last
+    checkpoint stands, one every ``checkpoint_minutes``. ``listener`` is told of steps and notes, and curves for
+    TensorBoard go into the folder ``tensorboard``. Raises PrunekitError where something makes no sense, the models
+    don't belong together, or nothing can be written.
 
     >>> recover("smaller", "smollm2-135m", "recovered", tokens="1M").after  # doctest: +SKIP
     0.2312
     """
     from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_count, parse_size
-    from prunekit.plan.recovery import training_of
-    from prunekit.recovery.training.run import Budget
+    from prunekit.plan.training import training_of
+    from prunekit.recovery.training.run import Budget, Listener
     from prunekit.recovery.training.run import recover as train
 
     budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
@@ -215,22 +228,30 @@ def recover(
     pick_dtype(store_dtype)
     if dtype == "float16":
         raise PrunekitError("Training computes in float32 or bfloat16: the gradients of float16 end at 65,504.")
-    return train(
-        as_source(source, revision=revision),
-        as_source(teacher, revision=teacher_revision),
-        Path(out),
-        text=texts,
-        budget=budget,
-        config=config,
-        dtype=dtype,
-        device=device,
-        store_dtype=store_dtype,
-        max_shard_bytes=parse_size(max_shard, "--max-shard"),
-        overwrite=overwrite,
-        checkpoint_minutes=checkpoint_minutes,
-        beside=_draw,
-        listener=listener,
-    )
+    with _told(listener or Listener(), tensorboard) as told:
+        return train(
+            as_source(source, revision=revision),
+            as_source(teacher, revision=teacher_revision),
+            Path(out),
+            text=texts,
+            budget=budget,
+            config=config,
+            dtype=dtype,
+            device=device,
+            store_dtype=store_dtype,
+            max_shard_bytes=parse_size(max_shard, "--max-shard"),
+            overwrite=overwrite,
+            checkpoint_minutes=checkpoint_minutes,
+            beside=_draw,
+            listener=told,
+        )
+
+
+def _told(listener: Listener, tensorboard: str | Path | None) -> AbstractContextManager[Listener]:
+    """``listener``, and curves for TensorBoard where they are wanted."""
+    from prunekit.report.tensorboard import in_tensorboard
+
+    return nullcontext(listener) if tensorboard is None else in_tensorboard(Path(tensorboard), listener)
 
 
 def _draw(folder: Path, made: Recovered) -> None:

@@ -93,11 +93,11 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return asked | {"text": [source_name(text) for text in options.text]}
 
 
-def _remember(base: Any) -> None:
+def remember(base: Any) -> None:
     """Let ``base`` run once on each batch: every stage is compared with the same dense model on the same text."""
     forward, known = base.forward, {}
 
-    def remembered(input_ids: torch.Tensor, use_cache: bool) -> Any:
+    def remembered(input_ids: torch.Tensor, position_ids: None, use_cache: bool) -> Any:
         key = input_ids.cpu().numpy().tobytes()
         if key not in known:
             known[key] = forward(input_ids=input_ids, use_cache=use_cache)
@@ -133,7 +133,7 @@ class Bench:
         self._tokenizer = tokenizer
         self._model: Any = load_model(self._source, dtype="auto", device="auto")
         self._judge = load_model(self._source, dtype=options.dtype, device="auto")
-        _remember(self._judge.base_model)
+        remember(self._judge.base_model)
         calibration = calibration_text(self._mix(), tokenizer, DenseModel(self._source))
         written = calibration.written
         self._text = _Text(calibration.input_ids, calibration.input_ids[~written], written)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.checkpoint.record import read_record
+from prunekit.checkpoint.record import made_by, read_record
 from prunekit.errors import PrunekitError
 from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan import Plan
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.files.hashes import sha256
+from prunekit.utils.process.ranks import from_first
 from prunekit.utils.provenance import model_label, versions
 
 if TYPE_CHECKING:
@@ -38,6 +40,17 @@ class Written:
     weight_bytes: int
 
 
+def written_once(write: Callable[[], Written]) -> Written:
+    """What ``write`` wrote on rank 0; the other ranks wait for it and are told."""
+
+    def told() -> dict[str, Any]:
+        made = write()
+        return {**asdict(made), "path": str(made.path)}
+
+    facts = from_first(told)
+    return Written(**{**facts, "path": Path(facts["path"])})
+
+
 @dataclass(frozen=True)
 class Report:
     """``files`` hashes agree; ``damaged`` names the files whose don't, or that are missing."""
@@ -51,7 +64,7 @@ class Report:
 def write_manifest(folder: Path, source: Source, plan: Plan, written: Written) -> None:
     """Hash what is in ``folder`` and list it there; nothing may be added afterwards."""
     # What was trained afterwards was still pruned from the dense model.
-    record = read_record(source.config) if plan.provenance.get("recovery") else None
+    record = read_record(source.config) if made_by(source, plan) else None
     own = (model_label(source.name), source.fingerprint)
     name, fingerprint = (record.source, record.fingerprint) if record else own
     manifest = {

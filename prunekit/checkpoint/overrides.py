@@ -20,7 +20,8 @@ LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.(.+)")
 
 class Overrides:
     """``weights`` by their names in the source model, already cut to the widths of ``plan``, for layers of the shapes
-    that ``target`` gives by place; and the biases that the plan adds, which are zero where ``weights`` has none.
+    that ``target`` gives by place, and such as no plan cuts; and the biases that the plan adds, which are zero where
+    ``weights`` has none.
 
     Raises PrunekitError where a name is not one of the source's ``names``, nor of a bias that the plan adds, or where
     an output bias that the plan adds is missing.
@@ -45,10 +46,10 @@ class Overrides:
         strangers = sorted(
             name
             for name in weights
-            if not ((match := LAYER.fullmatch(name)) and int(match[1]) in self._cut and name in names | set(added))
+            if name not in names | set(added) or ((match := LAYER.fullmatch(name)) and int(match[1]) not in self._cut)
         )
         if strangers:
-            raise PrunekitError(f"{strangers[0]} is given, but the pruned model has no such tensor in its layers.")
+            raise PrunekitError(f"{strangers[0]} is given, but the pruned model has no such tensor.")
         # They are the reason why the others are there at all.
         missing = [name for name, coupling in added.items() if coupling.axis == 1 and name not in weights]
         if missing:
@@ -63,12 +64,14 @@ class Overrides:
         return sum(1 for _ in self._added())
 
     def replaced(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
-        """What takes the place of the source's ``tensor`` of that name, in its dtype; None where nothing does."""
-        match = LAYER.fullmatch(name)
-        if name not in self._weights or not match:
+        """What takes the place of the source's ``tensor`` of that name; None where nothing does."""
+        if name not in self._weights:
             return None
+        match = LAYER.fullmatch(name)
+        if match is None:
+            return self._checked(name, tensor.shape)
         index, own = int(match[1]), match[2]
-        return self._padded(name, index, own, self._cut[index](own, tensor).shape).to(tensor.dtype)
+        return self._padded(name, index, own, self._cut[index](own, tensor).shape)
 
     def added(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The biases that the source lacks, by their names in the source."""
@@ -92,12 +95,15 @@ class Overrides:
         return torch.Size([sum(unit_count(layer, part) * unit_rows(part, shape.head_dim) for part in coupling.parts)])
 
     def _padded(self, name: str, index: int, own: str, expected: torch.Size) -> torch.Tensor:
+        return self._pad[index](own, self._checked(name, expected))
+
+    def _checked(self, name: str, expected: torch.Size) -> torch.Tensor:
         given = self._weights[name]
         if given.shape != expected:
             raise PrunekitError(
                 f"{name} is given with the shape {list(given.shape)}, but the plan makes it {list(expected)}."
             )
-        return self._pad[index](own, given.detach())
+        return given.detach()
 
 
 def with_biases(family: Family, config: Any, plan: Plan) -> Any:

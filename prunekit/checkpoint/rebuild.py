@@ -47,6 +47,7 @@ def rebuild(
     weights: Mapping[str, torch.Tensor] | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 2 * 2**30,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> Written:
     """Apply ``plan`` to ``source`` and write the checkpoint ``out``, atomically.
 
@@ -54,8 +55,9 @@ def rebuild(
     out alike); ``uniform`` pads every layer with zeros to the widest, which any stock runtime loads and which gains
     nothing. Both pad FFNs with zero channels up to ``ffn_multiple``: a channel of act(0) · 0 adds nothing.
     ``weights`` replace what slicing would give: tensors that are already cut to the plan's widths (units in rising
-    order), by their names in ``source``, such as ``model.layers.3.mlp.down_proj.weight``. Output biases that the plan
-    adds must be among them; the other biases that their config switch brings along are zero where not given.
+    order), by their names in ``source``, such as ``model.layers.3.mlp.down_proj.weight``, and such as no plan cuts.
+    Output biases that the plan adds must be among them; the other biases that their config switch brings along are zero
+    where not given. ``beside`` adds files of its own.
     Raises PrunekitError where the plan was made of another model, ``weights`` don't fit it, or the checkpoint can't be
     written.
 
@@ -68,7 +70,7 @@ def rebuild(
         raise PrunekitError(f"FFNs are padded to a multiple of at least 1, got {ffn_multiple}.")
     config, target = configuration(source, plan, layout, ffn_multiple)
     tensors = _TensorCutter(source, plan, target, stored_dtype(dtype), weights or {})
-    return write_checkpoint(source, plan, config, tensors, out, layout, overwrite, max_shard_bytes)
+    return write_checkpoint(source, plan, config, tensors, out, layout, overwrite, max_shard_bytes, beside)
 
 
 class Tensors(Protocol):
@@ -214,19 +216,20 @@ class _TensorCutter:
                     check_weight(full, tensor)
                     if (renamed := self._rename(full)) is None:
                         continue
+                    stored = self.dtype or tensor.dtype
                     if (replaced := self._overrides.replaced(full, tensor)) is not None:
                         tensor = replaced
                     elif match := LAYER.fullmatch(full):
                         tensor = self._slicers[int(match[1])](match[2], tensor)
-                    yield renamed, self._finished(name, tensor)
+                    yield renamed, self._finished(name, tensor, stored)
         for name, tensor in self._overrides.added():
-            yield self._rename(name) or name, self._finished(name, tensor.to(self._stored))
+            yield self._rename(name) or name, self._finished(name, tensor, self.dtype or self._stored)
 
     def _full(self, name: str) -> str:
         return name if name == "lm_head.weight" else self._prefix + name
 
-    def _finished(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = converted(name, tensor, self.dtype)
+    def _finished(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        tensor = converted(name, tensor, dtype)
         self.parameters += tensor.numel()
         return tensor.contiguous()
 

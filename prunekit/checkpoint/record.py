@@ -48,7 +48,7 @@ def pruning_record(source: Source, plan: Plan, layout: Layout, folder: Path) -> 
     """The record of the checkpoint in ``folder``, whose weights and plan are written. A copy of a model in another
     layout or dtype keeps what is said of the original; of a model that was never pruned there is nothing to say."""
     weights = weights_digest(read_tensors(folder))
-    if plan.provenance.get("recovery"):
+    if made_by(source, plan):
         # Trained here: what was pruned, from what, and how stays true.
         earlier = read_record(source.config)
         return asdict(replace(earlier, plan=sha256(folder / "plan.json"), weights=weights)) if earlier else None
@@ -75,6 +75,13 @@ def pruning_record(source: Source, plan: Plan, layout: Layout, folder: Path) -> 
             versions={name: str(version) for name, version in versions().items()},
         )
     )
+
+
+def made_by(source: Source, plan: Plan) -> bool:
+    """Whether ``plan`` is the one that ``source`` was made by before it was trained, and not one to be applied to
+    it."""
+    cuts_it = plan.source == source.shape and plan.shape != plan.source
+    return bool(plan.provenance.get("recovery")) and not cuts_it
 
 
 def read_record(config: Any) -> Record | None:

@@ -17,10 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.cli.launch import begin, end_all, is_quiet
 from prunekit.errors import PrunekitError
 from prunekit.utils.files import leftovers
 from prunekit.utils.files.atomic import write_text
 from prunekit.utils.names import printable, sentence
+from prunekit.utils.process import ranks
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
 from prunekit.utils.provenance import installed
@@ -61,11 +63,12 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    begin(context.invoked_subcommand, note)
 
 
 # What shells answer for a process that Ctrl-C ended.
@@ -104,17 +107,23 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
 
 
 def fail(message: str, as_json: bool) -> int:
-    """Say what went wrong, in one sentence on stderr (and as JSON on stdout where asked). Returns the exit code."""
+    """Say what went wrong, in one sentence on stderr (and as JSON on stdout where asked), once for all ranks, which
+    end. Returns the exit code."""
     message = sentence(message)
-    if as_json:
-        print_json({"error": message})
-    print(f"prunekit: {message}", file=sys.stderr)  # noqa: T201
+
+    def tell() -> None:
+        if as_json:
+            print_json({"error": message})
+        print(f"prunekit: {message}", file=sys.stderr)  # noqa: T201
+
+    end_all(2, message, tell)
     return 2
 
 
 def note(text: str) -> None:
     """Say something that a user should know, on stderr; the run goes on."""
-    print(f"prunekit: {printable(text)}", file=sys.stderr)  # noqa: T201
+    if not is_quiet():
+        print(f"prunekit: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 
 def main() -> None:
@@ -128,7 +137,11 @@ def main() -> None:
     except Stopped as stop:  # between the last command and the end of the block
         _say_stopped(stop.number)
         code = stop.code
+    except BaseException as error:  # which Python tells of
+        ranks.fail(ranks.ended_by(error), lambda: None)
+        raise
     if code:
+        end_all(code, ranks.ended_by(None))
         raise SystemExit(code)
 
 
@@ -196,7 +209,8 @@ def _say_stopped(number: int) -> None:
         words = f"{', '.join(map(str, left))} could not be removed; delete it, or the next run there will"
     else:
         words = "nothing half-written was left behind"
-    print(f"prunekit: stopped; {printable(words)}.", file=sys.stderr, flush=True)  # noqa: T201
+    if left or not is_quiet():
+        print(f"prunekit: stopped; {printable(words)}.", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _is_out_of_memory(error: Exception) -> bool:

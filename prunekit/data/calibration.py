@@ -5,27 +5,24 @@ from __future__ import annotations
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.chat_template import Chats
-from prunekit.data.sources import SELF, Piece, has_fields, is_dataset, pieces, source_name, text_pieces
+from prunekit.data.sources import SELF, has_fields, is_dataset, pieces, source_name, text_pieces
+from prunekit.data.tokenised import added, bos, encode, tokenised
 from prunekit.errors import PrunekitError
 from prunekit.plan.settings import CalibrationConfig
-from prunekit.utils.quiet import reason
 
 if TYPE_CHECKING:
     import torch
 
-# The document separator that GPT-2, SmolLM and Qwen were trained with; their chat versions call another token EOS.
-_TRAINING_SEPARATOR = "<|endoftext|>"
 # A dataset that is streamed is read until it holds this many times the tokens that are asked for.
 _STREAM_FACTOR = 8
 # A file is read until it holds that, and has given so many characters or tokens: more than most texts have.
 _CHARACTERS, _TOKENS = 1 << 24, 1 << 22
-_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
 # A longer text has to be cut short by name: its ids would take gigabytes, and its evaluation days.
 _MOST_TOKENS = 1 << 24
 _log = logging.getLogger("prunekit")
@@ -102,11 +99,10 @@ class Calibration:
 def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
     """Tokenise ``config.source``, cut it into blocks and draw from them.
 
-    Documents are joined as the model saw them in training: with the special tokens that the tokenizer itself adds
-    (a BOS before each), else with one end-of-text token after each. Where the tokenizer starts every text with BOS, so
-    does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi characters or 4 Mi
-    tokens, only so much is read, or 8 times the tokens asked for where that is more; provenance then holds
-    ``characters_read``.
+    Documents are packed as :func:`prunekit.data.tokenised.tokenised` does it. Where the tokenizer starts every text
+    with BOS, so does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi
+    characters or 4 Mi tokens, only so much is read, or 8 times the tokens asked for where that is more; provenance then
+    holds ``characters_read``.
     Documents of more than 2 Mi characters are tokenised in pieces, split at white space.
     Raises PrunekitError where the text can't be read or is too short.
     """
@@ -114,29 +110,17 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
     most, streamed = _STREAM_FACTOR * needed, is_dataset(config.source)
     digest = hashlib.sha256()
     chats = Chats(tokenizer)
-    before, after = separators(tokenizer)
     ids = array("i")
     characters = 0
-    begun = False
     parts = pieces(config.source, field=config.field, split=config.split, render=chats)
     cut_short = False
-    for group in _grouped(parts):
-        for piece, tokens in zip(group, encode(tokenizer, [piece.text for piece in group]), strict=True):
+    for group in tokenised(parts, tokenizer):
+        for piece, tokens, _ in group:
             characters += len(piece.text)
             digest.update(piece.text.encode())
-            # A chat template may have set it itself.
-            if not begun and tokens[: len(before)] != before:
-                ids.extend(before)
-            if tokens and not 0 <= max(tokens) < 1 << 31:
-                raise PrunekitError(
-                    f"The tokenizer gives token {max(tokens):,}, which no vocabulary has; copy the original model's "
-                    "tokenizer files into the model's folder."
-                )
-            ids.extend(tokens)
-            begun = not piece.ends
             if piece.ends:
                 digest.update(b"\0")
-                ids.extend(after)
+            ids.extend(tokens)
         if len(ids) >= most and (streamed or characters >= _CHARACTERS or len(ids) >= _TOKENS):
             cut_short = not streamed and next(parts, None) is not None
             break
@@ -156,72 +140,10 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
     return Calibration(config, _start(blocks, bos(tokenizer)), digest.hexdigest(), read=read)
 
 
-def _grouped(parts: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Pieces that are tokenised at once; documents of white space alone are left out."""
-    group: list[Piece] = []
-    length = 0
-    begun = False
-    for piece in parts:
-        if not piece.text.strip() and not begun:
-            continue
-        begun = not piece.ends
-        length += len(piece.text)
-        if group and (len(group) == _DOCUMENTS_AT_ONCE or length > _CHARACTERS_AT_ONCE):
-            yield group
-            group, length = [], len(piece.text)
-        group.append(piece)
-    if group:
-        yield group
-
-
 def _tensor(ids: array[int]) -> torch.Tensor:
     import torch
 
     return torch.frombuffer(ids, dtype=torch.int32).to(torch.int64) if ids else torch.zeros(0, dtype=torch.int64)
-
-
-def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
-    """Token ids of each text, with the special tokens that the tokenizer adds to a text where ``special``.
-
-    Raises PrunekitError where the tokenizer fails on one.
-    """
-    options = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False}
-    try:
-        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
-    except (MemoryError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of tokenizers is no Exception; a pattern may fail on some texts only
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise PrunekitError(
-            f"The tokenizer fails on this text ({reason(error)}); copy the original model's tokenizer files over it, "
-            "or give another text."
-        ) from None
-    return encoded
-
-
-def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    bare, full = (encode(tokenizer, ["text"], special)[0] for special in (False, True))
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    return [], []
-
-
-def separators(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids that stand before and after each document when documents are packed."""
-    before, after = _added(tokenizer)
-    if before or after:
-        return before, after
-    end = tokenizer.get_vocab().get(_TRAINING_SEPARATOR, tokenizer.eos_token_id)
-    return [], [] if end is None else [end]
-
-
-def bos(tokenizer: Any) -> int | None:
-    """The token that the tokenizer starts every text with, or None where it adds none."""
-    before, _ = _added(tokenizer)
-    return before[0] if before else None
 
 
 def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
@@ -253,7 +175,7 @@ def text_tokens(
     ids = array("i", encode(tokenizer, [prefix], special=True)[0])
     if max_tokens is not None and len(ids) <= max_tokens and len(prefix) < len(text):
         ids = array("i", encode(tokenizer, [text], special=True)[0])
-    before, after = _added(tokenizer)
+    before, after = added(tokenizer)
     # A chat template may have set it itself.
     if before and ids[len(before) : 2 * len(before)].tolist() == before:
         ids = ids[len(before) :]

@@ -1,18 +1,21 @@
-"""Calibration text of several sources: ``notes.txt:0.5,self:0.5``."""
+"""Text of several sources: ``notes.txt:0.5,self:0.5``."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import Calibration, CalibrationConfig, bos, load_calibration, separators
+from prunekit.data.calibration import Calibration, CalibrationConfig, load_calibration
 from prunekit.data.self_generated import self_written
 from prunekit.data.sources import SELF, source_name
+from prunekit.data.tokenised import bos, first_token
 from prunekit.errors import PrunekitError
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +25,9 @@ if TYPE_CHECKING:
 _WEIGHTED = re.compile(r"(.+):(0?\.\d+|1(?:\.0*)?|0)")
 
 
-def parse_mix(source: str) -> tuple[tuple[str, float], ...]:
+def parse_mix(source: str, option: str = "--calib") -> tuple[tuple[str, float], ...]:
     """Sources and their shares, which add up to 1: without numbers all alike. A file whose name holds a comma is a
-    file. Raises PrunekitError where shares are missing or don't add up."""
+    file. Raises PrunekitError, which names the ``option``, where shares are missing or don't add up."""
     if Path(source).is_file():
         return ((source, 1.0),)
     names, shares = [], []
@@ -34,14 +37,14 @@ def parse_mix(source: str) -> tuple[tuple[str, float], ...]:
         shares.append(float(weighted[2]) if weighted else None)
     if not all(names) or len(set(names)) != len(names):
         raise PrunekitError(
-            f"--calib {source!r} names a text twice, or none; name each once, such as a.txt:0.5,self:0.5."
+            f"{option} {source!r} names a text twice, or none; name each once, such as a.txt:0.5,self:0.5."
         )
     if all(share is None for share in shares):
         return tuple((name, 1 / len(names)) for name in names)
     given = [share for share in shares if share is not None]
     if len(given) < len(shares) or abs(sum(given) - 1) > 1e-3 or min(given) <= 0:
         raise PrunekitError(
-            f"The shares in --calib {source!r} must be above 0 and add up to 1, such as a.txt:0.5,self:0.5."
+            f"The shares in {option} {source!r} must be above 0 and add up to 1, such as a.txt:0.5,self:0.5."
         )
     return tuple(zip(names, given, strict=True))
 
@@ -108,23 +111,24 @@ CalibrationText = Calibration | Mixed
 
 def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> CalibrationText:
     """The calibration text that ``config.source`` asks for: one text, ``self`` (what the ``dense`` model writes, which
-    is loaded if need be), or a mix.
+    is loaded if need be), or a mix. Rank 0 reads files and data sets, and all ranks get the same text.
 
     Raises PrunekitError as :func:`prunekit.data.calibration.load_calibration` does.
     """
     parts = parse_mix(config.source)
-    counts = _split(config.sequences, [share for _, share in parts])
+    counts = split(config.sequences, [share for _, share in parts])
     made = []
     for (name, _), count in zip(parts, counts, strict=True):
         own = replace(config, source=name, sequences=count)
-        made.append(_self(own, tokenizer, dense) if name == SELF else load_calibration(own, tokenizer))
+        made.append(_self(own, tokenizer, dense) if name == SELF else _read(own, tokenizer))
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
 
 
-def _split(total: int, shares: list[float]) -> list[int]:
-    """Whole numbers in these proportions that add up to ``total``, none of them 0."""
+def split(total: int, shares: Sequence[float], texts: str = "calibration texts", what: str = "sequences") -> list[int]:
+    """Whole numbers in these proportions that add up to ``total``, none of them 0. Raises PrunekitError where there is
+    too little of ``what`` for so many ``texts``."""
     if total < len(shares):
-        raise PrunekitError(f"{len(shares)} calibration texts need at least {len(shares)} sequences, got {total}.")
+        raise PrunekitError(f"{len(shares)} {texts} need at least {len(shares)} {what}, got {total}.")
     counts = [max(1, int(total * share)) for share in shares]
     while sum(counts) != total:
         step = 1 if sum(counts) < total else -1
@@ -135,11 +139,18 @@ def _split(total: int, shares: list[float]) -> list[int]:
     return counts
 
 
+def _read(config: CalibrationConfig, tokenizer: Any) -> Calibration:
+    def told() -> list[Any]:
+        made = load_calibration(config, tokenizer)
+        return [made.blocks, made.text_sha256, made.read]
+
+    blocks, digest, read = from_first(told)
+    return Calibration(config, blocks, digest, read=read)
+
+
 def _self(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration:
     start = bos(tokenizer)
-    before, after = separators(tokenizer)
-    first = start if start is not None else next(iter([*before, *after]), None)
-    blocks = self_written(dense, first, config)
+    blocks = self_written(dense, first_token(tokenizer), config)
     if start is not None:
         blocks[:, 0] = start
     digest = hashlib.sha256(dense.source.fingerprint.encode())

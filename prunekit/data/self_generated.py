@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import keep_bytes
 from prunekit.utils.files.cache import cache_place, clear_for, tensors_digest
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.process.ranks import from_first, in_order, is_first, rounds, share_of
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
 
@@ -30,6 +32,19 @@ _FEW = 8
 _RECIPE = 3
 
 
+@dataclass(frozen=True)
+class Writer:
+    """What samples in place of the plain model, such as a runtime that is faster on a GPU.
+
+    ``write(starts, length, seed)`` continues ``starts`` [n, 1] to [n, length], int64 on the CPU, each token drawn from
+    the whole distribution; n is at most ``CHUNK``. The same seed gives the same text. The cache keeps texts by
+    ``name``, so that whatever would write others needs another one.
+    """
+
+    name: str
+    write: Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
 def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Tensor:
     """Blocks [config.sequences, config.length] of token ids sampled from the ``dense`` model, each from the whole
     distribution: a lower temperature (0.8) or a nucleus (0.95) made text from which a refit carried over less
@@ -38,30 +53,61 @@ def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Ten
     Half of the sequences start with ``first`` (the token that starts a document), the others with a random token, so
     that the model also writes what it would never begin with. A document that ends is followed by the next. Seeded by
     ``config.seed``; chunks are kept in the cache, so that the same model, seed and length are sampled once. CPUs made
-    for bfloat16 sample in it, in half the time.
+    for bfloat16 sample in it, in half the time. Ranks share out the chunks, and all get all of them.
     Raises PrunekitError where the model's probabilities are not finite.
     """
     import torch
 
-    sizes = _chunks(config.sequences)
-    folder = _folder(dense.source, config.length, config.seed, dense.device)
-    blocks: list[torch.Tensor] = []
+    return torch.cat(list(written_chunks(dense, first, config))).contiguous()
+
+
+def written_chunks(
+    dense: DenseModel,
+    first: int | None,
+    config: Any,
+    *,
+    writer: Writer | None = None,
+    use: str = "calibration",
+    option: str = "--calib",
+) -> Generator[torch.Tensor, None, None]:
+    """The blocks of :func:`self_written` [n, config.length], some at a time, so that no more is in memory: from the
+    ``writer`` where one is given. ``use`` says what the text is for, ``option`` names it in errors.
+
+    Close it where not all is asked for: the model computes in another dtype meanwhile.
+    """
+    # Rank 0's cache is that of all.
+    files = from_first(lambda: [[str(file), size] for file, size in _files(dense, config, writer)])
+    left = config.sequences
     sampler: Callable[[int, int], torch.Tensor] | None = None
-    with progress("Writing calibration text", sum(sizes)) as advance, ExitStack() as stack:
-        for chunk, size in enumerate(sizes):
-            file = folder / f"{chunk}-{size}.safetensors"
-            kept = _read(file)
-            if kept is None:
-                if sampler is None:
-                    sampler = _sampler(stack.enter_context(_writer(dense)), dense.source.name, first, config)
-                kept = sampler(chunk, size)
-                _keep(file, kept)
-            blocks.append(kept)
-            advance(size)
-    return torch.cat(blocks)[: config.sequences].contiguous()
+    with progress(f"Writing {use} text", sum(size for _, size in files)) as advance, ExitStack() as stack:
+        for some in rounds(range(len(files))):
+            kept = from_first(lambda some=some: [_read(Path(files[chunk][0])) for chunk in some])  # type: ignore[misc]
+            missing = [place for place, block in enumerate(kept) if block is None]
+            made = []
+            for place in share_of(missing):
+                if sampler is None and writer is not None:
+                    sampler = _asking(writer, dense.source.config.vocab_size, first, config)
+                elif sampler is None:
+                    model = stack.enter_context(_computing(dense))
+                    sampler = _sampler(model, dense.source.name, first, config, option)
+                made.append(sampler(some[place], files[some[place]][1]))
+            for place, block in zip(missing, in_order(made, len(missing)), strict=True):
+                kept[place] = block
+                if is_first():
+                    _keep(Path(files[some[place]][0]), block)
+            for chunk, block in zip(some, kept, strict=True):
+                size = files[chunk][1]
+                yield block[:left]
+                left -= size
+                advance(size)
 
 
-def _writer(dense: DenseModel) -> AbstractContextManager[Any]:
+def unwritten(dense: DenseModel, config: Any, *, writer: Writer | None = None) -> list[int]:
+    """How many sequences each chunk of :func:`written_chunks` has that the cache does not hold yet."""
+    return [size for file, size in _files(dense, config, writer) if not file.is_file()]
+
+
+def _computing(dense: DenseModel) -> AbstractContextManager[Any]:
     """The model in what it writes in: the dtype that it is stored in, whatever else is computed in."""
     import torch
 
@@ -100,7 +146,13 @@ def _chunks(sequences: int) -> list[int]:
     return [CHUNK] * whole + ([-(-rest // _FEW) * _FEW] if rest else [])
 
 
-def _folder(source: Source, length: int, seed: int, device: str) -> Path:
+def _files(dense: DenseModel, config: Any, writer: Writer | None) -> list[tuple[Path, int]]:
+    """Where each chunk is kept, and how many sequences it has."""
+    folder = _folder(dense.source, config.length, config.seed, dense.device, writer)
+    return [(folder / f"{chunk}-{size}.safetensors", size) for chunk, size in enumerate(_chunks(config.sequences))]
+
+
+def _folder(source: Source, length: int, seed: int, device: str, writer: Writer | None) -> Path:
     from prunekit.models.source import pick_device
 
     # The same seed gives other numbers on another device, precision or version.
@@ -112,12 +164,39 @@ def _folder(source: Source, length: int, seed: int, device: str) -> Path:
         "device": pick_device(device).type,
         "fast": has_fast_products(pick_device(device)),
         "versions": versions(),
+        **({} if writer is None else {"writer": writer.name}),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_place(SELF, name, needed=False)
 
 
-def _sampler(model: Any, name: str, first: int | None, config: Any) -> Callable[[int, int], torch.Tensor]:
+def _starts(vocabulary: int, first: int | None, size: int, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    starts = torch.randint(0, vocabulary, (size, 1), generator=generator)
+    if first is not None:
+        starts[::2] = first
+    return starts
+
+
+def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> Callable[[int, int], torch.Tensor]:
+    import torch
+
+    def written(chunk: int, size: int) -> torch.Tensor:
+        seed = int.from_bytes(_digest(config.seed, chunk), "little")
+        starts = _starts(vocabulary, first, size, torch.Generator().manual_seed(seed))
+        ids = writer.write(starts, config.length, seed)
+        if ids.dtype != torch.int64 or ids.shape != (size, config.length) or not torch.equal(ids[:, :1], starts):
+            raise PrunekitError(
+                f"The writer {writer.name} must continue {size} starts to int64 [{size}, {config.length}], but gave "
+                f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}, or other starts."
+            )
+        return ids.contiguous()
+
+    return written
+
+
+def _sampler(model: Any, name: str, first: int | None, config: Any, option: str) -> Callable[[int, int], torch.Tensor]:
     import torch
 
     from prunekit.utils.numerics.finite import blame_layer
@@ -126,16 +205,14 @@ def _sampler(model: Any, name: str, first: int | None, config: Any) -> Callable[
 
     def written(chunk: int, size: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(_digest(config.seed, chunk), "little"))
-        starts = torch.randint(0, vocabulary, (size, 1), generator=generator)
-        if first is not None:
-            starts[::2] = first
+        starts = _starts(vocabulary, first, size, generator)
         try:
             return _continue(model, starts, config.length, generator)
         except _NotFinite:
             blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
                 f"{name} gives probabilities that are not finite in {model.dtype}, so it can't write text; "
-                "its weights are broken, or give a text file with --calib."
+                f"its weights are broken, or give a text file with {option}."
             ) from None
 
     return written

@@ -8,8 +8,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.calibration import bos, check_length
+from prunekit.data.calibration import check_length
 from prunekit.data.sources import source_name
+from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.baseline import Baseline, Beside, Kept, scored_states
 from prunekit.evaluation.windows import EvalConfig, batches, eval_mode, read_texts, shortened, windows

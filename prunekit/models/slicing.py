@@ -74,7 +74,9 @@ class LayerSlicer:
     """Cuts (or pads) the tensors of one layer, given by their names inside the layer.
 
     ``slicer("self_attn.q_proj.weight", tensor)`` → the new tensor; tensors that no width touches come back unchanged.
-    ``keeps`` says which there are at all: those of a sub-layer that is removed are not.
+    ``keeps`` says which there are at all: those of a sub-layer that is removed are not. ``power`` -1 cuts what goes
+    with the weight's gradient, -2 what goes with its square: where a cut multiplies the weight by a factor, it divides
+    the gradient by it.
     """
 
     def __init__(self, family: Family, shape: ModelShape, keep: LayerKeep, target: LayerShape | None = None):
@@ -102,13 +104,13 @@ class LayerSlicer:
         """False for the tensors of a sub-layer that the new layer lacks."""
         return not name.startswith(self._removed)
 
-    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def __call__(self, name: str, tensor: torch.Tensor, power: int = 1) -> torch.Tensor:
         if name in self._silent:
             return torch.zeros_like(tensor)
         if name in self._slices:
             tensor = gather(tensor, *self._slices[name])
         if name in self._scales:
-            tensor = tensor * self._scales[name]
+            tensor = tensor * self._scales[name] ** power
         return tensor
 
 

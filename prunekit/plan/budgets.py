@@ -7,7 +7,7 @@ exactly, and can stand as a row of an integer programme.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -43,6 +43,15 @@ class Cost:
     def of(self, layers: Sequence[LayerShape]) -> int:
         """What a model with such layers costs."""
         return self.fixed + sum(self.layer(index, shape) for index, shape in enumerate(layers))
+
+    def at(self, origins: Sequence[int]) -> Cost:
+        """The same of a model whose layers are those of this one's that ``origins`` names."""
+        attention, ffn = self.attention, self.ffn
+        return replace(
+            self,
+            attention=lambda index, heads: attention(origins[index], heads),
+            ffn=lambda index, width: ffn(origins[index], width),
+        )
 
     @property
     def words(self) -> str:
@@ -97,6 +106,15 @@ class Budget:
     dense: int
     asked: str
 
+    @property
+    def removed(self) -> float:
+        """The share of what the dense model costs that must go."""
+        return max(0.0, 1 - self.limit / self.dense)
+
+    def part(self, share: float) -> Budget:
+        """The budget that lies a ``share`` of the way from the dense model to this one's limit."""
+        return replace(self, limit=max(self.limit, self.dense - int(share * (self.dense - self.limit))))
+
 
 @dataclass(frozen=True)
 class Budgets:
@@ -108,6 +126,14 @@ class Budgets:
     def of_parameters(cls, source: ModelShape, limit: int) -> Budgets:
         """The one budget of ``limit`` parameters."""
         return cls((Budget(parameter_cost(source), limit, source.parameters, f"{limit:,} parameters"),))
+
+    def part(self, share: float) -> Budgets:
+        """All of them a ``share`` of the way from the dense model to what is asked."""
+        return Budgets(tuple(budget.part(share) for budget in self.each))
+
+    def at(self, origins: Sequence[int]) -> Budgets:
+        """The same of a model whose layers are those of this one's that ``origins`` names."""
+        return Budgets(tuple(replace(budget, cost=budget.cost.at(origins)) for budget in self.each))
 
     def __iter__(self) -> Iterator[Budget]:
         return iter(self.each)

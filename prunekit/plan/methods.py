@@ -19,6 +19,7 @@ from prunekit.plan.allocations import (
 )
 from prunekit.plan.knobs import knob
 from prunekit.plan.settings import MUCH_TEXT, CalibrationConfig, RefitConfig, RescaleConfig
+from prunekit.plan.stages import LOOPS
 from prunekit.utils.names import nearest
 
 
@@ -147,6 +148,11 @@ METHODS: dict[str, Method] = {
 
 def method(name: str) -> Method:
     """The preset ``name``. Raises PrunekitError with the names there are."""
+    if name in LOOPS:
+        raise PrunekitError(
+            f"{name} prunes and trains in turns: prunekit prune --method {name} --recover --tokens 50M. Its cuts alone "
+            f"are those of {LOOPS[name].method}."
+        )
     if name not in METHODS:
         raise PrunekitError(
             f"There is no method {name!r}{nearest(name, METHODS)}; choose one of: {', '.join(METHODS)}."

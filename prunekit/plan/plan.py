@@ -11,10 +11,10 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.provenance import check_provenance, recipe_before
-from prunekit.plan.ranges import decode_ranges, encode_ranges
 from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import LIMITS, LayerShape, ModelShape
 from prunekit.utils.files.atomic import read_json, write_text
+from prunekit.utils.ranges import decode_ranges, encode_ranges
 
 PLAN_VERSION = 1
 # Units of all layers together, each of which takes 40 bytes: three times what the largest model has.
@@ -46,6 +46,15 @@ class LayerKeep:
             tuple(range(layer.num_key_value_heads)),
             tuple(range(layer.num_attention_heads)),
             tuple(range(layer.intermediate_size)),
+        )
+
+    def compose(self, then: LayerKeep) -> LayerKeep:
+        """The units that are left when ``then``, which indexes into what this keeps, is applied after it."""
+        return LayerKeep(
+            self.index,
+            tuple(self.kv_heads[unit] for unit in then.kv_heads),
+            tuple(self.query_heads[unit] for unit in then.query_heads),
+            tuple(self.ffn[unit] for unit in then.ffn),
         )
 
     def check(self, dense: LayerShape) -> None:
@@ -162,6 +171,11 @@ class Plan:
     def added_biases(self) -> tuple[str, ...]:
         """The biases (fields of ModelShape) that the pruned model has and the source lacks."""
         return tuple(name for name in self.changes if name.endswith("_bias"))
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything goes at all."""
+        return self.shape.layers != self.source.layers
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:
@@ -282,6 +296,33 @@ def _units(text: str, limit: int) -> tuple[int, ...]:
 def whole_plan(shape: ModelShape) -> Plan:
     """The plan that keeps everything of a model."""
     return Plan(shape, tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(shape.layers)))
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """The one plan that does what ``first`` and then ``second``, a plan of the model that ``first`` makes, do.
+
+    Its recipe and provenance are those of ``second``, but that it is of the model of ``first``, whose history comes
+    first. Raises PrunekitError where ``second`` is a plan of a model of another shape.
+    """
+    if second.source != first.shape:
+        raise PrunekitError(
+            f"The second plan is of a model with {second.source.parameters:,} parameters, and the first one makes one "
+            f"with {first.shape.parameters:,}; they don't follow each other."
+        )
+    earlier, later = first.provenance, second.provenance
+    lists = {name: [*earlier.get(name, ()), *later.get(name, ())] for name in ("history", "recovery")}
+    return Plan(
+        source=first.source,
+        layers=tuple(first.layers[keep.index].compose(keep) for keep in second.layers),
+        provenance={
+            **later,
+            **({"model": earlier["model"]} if "model" in earlier else {}),
+            **{name: each for name, each in lists.items() if each},
+        },
+        changes={**first.changes, **second.changes},
+        recipe=second.recipe,
+        text=second.text,
+    )
 
 
 def _check_size(source: ModelShape, where: str) -> None:

@@ -12,11 +12,11 @@ from prunekit.errors import PrunekitError
 from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig, DropConfig
 from prunekit.plan.knobs import Knob, knobs_of, parse_value, split_setting, types_of, words
 from prunekit.plan.methods import Method, method
-from prunekit.plan.ranges import encode_ranges, parse_layers
 from prunekit.plan.rounding import RoundingConfig
 from prunekit.plan.settings import MUCH_TEXT, CalibrationConfig, RefitConfig, RescaleConfig
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.names import nearest
+from prunekit.utils.ranges import encode_ranges, parse_layers
 
 DEFAULT = "prunekit"
 """The method that is taken where none is named."""

@@ -4,7 +4,9 @@ prunekit.recovery."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.knobs import knob
@@ -31,17 +33,23 @@ class CalibrationConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("sequences", 1), ("length", 2), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PrunekitError(
-                    f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {least}, got {value!r}."
-                )
-        if self.seed >= 1 << 63:
-            raise PrunekitError(f"Seed must be below 2^63, which is what PyTorch takes, got {self.seed}.")
-        for name in ("source", "field", "split"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise PrunekitError(f"The calibration text's {name} must be named, got {getattr(self, name)!r}.")
+        check_text(self, "calibration", {"sequences": 1, "length": 2, "batch_size": 1})
+
+
+def check_text(config: Any, use: str, least: Mapping[str, int]) -> None:
+    """Raises PrunekitError unless the fields that ``least`` names are whole numbers of at least so much, and the seed,
+    source, field and split of a text for that ``use`` make sense."""
+    for name, lowest in {**least, "seed": 0}.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise PrunekitError(
+                f"{name.replace('_', ' ').capitalize()} must be a whole number of at least {lowest}, got {value!r}."
+            )
+    if config.seed >= 1 << 63:
+        raise PrunekitError(f"Seed must be below 2^63, which is what PyTorch takes, got {config.seed}.")
+    for name in ("source", "field", "split"):
+        if not isinstance(getattr(config, name), str) or not getattr(config, name):
+            raise PrunekitError(f"The {use} text's {name} must be named, got {getattr(config, name)!r}.")
 
 
 MUCH_TEXT = CalibrationConfig(sequences=128, length=512, batch_size=8)

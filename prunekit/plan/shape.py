@@ -175,6 +175,14 @@ class ModelShape:
         heads = sum(layer.num_attention_heads for layer in self.layers)
         return 2 * (products + self.vocab_size * self.hidden_size) + 4 * heads * self.head_dim * context
 
+    def activation_numbers_per_token(self) -> int:
+        """About how many numbers autograd keeps of a token, in all layers: ten tensors of hidden_size and query width,
+        five of the FFN's width."""
+        return sum(
+            10 * self.hidden_size + 4 * layer.num_attention_heads * self.head_dim + 5 * layer.intermediate_size
+            for layer in self.layers
+        )
+
     def decode_bytes(self, bytes_per_parameter: float, context: int = 0) -> int:
         """Bytes that one decode step at batch 1 must read: every weight but an untied input embedding (a lookup), and
         the KV cache of ``context`` tokens at the same precision."""

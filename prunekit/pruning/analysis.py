@@ -13,6 +13,7 @@ from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.pruning.importance import score
+from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -117,6 +118,7 @@ def analyze(
     text = calibration_text(calibration, load_tokenizer(source), dense)
     check_tokens(text.blocks, source.config)
     model = dense.share()
+    tell_of_idle_ranks(calibration.sequences, calibration.batch_size, importance)
     batches = -(-calibration.sequences // calibration.batch_size)
     with progress("Scoring", calibration.sequences if importance == "taylor2" else batches) as advance:
         scores = score(

@@ -24,11 +24,13 @@ from prunekit.pruning.allocation import Problem, allocation
 from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.allocation.drop import check_droppable
 from prunekit.pruning.allocation.feasibility import check_protected, check_reachable
-from prunekit.pruning.allocation.session import Session
+from prunekit.pruning.allocation.session import Session, agreed
 from prunekit.pruning.allocation.stored_session import StoredSession, takes_weights_alone
 from prunekit.pruning.importance.base import importance, layer_importance
+from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.process.ranks import is_first
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -49,7 +51,8 @@ class PlanConfig:
 
 
 def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = None) -> Plan:
-    """Score ``source`` and allocate widths. Deterministic: same model, config, machine and versions, same plan.
+    """Score ``source`` and allocate widths. Deterministic: same model, config, machine and versions, same plan, on
+    however many ranks, which share out the batches of text and all get the plan.
 
     ``dense`` is its model, in ``config.dtype`` on ``config.device``, where other steps need it too. Raises
     PrunekitError where the target is out of reach, the text too short, or a score not finite.
@@ -113,16 +116,19 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         session = StoredSession(source, method, seed=recipe.seed, counted=counted, dtype=dtype)
     else:
         session, computed = _loaded_session(source, config, calibration, dense, counted)
+        if not method.allocation.draws_curves:
+            tell_of_idle_ranks(recipe.calibration.sequences, recipe.calibration.batch_size, method.importance)
     with progress(f"Planning ({method.label})", _steps(session, method, budget)) as advance:
         if isinstance(session, StoredSession):
             session.on_layer = advance
         allocated = allocate(session, problem, advance, method.allocation)
+    keeps = agreed(allocated.keeps)
     # Costs are of layers by their place in the source: what is dropped is there and has nothing.
-    kept = {keep.index: keep.shape for keep in allocated.keeps}
+    kept = {keep.index: keep.shape for keep in keeps}
     layers = [kept.get(index, LayerShape(0, 0, 0)) for index in range(source.shape.num_hidden_layers)]
     plan = Plan(
         source=source.shape,
-        layers=allocated.keeps,
+        layers=keeps,
         provenance={
             "model": {
                 "name": model_label(source.name),
@@ -180,7 +186,7 @@ def _loaded_session(
         seed=recipe.seed,
         gradient_checkpointing=recipe.calibration.gradient_checkpointing,
         counted=counted,
-        store=curve_folder(source, calibration, computed) if method.allocation.draws_curves else None,
+        store=curve_folder(source, calibration, computed) if method.allocation.draws_curves and is_first() else None,
         fast=fast,
     )
     return session, computed

@@ -25,8 +25,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from prunekit.checkpoint.manifest import Written, written_once
 from prunekit.checkpoint.overrides import LAYER
-from prunekit.checkpoint.rebuild import Written, converted, natural, stored_dtype, write_checkpoint
+from prunekit.checkpoint.rebuild import converted, natural, stored_dtype, write_checkpoint
 from prunekit.data.calibration import check_length, check_tokens
 from prunekit.data.mixture import calibration_text
 from prunekit.errors import PrunekitError
@@ -38,6 +39,7 @@ from prunekit.plan import Plan, whole_plan
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.finite import watched_layers
+from prunekit.utils.process.ranks import rounds, share_of, sum_over_ranks
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -111,7 +113,10 @@ def slice_model(
         recipe=config.recipe.with_text(calibration.describe()["source"]),
     )
     tensors = TurnedTensors(source, axes[:, :width], dtype)
-    return plan, write_checkpoint(source, plan, new, tensors, out, "per-layer", overwrite, max_shard_bytes)
+    written = written_once(
+        lambda: write_checkpoint(source, plan, new, tensors, out, "per-layer", overwrite, max_shard_bytes)
+    )
+    return plan, written
 
 
 def check_family(family: Family) -> None:
@@ -177,7 +182,8 @@ def principal_axes(
     energy, and these shares [d].
 
     They are the eigenvectors of C = Σ xᵀx over the tokens of ``input_ids`` [sequences, length] and every place where a
-    norm stands, x being divided by its root mean square, so that all places count alike. C is summed in float64.
+    norm stands, x being divided by its root mean square, so that all places count alike. C is summed in float64, over
+    the batches of all ranks.
     Raises PrunekitError where it is not finite.
     """
     size = model.config.hidden_size
@@ -195,12 +201,14 @@ def principal_axes(
     handles = [norm.register_forward_pre_hook(see) for norm in (*norms, model.get_submodule("model.norm"))]
     try:
         with torch.no_grad(), watched_layers(model.get_submodule("model.layers")):
-            for batch in input_ids.split(batch_size):
-                model.base_model(input_ids=batch.to(model.device), use_cache=False)
-                advance()
+            for some in rounds(input_ids.split(batch_size)):
+                for batch in share_of(some):
+                    model.base_model(input_ids=batch.to(model.device), use_cache=False)
+                advance(len(some))
     finally:
         for handle in handles:
             handle.remove()
+    sum_over_ranks(covariance)
     if not torch.isfinite(covariance).all():
         raise PrunekitError("Hidden states are not finite. Compute in float32 (--dtype float32).")
     values, axes = torch.linalg.eigh(covariance.cpu())

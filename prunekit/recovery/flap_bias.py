@@ -17,8 +17,9 @@ from prunekit.models.families import Family, unit_rows
 from prunekit.models.slicing import expand
 from prunekit.plan import Plan
 from prunekit.utils.advance import Advance, untold
-from prunekit.utils.numerics.channel_moments import ChannelMoments
+from prunekit.utils.numerics.channel_moments import ChannelMoments, merge_over_ranks
 from prunekit.utils.numerics.finite import check_made, watched_layers
+from prunekit.utils.process.ranks import rounds, share_of
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def output_biases(
     the source, for ``rebuild(weights=...)``. A bias that the source has is part of them.
 
     ``model`` is the dense one; its means are taken over all tokens of ``input_ids`` [sequences, length] in one forward
-    pass. Raises PrunekitError where they are not finite.
+    pass, whose batches ranks share out. Raises PrunekitError where they are not finite.
     """
     carriers = [coupling for coupling in family.output_projections() if getattr(plan.shape, coupling.bias)]
     seen: dict[tuple[int, str], ChannelMoments] = {}
@@ -54,17 +55,19 @@ def output_biases(
     layers = model.get_submodule("model.layers")
     for keep in plan.layers:
         for coupling in carriers:
-            moments = seen[keep.index, coupling.module] = ChannelMoments()
             projection = layers[keep.index].get_submodule(coupling.module)
+            moments = seen[keep.index, coupling.module] = ChannelMoments(projection.in_features)
             handles.append(projection.register_forward_pre_hook(partial(_see, moments)))
     try:
         with torch.no_grad(), watched_layers(layers):
-            for batch in input_ids.split(batch_size):
-                model.base_model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
-                advance()
+            for some in rounds(input_ids.split(batch_size)):
+                for batch in share_of(some):
+                    model.base_model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
+                advance(len(some))
     finally:
         for handle in handles:
             handle.remove()
+    merge_over_ranks([*seen.values()])
     biases = {}
     for keep in plan.layers:
         for coupling in carriers:

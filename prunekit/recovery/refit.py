@@ -23,6 +23,7 @@ from prunekit.recovery.rescale import Rescaled
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.finite import in_layer, is_finite
 from prunekit.utils.numerics.least_squares import Moments, solve
+from prunekit.utils.process.ranks import share_of
 
 
 @dataclass
@@ -52,8 +53,8 @@ def refit(
     without attention and FFN. Both residual streams of the whole text stay in memory, 2 · N · L · hidden_size
     numbers of the model's dtype, and of the moments one projection's at a time, in float64. Tokens are weighted by the
     inverse mean square of the dense residual stream, which is what the next norm divides by; else a few tokens of
-    enormous norm decide the fit. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises
-    PrunekitError where moments are not finite.
+    enormous norm decide the fit. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out
+    the text, and all come to the same weights. Raises PrunekitError where moments are not finite.
     """
     config = config or RefitConfig()
     walk = _Walk(model, family, shape, ids, batch_size, fast)
@@ -85,7 +86,7 @@ def layer_weights(model: Any, keeps: tuple[LayerKeep, ...]) -> dict[str, torch.T
 
 
 class _Walk:
-    """Both residual streams on their way through the layers, as lists of batches [B, L, d]."""
+    """Both residual streams on their way through the layers, as lists of this rank's batches [B, L, d]."""
 
     def __init__(
         self, model: Any, family: Family, shape: ModelShape, ids: torch.Tensor, batch_size: int, fast: bool = False
@@ -93,7 +94,8 @@ class _Walk:
         self.parts = Sublayers(model, family, ids.shape[1], fast)
         self._shape = shape
         with torch.no_grad():
-            self.dense = [self.parts.embed(batch) for batch in ids.split(self.parts.at_a_time(batch_size))]
+            batches = ids.split(self.parts.at_a_time(batch_size))
+            self.dense = [self.parts.embed(batch) for batch in share_of(batches)]
         self.pruned = [hidden.clone() for hidden in self.dense]
         self.same = True
 
@@ -194,6 +196,7 @@ class _Walk:
                 z = torch.cat([z, z.new_ones(*z.shape[:2], 1)], -1)
             weight = 1 / self.dense[place].float().square().mean(-1).clamp(min=1e-12)
             moments.add(*(each.flatten(0, 1) for each in (z, wanted, weight)))
+        moments.add_up()
         solved = solve(moments, start, config.ridge)
         if not is_finite(solved):
             raise PrunekitError(

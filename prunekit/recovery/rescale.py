@@ -24,6 +24,7 @@ from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.finite import watched_layers
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.process.ranks import in_order, share_of, size, sum_over_ranks
 
 # Of all the text, and of what the model has not written, where no share is asked for.
 _SHARE = 0.4
@@ -158,9 +159,11 @@ def _by_factor(slope: torch.Tensor, scaled: torch.Tensor, factor: torch.Tensor) 
 @torch.no_grad()
 def final_hidden(model: Any, ids: torch.Tensor, batch_size: int = 4, fast: bool = False) -> torch.Tensor:
     """Hidden states [N, L, hidden_size] that the head of ``model`` reads for ``ids`` [N, L], in its dtype: what a dense
-    model has to say, kept until it has been cut."""
+    model has to say, kept until it has been cut. Ranks share out the work, and all get the states of all ``ids``."""
+    batches = ids.split(batch_size)
     with watched_layers(model.get_submodule("model.layers")):
-        return torch.cat([_hidden(model, batch, fast) for batch in ids.split(batch_size)])
+        made = [_hidden(model, batch, fast) for batch in share_of(batches)]
+    return torch.cat(in_order(made, len(batches)))
 
 
 def rescale(
@@ -175,7 +178,8 @@ def rescale(
 ) -> Rescaled:
     """Tune the factors of the pruned ``model`` in place on ``ids`` [N, L], toward the dense model whose
     :func:`final_hidden` on them is ``wanted`` [N, L, hidden_size]; both share the head. ``fast`` allows
-    :func:`~prunekit.utils.numerics.bf16.fast_products`.
+    :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out the sequences of each step, and all come to the
+    same factors.
 
     Raises PrunekitError where a divergence is not finite; weights are then as they were.
     """
@@ -193,13 +197,11 @@ def rescale(
     try:
         with frozen(model):
             for step, chosen in enumerate(batches):
-                with torch.enable_grad():
-                    hidden = _hidden(model, ids[chosen], fast)
-                kl, slope = _slope(head, wanted[chosen], hidden.detach())
                 for group in adam.param_groups:
                     group["lr"] = config.rate * _pace(step, len(batches))
                 adam.zero_grad()
-                hidden.backward(slope)
+                kl = _descend(model, head, ids, wanted, chosen, fast)
+                kl = _of_all_ranks(kl, factors.parameters)
                 adam.step()
                 seen.append(kl)
                 advance(note=f"KL {kl:.4f}")
@@ -216,6 +218,33 @@ def rescale(
     return made
 
 
+def _descend(
+    model: Any, head: Head, ids: torch.Tensor, wanted: torch.Tensor, chosen: torch.Tensor, fast: bool
+) -> float:
+    """Give the factors the gradient of the mean KL(dense ‖ pruned) of the ``chosen`` sequences, as far as it comes from
+    this rank's share of them. Returns what that share adds to the mean."""
+    mine = share_of(chosen)
+    if not len(mine):
+        return 0.0
+    with torch.enable_grad():
+        hidden = _hidden(model, ids[mine], fast)
+    kl, slope = _slope(head, wanted[mine], hidden.detach(), len(chosen) * ids.shape[1])
+    hidden.backward(slope)
+    return kl
+
+
+def _of_all_ranks(kl: float, factors: list[nn.Parameter]) -> float:
+    """Add up the gradients of ``factors`` over ranks, and what is returned, ``kl``."""
+    if size() == 1:
+        return kl
+    for factor in factors:
+        if factor.grad is None:
+            factor.grad = torch.zeros_like(factor)
+    total = torch.tensor(kl, dtype=torch.float64)
+    sum_over_ranks(total, *(factor.grad for factor in factors if factor.grad is not None))
+    return total.item()
+
+
 def _pace(step: int, steps: int) -> float:
     """Share of the rate: rises over a tenth of the steps, falls to 0 in a cosine."""
     return min(1.0, (step + 1) / max(1.0, steps / 10)) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -224,11 +253,12 @@ def _pace(step: int, steps: int) -> float:
 @torch.no_grad()
 def _held_out(model: Any, head: Head, ids: torch.Tensor, wanted: torch.Tensor, batch_size: int, fast: bool) -> float:
     """Mean KL(dense ‖ pruned) on ``ids`` [N, L]."""
-    total = 0.0
-    for batch, sought in zip(ids.split(batch_size), wanted.split(batch_size), strict=True):
+    total = torch.zeros((), dtype=torch.float64)
+    for batch, sought in share_of([*zip(ids.split(batch_size), wanted.split(batch_size), strict=True)]):
         for dense, own in _pieces(head, sought, _hidden(model, batch, fast)):
             total += _divergence(head(dense), head(own))[0]
-    return total / ids.numel()
+    sum_over_ranks(total)
+    return total.item() / ids.numel()
 
 
 def _hidden(model: Any, ids: torch.Tensor, fast: bool) -> torch.Tensor:
@@ -236,10 +266,10 @@ def _hidden(model: Any, ids: torch.Tensor, fast: bool) -> torch.Tensor:
         return hidden_states(model, ids)
 
 
-def _slope(head: Head, wanted: torch.Tensor, hidden: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Mean KL(dense ‖ pruned) over all positions of the final hidden states [B, L, d], and its gradient by ``hidden``.
-    The graph of a few hundred positions' logits at a time is made and spent."""
-    count = wanted[..., 0].numel()
+def _slope(head: Head, wanted: torch.Tensor, hidden: torch.Tensor, count: int) -> tuple[float, torch.Tensor]:
+    """What the positions of the final hidden states [B, L, d] add to the mean KL(dense ‖ pruned) over ``count``
+    positions, and its gradient by ``hidden``. The graph of a few hundred positions' logits at a time is made and
+    spent."""
     total = 0.0
     slopes: list[torch.Tensor] = []
     for dense, own in _pieces(head, wanted, hidden):

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.names import printable
+from prunekit.utils.process.ranks import is_first
 from prunekit.utils.terminal import SafeConsole
 
 console = SafeConsole(stderr=True)
@@ -16,11 +17,11 @@ console = SafeConsole(stderr=True)
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
-    """Shows ``title`` and a bar of ``total`` steps on stderr while the block runs.
+    """Shows ``title`` and a bar of ``total`` steps on stderr while the block runs. Of several ranks, the first does.
 
     Yields what is to be told of each step.
     """
-    if not console.is_terminal:
+    if not console.is_terminal or not is_first():
         yield untold
         return
     columns = (

@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from prunekit.utils.names import TEXT_CONTROL, printable, readable, sentence
+from prunekit.utils.process.ranks import is_first
 
 
 class SafeConsole(Console):
@@ -29,10 +30,11 @@ class SafeConsole(Console):
 
 
 class Notes(logging.Handler):
-    """Shows what is logged as a line on stderr."""
+    """Shows what is logged as a line on stderr, where this is the first of several ranks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr)  # noqa: T201
+        if is_first():
+            print(record.getMessage(), file=sys.stderr)  # noqa: T201
 
 
 def _make_readable(record: logging.LogRecord) -> bool:

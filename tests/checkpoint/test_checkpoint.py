@@ -26,9 +26,8 @@ from prunekit.checkpoint.rebuild import Written, rebuild
 from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES
 from prunekit.models.source import Source, load_model, resolve
-from prunekit.plan import LayerKeep, Plan
+from prunekit.plan import LayerKeep, Plan, compose
 from prunekit.plan.shape import ModelShape
-from prunekit.pruning.allocation.session import compose
 from prunekit.utils.files.replacing import snapshot
 from tests.pruning.test_session import draw_keep
 from tests.support.tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
@@ -303,8 +302,10 @@ def test_pruning_again_equals_pruning_once(model_type: str, built: Built, tmp_pa
     source = resolve(str(built.written[model_type].path))
     second = smaller(source.shape, 1, drop=(1,))
     twice = rebuild(source, second, tmp_path / "twice")
-    layers = tuple(compose(first.layers[keep.index], keep) for keep in second.layers)
-    once = rebuild(built.sources[model_type], Plan(first.source, layers), tmp_path / "once")
+    layers = tuple(first.layers[keep.index].compose(keep) for keep in second.layers)
+    both = compose(first, second)
+    assert both == Plan(first.source, layers) and both.shape == second.shape
+    once = rebuild(built.sources[model_type], both, tmp_path / "once")
     got, want = tensors(twice.path), tensors(once.path)
     assert set(got) == set(want) and twice.parameters == once.parameters == second.shape.parameters
     for name, tensor in want.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.data import calibration
+from prunekit.data import calibration, tokenised
 from prunekit.data import rows as row_files
 from prunekit.data import sources as text
 from prunekit.data.calibration import CalibrationConfig, load_calibration, text_tokens
@@ -91,7 +91,7 @@ def test_of_a_long_text_only_so_much_is_used(tmp_path, monkeypatch, caplog):
     path = tmp_path / "a.txt"
     path.write_text("ab cd " * 2000)
     monkeypatch.setattr(calibration, "_CHARACTERS", 1000)
-    monkeypatch.setattr(calibration, "_CHARACTERS_AT_ONCE", 100)
+    monkeypatch.setattr(tokenised, "_CHARACTERS_AT_ONCE", 100)
     monkeypatch.setattr(text, "LONGEST_PIECE", 128)
     made = calibrate(path)
     assert 1000 <= made.describe()["characters_read"] < 1300

@@ -17,7 +17,7 @@ from prunekit.pipeline import recover
 from prunekit.plan import LayerKeep, Plan
 from tests.support.command import write_text
 from tests.support.export_models import byte_tokenizer, dense_config
-from tests.support.recovered import SETTINGS
+from tests.support.recovering import SETTINGS
 from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("single_threaded")

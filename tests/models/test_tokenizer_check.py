@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prunekit.data.calibration import encode
+from prunekit.data.tokenised import encode
 from prunekit.errors import PrunekitError
 from prunekit.models.tokenizer import check_child as tokenizer_child
 from prunekit.models.tokenizer.check import try_tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
-from prunekit.plan import LayerKeep, Plan, decode_ranges, encode_ranges
+from prunekit.plan import LayerKeep, Plan, compose, decode_ranges, encode_ranges, whole_plan
+from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import LayerShape, ModelShape
 from tests.support.fake_session import SMOLLM2
 from tests.support.tiny import random_plan
@@ -193,3 +195,42 @@ def test_a_strangers_plan_is_refused_before_it_fills_the_memory(change: Any, par
     with pytest.raises(PrunekitError, match=part) as caught:
         Plan.from_dict(data)
     assert len(str(caught.value)) < 500
+
+
+def test_two_plans_make_one(tmp_path: Path) -> None:
+    first = replace(
+        random_plan(SHAPE, seed=1, drop=(2,)),
+        provenance={"model": {"name": "dense"}, "seed": 0, "history": [{"step": 1}], "recovery": [{"tokens": 5}]},
+        changes={"o_bias": True},
+    )
+    second = Plan(
+        first.shape,
+        tuple(
+            LayerKeep(place, keep.kv_heads[:1], keep.query_heads[:1], tuple(range(1, len(keep.ffn), 2)))
+            for place, keep in enumerate(
+                LayerKeep.everything(index, layer) for index, layer in enumerate(first.shape.layers)
+            )
+            if place != 0
+        ),
+        {"model": {"name": "smaller"}, "seed": 0, "history": [{"step": 2}], "target": {"asked": "--blocks 0.5"}},
+        recipe=Recipe.of("flap"),
+    )
+    both = compose(first, second)
+    assert both.source == SHAPE and both.shape.layers == second.shape.layers and both.shape.o_bias
+    assert [keep.index for keep in both.layers] == [1, 3]
+    assert both.layers[0].ffn == first.layers[1].ffn[1::2]
+    assert both.layers[1].kv_heads == first.layers[2].kv_heads[:1]
+    assert both.recipe == second.recipe
+    assert both.provenance == {
+        "model": {"name": "dense"},
+        "seed": 0,
+        "history": [{"step": 1}, {"step": 2}],
+        "recovery": [{"tokens": 5}],
+        "target": {"asked": "--blocks 0.5"},
+    }
+    both.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == both
+    assert compose(first, whole_plan(first.shape)).layers == first.layers
+    assert not whole_plan(SHAPE).cuts and both.cuts
+    with pytest.raises(PrunekitError, match="don't follow each other"):
+        compose(second, first)

@@ -315,7 +315,8 @@ def test_weights_replace_what_slicing_gives(llama: Source, tmp_path: Path) -> No
         ({name: given[:, 1:]}, "is given with the shape"),
         ({"model.layers.1.mlp.down_proj.weight": given}, "no such tensor"),
         ({f"model.layers.{keep.index}.mlp.down_proj.bias": given[:, 0]}, "no such tensor"),
-        ({"model.norm.weight": given[:, 0]}, "no such tensor"),
+        ({"model.norm.bias": given[:, 0]}, "no such tensor"),
+        ({"model.norm.weight": given}, "the plan makes it"),
     ):
         with pytest.raises(PrunekitError, match=said):
             rebuild(llama, plan, tmp_path / "no", weights=wrong)

@@ -427,7 +427,7 @@ def test_already_pruned_layers_score_by_their_own_widths() -> None:
 def test_moments_of_any_split(sizes: list[int], offset: float, seed: int) -> None:
     """A large mean must not eat the variance, and batches of any size give what all tokens at once give."""
     x = torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(seed)) + offset
-    moments = ChannelMoments()
+    moments = ChannelMoments(3)
     for part in x.split(sizes):
         moments.add(part)
     double = x.double()

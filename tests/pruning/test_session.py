@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prunekit.models.families import FAMILIES
 from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.shape import LayerShape
-from prunekit.pruning.allocation.session import Session, best_units, compose, relative, top
+from prunekit.pruning.allocation.session import Session, best_units, relative, top
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from tests.support.tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
 
@@ -51,7 +51,7 @@ def narrowed(current: Session, seed: int) -> tuple[LayerKeep, ...]:
     """Some of what a session still has of every layer, as indices into the source."""
     rng = random.Random(seed)
     return tuple(
-        compose(keep, draw_keep(rng, index, layer))
+        keep.compose(draw_keep(rng, index, layer))
         for index, (keep, layer) in enumerate(zip(current.keeps, current.shape.layers, strict=True))
     )
 
@@ -109,7 +109,7 @@ def test_a_pruned_model_is_shrunk_on(model_type: str) -> None:
     for target in (shapes, tuple(LayerShape(1, 1, 20) for _ in shapes)):
         current.shrink(current.select(current.score(), target))
         assert current.shape.layers == target
-        composed = tuple(compose(outer, inner) for outer, inner in zip(plan.layers, current.keeps, strict=True))
+        composed = tuple(outer.compose(inner) for outer, inner in zip(plan.layers, current.keeps, strict=True))
         want = logits(zeroed_model(dense, Plan(plan.source, composed)))
         assert difference(logits(current.model), want) <= TOLERANCE
     assert current.score().loss != first.loss
@@ -166,16 +166,16 @@ shapes = st.builds(
 def test_compose_and_relative_are_inverse(dense: LayerShape, rng: random.Random, index: int) -> None:
     outer = draw_keep(rng, index, dense)
     inner = draw_keep(rng, index, outer.shape)
-    both = compose(outer, inner)
+    both = outer.compose(inner)
     both.check(dense)
     assert both.shape == inner.shape
     assert set(both.ffn) <= set(outer.ffn) and set(both.query_heads) <= set(outer.query_heads)
     assert relative(outer, both) == inner
-    assert compose(outer, relative(outer, both)) == both
+    assert outer.compose(relative(outer, both)) == both
     whole = LayerKeep.everything(index, dense)
-    assert compose(whole, outer) == outer == relative(whole, outer)
+    assert whole.compose(outer) == outer == relative(whole, outer)
     deeper = draw_keep(rng, index, inner.shape)
-    assert compose(compose(outer, inner), deeper) == compose(outer, compose(inner, deeper))
+    assert outer.compose(inner).compose(deeper) == outer.compose(inner.compose(deeper))
 
 
 # Few distinct values, so that ties are common.

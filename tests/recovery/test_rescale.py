@@ -97,7 +97,7 @@ def test_its_divergence_is_that_of_whole_models_and_so_is_its_gradient() -> None
         ids = _ids(3, seed=5)
         hidden = final_hidden(used, ids).requires_grad_(True)
         wanted = final_hidden(model, ids)
-        kl, slope = module._slope(Head(used), wanted, hidden.detach())
+        kl, slope = module._slope(Head(used), wanted, hidden.detach(), ids.numel())
         assert kl == pytest.approx(_kl(logits(model, ids), logits(used, ids)), rel=1e-3)
         whole = torch.nn.functional.kl_div(
             Head(used)(hidden).log_softmax(-1),

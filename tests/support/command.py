@@ -51,7 +51,7 @@ class Ended:
 Command = Callable[..., Ended]
 
 
-def _with_method(arguments: tuple[object, ...]) -> list[str]:
+def with_method(arguments: tuple[object, ...]) -> list[str]:
     """Where a test names no method, it means one that takes a second: the default one draws curves and refits."""
     told = [*map(str, arguments)]
     if told[:1] in (["plan"], ["prune"]) and not {"--method", "--plan", "--help", DEFAULT} & {*told}:
@@ -63,7 +63,7 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     """``command("plan", path, ...)`` runs prunekit's entry point in this process."""
 
     def command(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prunekit", *_with_method(arguments)])
+        monkeypatch.setattr(sys, "argv", ["prunekit", *with_method(arguments)])
         capsys.readouterr()
         code = 0
         try:
@@ -83,7 +83,7 @@ def start(*arguments: object, code: str | None = None, **options: Any) -> subpro
     lines = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'"
     lines += f"\n{code or ''}\nfrom prunekit.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", lines, *_with_method(arguments)],
+        [sys.executable, "-c", lines, *with_method(arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,12 +10,14 @@ import torch
 
 from prunekit.data.packed.windows import Windows
 from prunekit.models.families import FAMILIES
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training.loop import Events, Training
+from prunekit.recovery.training.lora import LoraStudent
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
+from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import OnlineTeacher
 from tests.support.tiny import VOCAB, random_plan, rebuilt_model, tiny_model
 
 LENGTH = 16
@@ -47,7 +49,8 @@ def tiny_pair(model_type: str = "llama", **fields: Any) -> tuple[Any, Any]:
 
 
 def tiny_student(model: Any, config: TrainingConfig | None = None) -> Student:
-    return Student(model, config or TrainingConfig(), nullcontext)
+    config = config or TrainingConfig()
+    return (LoraStudent if config.lora else Student)(model, config, nullcontext)
 
 
 def tiny_teacher(model: Any, *, separate: bool = False) -> OnlineTeacher:
@@ -75,7 +78,7 @@ def tiny_training(
         config,
         Optimizer(student.parameters, config),
         standing or Standing(micro_batch=micro_batch),
-        steps=steps,
+        span=Span(steps),
         sequences=sequences,
         events=events,
     )

@@ -10,16 +10,19 @@ import typer
 from prunekit.cli import options as o
 from prunekit.cli.asked import text_asked
 from prunekit.cli.common import app, console, deliver, table
+from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.plan import bar
 from prunekit.report.pictures import check_different, check_picture, draw_importance
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     from prunekit.pruning.analysis import Analysis
 
 
 @app.command()
+@on_all_ranks
 def analyze(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("analysis.json"),
@@ -41,17 +44,25 @@ def analyze(
     """Show how much each layer matters, in plain words; nothing is changed."""
     config = text_asked(calib, settings)
     inputs = local(model, calib)
-    check_output_file(output, overwrite, what="report", inputs=inputs)
-    picture = picture or output.with_suffix(".png")
-    check_picture(picture, overwrite, inputs)
-    check_different(output, picture)
+    drawn = picture or output.with_suffix(".png")
+
+    def check() -> None:
+        check_output_file(output, overwrite, what="report", inputs=inputs)
+        check_picture(drawn, overwrite, inputs)
+        check_different(output, drawn)
+
+    from_first(check)
     from prunekit.models.source import resolve
     from prunekit.pruning.analysis import analyze as run
 
     source = resolve(model, revision=revision)
     result = run(source, config, importance=importance, layer_importance=layer_importance, dtype=dtype, device=device)
-    draw_importance([layer.importance for layer in result.layers], layer_importance, picture, overwrite)
-    deliver(result.to_dict(), output, json, lambda: _print(result, output, picture), overwrite)
+
+    def write() -> None:
+        draw_importance([layer.importance for layer in result.layers], layer_importance, drawn, overwrite)
+        deliver(result.to_dict(), output, json, lambda: _print(result, output, drawn), overwrite)
+
+    from_first(write)
 
 
 def _print(result: Analysis, output: Path, picture: Path) -> None:

@@ -133,8 +133,8 @@ def _standard_input() -> str:
 
 
 def _encode(tokenizer: Any, texts: list[str], chat: bool) -> list[list[int]]:
-    from prunekit.data.calibration import encode
     from prunekit.data.chat_template import chat_template, render_chats
+    from prunekit.data.tokenised import encode
 
     if chat and chat_template(tokenizer) is None:
         raise PrunekitError("This model's tokenizer has no chat template; leave --chat out.")

@@ -10,13 +10,16 @@ import typer
 from prunekit.cli import options as o
 from prunekit.cli.asked import read_asked
 from prunekit.cli.common import app, console, print_json
+from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.report.pictures import check_different, check_picture
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
+from prunekit.utils.process.ranks import from_first
 
 
 @app.command()
+@on_all_ranks
 def plan(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("plan.json"),
@@ -53,20 +56,28 @@ def plan(
     }
     made_by = read_asked(goals, method, recipe, settings, {"calib": calib, "round_for": round_for})
     inputs = local(model, calib, latency_table, recipe)
-    check_output_file(output, overwrite, what="plan", inputs=inputs)
-    if picture:
-        check_picture(picture, overwrite, inputs)
-        check_different(output, picture)
+
+    def check() -> None:
+        check_output_file(output, overwrite, what="plan", inputs=inputs)
+        if picture:
+            check_picture(picture, overwrite, inputs)
+            check_different(output, picture)
+
+    from_first(check)
     from prunekit.models.source import resolve
     from prunekit.pipeline import make_plan
 
     source = resolve(model, revision=revision)
     made = make_plan(source, recipe=made_by, dtype=dtype, device=device, **goals)
-    made.save(output, overwrite)
-    if picture:
-        from prunekit.report.pictures import draw_widths
 
-        draw_widths(made, picture, overwrite)
+    def write() -> None:
+        made.save(output, overwrite)
+        if picture:
+            from prunekit.report.pictures import draw_widths
+
+            draw_widths(made, picture, overwrite)
+
+    from_first(write)
     if json:
         print_json({"plan": str(output), **plan_summary(made, source.dtype.itemsize)})
         return

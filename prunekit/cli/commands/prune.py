@@ -10,6 +10,7 @@ import typer
 from prunekit.cli import options as o
 from prunekit.cli.asked import read_asked, read_settings
 from prunekit.cli.common import app, console, print_json
+from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.errors import PrunekitError
 
@@ -20,6 +21,7 @@ _COMPUTING = {"calib", "settings", "dtype", "device"}
 
 
 @app.command()
+@on_all_ranks
 def prune(
     command: typer.Context,
     model: o.Model,

@@ -12,10 +12,10 @@ from prunekit.cli import options as o
 from prunekit.cli.common import app, console, note
 from prunekit.cli.tables.recovery import curve_table, estimate_line, row_line
 from prunekit.plan.knobs import parse_value, split_setting
-from prunekit.plan.recovery import training_knobs
+from prunekit.plan.training import training_knobs
 
 if TYPE_CHECKING:
-    from prunekit.recovery.training.run import Estimate
+    from prunekit.recovery.training.progress import Estimate
 
 
 def complete_training(incomplete: str) -> list[str]:
@@ -71,13 +71,21 @@ def recover(
     teacher_revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the teacher on the hub.", show_default=False)
     ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also write curves for TensorBoard there, while it trains (needs tensorboard).",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a step, and one at the end, instead of tables.")
     ] = False,
 ) -> None:
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""
     from prunekit import pipeline
-    from prunekit.recovery.training.run import Listener
+    from prunekit.recovery.training.progress import Listener
 
     def say(values: dict[str, Any]) -> None:
         print(json_module.dumps(values, allow_nan=False), flush=True)  # noqa: T201
@@ -110,6 +118,7 @@ def recover(
         device=device,
         revision=revision,
         teacher_revision=teacher_revision,
+        tensorboard=tensorboard,
         listener=Listener(row=row, note=note, estimate=estimated),
     )
     if json:

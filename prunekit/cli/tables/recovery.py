@@ -9,7 +9,8 @@ from prunekit.cli.common import table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from prunekit.recovery.training.run import Estimate, Recovered
+    from prunekit.recovery.training.progress import Estimate
+    from prunekit.recovery.training.run import Recovered
 
 
 def estimate_line(estimate: Estimate) -> str:
@@ -18,9 +19,14 @@ def estimate_line(estimate: Estimate) -> str:
     time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
     memory = "" if estimate.memory is None else f", {estimate.memory / 2**30:.1f} GiB of memory"
     where = f" (from step {estimate.steps - estimate.left} on)" if estimate.left < estimate.steps else ""
+    kept = ""
+    if estimate.teacher != "online":
+        what = "last hidden states" if estimate.teacher == "hidden" else "tokens drawn"
+        size = estimate.teacher_bytes / 2**30
+        kept = f", {size:.2f} GiB of it for the dense model's {what} of text that comes {estimate.times:.1f} times"
     return (
         f"Training on {estimate.tokens:,} tokens in {estimate.steps:,} steps{where}: about {time} "
-        f"({estimate.tokens_per_second:,.0f} tokens/s){memory}, up to {estimate.disk / 2**30:.1f} GiB of disk. "
+        f"({estimate.tokens_per_second:,.0f} tokens/s){memory}, up to {estimate.disk / 2**30:.1f} GiB of disk{kept}. "
         f"KL from the dense model on held-out text now: {estimate.start_kl:.4f}."
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.common import console, table
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig, training_knobs
+from prunekit.plan.training import TrainingConfig, training_knobs
 
 if TYPE_CHECKING:
     from prunekit.recovery.training.run_folder import RunFolder

@@ -86,6 +86,7 @@ class TextPart:
         return self.ids[rows].astype(np.int64), documents - documents[:, :1]
 
     def describe(self) -> dict[str, Any]:
+        """Provenance of this text."""
         return {
             "source": self.source,
             "share": self.share,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.advance import Advance
+from prunekit.utils.process import ranks
 
 if TYPE_CHECKING:
     from prunekit.pruning.curves.curve_store import CurveStore
@@ -104,10 +105,10 @@ class Session:
         PrunekitError where something is not finite.
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
-        from prunekit.pruning.curves.curve_store import CurveStore
+        from prunekit.pruning.curves.curve_store import CurveStore, from_first_rank
 
         store = CurveStore(self.store)
-        known = [store.curves(index) for index in range(self.source.num_hidden_layers)]
+        known = from_first_rank([store.curves(index) for index in range(self.source.num_hidden_layers)])
         # Made where something has to be measured, and once.
         measured = cache(self.divergence)
         if any(each is None for each in known):
@@ -115,22 +116,26 @@ class Session:
         else:
             advance(self.curve_steps())
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
+        removed = ranks.shared([store.removed(index) for index in range(len(known))])
+        places = [(index, kind) for index in range(len(known)) for kind in kinds]
+        missing = [(index, kind) for index, kind in places if kind not in removed[index]]
+        advance(len(places) - len(missing))
+        for some in ranks.rounds(missing):
+            found = [measured().of(index, kind, None) for index, kind in ranks.share_of(some)]
+            for (index, kind), loss in zip(some, ranks.in_order(found, len(some)), strict=True):
+                removed[index][kind] = loss
+                store.keep_removed(index, removed[index])
+                advance()
         made = []
         for index, curves in enumerate(known):
             assert curves is not None
-            removed = store.removed(index)
             for kind in kinds:
-                if kind not in removed:
-                    removed[kind] = measured().of(index, kind, None)
-                    store.keep_removed(index, removed)
-                curves = curves.without(kind, removed[kind])
-                advance()
+                curves = curves.without(kind, removed[index][kind])
             made.append(curves)
         return tuple(made)
 
-    def _drawn(
-        self, store: CurveStore, divergence: Callable[[], Divergence], advance: Advance
-    ) -> Iterator[LayerCurves]:
+    def _drawn(self, store: CurveStore, divergence: Callable[[], Divergence], advance: Advance) -> list[LayerCurves]:
+        from prunekit.pruning.curves.curve_store import of_all_ranks
         from prunekit.pruning.curves.scale import scaled
 
         ids = self._curve_text()
@@ -149,11 +154,15 @@ class Session:
             fast=self._fast,
             advance=advance,
         )
-        for index, (curves, cuts) in enumerate(drawn):
-            made = scaled(index, curves, self.source.layers[index], cuts, divergence())
-            advance()
-            store.keep(index, made)
-            yield made
+        layers = range(self.source.num_hidden_layers)
+        made = []
+        for (curves, cuts), index in zip(drawn, ranks.share_of(layers), strict=True):
+            made.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
+            advance(len(layers[index : index + ranks.size()]))
+        whole = of_all_ranks(made, len(layers))
+        for index, curves in enumerate(whole):
+            store.keep(index, curves)
+        return whole
 
     def divergence(self) -> Divergence:
         """Measures what a changed sub-layer does to predictions, on some of the calibration text: where there is enough
@@ -196,10 +205,12 @@ class Session:
 
     def select(self, scores: Scores, shapes: tuple[LayerShape, ...]) -> tuple[LayerKeep, ...]:
         """The best units of the model as it is now, as many as ``shapes`` says, as indices into the source."""
-        return tuple(
-            compose(keep, best_units(index, current, layer_scores, target))
-            for index, (keep, current, layer_scores, target) in enumerate(
-                zip(self.keeps, self.shape.layers, scores.layers, shapes, strict=True)
+        return agreed(
+            tuple(
+                keep.compose(best_units(index, current, layer_scores, target))
+                for index, (keep, current, layer_scores, target) in enumerate(
+                    zip(self.keeps, self.shape.layers, scores.layers, shapes, strict=True)
+                )
             )
         )
 
@@ -211,6 +222,14 @@ class Session:
                 cut = cut_layer(self.model, self.family, self.shape, layers[index], relative(old, new))  # type: ignore[operator, index]
                 layers[index] = cut  # type: ignore[operator, index]
         self.keeps = keeps
+
+
+def agreed(keeps: tuple[LayerKeep, ...]) -> tuple[LayerKeep, ...]:
+    """Those of rank 0, on all ranks: what they computed alike may differ in the last bit where machines differ."""
+    if ranks.size() == 1:
+        return keeps
+    told: Any = ranks.shared([[keep.index, keep.kv_heads, keep.query_heads, keep.ffn] for keep in keeps])
+    return tuple(LayerKeep(index, *map(tuple, units)) for index, *units in told)
 
 
 def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:
@@ -230,18 +249,8 @@ def top(values: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(sorted(order.tolist()))
 
 
-def compose(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
-    """``inner`` indexes into what ``outer`` kept: the same units as indices into the source."""
-    return LayerKeep(
-        outer.index,
-        tuple(outer.kv_heads[i] for i in inner.kv_heads),
-        tuple(outer.query_heads[i] for i in inner.query_heads),
-        tuple(outer.ffn[i] for i in inner.ffn),
-    )
-
-
 def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
-    """Reverse of :func:`compose`: units of ``inner`` as indices into what ``outer`` kept."""
+    """Reverse of :meth:`LayerKeep.compose`: units of ``inner`` as indices into what ``outer`` kept."""
     kept = (outer.kv_heads, outer.query_heads, outer.ffn)
     places = [{unit: place for place, unit in enumerate(units)} for units in kept]
     return LayerKeep(

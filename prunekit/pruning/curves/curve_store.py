@@ -14,6 +14,7 @@ from prunekit.models.sublayers import KINDS
 from prunekit.plan.shape import Kind
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves
 from prunekit.utils.files.cache import read_kept, write_kept
+from prunekit.utils.process.ranks import in_order, shared, size
 
 VERSION = 1
 
@@ -24,7 +25,8 @@ Removed = dict[Kind, float]
 @dataclass(frozen=True)
 class CurveStore:
     """Keeps, for every layer, its curves brought to scale, and what is lost without a whole sub-layer. ``folder`` is of
-    one model, text and precision; None keeps nothing."""
+    one model, text and precision; None keeps nothing. Only rank 0 has one, whose curves :func:`from_first_rank` gives
+    to all."""
 
     folder: Path | None
 
@@ -54,6 +56,19 @@ class CurveStore:
     def _write(self, what: str, index: int, data: dict[str, Any]) -> None:
         if self.folder is not None:
             write_kept(self.folder / f"{what}-{index}.json", {"version": VERSION, **data})
+
+
+def from_first_rank(known: list[LayerCurves | None]) -> list[LayerCurves | None]:
+    """What rank 0 knows of each layer, on all ranks."""
+    if size() == 1:
+        return known
+    told = shared([None if each is None else _encode(each) for each in known])
+    return [None if each is None else _decode(each) for each in told]
+
+
+def of_all_ranks(mine: list[LayerCurves], layers: int) -> list[LayerCurves]:
+    """The curves of all ``layers``; ``mine`` are those of this rank's share."""
+    return mine if size() == 1 else [*map(_decode, in_order([*map(_encode, mine)], layers))]
 
 
 def _encode(curves: LayerCurves) -> dict[str, Any]:

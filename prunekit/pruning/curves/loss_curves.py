@@ -28,6 +28,7 @@ from prunekit.pruning.curves.output_fisher import Fisher, stream_size
 from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.finite import check_computed, in_layer
 from prunekit.utils.numerics.least_squares import Elimination, Moments
+from prunekit.utils.process import ranks
 
 NONE: Heads = (0, 0)
 """No attention at all."""
@@ -126,44 +127,76 @@ def layer_curves(
     """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
 
     Each layer comes with its attention and its FFN cut to about :data:`CUT_TO` of their units, where a cut is smaller
-    than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises PrunekitError, which
-    names the layer, where a moment or a loss is not finite.
+    than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out the batches,
+    and each gets the curves of its :func:`~prunekit.utils.process.ranks.share_of` the layers, for which ``fisher`` has
+    to know theirs. Raises PrunekitError, which names the layer, where a moment or a loss is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     with torch.no_grad():
-        stream = [parts.embed(batch) for batch in ids.split(parts.at_a_time(batch_size))]
-        for index, shape_of_layer in enumerate(shape.layers):
-            layer = parts.layers[index]
-            cuts: dict[Kind, Cut] = {}
-            for kind in KINDS:
-                projection = parts.projection(layer, kind)
-                moments = Moments(projection.in_features, 0, projection.weight.device, fast)
-                for place, hidden in enumerate(stream):
-                    z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
-                    stream[place] = hidden + parts.added(layer, kind, output)
-                    weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
-                    flat = z.flatten(0, 1)
-                    moments.add(flat, flat[:, :0], weight.flatten())
-                # As large as any other moment is one on the diagonal.
-                check_computed(moments.zz.diagonal(), index, f"the inputs of its {parts.output_name(kind)}")
-                # A bias moves no output's error: wanted are the weights' own products.
-                moments.yz = projection.weight.double() @ moments.zz
-                metric = fisher[index, kind]
-                rows = 1 if kind == "ffn" else shape.head_dim
-                with in_layer(index):
-                    start = Elimination(moments, projection.weight, ridge, rows=rows, metric=metric)
-                    if kind == "ffn":
-                        ffn, cut = ffn_curve(start, cut_width(shape_of_layer))
+        stream = [parts.embed(batch) for batch in ranks.share_of(ids.split(parts.at_a_time(batch_size)))]
+        # To eliminate takes longer than to sum up: that is done for as many layers as there are ranks at once.
+        for some in ranks.rounds(range(len(shape.layers))):
+            seen: dict[Kind, Moments] = {}
+            for index in some:
+                own = index in ranks.share_of(some)
+                for kind in KINDS:
+                    moments = _input_moments(parts, index, kind, stream)
+                    moments.add_up(onto=index % ranks.size())
+                    if own:
+                        seen[kind] = moments
                     else:
-                        heads, cut = head_choices(start, shape_of_layer, cut_heads(shape_of_layer))
-                    del start, moments
-                losses = [*ffn.loss] if kind == "ffn" else [choice.loss for choice in heads.values()]
-                check_computed(torch.tensor(losses), index, f"the losses of its {parts.output_name(kind)}")
-                if cut is not None:
-                    check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
-                    cuts[kind] = cut
-                advance()
-            yield LayerCurves(ffn, heads), cuts
+                        advance()
+            for index in ranks.share_of(some):
+                yield _eliminated(parts, index, shape, seen, fisher, ridge, advance)
+
+
+def _input_moments(parts: Sublayers, index: int, kind: Kind, stream: list[torch.Tensor]) -> Moments:
+    """Moments of what enters the output projection of a sub-layer, which takes the batches of ``stream`` [B, L, d]
+    across it."""
+    layer = parts.layers[index]
+    projection = parts.projection(layer, kind)
+    moments = Moments(projection.in_features, 0, projection.weight.device, parts.fast)
+    for place, hidden in enumerate(stream):
+        z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
+        stream[place] = hidden + parts.added(layer, kind, output)
+        weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
+        flat = z.flatten(0, 1)
+        moments.add(flat, flat[:, :0], weight.flatten())
+    return moments
+
+
+def _eliminated(
+    parts: Sublayers,
+    index: int,
+    shape: ModelShape,
+    seen: dict[Kind, Moments],
+    fisher: Fisher,
+    ridge: float,
+    advance: Advance,
+) -> tuple[LayerCurves, dict[Kind, Cut]]:
+    """The curves and cuts of a layer, whose moments ``seen`` are used up."""
+    dense, cuts = shape.layers[index], {}
+    for kind in KINDS:
+        projection, moments = parts.projection(parts.layers[index], kind), seen.pop(kind)
+        # As large as any other moment is one on the diagonal.
+        check_computed(moments.zz.diagonal(), index, f"the inputs of its {parts.output_name(kind)}")
+        # A bias moves no output's error: wanted are the weights' own products.
+        moments.yz = projection.weight.double() @ moments.zz
+        rows = 1 if kind == "ffn" else shape.head_dim
+        with in_layer(index):
+            start = Elimination(moments, projection.weight, ridge, rows=rows, metric=fisher[index, kind])
+            if kind == "ffn":
+                ffn, cut = ffn_curve(start, cut_width(dense))
+            else:
+                heads, cut = head_choices(start, dense, cut_heads(dense))
+            del start, moments
+        losses = [*ffn.loss] if kind == "ffn" else [choice.loss for choice in heads.values()]
+        check_computed(torch.tensor(losses), index, f"the losses of its {parts.output_name(kind)}")
+        if cut is not None:
+            check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
+            cuts[kind] = cut
+        advance()
+    return LayerCurves(ffn, heads), cuts
 
 
 def cut_width(layer: LayerShape) -> int:

@@ -13,9 +13,10 @@ from prunekit.models.head import Head, hidden_states
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
 from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.bf16 import fast_products
-from prunekit.utils.numerics.categorical import sampled
+from prunekit.utils.numerics.categorical import pass_over, sampled
 from prunekit.utils.numerics.finite import check_computed, watched_layers
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.process.ranks import gathered, rank, rounds, size
 
 # Times the usual size of the residual stream.
 _ENORMOUS = 8.0
@@ -48,11 +49,13 @@ def output_fisher(
     at the projection's output for one token, s the root mean square of the residual stream behind it.
 
     Next tokens are sampled from the model itself (the true Fisher, not the empirical one). ``fast`` allows
-    :func:`~prunekit.utils.numerics.bf16.fast_products`. Raises PrunekitError where a layer's output or gradient is not
-    finite.
+    :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out the batches, and each gets the matrices of its
+    :func:`~prunekit.utils.process.ranks.share_of` the layers. Raises PrunekitError where a layer's output or gradient
+    is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1])
     made: Fisher = {}
+    own: Fisher = {}
     scale: dict[tuple[int, Kind], torch.Tensor] = {}
     handles = []
 
@@ -60,11 +63,26 @@ def output_fisher(
         gradient = gradients[0].float() * scale.pop(key)[..., None]
         flat = gradient.flatten(0, 1)
         product = (flat.T @ flat).cpu()
+        if size() == 1:
+            add(key, product)
+        else:
+            own[key] = product
+
+    def add(key: tuple[int, Kind], product: torch.Tensor) -> None:
         made[key] = made[key] + product if key in made else product
 
+    def collect(batches: int) -> None:
+        """Add what each rank made of its batch to the sums, in the order of the batches: float32 sums depend on it."""
+        for index, layer in enumerate(parts.layers):
+            for kind in KINDS:
+                width = parts.projection(layer, kind).out_features
+                product = own.pop((index, kind)) if rank() < batches else torch.zeros(width, width)
+                for each in gathered(product, index % size())[:batches]:
+                    add((index, kind), each)
+
     def see(key: tuple[int, Kind], hidden: torch.Tensor) -> None:
-        size = stream_size(hidden.detach())
-        scale[key] = torch.where(ordinary(size), size, 0.0)
+        length = stream_size(hidden.detach())
+        scale[key] = torch.where(ordinary(length), length, 0.0)
 
     for index, layer in enumerate(parts.layers):
         for kind in KINDS:
@@ -88,17 +106,29 @@ def output_fisher(
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
     try:
         with frozen(model), watched_layers(parts.layers):
-            for batch in ids.split(batch_size):
-                with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
-                    hidden = hidden_states(model, batch)
-                hidden.backward(_slope(head, hidden.detach(), generator))
-                advance()
+            for some in rounds(ids.split(batch_size)):
+                for place, batch in enumerate(some):
+                    if place != rank():
+                        _pass_over(head, batch, generator)
+                        continue
+                    with torch.enable_grad(), fast_products(embeddings.weight.device, fast):
+                        hidden = hidden_states(model, batch)
+                    hidden.backward(_slope(head, hidden.detach(), generator))
+                if size() > 1:
+                    collect(len(some))
+                advance(len(some))
     finally:
         for handle in handles:
             handle.remove()
     for (index, kind), total in made.items():
         check_computed(total, index, f"the gradients of its {parts.output_name(kind)}")
     return {key: total / ids.numel() for key, total in made.items()}
+
+
+def _pass_over(head: Head, ids: torch.Tensor, generator: torch.Generator) -> None:
+    """Leave ``generator`` as :func:`_slope` of the batch ``ids`` [B, L] would."""
+    for start in range(0, ids.numel(), head.rows):
+        pass_over(min(head.rows, ids.numel() - start), generator)
 
 
 def _slope(head: Head, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

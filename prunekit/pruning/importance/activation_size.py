@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from prunekit.models.families import Coupling
+from prunekit.models.families import Coupling, unit_count
 from prunekit.pruning.importance.base import IMPORTANCE, Importance, Watched
 from prunekit.pruning.importance.scores import LayerScores
+from prunekit.utils.process.ranks import sum_over_ranks
 
 
 class Activation(Importance):
@@ -24,10 +25,11 @@ class Activation(Importance):
     def attach(self, watched: Watched) -> None:
         super().attach(watched)
         self._squares: list[dict[str, torch.Tensor]] = []
-        for layer in watched.layers:
+        for shape, layer in zip(watched.shape.layers, watched.layers, strict=True):
             squares: dict[str, torch.Tensor] = {}
             for coupling in watched.family.output_projections():
-                squares[coupling.module] = torch.zeros((), dtype=torch.float64)
+                units = unit_count(shape, coupling.parts[0])
+                squares[coupling.module] = torch.zeros(units, dtype=torch.float64)
                 see = partial(self._see, squares, coupling)
                 watched.handles.append(layer.get_submodule(coupling.module).register_forward_pre_hook(see))
             self._squares.append(squares)
@@ -44,6 +46,9 @@ class Activation(Importance):
             size_BLu = a_BLn.unflatten(-1, (-1, self.watched.shape.head_dim)).norm(dim=-1)
         mean_Bu = size_BLu.mean(1).to("cpu", torch.float64)
         squares[coupling.module] = squares[coupling.module] + mean_Bu.square().sum(0)
+
+    def add_up(self) -> None:
+        sum_over_ranks(*(each for squares in self._squares for each in squares.values()))
 
     def result(self) -> tuple[LayerScores, ...]:
         scores = []

@@ -30,7 +30,7 @@ class Watched:
     sequences: int = 0
     """Sequences in the batch that is running."""
     total: int = 0
-    """Sequences of all batches so far, the running one among them."""
+    """Sequences of all batches so far, the running one among them; of all ranks' once the pass is over."""
     recording: bool = False
     """True in the forward pass proper, False in the backward pass, where checkpointed layers run once more."""
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -58,8 +58,11 @@ class Importance:
         """Place hooks on ``watched.model``, and put their handles into ``watched.handles``."""
         self.watched = watched
 
+    def add_up(self) -> None:
+        """Once the pass is over: bring together what each rank has seen of the batches."""
+
     def result(self) -> tuple[LayerScores, ...]:
-        """Scores of every layer, once the pass is over."""
+        """Scores of every layer, after :meth:`add_up`."""
         raise NotImplementedError
 
 
@@ -83,6 +86,9 @@ class LayerImportance:
 
     def attach(self, watched: Watched) -> None:
         self.watched = watched
+
+    def add_up(self) -> None:
+        """As :meth:`Importance.add_up`."""
 
     def result(self) -> torch.Tensor:
         """Importance of every layer, float64 [L]; higher matters more."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit.pruning.importance.base import IMPORTANCE, Importance, Watched
 from prunekit.pruning.importance.scores import LayerScores
+from prunekit.utils.process.ranks import sum_over_ranks
 
 
 class _Gate(torch.autograd.Function):
@@ -76,6 +77,9 @@ class Fisher(Importance):
         heads = gates.sum(-1)
         self._query[index] += heads.square().sum(0)
         self._kv[index] += heads.sum(-1).square().sum(0)
+
+    def add_up(self) -> None:
+        sum_over_ranks(*self._ffn, *self._query, *self._kv)
 
     def result(self) -> tuple[LayerScores, ...]:
         return tuple(LayerScores(*scores) for scores in zip(self._kv, self._query, self._ffn, strict=True))

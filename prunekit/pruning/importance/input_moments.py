@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit.pruning.importance.base import IMPORTANCE, Importance, Watched
 from prunekit.pruning.importance.scores import LayerScores
-from prunekit.utils.numerics.channel_moments import ChannelMoments
+from prunekit.utils.numerics.channel_moments import ChannelMoments, merge_over_ranks
 
 
 class _InputMoments(Importance):
@@ -23,14 +23,17 @@ class _InputMoments(Importance):
         for layer in watched.layers:
             seen = {}
             for coupling in watched.family.output_projections():
-                seen[coupling.module] = ChannelMoments()
                 projection = layer.get_submodule(coupling.module)
+                seen[coupling.module] = ChannelMoments(projection.in_features)  # type: ignore[arg-type]
                 watched.handles.append(projection.register_forward_pre_hook(partial(self._see, seen[coupling.module])))
             self._moments.append(seen)
 
     def _see(self, moments: ChannelMoments, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if self.watched.recording:
             moments.add(args[0].flatten(0, -2))
+
+    def add_up(self) -> None:
+        merge_over_ranks([moments for seen in self._moments for moments in seen.values()])
 
     def channels(self, weight: torch.Tensor, moments: ChannelMoments) -> torch.Tensor:
         """Score of every input channel of ``weight`` [out, in]."""

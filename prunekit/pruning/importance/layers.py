@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.pruning.importance.base import LAYER_IMPORTANCE, LayerImportance, Watched
+from prunekit.utils.process.ranks import sum_over_ranks
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -42,6 +43,12 @@ class InputOutputDistance(LayerImportance):
         self._sums[index] += distance.double().sum().item() if distance.device.type != "mps" else float(distance.sum())
         if index == 0:
             self._tokens += distance.numel()
+
+    def add_up(self) -> None:
+        seen = torch.tensor([*self._sums, self._tokens], dtype=torch.float64)
+        sum_over_ranks(seen)
+        *self._sums, tokens = seen.tolist()
+        self._tokens = int(tokens)
 
     def result(self) -> torch.Tensor:
         return torch.tensor(self._sums, dtype=torch.float64) / max(self._tokens, 1)
@@ -78,6 +85,11 @@ class LossWithout(LayerImportance):
             finally:
                 del layer.forward
         self._sequences += sequences
+
+    def add_up(self) -> None:
+        sequences = torch.tensor(self._sequences)
+        sum_over_ranks(self._rise, sequences)
+        self._sequences = int(sequences)
 
     def result(self) -> torch.Tensor:
         return self._rise / max(self._sequences, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,13 +13,16 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
-from prunekit.models.recompute import activation_bytes, free_bytes, recomputing
 from prunekit.plan.shape import ModelShape
-from prunekit.pruning.importance.base import Needs, Watched, importance, layer_importance
+from prunekit.pruning.importance.base import Importance, LayerImportance, Needs, Watched, importance, layer_importance
 from prunekit.pruning.importance.layers import LossWithout
 from prunekit.pruning.importance.scores import Scores
 from prunekit.utils.numerics.finite import check_weight, first_not_finite
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.numerics.recompute import free_bytes, recomputing
+from prunekit.utils.process import ranks
+
+_log = logging.getLogger("prunekit")
 
 
 def score(
@@ -36,9 +40,10 @@ def score(
 ) -> Scores:
     """Score every unit and layer of ``model`` on ``input_ids`` [sequences, length].
 
-    Needs the weights, one batch of activations and a number a unit: weight gradients are used up and freed one tensor
-    at a time, and ``gradient_checkpointing`` keeps one layer's activations where a batch would not fit (None: decided
-    by the memory that is free). ``input_ids`` may be None for methods that need no text.
+    Ranks share out the batches, and all get the same scores. Needs the weights, one batch of activations and a number a
+    unit: weight gradients are used up and freed one tensor at a time, and ``gradient_checkpointing`` keeps one layer's
+    activations where a batch would not fit (None: decided by the memory that is free). ``input_ids`` may be None for
+    methods that need no text.
 
     Raises PrunekitError where a method is unknown or a value is not finite; the message names the layer.
     """
@@ -62,13 +67,17 @@ def score(
             layers.attach(watched)
         first_bad = _watch_outputs(watched)
         if needs_text and input_ids is not None:
-            for batch in input_ids.split(1 if units.per_sequence else batch_size):
-                loss_sum += _run(watched, units.needs, batch, layers) * len(batch)
+            # A loss is the mean of its batch, so batches stay whole: then gradients are those of one process.
+            for some in ranks.rounds(input_ids.split(1 if units.per_sequence else batch_size)):
+                for batch in ranks.share_of(some):
+                    loss_sum += _run(watched, units.needs, batch, layers) * len(batch)
                 if first_bad:
                     raise _not_finite(watched, first_bad[0])
                 if not math.isfinite(loss_sum):
                     raise _not_finite(watched, None)
-                on_batch()
+                for _ in some:
+                    on_batch()
+            loss_sum = _add_up(watched, units, layers, loss_sum)
         sequences = watched.total
         try:
             return Scores(
@@ -84,8 +93,32 @@ def score(
             raise
 
 
+def tell_of_idle_ranks(sequences: int, batch_size: int, importance_name: str) -> None:
+    """Warn where there are more ranks than batches to :func:`score`."""
+    batches = -(-sequences // (1 if importance(importance_name).per_sequence else batch_size))
+    if batches < ranks.size():
+        _log.warning(
+            "The text makes %s for %s processes, so that some have nothing to score; give more sequences, or a smaller "
+            "batch_size.",
+            "1 batch" if batches == 1 else f"{batches} batches",
+            ranks.size(),
+        )
+
+
 def _loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+
+
+def _add_up(watched: Watched, units: Importance, layers: LayerImportance | None, loss_sum: float) -> float:
+    """Bring together what all ranks have seen. Returns the sum of their ``loss_sum``."""
+    # float64 holds such sums of float32 numbers exactly, so that their order changes nothing.
+    seen = torch.tensor([loss_sum, watched.total], dtype=torch.float64)
+    ranks.sum_over_ranks(seen)
+    watched.total = int(seen[1])
+    units.add_up()
+    if layers is not None:
+        layers.add_up()
+    return seen[0].item()
 
 
 def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) -> float:
@@ -162,7 +195,7 @@ def _memory_is_short(watched: Watched, input_ids: torch.Tensor | None, batch_siz
         return False
     parameter = next(watched.model.parameters())
     tokens = min(batch_size, len(input_ids)) * input_ids.shape[1]
-    needed = activation_bytes(watched.shape, tokens, parameter.element_size())
+    needed = tokens * watched.shape.activation_numbers_per_token() * parameter.element_size()
     return needed > free_bytes(parameter.device) / 3
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from prunekit.models.families import Part
 from prunekit.pruning.importance.base import IMPORTANCE, Importance, Watched
 from prunekit.pruning.importance.scores import LayerScores, UnitSums, reduce_to_axis
+from prunekit.utils.process.ranks import sum_over_ranks
 
 
 class Taylor(Importance):
@@ -42,6 +43,9 @@ class Taylor(Importance):
 
     def _saliency(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return (weight * gradient).abs_()
+
+    def add_up(self) -> None:
+        sum_over_ranks(*(each for sums in self._sums for each in sums.sums.values()))
 
     def result(self) -> tuple[LayerScores, ...]:
         return tuple(sums.scores(1 / max(self.watched.total, 1)) for sums in self._sums)

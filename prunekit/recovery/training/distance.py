@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +40,53 @@ class HiddenTarget:
 
 
 @dataclass(frozen=True)
+class SampledTarget:
+    """Tokens that were drawn from the dense model's distribution p, in place of it (Anshumann et al., Sparse Logit
+    Sampling, arXiv 2503.16870). Those of position i stand in ``ids`` [m] from ``first`` [n + 1] of i on up to that of
+    i + 1, each once; ``weights`` [m] w are their shares of its draws, and ``told`` [n] is its Σ w log p.
+
+    The divergence Σ w (log p - log q) of the pruned model's q, and its gradient q - w, are on average those of the
+    whole distribution.
+    """
+
+    first: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    told: torch.Tensor
+
+    def apart(self, start: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first = self.first[start : start + len(own) + 1]
+        here = slice(int(first[0]), int(first[-1]))
+        ids, weights = self.ids[here], self.weights[here]
+        rows = torch.arange(len(own)).repeat_interleave(first.diff()).to(own.device)
+        logs = own.log_softmax(-1)
+        apart = self.told[start : start + len(own)].sum() - torch.dot(weights, logs[rows, ids])
+        slope = logs.exp_()
+        slope[rows, ids] -= weights
+        return apart, slope
+
+
+@dataclass(frozen=True)
+class WindowTargets:
+    """Windows of ``length`` positions whose targets are of different kinds: ``places`` has for each its target, and
+    which of that target's windows it is."""
+
+    length: int
+    places: Sequence[tuple[Target, int]]
+
+    def apart(self, start: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        made, done = [], 0
+        while done < len(own):
+            window, inside = divmod(start + done, self.length)
+            count = min(self.length - inside, len(own) - done)
+            target, place = self.places[window]
+            made.append(target.apart(place * self.length + inside, own[done : done + count]))
+            done += count
+        apart, slopes = zip(*made, strict=True)
+        return torch.stack(apart).sum(), torch.cat(slopes)
+
+
+@dataclass(frozen=True)
 class Sums:
     """Sums over positions, float64 tensors without dimensions: the divergence, and the loss of the text's next
     tokens."""
@@ -58,7 +106,7 @@ class Loss:
         self._head, self._ce_share = head, ce_share
 
     def backward(
-        self, hidden: torch.Tensor, target: Target, ids: torch.Tensor, sequences: int
+        self, hidden: torch.Tensor, target: Target, ids: torch.Tensor, sequences: float
     ) -> tuple[Sums, torch.Tensor]:
         """The loss of final hidden states [B, L, hidden_size] of the windows ``ids`` [B, L], in a step of ``sequences``
         such windows, and its gradient by ``hidden``, of the same shape. Where weights of the head ask for a gradient,

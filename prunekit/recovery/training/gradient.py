@@ -8,11 +8,12 @@ import torch
 
 from prunekit.data.packed.windows import Windows
 from prunekit.errors import PrunekitError
+from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.distance import Loss, Sums
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import Teacher
 from prunekit.utils.numerics.memory import out_of_memory
+from prunekit.utils.process import ranks
 
 
 class Gradient:
@@ -31,11 +32,15 @@ class Gradient:
         self._loss = Loss(student.head, ce_share)
 
     def put(self, windows: Windows, sequences: int) -> Sums:
-        """Put the gradient of ``windows``, of the ``sequences`` that make the step, into the weights, which had none.
-        Returns the sums of the loss. Raises PrunekitError where one sequence does not fit into memory."""
+        """Put the gradient of this rank's share of ``windows``, of the ``sequences`` that make the step, into the
+        weights, which had none: with several ranks, what their mean is the whole gradient of. Returns the sums of the
+        loss over all ranks. Raises PrunekitError where one sequence does not fit into memory."""
+        mine = Windows(*map(ranks.share_of, windows))
         while True:
             try:
-                return self._put(windows, sequences)
+                sums = self._put(mine, sequences / ranks.size())
+                ranks.sum_over_ranks(sums.kl, sums.ce)
+                return sums
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -44,6 +49,9 @@ class Gradient:
     @torch.no_grad()
     def measure(self, windows: Windows) -> Sums:
         """The sums of the loss on ``windows`` alone."""
+        # Layers that are spread over ranks are run by all of them alike.
+        shares = len(windows.ids) % ranks.size() == 0
+        windows = Windows(*map(ranks.share_of, windows)) if shares else windows
         total = None
         for part in self._parts(windows):
             hidden = self._student.hidden(part)
@@ -51,9 +59,11 @@ class Gradient:
                 sums = self._loss.measure(hidden, self._teacher.target(part), part.ids)
             total = sums if total is None else total + sums
         assert total is not None
+        if shares:
+            ranks.sum_over_ranks(total.kl, total.ce)
         return total
 
-    def _put(self, windows: Windows, sequences: int) -> Sums:
+    def _put(self, windows: Windows, sequences: float) -> Sums:
         total = None
         for part in self._parts(windows):
             target = self._teacher.target(part)
@@ -74,6 +84,12 @@ class Gradient:
 
     def _take_less(self) -> None:
         standing = self._standing
+        if ranks.size() > 1:
+            raise PrunekitError(
+                f"The memory of process {ranks.rank()} is too small for {standing.micro_batch} sequences at a time. "
+                "Begin anew with fewer (--set micro_batch=1), or with activations that are computed twice (--set "
+                "recompute=true)."
+            )
         self._student.clear()
         if self._student.device.type == "cuda":
             torch.cuda.empty_cache()

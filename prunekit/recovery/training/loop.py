@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
-from prunekit.recovery.training.schedule import rate
+from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from prunekit.data.token_file import PackedText
@@ -40,9 +40,8 @@ class Events:
 
 
 class Training:
-    """``student`` on its way to ``teacher`` on ``text``: ``steps`` steps of ``sequences`` windows each, from where
-    ``standing`` stands. ``offset`` is the position of step 0 in a schedule of ``whole`` steps, where this is a stage of
-    several."""
+    """``student`` on its way to ``teacher`` on ``text``: the steps of ``span``, of ``sequences`` windows each, from
+    where ``standing`` stands. Where this is a stage of several, its text follows on that of those before."""
 
     def __init__(
         self,
@@ -53,18 +52,15 @@ class Training:
         optimizer: Optimizer,
         standing: Standing,
         *,
-        steps: int,
+        span: Span,
         sequences: int,
-        offset: int = 0,
-        whole: int | None = None,
         events: Events | None = None,
     ):
         self.student, self.teacher, self.text, self.config = student, teacher, text, config
-        self.optimizer, self.standing, self.steps, self.sequences = optimizer, standing, steps, sequences
-        self._offset, self._whole = offset, whole or steps
+        self.optimizer, self.standing, self.span, self.sequences = optimizer, standing, span, sequences
         self.events = events or Events()
         self._gradient = Gradient(student, teacher, config.ce_share, standing, lambda text: self.events.note(text))
-        self._measured = {max(1, math.ceil(share * steps)) for share in _MEASURED_AT}
+        self._measured = {max(1, math.ceil(share * span.steps)) for share in _MEASURED_AT}
 
     def run(self) -> None:
         """Train to the last step.
@@ -74,7 +70,7 @@ class Training:
         standing, events = self.standing, self.events
         if not standing.held_out:
             self.measure()
-        while standing.step < self.steps:
+        while standing.step < self.span.steps:
             began = time.perf_counter()
             row = self._step()
             seconds = time.perf_counter() - began
@@ -84,7 +80,7 @@ class Training:
             if measured:
                 self.measure()
             # The last step's weights are written as the result, or not at all.
-            if standing.step < self.steps:
+            if standing.step < self.span.steps:
                 if measured and standing.best is standing.held_out[-1]:
                     events.save("best")
                 elif events.due():
@@ -95,14 +91,7 @@ class Training:
 
         Raises PrunekitError where they are not finite.
         """
-        held = self.text.held_out
-        sums = self._gradient.measure(held)
-        count, length = held.ids.shape
-        row = {
-            "step": self.standing.step,
-            "kl": float(sums.kl) / (count * length),
-            "loss": float(sums.ce) / (count * (length - 1)),
-        }
+        row = {"step": self.standing.step, **self.look()}
         if not all(map(math.isfinite, row.values())):
             raise PrunekitError(
                 f"The held-out loss is not finite after step {self.standing.step}; lower --set learning_rate, or train "
@@ -112,17 +101,19 @@ class Training:
         self.events.on_held_out(row)
         return row
 
-    def divergence(self) -> float:
-        """That of :meth:`measure` alone, of the weights as they are now, and nothing is noted."""
+    def look(self) -> dict[str, float]:
+        """What :meth:`measure` measures, of the weights as they are now, and nothing is noted."""
         held = self.text.held_out
-        return float(self._gradient.measure(held).kl) / held.ids.numel()
+        sums = self._gradient.measure(held)
+        count, length = held.ids.shape
+        return {"kl": float(sums.kl) / (count * length), "loss": float(sums.ce) / (count * (length - 1))}
 
     def _step(self) -> dict[str, float]:
         standing = self.standing
-        windows = self.text.batch((self._offset + standing.step) * self.sequences, self.sequences)
+        windows = self.text.batch((self.span.offset + standing.step) * self.sequences, self.sequences)
         self.student.clear()
         sums = self._gradient.put(windows, self.sequences)
-        pace = rate(self.config, self._offset + standing.step, self._whole)
+        pace = self.span.rate(self.config, standing.step)
         length = windows.ids.shape[1]
         kl, ce = float(sums.kl) / (self.sequences * length), float(sums.ce) / (self.sequences * (length - 1))
         finite = math.isfinite(kl) and math.isfinite(ce)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.training.sharding import average, clip, is_sharded, like, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -20,14 +21,15 @@ class Optimizer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainingConfig):
         self.parameters, self.updates, self._clip = dict(parameters), 0, config.clip
-        matrices = [each for each in parameters.values() if each.dim() > 1]
-        others = [each for each in parameters.values() if each.dim() <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for each in parameters.values():
+            # One kernel takes tensors that are whole, or such that are spread over ranks.
+            groups.setdefault((each.dim() > 1, is_sharded(each)), []).append(each)
         self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [
+                {"params": some, "weight_decay": config.weight_decay if matrices else 0.0}
+                for (matrices, _), some in groups.items()
+            ],
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             fused=True,
@@ -39,7 +41,8 @@ class Optimizer:
     def step(self, rate: float) -> float:
         """Move the weights by their gradients, whose norm is returned as it was before it was clipped. Where it is not
         finite, nothing moves."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self._clip, foreach=True))
+        average(self.parameters.values())
+        norm = clip(self.parameters.values(), self._clip)
         if math.isfinite(norm):
             for group in self._adam.param_groups:
                 group["lr"] = rate
@@ -48,13 +51,16 @@ class Optimizer:
         return norm
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """Both moments of every weight, as "exp_avg.NAME" and "exp_avg_sq.NAME"; nothing before the first step."""
-        return {
-            f"{kind}.{name}": self._adam.state[parameter][kind]
-            for name, parameter in self.parameters.items()
-            for kind in MOMENTS
-            if parameter in self._adam.state
-        }
+        """Both moments of every weight, as "exp_avg.NAME" and "exp_avg_sq.NAME"; nothing before the first step. With
+        several ranks, on rank 0 alone; all ask together."""
+        return whole(
+            {
+                f"{kind}.{name}": self._adam.state[parameter][kind]
+                for name, parameter in self.parameters.items()
+                for kind in MOMENTS
+                if parameter in self._adam.state
+            }
+        )
 
     def load(self, moments: Mapping[str, torch.Tensor], updates: int) -> None:
         """Go on where another optimizer of the same weights stopped after ``updates`` steps.
@@ -70,8 +76,7 @@ class Optimizer:
                 raise PrunekitError(
                     f"The training's state lacks the moments of {name}; it is damaged. Begin anew with --overwrite."
                 )
-            state = {kind: each.to(parameter.device, torch.float32) for kind, each in kept.items() if each is not None}
             self._adam.state[parameter] = {
                 "step": torch.tensor(float(updates), device=parameter.device),
-                **{kind: each.clone() for kind, each in state.items()},
+                **{kind: like(parameter, each).clone() for kind, each in kept.items() if each is not None},
             }

@@ -1,7 +1,8 @@
-"""What a training has come to: where it stands, and what was seen on the way. Kept with every checkpoint."""
+"""What a training has come to: where it stands, and what was seen on the way. Kept with every checkpoint, and told."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ class Standing:
     many steps in a row were not finite; ``micro_batch`` sequences are computed at a time. ``held_out`` has what was
     measured on text that is not trained on, by step; ``steps`` a row for each step: its number, divergence and loss
     (nats a token, before the step), rate, gradient norm. Rows hold no clock times, so that a run that was continued
-    ends as one that was not."""
+    ends as one that was not. ``ce_share`` is that of the loss, by which held-out measurements are judged too."""
 
     step: int = 0
     updates: int = 0
@@ -23,6 +24,7 @@ class Standing:
     held_out: list[dict[str, float]] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    ce_share: float = 0.0
 
     @property
     def start(self) -> dict[str, float]:
@@ -31,8 +33,50 @@ class Standing:
 
     @property
     def best(self) -> dict[str, float]:
-        """The held-out measurement of least divergence, the first of equals."""
-        return min(self.held_out, key=lambda row: row["kl"])
+        """The held-out measurement of least loss, the first of equals."""
+        return min(self.held_out, key=self.judged)
+
+    def judged(self, row: Mapping[str, float]) -> float:
+        """The training's own loss in a held-out measurement: where nothing else is asked for, the divergence."""
+        return (1 - self.ce_share) * row["kl"] + self.ce_share * row["loss"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What the caller is told: ``row`` every line of the learning curve, ``note`` sentences that a user should read,
+    ``estimate`` the trial before the training begins."""
+
+    row: Callable[[dict[str, Any]], None] = lambda row: None
+    note: Callable[[str], None] = lambda text: None
+    estimate: Callable[[Estimate], None] = lambda estimate: None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take: ``tokens`` in ``steps`` steps of which ``left`` are to do, at ``tokens_per_second``;
+    ``memory`` is what this process held at most in the trial (None: the system doesn't tell), ``disk`` what its
+    checkpoints and what is kept of the ``teacher`` (online, hidden, sampled) take at most, in bytes; ``teacher_bytes``
+    are those of the latter, of text that comes ``times`` times. ``start_kl`` is the divergence on held-out text now,
+    nats a token."""
+
+    tokens: int
+    steps: int
+    left: int
+    tokens_per_second: float
+    memory: int | None
+    disk: int
+    teacher: str
+    teacher_bytes: int
+    times: float
+    start_kl: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long the steps that are left will take."""
+        return self.tokens * self.left / self.steps / self.tokens_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds}

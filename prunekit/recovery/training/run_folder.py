@@ -1,4 +1,5 @@
-"""The folder of a training that is not finished: its text, and checkpoints that a later run goes on from."""
+"""The folder of a training that is not finished: its text, and checkpoints that a later run goes on from. Where a model
+is pruned and trained in turns, the folder also has what each stage has come to."""
 
 from __future__ import annotations
 
@@ -11,40 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import new_folder, rewrite_text
+from prunekit.utils.files.atomic import new_folder, read_json, rewrite_text
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.leftovers import discard, sweep_and_tell
 from prunekit.utils.files.replacing import check_place
 from prunekit.utils.files.strict_json import parse, read_regular
+from prunekit.utils.process.ranks import is_first, shared
 
 _FORMAT, _VERSION = "prunekit-training", 1
 _RUN, _TEXT, _TEACHER = "run.json", "text", "teacher"
 _STEP = re.compile(r"step-([0-9]{8})")
 # What may lie in it: anything else is somebody's.
-_KNOWN = re.compile(rf"{_RUN}|{_TEXT}|{_TEACHER}|{_STEP.pattern}|\..*\.prunekit-(new|old)-.*")
+_KNOWN = re.compile(
+    rf"{_RUN}|{_TEXT}|{_TEACHER}|{_STEP.pattern}|stage-[0-9]{{2,4}}(-pruned|\.json)?|\..*\.prunekit-(new|old)-.*"
+)
 
 
-class RunFolder:
-    """``path`` with what was ``asked`` for: only the same goes on from there."""
+class Checkpoints:
+    """The checkpoints of one training, in the folder ``path``."""
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], settled: Mapping[str, Any]):
-        self.path, self.asked = path, dict(asked)
-        self.settled: dict[str, Any] = dict(settled)
-        """What was decided once, when the training began: how many steps it has. What the two models are called, for
-        people. At the end, which plan the result has."""
-
-    @property
-    def text(self) -> Path:
-        return self.path / _TEXT
-
-    @property
-    def teacher(self) -> Path:
-        return self.path / _TEACHER
-
-    def settle(self, **facts: Any) -> None:
-        """Decide ``facts`` for this run and all that go on from it. Raises PrunekitError where that can't be kept."""
-        self.settled |= facts
-        rewrite_text(self.path / _RUN, _json(self.asked, self.settled))
+    def __init__(self, path: Path):
+        self.path = path
 
     def checkpoint(self, step: int) -> Path:
         """The name of the checkpoint of ``step``."""
@@ -60,8 +48,66 @@ class RunFolder:
             if step not in steps:
                 discard(self.checkpoint(step))
 
+
+class RunFolder(Checkpoints):
+    """``path`` with what was ``asked`` for: only the same goes on from there."""
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], settled: Mapping[str, Any]):
+        super().__init__(path)
+        self.asked = dict(asked)
+        self.settled: dict[str, Any] = dict(settled)
+        """What was decided once, when the training began: how many steps it has. What the two models are called, for
+        people. At the end, which plan the result has."""
+
+    @property
+    def text(self) -> Path:
+        return self.path / _TEXT
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / _TEACHER
+
+    def settle(self, **facts: Any) -> None:
+        """Decide ``facts`` for this run and all that go on from it. Raises PrunekitError where that can't be kept."""
+        self.settled |= facts
+        if is_first():
+            rewrite_text(self.path / _RUN, _json(self.asked, self.settled))
+
+    def pruned(self, stage: int) -> Path:
+        """Where the model lies that is trained in ``stage``, which counts from 1."""
+        return self.path / f"stage-{stage:02d}-pruned"
+
+    def trained(self, stage: int) -> Checkpoints:
+        """The checkpoints of that training."""
+        return Checkpoints(self.path / f"stage-{stage:02d}")
+
+    def facts(self, stage: int) -> dict[str, Any] | None:
+        """What :meth:`conclude` wrote of ``stage``; None where it has not ended."""
+        path = self._facts(stage)
+        return read_json(path, "record of a stage") if path.is_file() else None
+
+    def conclude(self, stage: int, facts: Mapping[str, Any]) -> None:
+        """Say that ``stage`` has ended. Raises PrunekitError where that can't be kept."""
+        rewrite_text(self._facts(stage), json.dumps(facts, allow_nan=False) + "\n")
+
+    def forget(self, stage: int) -> None:
+        """Remove the models of ``stage``; what it has come to stays known."""
+        for path in (self.pruned(stage), self.trained(stage).path):
+            if path.is_dir():
+                discard(path)
+
+    def _facts(self, stage: int) -> Path:
+        return self.path / f"stage-{stage:02d}.json"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it holds what took long to make."""
+        return _is_begun(self.path)
+
     def erase(self) -> None:
         """Remove it with all that is in it, as far as it is a training's."""
+        if not is_first():
+            return
         _check_own(self.path)
         discard(self.path)
 
@@ -74,11 +120,15 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
     Raises PrunekitError where it holds a training that was asked for something else, or is somebody's own.
     """
     path = path.absolute()
+    if not is_first():
+        # Rank 0's is that of all.
+        yield RunFolder(path, asked, shared({}))
+        return
     if os.path.lexists(path):
         earlier = _read(path)
         if earlier is None or earlier["asked"] != _plain(asked):
             # One without a checkpoint holds nothing that can't be had again.
-            if not overwrite and (earlier is None or _steps(path)):
+            if not overwrite and (earlier is None or _is_begun(path)):
                 raise _other(path, earlier, asked)
             check_place(path, ())
             _check_own(path)
@@ -92,10 +142,11 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
     with _alone(path):
         sweep_and_tell(path)
         folder = RunFolder(path, asked, {} if earlier is None else earlier["settled"])
+        shared(folder.settled)
         try:
             yield folder
         except BaseException:
-            if path.is_dir() and not folder.checkpoints():
+            if path.is_dir() and not folder.is_begun:
                 folder.erase()
             raise
 
@@ -119,7 +170,13 @@ def look(path: Path) -> RunFolder | None:
     return None if found is None else RunFolder(path.absolute(), found["asked"], found["settled"])
 
 
+def _is_begun(path: Path) -> bool:
+    return bool(_steps(path)) or any(path.glob("stage-*"))
+
+
 def _steps(path: Path) -> list[int]:
+    if not path.is_dir():
+        return []
     found = (_STEP.fullmatch(each.name) for each in path.iterdir() if each.is_dir())
     return sorted(int(match[1]) for match in found if match)
 

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps of one training: ``steps`` of a schedule of ``whole`` (None: all of it), from ``offset`` on. Over the
+    first ``rewarm`` of them the rate rises once more to what the schedule says."""
+
+    steps: int
+    offset: int = 0
+    whole: int | None = None
+    rewarm: int = 0
+
+    def rate(self, config: TrainingConfig, step: int) -> float:
+        """The learning rate of ``step``, which counts from 0 in this training."""
+        again = min(1.0, (step + 1) / (self.rewarm + 1))
+        return again * rate(config, self.offset + step, self.whole or self.steps)
 
 
 def rate(config: TrainingConfig, step: int, steps: int) -> float:

@@ -4,7 +4,7 @@ as if nothing had stopped."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,50 +16,82 @@ from prunekit.errors import PrunekitError
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
 from prunekit.utils.files.atomic import read_json
+from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
     from prunekit.plan import Plan
-    from prunekit.recovery.training.run_folder import RunFolder
+    from prunekit.recovery.training.run_folder import Checkpoints
     from prunekit.recovery.training.student import Student
 
 _FORMAT = "prunekit-training-state"
-_STATE, _MOMENTS = "state.json", "moments.safetensors"
+_STATE, _MOMENTS, _ADAPTER = "state.json", "moments.safetensors", "adapter."
 
 
 def save(
-    folder: RunFolder, source: Source, plan: Plan, student: Student, optimizer: Optimizer, standing: Standing
+    folder: Checkpoints, source: Source, plan: Plan, student: Student, optimizer: Optimizer, standing: Standing
 ) -> None:
     """Write the checkpoint of where ``standing`` stands, whole or not at all; then all others go but the best one's.
 
     Raises PrunekitError where it can't be written: the last one is still there.
     """
-    path = folder.checkpoint(standing.step)
-    if not path.exists():
-        write_trained(
-            source, plan, student.weights(), path, dtype="float32", beside=_state(student, optimizer, standing)
-        )
-    folder.keep(standing.step, int(standing.best["step"]))
+    weights = student.weights()
+    kept = {**optimizer.moments(), **{f"{_ADAPTER}{name}": each for name, each in student.adapters().items()}}
+
+    def write() -> None:
+        path = folder.checkpoint(standing.step)
+        if not path.exists():
+            beside = _with_state(kept, standing)
+            write_trained(source, plan, weights, path, dtype="float32", beside=beside)
+        folder.keep(standing.step, int(standing.best["step"]))
+
+    from_first(write)
 
 
-def _state(student: Student, optimizer: Optimizer, standing: Standing) -> Callable[[Path], None]:
+def _with_state(kept: Mapping[str, torch.Tensor], standing: Standing) -> Callable[[Path], None]:
     def write(checkpoint: Path) -> None:
-        from safetensors.torch import save_file
-
-        place = checkpoint / TRAINING
-        place.mkdir()
-        kept = {name: each.detach().cpu().contiguous() for name, each in optimizer.moments().items()}
-        kept |= {f"adapter.{name}": each for name, each in student.adapters().items()}
-        # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
-        save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
-        state = {"format": _FORMAT, "standing": standing.to_dict()}
-        (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
+        tensors = {name: each.detach().cpu().contiguous() for name, each in kept.items()}
+        write_state(checkpoint, tensors, standing)
 
     return write
 
 
+def write_state(checkpoint: Path, kept: Mapping[str, torch.Tensor], standing: Standing) -> None:
+    """Put what is ``kept`` beside the weights of the ``checkpoint``, which is being written."""
+    from safetensors.torch import save_file
+
+    place = checkpoint / TRAINING
+    place.mkdir()
+    # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
+    save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
+    state = {"format": _FORMAT, "standing": standing.to_dict()}
+    (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
     """Bring ``student`` and ``optimizer`` to where the ``checkpoint`` was written.
+
+    Raises PrunekitError where a file of it is missing or has changed.
+    """
+    standing, kept = read_state(checkpoint)
+    torch.set_rng_state(kept.pop("rng"))
+    adapters = {name.removeprefix(_ADAPTER): each for name, each in kept.items() if name.startswith(_ADAPTER)}
+    student.load(checkpoint, adapters)
+    optimizer.load(kept, standing.updates)
+    return standing
+
+
+def take_over(folder: Path, optimizer: Optimizer) -> int:
+    """Let ``optimizer`` go on with the state that lies beside the weights in ``folder``, where one does. Returns how
+    many updates it has made."""
+    if (folder / TRAINING).is_dir():
+        standing, kept = read_state(folder)
+        optimizer.load(kept, standing.updates)
+    return optimizer.updates
+
+
+def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:
+    """What :func:`write_state` put beside the weights of the ``checkpoint``.
 
     Raises PrunekitError where a file of it is missing or has changed.
     """
@@ -74,12 +106,7 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
     standing = read_standing(checkpoint)
     with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
         kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
-    torch.set_rng_state(kept.pop("rng"))
-    mark = "adapter."
-    adapters = {name.removeprefix(mark): each for name, each in kept.items() if name.startswith(mark)}
-    student.load(checkpoint, adapters)
-    optimizer.load(kept, standing.updates)
-    return standing
+    return standing, kept
 
 
 def read_standing(checkpoint: Path) -> Standing:

@@ -14,12 +14,13 @@ from prunekit.checkpoint.rebuild import stored_dtype
 from prunekit.errors import PrunekitError
 from prunekit.models.folder import weight_files
 from prunekit.models.head import Head, hidden_states
-from prunekit.models.recompute import recomputing
+from prunekit.recovery.training.sharding import take, whole
+from prunekit.utils.numerics.recompute import recomputing
 
 if TYPE_CHECKING:
     from prunekit.data.packed.windows import Windows
     from prunekit.models.source import Source
-    from prunekit.plan.recovery import TrainingConfig
+    from prunekit.plan.training import TrainingConfig
 
 
 class Student:
@@ -38,16 +39,20 @@ class Student:
         self.model, self._computing, self.recompute = model, computing, recompute
         self._separate = config.documents == "separate"
         model.requires_grad_(False)
-        moving = model if config.train == "all" else model.base_model
-        embeddings = {id(each) for each in model.get_input_embeddings().parameters()}
+        self._release(config)
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        # A head whose weights stay is brought to bfloat16 once.
+        self.head = Head(model, fast and config.train != "all")
+
+    def _release(self, config: TrainingConfig) -> None:
+        """Let the weights that ``config`` trains ask for gradients, none of which does."""
+        moving = self.model if config.train == "all" else self.model.base_model
+        embeddings = {id(each) for each in self.model.get_input_embeddings().parameters()}
         for parameter in moving.parameters():
             if config.train == "all" or id(parameter) not in embeddings:
                 if parameter.dtype != torch.float32:
                     raise PrunekitError(f"Weights are trained in float32, and the model is in {parameter.dtype}.")
                 parameter.requires_grad_(True)
-        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        # A head whose weights stay is brought to bfloat16 once.
-        self.head = Head(model, fast and config.train != "all")
 
     @property
     def device(self) -> torch.device:
@@ -74,11 +79,12 @@ class Student:
         wanted = stored_dtype(dtype) or source.dtype
         for tensor in self.model.state_dict().values():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(wanted))
+                tensor.copy_(tensor.to(wanted).to(tensor.dtype))
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Every weight of the model as it is now, by its name."""
-        return dict(self.model.state_dict())
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """Every weight of the model as it is now, by its name; on rank 0 alone where there are several, which all ask
+        together."""
+        return whole(self.model.state_dict())
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """What else a training must keep: nothing, where the weights themselves move."""
@@ -86,10 +92,11 @@ class Student:
 
     @torch.no_grad()
     def load(self, folder: Path, adapters: Mapping[str, torch.Tensor]) -> None:
-        """Take the weights of the checkpoint ``folder``, which has the same ones."""
+        """Take the weights of the checkpoint ``folder``, which has the same ones, or go on with its ``adapters`` where
+        those are what is trained."""
         own = self.model.state_dict()
         for name, tensor in stored(folder):
-            own[name].copy_(tensor)
+            take(own[name], tensor)
 
 
 def stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,12 +10,13 @@ from statistics import median
 import torch
 
 from prunekit.data.packed.windows import Windows
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.student import Student
-from prunekit.recovery.training.teacher import Teacher
 from prunekit.utils.machine import peak_bytes, synchronize
+from prunekit.utils.process.ranks import shared
 
 _STEPS = 3
 
@@ -53,4 +54,4 @@ def run_trial(
         student.clear()
     on_gpu = student.device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(student.device) if on_gpu else peak_bytes()
-    return Trial(sequences * length / median(seconds), memory)
+    return Trial(shared(sequences * length / median(seconds)), memory)

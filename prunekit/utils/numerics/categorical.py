@@ -16,11 +16,20 @@ def sampled(logits: torch.Tensor, generator: torch.Generator, dtype: torch.dtype
     if over := logits.shape[1] % _RUN:
         chances = nn.functional.pad(chances, (0, _RUN - over))
     runs = chances.view(len(logits), -1, _RUN)
-    chance = torch.rand(len(logits), 1, generator=generator, dtype=dtype, device=generator.device).to(logits.device)
+    chance = _chances(len(logits), generator, dtype).to(logits.device)
     # First the run, then the token in it, by how far into the run the place is.
     run, into = _place(runs.sum(-1).to(dtype), chance)
     token, _ = _place(runs[torch.arange(len(runs), device=runs.device), run].to(dtype), into)
     return (run * _RUN + token).clamp(max=logits.shape[1] - 1)
+
+
+def pass_over(rows: int, generator: torch.Generator) -> None:
+    """Draw what :func:`sampled` would for so many rows, for another rank that samples them."""
+    _chances(rows, generator, torch.float32)
+
+
+def _chances(rows: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+    return torch.rand(rows, 1, generator=generator, dtype=dtype, device=generator.device)
 
 
 def _place(sizes: torch.Tensor, chance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from prunekit.utils.process.ranks import size, sum_over_ranks
 
 
 class ChannelMoments:
     """Running count, sum of squares and centred sum of squares of every channel, in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         self.count = 0
-        self.squares = torch.zeros((), dtype=torch.float64)
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self.centred = torch.zeros((), dtype=torch.float64)
+        self.squares, self.mean, self.centred = torch.zeros(3, channels, dtype=torch.float64)
 
     def add(self, x_Tn: torch.Tensor) -> None:
         """``x_Tn`` [tokens, channels]; merged by Chan's pairwise formula."""
@@ -37,3 +39,18 @@ class ChannelMoments:
     def variance(self) -> torch.Tensor:
         """Sample variance of every channel over all tokens seen."""
         return self.centred / max(self.count - 1, 1)
+
+
+def merge_over_ranks(moments: Sequence[ChannelMoments]) -> None:
+    """Make each of ``moments`` that of what all ranks have seen together."""
+    if size() == 1:
+        return
+    counts = torch.tensor([each.count for each in moments])
+    own = counts.clone()
+    sums = [each.mean * each.count for each in moments]
+    sum_over_ranks(counts, *sums)
+    for each, count, mine, total in zip(moments, counts.tolist(), own.tolist(), sums, strict=True):
+        mean = total / max(count, 1)
+        each.centred = each.centred + (each.mean - mean).square() * mine
+        each.count, each.mean = count, mean
+    sum_over_ranks(*(tensor for each in moments for tensor in (each.centred, each.squares)))

@@ -12,6 +12,7 @@ import torch
 from prunekit.errors import PrunekitError
 from prunekit.utils.numerics.bf16 import fast_sums
 from prunekit.utils.numerics.finite import is_finite
+from prunekit.utils.process.ranks import sum_over_ranks
 
 _UNSOLVABLE = (
     "The inputs of a projection can't be solved for: their moments are not finite, or the ridge is too small for them. "
@@ -57,6 +58,14 @@ class Moments:
             self.yz += y.T @ z
         self._mirrored = False
         self.tokens += len(z)
+
+    def add_up(self, onto: int | None = None) -> None:
+        """Make these the moments of what all ranks have added, on all of them, or on rank ``onto`` alone. Float64 holds
+        sums of the products of batches exactly but for the rarest ones, so that their order changes nothing."""
+        tokens = torch.tensor(self.tokens)
+        sum_over_ranks(self._zz, self.yz, tokens, onto=onto)
+        self._mirrored = False
+        self.tokens = int(tokens)
 
 
 def _blocks(size: int) -> list[slice]:

@@ -24,7 +24,7 @@ def _whole(dense, pruned, ids: torch.Tensor, ce_share: float) -> tuple[torch.Ten
 @pytest.mark.parametrize("ce_share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_chunks_give_the_loss_and_the_gradients_of_whole_logits(model_type: str, ce_share: float, train: str) -> None:
-    from prunekit.plan.recovery import TrainingConfig
+    from prunekit.plan.training import TrainingConfig
 
     dense, pruned = tiny_pair(model_type, tied=True)
     ids = RandomText().batch(0, 3).ids

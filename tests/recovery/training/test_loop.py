@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig
+from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training.loop import Events
 from prunekit.recovery.training.progress import Standing
 from tests.support.tiny import MODEL_TYPES

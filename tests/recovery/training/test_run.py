@@ -19,21 +19,17 @@ from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
-from prunekit.recovery.training.run import Listener
-from tests.support.recovered import SETTINGS, recover_tiny, save_places
+from prunekit.recovery.lessons import Trained
+from prunekit.recovery.training.progress import Listener
+from tests.support.recovering import SETTINGS
+from tests.support.recovering import recover_tiny as _recover
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory) -> Path:
-    """A dense model, a pruned one, and text."""
-    return save_places(tmp_path_factory.mktemp("recover"))
-
-
 def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp_path: Path) -> None:
     rows: list[dict] = []
-    made = recover_tiny(places, tmp_path / "out", listener=Listener(row=rows.append))
+    made = _recover(places, tmp_path / "out", listener=Listener(row=rows.append))
     assert made.after < made.before and made.used == 8
     assert not (tmp_path / "out.training").exists()
     report = verify(tmp_path / "out")
@@ -53,27 +49,25 @@ def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp
 
 
 def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
     kept = {}
-    original = run._finish
+    original = Trained.finish
 
-    def keeping(folder, source, training, *rest):
-        made = original(folder, source, training, *rest)
+    def keeping(trained, *rest):
+        made = original(trained, *rest)
         ids = torch.arange(3, 40)[None]
         with torch.no_grad():
-            kept["logits"] = training.student.model(input_ids=ids).logits.clone()
+            kept["logits"] = trained.training.student.model(input_ids=ids).logits.clone()
         return made
 
-    monkeypatch.setattr(run, "_finish", keeping)
-    recover_tiny(places, tmp_path / "out")
+    monkeypatch.setattr(Trained, "finish", keeping)
+    _recover(places, tmp_path / "out")
     model = load_model(resolve(str(tmp_path / "out")), device="cpu")
     with torch.no_grad():
         assert torch.equal(model(input_ids=torch.arange(3, 40)[None]).logits, kept["logits"])
 
 
 def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) -> None:
-    first = recover_tiny(places, tmp_path / "first")
+    first = _recover(places, tmp_path / "first")
     second = recover(
         str(tmp_path / "first"),
         str(places / "dense"),
@@ -89,7 +83,7 @@ def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) 
 
 
 def test_what_is_not_better_is_not_written(places: Path, tmp_path: Path) -> None:
-    made = recover_tiny(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
+    made = _recover(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
     assert made.used == 0 and made.after == made.before
     own, given = (load_file(path / "model.safetensors") for path in (tmp_path / "out", places / "small"))
     assert all(torch.equal(own[name], given[name]) for name in given)
@@ -107,14 +101,14 @@ def test_the_best_step_is_written_where_later_ones_are_worse(places: Path, tmp_p
         return row
 
     monkeypatch.setattr(Training, "measure", measure)
-    made = recover_tiny(places, tmp_path / "out")
+    made = _recover(places, tmp_path / "out")
     assert made.used == 4 and made.after < made.before
 
 
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, tmp_path: Path) -> None:
-    whole = recover_tiny(places, tmp_path / "whole", tokens=64 * 30)
+    whole = _recover(places, tmp_path / "whole", tokens=64 * 30)
     script = (
-        "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.run import Listener\n"
+        "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.progress import Listener\n"
         "row = lambda row: print(row, flush=True)\n"
         f"recover({str(places / 'small')!r}, {str(places / 'dense')!r}, {str(tmp_path / 'out')!r}, "
         f"text={str(places / 'text.txt')!r}, tokens={64 * 30}, device='cpu', dtype='float32', settings={SETTINGS!r}, "
@@ -160,41 +154,37 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path
 
     monkeypatch.setattr(state, "write_trained", full)
     with pytest.raises((PrunekitError, OSError), match="space"):
-        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+        _recover(places, tmp_path / "out", checkpoint_minutes=0)
     assert not (tmp_path / "out").exists()
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     assert not verify(last).damaged
     monkeypatch.setattr(state, "write_trained", original)
-    whole = recover_tiny(places, tmp_path / "whole")
-    made = recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+    whole = _recover(places, tmp_path / "whole")
+    made = _recover(places, tmp_path / "out", checkpoint_minutes=0)
     assert made.after == whole.after
 
 
 def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
-    monkeypatch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
+    monkeypatch.setattr(Trained, "finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
     with pytest.raises(PrunekitError, match="enough"):
-        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+        _recover(places, tmp_path / "out", checkpoint_minutes=0)
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     tensors = load_file(last / "training" / "moments.safetensors")
     save_file({name: each + 1 for name, each in tensors.items()}, last / "training" / "moments.safetensors")
     with pytest.raises(PrunekitError, match=r"is damaged: training/moments\.safetensors changed"):
-        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+        _recover(places, tmp_path / "out", checkpoint_minutes=0)
 
 
 def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import run
-
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
+        patch.setattr(Trained, "finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
         with pytest.raises(PrunekitError, match="enough"):
-            recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+            _recover(places, tmp_path / "out", checkpoint_minutes=0)
     with pytest.raises(PrunekitError, match="begun with another settings"):
-        recover_tiny(places, tmp_path / "out", settings={"learning_rate": 2e-3})
+        _recover(places, tmp_path / "out", settings={"learning_rate": 2e-3})
     with pytest.raises(PrunekitError, match="begun with another budget"):
-        recover_tiny(places, tmp_path / "out", tokens=64 * 9)
-    made = recover_tiny(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
+        _recover(places, tmp_path / "out", tokens=64 * 9)
+    made = _recover(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
     assert made.standing.step == 9
 
 
@@ -203,7 +193,7 @@ def test_a_folder_of_the_users_is_never_taken(places: Path, tmp_path: Path) -> N
     (tmp_path / "out.training" / "thesis.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(PrunekitError, match=r"something else is there|did not write"):
-            recover_tiny(places, tmp_path / "out", overwrite=overwrite)
+            _recover(places, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out.training" / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -233,3 +223,13 @@ def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
         with pytest.raises(PrunekitError, match=sentence):
             recover(small, teacher, tmp_path / "out", **options)
         assert not list(tmp_path.glob("out*"))
+
+
+def test_curves_go_where_tensorboard_finds_them(places: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    made = _recover(places, tmp_path / "out", tensorboard=tmp_path / "runs")
+    events = accumulator.EventAccumulator(str(tmp_path / "runs"))
+    events.Reload()
+    assert [each.step for each in events.Scalars("train/kl")] == list(range(8))
+    held = [(each.step, pytest.approx(each.value)) for each in events.Scalars("held_out/kl")]
+    assert held == [(row["step"], row["kl"]) for row in made.standing.held_out]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.recovery import TrainingConfig, training_of
+from prunekit.plan.training import TrainingConfig, training_of
 from prunekit.recovery.training.schedule import rate
 
 

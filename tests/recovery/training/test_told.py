@@ -13,9 +13,9 @@ from huggingface_hub import ModelCard
 from prunekit.checkpoint.history import trainings
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
-from prunekit.recovery.training import run
+from prunekit.recovery.lessons import Trained
 from tests.support.command import Command
-from tests.support.recovered import recover_tiny, save_places
+from tests.support.recovering import make_places, recover_tiny
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("single_threaded")
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """And "recovered", "same" (no step was better), "unfinished.training"."""
-    root = save_places(tmp_path_factory.mktemp("told"))
+    root = make_places(tmp_path_factory.mktemp("told"))
     recover_tiny(root, root / "recovered")
     recover_tiny(root, root / "same", settings={"learning_rate": 1.0, "clip": 1e3})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_finish", lambda *given: (_ for _ in ()).throw(PrunekitError("enough")))
+        patch.setattr(Trained, "finish", lambda *given: (_ for _ in ()).throw(PrunekitError("enough")))
         with pytest.raises(PrunekitError, match="enough"):
             recover_tiny(root, root / "unfinished", checkpoint_minutes=0, seed=3, settings={"recompute": True})
     return root
@@ -98,6 +98,14 @@ def test_a_history_that_says_little_is_shown_as_far_as_it_goes() -> None:
     assert trainings(plan) == ()
     plan.provenance["recovery"] = [{"tokens": 5}, {}]
     assert [each.words() for each in trainings(plan)] == ["5 tokens", "0 tokens"]
+
+
+def test_a_checkpoint_of_a_training_says_how_far_it_is(command: Command, places: Path) -> None:
+    (step,) = sorted((places / "unfinished.training").glob("step-*"))[-1:]
+    assert "448 tokens toward dense so far (step 7 of 8)" in " ".join(
+        command("inspect", step).out.replace("│", "").split()
+    )
+    assert "448 tokens toward dense so far (step 7 of 8)" in (step / "README.md").read_text(encoding="utf-8")
 
 
 def test_inspect_of_a_training_that_is_not_finished(command: Command, places: Path, monkeypatch) -> None:

@@ -13,8 +13,6 @@ import torch.utils.checkpoint
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.plan.shape import ModelShape
-
 # What transformers' GradientCheckpointingLayer reads.
 _FIELDS = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
@@ -44,16 +42,6 @@ def recomputing(layers: Iterable[nn.Module], wanted: bool = True) -> Iterator[No
                 vars(layer).pop(name, None)
             vars(layer).update(fields)
             layer.training = training
-
-
-def activation_bytes(shape: ModelShape, tokens: int, itemsize: int) -> int:
-    """About how much autograd keeps of ``tokens`` in all layers: a token and layer, ten tensors of hidden_size and
-    query width, five of the FFN's width."""
-    numbers = sum(
-        10 * shape.hidden_size + 4 * layer.num_attention_heads * shape.head_dim + 5 * layer.intermediate_size
-        for layer in shape.layers
-    )
-    return tokens * numbers * itemsize
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,0 +1,1 @@
+"""What each choice in recovery training brings: trainings of one pruned model that differ in one thing."""

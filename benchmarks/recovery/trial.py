@@ -1,0 +1,118 @@
+"""One variant: pruned where it has to be, trained, and what that took."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.run_info import commit
+from benchmarks.recovery.processes import Ended, run
+from benchmarks.recovery.variants import ARMS, Variant, configured, mix
+from prunekit.data.sources import source_name
+from prunekit.plan import Plan
+
+
+class Failed(Exception):
+    """A command that ended badly, and what it said."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all variants share. A training sees so many ``tokens``, or takes about so many ``minutes``, or makes so many
+    ``steps``, on text of one's ``own``. Models are made in ``folder``."""
+
+    dense: str
+    pruned: Path
+    own: Sequence[str]
+    tokens: int | None
+    minutes: float | None
+    steps: int | None
+    seed: int
+    device: str
+    folder: Path
+
+    def train(self, variant: Variant) -> tuple[Path, dict[str, Any]]:
+        """The trained model of ``variant``, and a record of its making. Raises Failed where a command ended badly: a
+        training goes on from there the next time."""
+        arm = ARMS.get(variant.arm)
+        told = mix(variant.text, [source_name(each) for each in self.own])
+        record: dict[str, Any] = {
+            "variant": variant.name,
+            "settings": dict(variant.settings),
+            "text": told,
+            "commit": commit(),
+        }
+        begun = self.pruned
+        training = ["--text", mix(variant.text, self.own), *self._budget(variant), "--seed", str(self.seed)]
+        training += [word for name, value in variant.settings.items() for word in ("--set", f"{name}={value}")]
+        made = self.folder / variant.name
+        if arm is not None:
+            share = Plan.load(self.pruned / "plan.json").share_of_blocks
+            command = ["prune", self.dense, "--blocks", f"{share:.6f}", *arm.prune]
+            if arm.trains:
+                return made, record | summary(self._done([*command, *training], made))
+            begun = self.folder / f"{variant.arm}-pruned"
+            if not begun.is_dir():
+                pruning = self._done([*command, "--set", f"seed={self.seed}"], begun)
+                record["prune_seconds"] = round(pruning.seconds, 1)
+        command = ["recover", str(begun), "--teacher", self.dense, *training]
+        return made, record | summary(self._done(command, made))
+
+    def forget(self, name: str) -> None:
+        """Remove what the training of that name left."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._log(self.folder / name).unlink(missing_ok=True)
+
+    def _done(self, command: list[str], made: Path) -> Ended:
+        """Run ``command``, which makes a model. Its log is kept as long as the training may go on, so that all steps
+        are counted, and none that is done anew."""
+        shutil.rmtree(made, ignore_errors=True)
+        if not made.with_name(f"{made.name}.training").is_dir():
+            self._log(made).unlink(missing_ok=True)
+        ended = run([*command, "-o", str(made), "--device", self.device, "--json"], self._log(made))
+        if ended.code:
+            raise Failed(ended.error)
+        return ended
+
+    def _log(self, made: Path) -> Path:
+        return made.with_name(f"{made.name}.jsonl")
+
+    def _budget(self, variant: Variant) -> list[str]:
+        if self.minutes is not None:
+            return ["--minutes", f"{self.minutes:g}"]
+        if self.tokens is not None:
+            return ["--tokens", str(self.tokens)]
+        config, text = configured(variant)
+        sequences = max(1, round(config.batch_tokens / text.length))
+        return ["--tokens", str((self.steps or 1) * sequences * text.length)]
+
+
+def summary(ended: Ended) -> dict[str, Any]:
+    """Of what a training told: seconds of its steps, each counted once where it went on after a stop; speed, memory,
+    and the divergence on the text that it judges itself by."""
+    steps = {each["step"]: each for each in ended.told if "step" in each and "seconds" in each}
+    estimates = [each["estimate"] for each in ended.told if "estimate" in each]
+    facts: dict[str, Any] = next((each["recovery"] for each in reversed(ended.told) if "recovery" in each), {})
+    seconds = sum(each["seconds"] for each in steps.values())
+    tokens = facts.get("tokens", 0)
+    return {
+        "tokens": tokens,
+        "steps": facts.get("steps", len(steps)),
+        "used_step": facts.get("used_step"),
+        "distributions": facts.get("teacher", {}).get("distributions"),
+        "computed_in": facts.get("computed_in"),
+        "own_held_out_kl": facts.get("held_out_kl"),
+        "held_out_curve": [each["held_out"] for each in ended.told if "held_out" in each],
+        "training_seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "seconds": round(ended.seconds, 1),
+        "cpu_seconds": round(ended.cpu_seconds, 1),
+        "peak_bytes": ended.peak_bytes,
+        # On a GPU that of its own memory.
+        "trial_peak_bytes": estimates[-1]["memory"] if estimates else None,
+        # Seconds, CPU seconds and memory are then those of the last process alone.
+        **({"processes": len(estimates)} if len(estimates) > 1 else {}),
+    }
