@@ -66,6 +66,7 @@ def make_plan(
     source: Source | str,
     *,
     method: str = DEFAULT,
+    effort: str | None = None,
     calib: str | None = None,
     recipe: Recipe | None = None,
     dtype: str = "auto",
@@ -76,9 +77,10 @@ def make_plan(
     """Decide how wide every layer of ``source`` becomes, as `prunekit plan` does: nothing is cut.
 
     ``source`` is a model as :func:`prunekit.models.source.resolve` gives it, or its name. ``method`` names one of
-    `prunekit methods`, ``calib`` the calibration text; a ``recipe`` (:meth:`prunekit.plan.recipe.Recipe.of`) has both,
-    and every other setting. ``goals`` are called as the options are (:func:`read_goals`). Raises PrunekitError where
-    something makes no sense or can't be met.
+    `prunekit methods`, ``effort`` how much time the default one may take (quick, standard or best), ``calib`` the
+    calibration text; a ``recipe`` (:meth:`prunekit.plan.recipe.Recipe.of`) has all three, and every other setting.
+    ``goals`` are called as the options are (:func:`read_goals`). Raises PrunekitError where something makes no sense or
+    can't be met.
 
     >>> plan = make_plan("smollm2-135m", blocks=0.8)  # doctest: +SKIP
     >>> plan.share_of_blocks  # doctest: +SKIP
@@ -87,7 +89,7 @@ def make_plan(
     from prunekit.models.source import as_source
     from prunekit.pruning.planner import compute_plan
 
-    config = _config(goals, method, calib, recipe, dtype=dtype, device=device)
+    config = _config(goals, method, effort, calib, recipe, dtype=dtype, device=device)
     return compute_plan(as_source(source, revision=revision), config)
 
 
@@ -97,6 +99,7 @@ def prune(
     *,
     plan: Plan | str | Path | None = None,
     method: str = DEFAULT,
+    effort: str | None = None,
     calib: str | None = None,
     recipe: Recipe | None = None,
     batch_size: int | None = None,
@@ -125,7 +128,7 @@ def prune(
     """
     config = None
     if plan is None:
-        config = _config(goals, method, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
+        config = _config(goals, method, effort, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
         raise PrunekitError("A plan already has its goals: give a plan or goals, not both.")
     if layout not in LAYOUTS:
@@ -293,12 +296,19 @@ def solve(
 
 
 def _config(
-    goals: Mapping[str, Any], method: str, calib: str | None, recipe: Recipe | None, **machine: Any
+    goals: Mapping[str, Any],
+    method: str,
+    effort: str | None,
+    calib: str | None,
+    recipe: Recipe | None,
+    **machine: Any,
 ) -> PlanConfig:
     """What was asked for, and everything that can be checked before the model is looked for, checked."""
     target = read_goals(goals)
     if recipe is None:
-        recipe = Recipe.of(method, calib=calib)
+        recipe = Recipe.of(method, effort=effort, calib=calib)
+    elif effort is not None:
+        raise PrunekitError("A recipe already has its effort: give one of the two, such as Recipe.of(effort='quick').")
     elif method != DEFAULT:
         raise PrunekitError("A recipe already names its method: give one of the two, such as Recipe.of('flap').")
     elif calib is not None:

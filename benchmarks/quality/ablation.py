@@ -123,6 +123,7 @@ class Bench:
         from prunekit.evaluation.perplexity import EvalConfig, read_texts
         from prunekit.models.dense import DenseModel
         from prunekit.models.source import load_model, load_tokenizer, resolve
+        from prunekit.plan.allocations import OptimalConfig
         from prunekit.pruning.planner import curve_folder
         from prunekit.recovery.rescale import RescaleConfig, split_text
         from prunekit.utils.numerics.bf16 import has_fast_products
@@ -144,7 +145,7 @@ class Bench:
         if self._fast:
             computed["products"] = "bfloat16"
         # Where `prunekit plan` keeps the same curves: by model, text, precision and versions.
-        self._store = curve_folder(self._source, calibration, computed)
+        self._store = curve_folder(self._source, calibration, computed, OptimalConfig())
         self._config = EvalConfig(max_tokens=options.max_tokens)
         self._texts = read_texts(options.text, tokenizer, self._config)
         self._curves: tuple[LayerCurves, ...] | None = None

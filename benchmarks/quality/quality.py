@@ -15,8 +15,6 @@ on where it was. Beside the JSON go a Markdown table and a plot of quality again
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
 import subprocess
 import sys
@@ -28,11 +26,11 @@ from statistics import mean, stdev
 from typing import Any
 
 if __package__:
+    from benchmarks.quality.measured_command import measured
     from benchmarks.quality.report_file import begun, save
 else:  # run as a script
+    from measured_command import measured
     from report_file import begun, save
-
-from prunekit.utils.process.child import environment, python_command
 
 # Each a label and what `prunekit prune` is told beside model, target, text and seed.
 METHODS: dict[str, str] = {
@@ -161,17 +159,8 @@ def _mix(calib: str, written: float) -> str:
 
 def _prunekit(arguments: Sequence[str]) -> tuple[Any, int]:
     """What a prunekit command prints as JSON, and the bytes of memory it took at most."""
-    command = python_command(module="prunekit", arguments=[*map(str, arguments), "--json"])
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=out, stderr=said, env=environment())
-        _, status, usage = os.wait4(process.pid, 0)
-        out.seek(0)
-        said.seek(0)
-        if code := os.waitstatus_to_exitcode(status):
-            raise subprocess.CalledProcessError(code, command, stderr=said.read())
-        text = out.read()
-    scale = 1 if sys.platform == "darwin" else 1024
-    return json.loads(text[text.index("{") :]), usage.ru_maxrss * scale
+    made, spent = measured(arguments)
+    return made, spent.peak_bytes
 
 
 def _groups(report: dict[str, Any]) -> dict[tuple[float, str], list[dict[str, Any]]]:

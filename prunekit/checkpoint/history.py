@@ -57,7 +57,7 @@ def trainings(plan: Plan) -> tuple[PastTraining, ...]:
             PastTraining(
                 tokens=told.get("tokens", 0),
                 teacher=teacher.get("name"),
-                text=_named(text.get("source")),
+                text=text.get("source"),
                 before=kl.get("before"),
                 after=kl.get("after"),
                 used=told.get("used_step") != 0,
@@ -65,8 +65,3 @@ def trainings(plan: Plan) -> tuple[PastTraining, ...]:
             )
         )
     return tuple(made)
-
-
-def _named(source: str | None) -> str | None:
-    """A mix as it is told; of one text alone the name, without its share."""
-    return source.removesuffix(":1") if source and "," not in source else source

@@ -13,6 +13,7 @@ import typer
 
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import DEFAULT, knobs
+from prunekit.plan.settings import EFFORTS, STANDARD
 
 
 def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
@@ -22,6 +23,10 @@ def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
 
 def complete_method(incomplete: str) -> list[str]:
     return _begin(incomplete, METHODS)
+
+
+def complete_effort(incomplete: str) -> list[str]:
+    return _begin(incomplete, EFFORTS)
 
 
 def complete_setting(incomplete: str) -> list[str]:
@@ -127,6 +132,17 @@ MethodName = Annotated[
         autocompletion=complete_method,
         show_default=DEFAULT,
         help=f"One of {', '.join(METHODS)}. `prunekit methods` says what each does.",
+        rich_help_panel=_METHOD,
+    ),
+]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        autocompletion=complete_effort,
+        show_default=STANDARD,
+        help=f"How much time the default method may take: {', '.join(EFFORTS)}. It sets how much text is taken and how "
+        "closely is measured; --set comes on top.",
         rich_help_panel=_METHOD,
     ),
 ]

@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.atomic import keep_bytes
-from prunekit.utils.files.cache import cache_place, clear_for, tensors_digest
+from prunekit.utils.files.cache import cache_place
+from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.process.ranks import from_first, in_order, is_first, rounds, share_of
 from prunekit.utils.progress import progress
@@ -76,13 +77,14 @@ def written_chunks(
     Close it where not all is asked for: the model computes in another dtype meanwhile.
     """
     # Rank 0's cache is that of all.
-    files = from_first(lambda: [[str(file), size] for file, size in _files(dense, config, writer)])
+    files: list[Any] = from_first(lambda: [[str(file), size] for file, size in _files(dense, config, writer)])
     left = config.sequences
     sampler: Callable[[int, int], torch.Tensor] | None = None
     with progress(f"Writing {use} text", sum(size for _, size in files)) as advance, ExitStack() as stack:
         for some in rounds(range(len(files))):
-            kept = from_first(lambda some=some: [_read(Path(files[chunk][0])) for chunk in some])  # type: ignore[misc]
-            missing = [place for place, block in enumerate(kept) if block is None]
+            at = [Path(files[chunk][0]) for chunk in some]
+            kept: list[Any] = from_first(partial(list, map(read_kept_tensors, at)))
+            missing = [place for place, tensors in enumerate(kept) if tensors is None]
             made = []
             for place in share_of(missing):
                 if sampler is None and writer is not None:
@@ -92,12 +94,12 @@ def written_chunks(
                     sampler = _sampler(model, dense.source.name, first, config, option)
                 made.append(sampler(some[place], files[some[place]][1]))
             for place, block in zip(missing, in_order(made, len(missing)), strict=True):
-                kept[place] = block
+                kept[place] = {"ids": block}
                 if is_first():
-                    _keep(Path(files[some[place]][0]), block)
-            for chunk, block in zip(some, kept, strict=True):
+                    write_kept_tensors(at[place], kept[place])
+            for chunk, tensors in zip(some, kept, strict=True):
                 size = files[chunk][1]
-                yield block[:left]
+                yield tensors["ids"][:left]
                 left -= size
                 advance(size)
 
@@ -115,29 +117,6 @@ def _computing(dense: DenseModel) -> AbstractContextManager[Any]:
 
     fast = has_fast_products(pick_device(dense.device))
     return dense.computing_in(torch.bfloat16 if fast else dense.source.dtype)
-
-
-def _read(file: Path) -> torch.Tensor | None:
-    """The ids that :func:`_keep` wrote to ``file``; None where there are none, or they are not as written."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if not file.is_file():
-            return None
-        with safe_open(file, "pt") as handle:
-            ids: torch.Tensor = handle.get_tensor("ids")
-            said = (handle.metadata() or {}).get("sha256")
-        return ids if said == tensors_digest([("ids", ids)], file.parent.name, file.name) else None
-    except (OSError, SafetensorError, RuntimeError):
-        return None
-
-
-def _keep(file: Path, ids: torch.Tensor) -> None:
-    from safetensors.torch import save
-
-    clear_for(file)
-    digest = tensors_digest([("ids", ids)], file.parent.name, file.name)
-    keep_bytes(file, save({"ids": ids}, metadata={"sha256": digest}))
 
 
 def _chunks(sequences: int) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from prunekit.errors import PrunekitError
+
+_Config = TypeVar("_Config")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,17 @@ def words(kind: Any) -> str:
         return "names, separated by commas"
     named = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return next((text for each, text in named.items() if each in types_of(kind)), "names")
+
+
+def told_of(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``given``, values by the names of knobs, says of ``config``: by the names of its fields."""
+    return {each.field: given[each.name] for each in knobs_of(config) if each.name in given}
+
+
+def turned(config: _Config, given: Mapping[str, Any]) -> _Config:
+    """``config`` with those of its knobs turned that ``given`` names."""
+    changed: _Config = replace(config, **told_of(type(config), given))  # type: ignore[type-var]
+    return changed
 
 
 def _is(value: Any, kind: Any) -> bool:

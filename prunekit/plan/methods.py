@@ -17,8 +17,8 @@ from prunekit.plan.allocations import (
     check_unit_names,
     check_units,
 )
-from prunekit.plan.knobs import knob
-from prunekit.plan.settings import MUCH_TEXT, CalibrationConfig, RefitConfig, RescaleConfig
+from prunekit.plan.knobs import knob, turned
+from prunekit.plan.settings import EFFORTS, MUCH_TEXT, STANDARD, CalibrationConfig, RefitConfig, RescaleConfig, effort
 from prunekit.plan.stages import LOOPS
 from prunekit.utils.names import nearest
 
@@ -30,7 +30,8 @@ class Method:
 
     ``whole_ends`` are the shares of the model's layers at its start and its end that stay whole where no layers are
     named. ``compensate`` puts what removed inputs added on average into biases (FLAP). ``refit`` solves projections
-    anew afterwards, ``rescale`` then tunes scales. ``calibration`` is the text it takes, and how much of it.
+    anew afterwards, ``rescale`` then tunes scales. ``calibration`` is the text it takes, and how much of it. ``effort``
+    is where its dial stands (prunekit.plan.settings.EFFORTS), None where it has none.
     """
 
     name: str
@@ -44,9 +45,12 @@ class Method:
     refit: RefitConfig | None = None
     rescale: RescaleConfig | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    effort: str | None = knob(None, "how much time the default method may take; sets several others")
     custom: bool = False
 
     def __post_init__(self) -> None:
+        if self.effort is not None:
+            effort(self.effort)
         check_unit_names(self.units)
         check_units(self.allocation.name, self.units)
         if self.allocation.scores_layers and self.layer_importance is None:
@@ -74,6 +78,13 @@ class Method:
         first, last = (int(share * layers + 0.5) for share in self.whole_ends)
         return frozenset(range(first)) | frozenset(range(layers - last, layers))
 
+    def at(self, name: str) -> Method:
+        """The same with its dial at the effort ``name``. Raises PrunekitError where there is none of that name."""
+        told = asdict(effort(name))
+        allocation, calibration = turned(self.allocation, told), turned(self.calibration, told)
+        rescale = (self.rescale or RescaleConfig()) if told["rescale"] else None
+        return replace(self, effort=name, allocation=allocation, calibration=calibration, rescale=rescale)
+
     def describe(self) -> dict[str, Any]:
         """What chose units and widths, for a plan's provenance."""
         kind = self.allocation
@@ -81,6 +92,7 @@ class Method:
             return {"name": self.label, "allocation": kind.name}
         return {
             "name": self.label,
+            **({} if self.effort is None else {"effort": self.effort}),
             **({"importance": self.importance} if kind.scores_units else {}),
             "allocation": kind.name,
             **({"layer_importance": self.layer_importance} if kind.scores_layers else {}),
@@ -135,7 +147,8 @@ METHODS: dict[str, Method] = {
             units=("ffn", "kv", "query"),
             refit=RefitConfig(),
             rescale=RescaleConfig(),
-            calibration=replace(MUCH_TEXT, source="builtin:0.5,self:0.5"),
+            calibration=replace(MUCH_TEXT, source=EFFORTS[STANDARD].calib),
+            effort=STANDARD,
         ),
         Method(
             "slicegpt",

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig, DropConfig
-from prunekit.plan.knobs import Knob, knobs_of, parse_value, split_setting, types_of, words
+from prunekit.plan.knobs import Knob, knobs_of, parse_value, split_setting, told_of, turned, types_of, words
 from prunekit.plan.methods import Method, method
 from prunekit.plan.rounding import RoundingConfig
-from prunekit.plan.settings import MUCH_TEXT, CalibrationConfig, RefitConfig, RescaleConfig
+from prunekit.plan.settings import EFFORTS, MUCH_TEXT, CalibrationConfig, Effort, RefitConfig, RescaleConfig
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.names import nearest
 from prunekit.utils.ranges import encode_ranges, parse_layers
 
 DEFAULT = "prunekit"
 """The method that is taken where none is named."""
-
-_Config = TypeVar("_Config")
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,16 @@ class Recipe:
         """
         preset = method(method_name)
         given = {name: _typed(name, value) for name, value in changes.items() if value is not None}
+        if preset.effort is not None and "effort" in given:
+            preset = preset.at(given["effort"])
         chosen = _choosing(preset, given)
         refit, rescale = _solving(preset, chosen, given)
-        calibration = replace(_text(preset, chosen, refit), **_fields_of(CalibrationConfig, given))
+        calibration = turned(_text(preset, chosen, refit), given)
         protected = given.get("protect_layers")
         seed = given.get("seed", preset.calibration.seed)
         return cls(
             replace(chosen, refit=refit, rescale=rescale, calibration=replace(calibration, seed=seed)),
-            _changed(RoundingConfig(), given),
+            turned(RoundingConfig(), given),
             protected,
             seed,
         )
@@ -84,6 +84,8 @@ class Recipe:
         """JSON values: the method's name and every knob that has an effect, as :meth:`of` takes them."""
         chosen, kind = self.method, self.method.allocation
         data: dict[str, Any] = {"method": chosen.name}
+        if chosen.effort is not None:
+            data["effort"] = chosen.effort
         if not chosen.rotates:
             data["allocation"] = kind.name
         if kind.scores_units:
@@ -158,11 +160,17 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
 
 
 def put_on_top(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings ``base`` with ``changes``; what only mattered to what the changes switch off goes."""
+    """The settings ``base`` with ``changes``; what only mattered to what the changes switch off goes, and so does what
+    another effort sets. A text goes only where an effort had chosen it."""
     off: set[str] = set()
+    rescales = changes.get("rescale", changes.get("refit"))
+    if changes.get("effort", base.get("effort")) != base.get("effort") and changes["effort"] in EFFORTS:
+        chosen = base.get("calib") in {each.calib for each in EFFORTS.values()}
+        off |= {each.name for each in fields(Effort) if each.name != "calib" or chosen}
+        rescales = changes.get("rescale", changes.get("refit", True) and EFFORTS[changes["effort"]].rescale)
     if changes.get("refit") is False:
         off |= {"rescale", *(each.name for each in knobs_of(RefitConfig))}
-    if changes.get("rescale", changes.get("refit")) is False:
+    if rescales is False:
         off |= {each.name for each in knobs_of(RescaleConfig)}
     if changes.get("allocation", base.get("allocation")) != base.get("allocation"):
         off |= {"importance", "layer_importance"}
@@ -190,20 +198,10 @@ def _layers(value: Any) -> frozenset[int]:
     raise PrunekitError(f"protect_layers takes layer numbers such as 0,1,29 or 0-2, not {value!r}.")
 
 
-def _fields_of(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``given`` says of ``config``, by the names of its fields."""
-    return {each.field: given[each.name] for each in knobs_of(config) if each.name in given}
-
-
-def _changed(config: _Config, given: Mapping[str, Any]) -> _Config:
-    changed: _Config = replace(config, **_fields_of(type(config), given))  # type: ignore[type-var]
-    return changed
-
-
 def _choosing(preset: Method, given: Mapping[str, Any]) -> Method:
     """``preset`` with what chooses units and widths changed as ``given`` says; then it is called custom."""
     kind = _allocation(preset, given)
-    changed = {**_fields_of(Method, given), "allocation": kind}
+    changed = {**told_of(Method, given), "allocation": kind}
     if kind.scores_layers and preset.layer_importance is None:
         changed.setdefault("layer_importance", "cosine")
     changed = {name: value for name, value in changed.items() if value != getattr(preset, name)}
@@ -224,24 +222,24 @@ def _allocation(preset: Method, given: Mapping[str, Any]) -> AllocationConfig:
             f"There is no allocation {name!r}{nearest(name, there)}; choose one of: {', '.join(there)}."
         )
     kind = preset.allocation if name == preset.allocation.name else ALLOCATIONS[name]()
-    for idle in _idle(type(kind), given):
+    for idle in _idle(preset, type(kind), given):
         raise PrunekitError(
             f"{idle} has no effect on {preset.name} with the allocation {kind.name}; leave it out, or choose another "
             "method or allocation."
         )
-    return _changed(kind, given)
+    return turned(kind, given)
 
 
 def without_effect(method_name: str, changes: Mapping[str, Any]) -> list[str]:
     """The names among ``changes`` that decide nothing for that method, with the allocation that they name."""
     preset = method(method_name)
     kind = ALLOCATIONS.get(changes.get("allocation", preset.allocation.name))
-    return [] if kind is None else _idle(kind, changes)
+    return [] if kind is None else _idle(preset, kind, changes)
 
 
-def _idle(kind: type[AllocationConfig], given: Mapping[str, Any]) -> list[str]:
+def _idle(preset: Method, kind: type[AllocationConfig], given: Mapping[str, Any]) -> list[str]:
     has = {"importance": kind.scores_units, "layer_importance": kind.scores_layers, "units": kind.cuts_units}
-    has |= {"compensate": kind.cuts_units}
+    has |= {"compensate": kind.cuts_units, "effort": preset.effort is not None}
     has |= {each.name: kind.cuts_units for each in knobs_of(RoundingConfig)}
     own = {each.name for each in knobs_of(kind)}
     for config in ALLOCATIONS.values():
@@ -263,8 +261,8 @@ def _solving(
         if idle and not wanted:
             raise PrunekitError(f"{idle[0]} says how to {what}, but nothing is {done}; set {what}=true too.")
     return (
-        _changed(preset.refit or RefitConfig(), given) if refits else None,
-        _changed(preset.rescale or RescaleConfig(), given) if rescales else None,
+        turned(preset.refit or RefitConfig(), given) if refits else None,
+        turned(preset.rescale or RescaleConfig(), given) if rescales else None,
     )
 
 

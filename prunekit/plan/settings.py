@@ -10,6 +10,40 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.knobs import knob
+from prunekit.utils.names import nearest
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much text the default method takes, and how closely it measures what widths would cost. Each field is a
+    setting of the same name, which ``--set`` turns by itself."""
+
+    sequences: int
+    length: int
+    calib: str
+    curve_tokens: int
+    fisher_tokens: int
+    scale_tokens: int
+    rescale: bool = True
+
+
+# Of little text, a refit makes more than rescaling, and short sequences are written sooner. `builtin` holds 40,000
+# tokens, fewer of large vocabularies: 64 sequences are taken of it at most, and what is wanted more the model writes.
+EFFORTS: dict[str, Effort] = {
+    "quick": Effort(64, 256, "builtin:0.5,self:0.5", 8192, 4096, 1024, rescale=False),
+    "standard": Effort(160, 512, "builtin:0.4,self:0.6", 16384, 8192, 2048),
+    "best": Effort(512, 512, "builtin:0.125,self:0.875", 32768, 16384, 4096),
+}
+STANDARD = "standard"
+
+
+def effort(name: str) -> Effort:
+    """The settings of that effort. Raises PrunekitError with the names there are."""
+    if name not in EFFORTS:
+        raise PrunekitError(
+            f"There is no effort {name!r}{nearest(name, EFFORTS)}; choose one of: {', '.join(EFFORTS)}."
+        )
+    return EFFORTS[name]
 
 
 @dataclass(frozen=True)
@@ -52,7 +86,7 @@ def check_text(config: Any, use: str, least: Mapping[str, int]) -> None:
             raise PrunekitError(f"The {use} text's {name} must be named, got {getattr(config, name)!r}.")
 
 
-MUCH_TEXT = CalibrationConfig(sequences=128, length=512, batch_size=8)
+MUCH_TEXT = CalibrationConfig(sequences=EFFORTS[STANDARD].sequences, length=EFFORTS[STANDARD].length, batch_size=8)
 """What least squares and loss curves need; scores are content with less."""
 
 

@@ -15,7 +15,7 @@ from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
 from prunekit.plan import Plan, encode_ranges
-from prunekit.plan.allocations import AdaptConfig, DropConfig
+from prunekit.plan.allocations import AdaptConfig, DropConfig, OptimalConfig
 from prunekit.plan.goals import Target
 from prunekit.plan.methods import Method
 from prunekit.plan.recipe import Recipe
@@ -171,9 +171,10 @@ def _loaded_session(
 ) -> tuple[Session, dict[str, str]]:
     """The model in memory, and what a plan says of how it is computed."""
     recipe, method = config.recipe, config.recipe.method
+    drawing = method.allocation if isinstance(method.allocation, OptimalConfig) else None
     model = dense.take() if method.allocation.uses_up_model else dense.share()
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-    fast = method.allocation.draws_curves and config.dtype == "auto" and has_fast_products(model.device)
+    fast = drawing is not None and config.dtype == "auto" and has_fast_products(model.device)
     if fast:
         computed["products"] = "bfloat16"
     session = Session(
@@ -186,7 +187,8 @@ def _loaded_session(
         seed=recipe.seed,
         gradient_checkpointing=recipe.calibration.gradient_checkpointing,
         counted=counted,
-        store=curve_folder(source, calibration, computed) if method.allocation.draws_curves and is_first() else None,
+        drawing=drawing,
+        store=None if drawing is None or not is_first() else curve_folder(source, calibration, computed, drawing),
         fast=fast,
     )
     return session, computed
@@ -206,8 +208,11 @@ def _steps(session: Session, method: Method, budget: int) -> int:
     return max(1, round((shape.parameters - budget) / shape.block_parameters * method.allocation.steps) + 1)
 
 
-def curve_folder(source: Source, calibration: CalibrationText, computed: dict[str, str]) -> Path:
-    """Where the loss curves of that model on that text are kept: a plan for another target finds them there."""
-    key = [source.fingerprint, calibration.fingerprint, computed, versions()]
+def curve_folder(
+    source: Source, calibration: CalibrationText, computed: dict[str, str], drawing: OptimalConfig
+) -> Path:
+    """Where the loss curves of that model on that text are kept: a plan for another target finds them there, and one
+    that was ended before goes on."""
+    key = [source.fingerprint, calibration.fingerprint, computed, asdict(drawing), versions()]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_place("curves", name)

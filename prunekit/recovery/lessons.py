@@ -279,11 +279,12 @@ class Trained:
         self.teaching.flush()
         standing, steps = self.training.standing, self.training.span.steps
         told = {
-            "teacher": {"name": model_label(self.teacher.name)},
+            "teacher": {"name": model_label(self.teacher.name), "fingerprint": self.teacher.fingerprint},
+            "text": {"source": self.packed.describe()["source"]},
             "tokens": standing.tokens,
-            "unfinished": True,
             "step": standing.step,
             "steps": steps,
+            "unfinished": True,
         }
         plan = with_recovery(self.plan, told)
         state.save(self.kept, self.source, plan, self.training.student, self.optimizer, standing)

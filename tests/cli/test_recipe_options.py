@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from prunekit.plan import Plan
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs
+from prunekit.plan.settings import EFFORTS
 from tests.support.command import BRIEF, DEFAULT, Command, save_tiny, write_text
 from tests.support.tiny import one_thread
 
@@ -62,6 +64,17 @@ def test_settings_turn_every_knob(command: Command, model: Path, text: Path, tmp
     assert shared == Recipe.of("adapt-pruner", steps=4, calib="text.txt", sequences=4, length=16, ffn_multiple=1)
 
 
+def test_effort_is_recorded_and_settings_come_on_top(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    told = ("--effort", "quick", "--calib", text, *SMALL)
+    recipe = _plan(command, model, tmp_path / "plan.json", *told).recipe
+    small = {"calib": "text.txt", "sequences": 4, "length": 16, "ffn_multiple": 1}
+    assert recipe == Recipe.of(effort="quick", **small)
+    # From the plan, which has all settings: those of the other effort take their place.
+    again = ("--recipe", tmp_path / "plan.json", "--effort", "best", "--calib", text, *SMALL)
+    other = _plan(command, model, tmp_path / "other.json", *again).recipe
+    assert other == Recipe.of(effort="best", **small)
+
+
 def test_a_recipe_without_its_refit(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     named = (
         "--method",
@@ -83,11 +96,11 @@ def test_a_recipe_without_its_refit(command: Command, model: Path, text: Path, t
 
 
 def test_an_option_without_effect_is_told(command: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    idle = ("--round-for", "gpu", "--set", "steps=4", "--set", "units=ffn")
+    idle = ("--round-for", "gpu", "--effort", "quick", "--set", "steps=4", "--set", "units=ffn")
     told = ("--method", "shortgpt", *idle, "--calib", text, *BRIEF)
     done = command("plan", model, "--blocks", "0.7", "-o", tmp_path / "plan.json", *told)
     assert done.code == 0, done
-    for name in ("round_for", "steps", "units"):
+    for name in ("round_for", "effort", "steps", "units"):
         assert f"prunekit: {name} has no effect on shortgpt and is left out." in done.err
     recipe = Plan.load(tmp_path / "plan.json").recipe
     assert recipe is not None and recipe.rounding.round_for is None
@@ -122,6 +135,8 @@ def test_who_takes_a_setting_for_an_option_is_told(
         (("--set", "amplitude=much"), "amplitude takes a number"),
         (("--set", "refit=perhaps"), "refit takes true or false"),
         (("--round-for", "gpu", "--set", "round_for=gguf"), "round_for is said twice"),
+        (("--effort", "quik"), "did you mean 'quick'"),
+        (("--effort", "best", "--set", "effort=quick"), "effort is said twice"),
         (("--recipe", "RECIPE", "--method", "flap"), "is one of adapt-pruner"),
         (("--recipe", "nowhere.json"), "does not exist"),
         (("--recipe", "OLD"), "a plan of an earlier version"),
@@ -134,7 +149,7 @@ def test_bad_settings(arguments: tuple[str, ...], said: str, command: Command, m
     files["RECIPE"].write_text(json.dumps(Recipe.of("adapt-pruner").to_dict()))
     files["WRONG"].write_text(json.dumps({"stepps": 3}))
     told = [files.get(each, each) for each in arguments]
-    named = () if "--method" in arguments or "--recipe" in arguments else ("--method", "adapt-pruner")
+    named = () if {"--method", "--recipe", "--effort"} & {*arguments} else ("--method", "adapt-pruner")
     for name in ("plan", "prune"):
         done = command(name, model, DEFAULT, "--blocks", "0.7", "-o", tmp_path / "out", *named, *told)
         assert done.code == 2 and said in " ".join(done.err.split()) and "Traceback" not in done.err, done
@@ -150,6 +165,10 @@ def test_methods_and_settings_are_listed(command: Command) -> None:
     listed = {each["name"]: each for each in data["settings"]}
     assert [*listed] == [*knobs()] and all(each["help"] for each in listed.values())
     assert listed["allocation"]["choices"] == ["uniform", "adapt", "global", "optimal", "drop"]
+    assert listed["effort"]["choices"] == ["quick", "standard", "best"]
     assert "taylor" in listed["importance"]["choices"] and listed["steps"]["default"] == 50
+    assert {each["name"]: each["settings"] for each in data["efforts"]} == {
+        name: asdict(each) for name, each in EFFORTS.items()
+    }
     shown = command("methods").out
     assert all(name in shown for name in (*METHODS, *knobs()))

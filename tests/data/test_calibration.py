@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from prunekit.data.calibration import CalibrationConfig, check_length, load_calibration, text_tokens
+from prunekit.data.mixture import parse_mix
 from prunekit.data.sources import builtin_documents, documents
 from prunekit.errors import PrunekitError
+from prunekit.plan.recipe import Recipe
+from prunekit.plan.settings import EFFORTS
 from tests.support.tiny_text import BOS, EOS, tiny_tokenizer, whole_text
 
 TEXT = "First paragraph, on two\nlines.\n\n\n   \nSecond one.\r\n\r\nThird."
@@ -244,3 +247,11 @@ def test_length_beyond_the_models_positions_is_refused():
     check_length(CalibrationConfig(length=64), model_config)
     with pytest.raises(PrunekitError, match="at most 64"):
         check_length(CalibrationConfig(length=65), model_config)
+
+
+@pytest.mark.parametrize("name", EFFORTS)
+def test_no_effort_asks_for_more_than_comes_with_prunekit(name: str) -> None:
+    """Of its 40,000 tokens a large vocabulary makes fewer."""
+    recipe = Recipe.of(effort=name)
+    shares = dict(parse_mix(recipe.calibration.source))
+    assert shares["builtin"] * recipe.calibration.sequences * recipe.calibration.length <= 32768

@@ -84,6 +84,25 @@ def test_a_loss_curve_is_that_of_one_process_to_the_last_unit(model: Path, text:
     assert listing(caches[0]) == listing(caches[1]) == listing(caches[2])
 
 
+def test_ranks_draw_the_curves_that_are_missing(model: Path, text: Path, tmp_path: Path) -> None:
+    """Three layers for two ranks: one has nothing to draw at last."""
+    asked = (DEFAULT, "--calib", text, *TEXT)
+    (whole,) = plans((2,), model, tmp_path, *asked)
+    files = {index: next((tmp_path / "cache-2").rglob(f"layer-{index}.json")) for index in range(4)}
+    written = {index: (file.read_text(), file.stat().st_mtime_ns) for index, file in files.items()}
+    for index in (0, 2, 3):
+        files[index].unlink()
+    # As an ended run of one process leaves them.
+    sums = files[0].with_name("fisher-2-0.safetensors")
+    sums.write_bytes(b"")
+    again = tmp_path / "again"
+    again.mkdir()
+    assert plans((2,), model, again, *asked) == [whole]
+    assert {index: file.read_text() for index, file in files.items()} == {i: said for i, (said, _) in written.items()}
+    assert files[1].stat().st_mtime_ns == written[1][1]
+    assert not sums.exists()
+
+
 def test_refitted_and_rescaled_weights_are_those_of_one_process(model: Path, text: Path, tmp_path: Path) -> None:
     asked = (DEFAULT, "--calib", text, *TEXT, *set_options(sequences=20, rescale_batch_size=3))
     for size in (1, 2):

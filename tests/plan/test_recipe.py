@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.plan.allocations import AdaptConfig, GlobalConfig
 from prunekit.plan.methods import METHODS
-from prunekit.plan.recipe import Recipe, knobs
-from prunekit.plan.settings import RefitConfig, RescaleConfig
+from prunekit.plan.recipe import Recipe, knobs, put_on_top
+from prunekit.plan.settings import EFFORTS, RefitConfig, RescaleConfig
 
 WRITTEN = Path(__file__).parents[1] / "golden" / "written"
 
@@ -37,6 +39,7 @@ def test_a_method_is_its_own_recipe(name: str) -> None:
         ("prunekit", {"rescale_share": 0.5, "rescale_rate": 0.01, "calib": "a.txt:0.5,self:0.5", "sequences": 9}),
         ("llm-pruner", {"protect_layers": "none", "round_for": "tp=2", "ffn_multiple": 4}),
         ("prunekit", {"refit": False}),
+        ("prunekit", {"effort": "quick", "curve_tokens": 999, "length": 128}),
     ],
 )
 def test_changes_come_back(name: str, changes: dict[str, Any]) -> None:
@@ -52,7 +55,7 @@ def test_what_changes_with_something_else() -> None:
     assert Recipe.of("flap", allocation="global", importance="fisher").method.allocation != GlobalConfig()
     assert Recipe.of("magnitude", allocation="global").method.allocation == GlobalConfig()
     much = Recipe.of("magnitude", refit=True).calibration
-    assert (much.sequences, much.length, much.batch_size) == (128, 512, 8)
+    assert (much.sequences, much.length, much.batch_size) == (EFFORTS["standard"].sequences, 512, 8)
     assert Recipe.of("magnitude").calibration.sequences == Recipe.of("prunekit", sequences=32).calibration.sequences
     assert Recipe.of("prunekit", refit=False).rescale is None
     assert Recipe.of("prunekit", seed=3).calibration.seed == 3
@@ -72,6 +75,9 @@ def test_what_changes_with_something_else() -> None:
         ("adapt-pruner", {"steps": 0}, "between 1 and 10000"),
         ("magnitude", {"steps": 3}, "steps has no effect on magnitude with the allocation uniform"),
         ("prunekit", {"importance": "taylor"}, "importance has no effect"),
+        ("prunekit", {"effort": "quik"}, "no effort 'quik'.*did you mean 'quick'"),
+        ("flap", {"effort": "quick"}, "effort has no effect on flap"),
+        ("prunekit", {"curve_tokens": 0}, "curve_tokens must be a whole number of at least 1"),
         ("shortgpt", {"units": ("ffn",)}, "units has no effect"),
         ("slicegpt", {"units": ("ffn",)}, "removes no units"),
         ("slicegpt", {"refit": True}, "leave refit out"),
@@ -137,3 +143,39 @@ def test_recipes_need_no_torch() -> None:
 
 def test_defaults_are_the_papers() -> None:
     assert METHODS["adapt-pruner"].allocation == AdaptConfig(steps=50, amplitude=0.02, attention_ratio=1.0)
+
+
+def test_the_default_is_standard_effort() -> None:
+    assert METHODS["prunekit"] == METHODS["prunekit"].at("standard") and Recipe.of(effort="standard") == Recipe.of()
+    assert {name for name, each in METHODS.items() if each.effort is not None} == {"prunekit"}
+
+
+@pytest.mark.parametrize("name", EFFORTS)
+def test_effort_is_a_dial(name: str) -> None:
+    recipe = Recipe.of(effort=name)
+    told = recipe.to_dict()
+    assert told["effort"] == recipe.method.describe()["effort"] == name
+    assert told | asdict(EFFORTS[name]) == told, "and each setting is told by itself"
+    assert recipe.method.label == "prunekit"
+    assert Recipe.from_dict(json.loads(json.dumps(told))) == recipe
+    # Settings come on top, whatever the order.
+    turned = Recipe.of(sequences=9, scale_tokens=7, effort=name)
+    assert (turned.calibration.sequences, turned.method.allocation.scale_tokens) == (9, 7)  # type: ignore[attr-defined]
+    assert turned.method.allocation.curve_tokens == EFFORTS[name].curve_tokens  # type: ignore[attr-defined]
+    assert Recipe.of(effort=name, allocation="uniform").calibration.sequences == EFFORTS[name].sequences
+
+
+def test_more_effort_is_never_less() -> None:
+    for less, more in pairwise(EFFORTS.values()):
+        for each in ("sequences", "length", "curve_tokens", "fisher_tokens", "scale_tokens"):
+            assert getattr(less, each) <= getattr(more, each)
+
+
+def test_another_effort_on_top_of_a_recipe() -> None:
+    base = Recipe.of(effort="best", ridge=0.2).to_dict()
+    assert Recipe.from_dict(put_on_top(base, {"effort": "quick"})) == Recipe.of(effort="quick", ridge=0.2)
+    rescaled = {"effort": "quick", "rescale": True}
+    assert Recipe.from_dict(put_on_top(base, rescaled)) == Recipe.of(ridge=0.2, **rescaled)
+    assert put_on_top(base, {"effort": "best", "ridge": 0.3}) == {**base, "ridge": 0.3}
+    named = Recipe.of(calib="a.txt", sequences=300).to_dict()
+    assert Recipe.from_dict(put_on_top(named, {"effort": "quick"})) == Recipe.of(effort="quick", calib="a.txt")

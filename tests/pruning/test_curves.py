@@ -28,7 +28,7 @@ def _curves(model, model_type, ids):
     family = FAMILIES[model_type]
     fisher = output_fisher(model, family, ids, advance=_nothing)
     made = layer_curves(model, family, family.shape(model.config), ids, fisher, advance=_nothing)
-    return [curves for curves, _ in made]
+    return [curves for _, curves, _ in made]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.goals import parse_target
 from prunekit.plan.methods import METHODS
 from prunekit.plan.rounding import Rounding
@@ -55,18 +56,16 @@ def test_a_changed_sublayer_is_measured_as_the_whole_model_would_be(model_type: 
         assert torch.equal(logits(model, _ids()), logits(dense, _ids()))
 
 
-def test_what_is_measured_is_text_that_curves_were_not_drawn_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_is_text_that_curves_were_not_drawn_on() -> None:
     """Where there is enough of it: otherwise that text too."""
     ids = _ids(20)
-    monkeypatch.setattr(session_module, "_CURVE_TOKENS", 8 * 32)
-    for tokens, places in ((8 * 32, slice(8, 16)), (16 * 32, slice(0, 16))):
-        monkeypatch.setattr(session_module, "_MEASURED_TOKENS", tokens)
+    for tokens, places in ((8 * 32, slice(8, 16)), (16 * 32, slice(0, 16)), (1, slice(8, 10))):
+        drawing = OptimalConfig(curve_tokens=8 * 32, scale_tokens=tokens)
         model = tiny_model("llama")
         changed = copy.deepcopy(model)
         changed.model.layers[0].self_attn.o_proj.weight.data *= 0.5
-        found = (
-            tiny_session(model, ids).divergence().of(0, "attention", changed.model.layers[0].self_attn.o_proj.weight)
-        )
+        projection = changed.model.layers[0].self_attn.o_proj.weight
+        found = tiny_session(model, ids, drawing=drawing).divergence().of(0, "attention", projection)
         assert found == pytest.approx(_kl(model, changed, ids[places]), rel=1e-4)
 
 

@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prunekit.data import self_generated as self_text
 from prunekit.errors import PrunekitError
 from prunekit.models.source import resolve
 from prunekit.pruning.curves.curve_store import CurveStore
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves
 from prunekit.utils.files import cache
 from prunekit.utils.files.cache import cache_place, is_as_sealed, read_kept, seal, write_kept
+from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
 from prunekit.utils.files.private_folder import clear
 from tests.support.tiny_gguf import write_tiny_gguf
 
@@ -89,15 +89,20 @@ def test_loss_curves(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_self_written_text(damage: str, tmp_path: Path) -> None:
+def test_kept_tensors(damage: str, tmp_path: Path) -> None:
     file = tmp_path / "0-8.safetensors"
-    ids = torch.arange(12).reshape(2, 6)
-    self_text._keep(file, ids)
-    assert torch.equal(self_text._read(file), ids)
+    tensors = {"ids": torch.arange(12).reshape(2, 6), "a": torch.tensor(0.5)}
+
+    def is_read() -> bool:
+        found = read_kept_tensors(file)
+        return found is not None and all(torch.equal(found[name], each) for name, each in tensors.items())
+
+    write_kept_tensors(file, tensors)
+    assert is_read()
     DAMAGE[damage](file)
-    assert self_text._read(file) is None
-    self_text._keep(file, ids)
-    assert torch.equal(self_text._read(file), ids)
+    assert read_kept_tensors(file) is None
+    write_kept_tensors(file, tensors)
+    assert is_read()
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "rewritten"])

@@ -12,13 +12,13 @@ from typing import Any
 from benchmarks.common.record import Record
 from benchmarks.gpu_check.work import Context, Measurement
 from benchmarks.models.shapes import Model
-from prunekit.plan.allocations import AdaptConfig
+from prunekit.plan.allocations import AdaptConfig, OptimalConfig
 from prunekit.plan.settings import MUCH_TEXT
 
 NEEDS_CEILINGS = False
 MAIN = Path(__file__).resolve().parents[1]
 # Tokens that the steps take of the default text: curves and the solver take no more than these.
-CURVE_TOKENS = 32768
+CURVE_TOKENS = OptimalConfig().curve_tokens
 TEXT_TOKENS = {"curves": CURVE_TOKENS, "solver": CURVE_TOKENS}
 HOW = (
     "Seconds of a step on all layers: what it takes on {few} layers, and for every further layer what {many} layers "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prunekit.cli import options as o
@@ -10,6 +11,7 @@ from prunekit.plan.allocations import ALLOCATIONS, MEASURED, SCORED
 from prunekit.plan.knobs import words
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs
+from prunekit.plan.settings import EFFORTS
 
 
 @app.command()
@@ -22,6 +24,7 @@ def methods(json: o.Json = False) -> None:
         "layer_importance": tuple(LAYER_IMPORTANCE),
         "allocation": tuple(name for name in ALLOCATIONS if name != "rotate"),
         "units": (*SCORED, *MEASURED),
+        "effort": tuple(EFFORTS),
     }
     recipes = {name: Recipe.of(name).to_dict() for name in METHODS}
     data: dict[str, Any] = {
@@ -38,17 +41,22 @@ def methods(json: o.Json = False) -> None:
             }
             for each in knobs().values()
         ],
+        "efforts": [{"name": name, "settings": asdict(each)} for name, each in EFFORTS.items()],
     }
     if json:
         print_json(data)
         return
     shown = table("Methods (--method)", "name", "what it does")
+    efforts = table("Efforts (--effort, of the default method)", "name", "what it sets")
     settings = table("Settings (--set key=value, or a JSON file for --recipe)", "key", "takes", "what it is")
-    for column in (*shown.columns[1:], *settings.columns[1:]):
+    for column in (*shown.columns[1:], *efforts.columns[1:], *settings.columns[1:]):
         column.justify = "left"
     for each in data["methods"]:
         shown.add_row(each["name"], each["summary"])
+    for each in data["efforts"]:
+        efforts.add_row(each["name"], ", ".join(f"{name}={value}" for name, value in each["settings"].items()))
     for each in data["settings"]:
         settings.add_row(each["name"], ", ".join(each.get("choices", ())) or each["takes"], each["help"])
     console().print(shown)
+    console().print(efforts)
     console().print(settings)

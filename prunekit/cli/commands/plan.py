@@ -34,6 +34,7 @@ def plan(
     latency: o.Latency = None,
     latency_table: o.LatencyTable = None,
     method: o.MethodName = None,
+    effort: o.Effort = None,
     calib: o.Calib = None,
     round_for: o.RoundFor = None,
     settings: o.Settings = None,
@@ -54,7 +55,8 @@ def plan(
         "latency": latency,
         "latency_table": latency_table,
     }
-    made_by = read_asked(goals, method, recipe, settings, {"calib": calib, "round_for": round_for})
+    asked = {"effort": effort, "calib": calib, "round_for": round_for}
+    made_by = read_asked(goals, method, recipe, settings, asked)
     inputs = local(model, calib, latency_table, recipe)
 
     def check() -> None:

@@ -45,6 +45,7 @@ def prune(
     latency: o.Latency = None,
     latency_table: o.LatencyTable = None,
     method: o.MethodName = None,
+    effort: o.Effort = None,
     calib: o.Calib = None,
     round_for: o.RoundFor = None,
     settings: o.Settings = None,
@@ -71,7 +72,8 @@ def prune(
 
     made_by, file, batch_size = None, None, None
     if plan is None:
-        made_by = read_asked(goals, method, recipe, settings, {"calib": calib, "round_for": round_for})
+        asked = {"effort": effort, "calib": calib, "round_for": round_for}
+        made_by = read_asked(goals, method, recipe, settings, asked)
     else:
         file, goals = Plan.load(plan), {}
         _refuse_beside_plan(command, _WITH_PLAN | (_COMPUTING if pipeline.computes(file) else set()))

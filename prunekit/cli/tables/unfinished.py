@@ -36,8 +36,8 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
     standing = read_standing(folder.checkpoint(checkpoints[-1]["step"])) if checkpoints else None
     return {
         "training": str(folder.path),
-        "model": folder.settled.get("model"),
-        "teacher": folder.settled.get("teacher"),
+        "model": folder.settled.get("model_name"),
+        "teacher": folder.settled.get("teacher_name"),
         "asked": folder.asked,
         "steps": folder.settled.get("steps"),
         "step": standing.step if standing else 0,
@@ -89,11 +89,11 @@ def _command(folder: RunFolder) -> str:
     words: list[Any] = [
         "prunekit",
         "recover",
-        folder.settled.get("model") or "MODEL",
+        folder.settled.get("model_name") or "MODEL",
         "-o",
         str(folder.path.with_name(out)),
     ]
-    words += ["--teacher", folder.settled.get("teacher") or "TEACHER", "--text", asked["text"]["source"]]
+    words += ["--teacher", folder.settled.get("teacher_name") or "TEACHER", "--text", asked["text"]["source"]]
     for name, value in asked["budget"].items():
         words += [] if value is None else [f"--{name}", value]
     words += [] if asked["dtype"] == "auto" else ["--dtype", asked["dtype"]]

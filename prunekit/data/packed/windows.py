@@ -148,8 +148,9 @@ class PackedText:
 
     def describe(self) -> dict[str, Any]:
         """Provenance: JSON values only, and no path."""
+        mix = ",".join(f"{part.source}:{part.share:g}" for part in self.parts)
         return {
-            "source": ",".join(f"{part.source}:{part.share:g}" for part in self.parts),
+            "source": mix if len(self.parts) > 1 else self.parts[0].source,
             "tokens": sum(part.ids.size for part in self.parts),
             "length": self.length,
             "held_out": sum(part.held_out for part in self.parts),

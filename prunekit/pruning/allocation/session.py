@@ -16,6 +16,7 @@ from prunekit.models.families import Family
 from prunekit.models.slicing import cut_layer
 from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep
+from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_curves
 from prunekit.pruning.curves.output_fisher import output_fisher
@@ -28,21 +29,13 @@ if TYPE_CHECKING:
     from prunekit.pruning.curves.curve_store import CurveStore
     from prunekit.pruning.curves.divergence import Divergence
 
-# Tokens that the scale of a loss curve is measured on. Sequences differ much: of scales
-# from half as many, a model's widths would lose 2 % more, and twice as many would win 1 % (SmolLM2-135M).
-_MEASURED_TOKENS = 4096
-# Tokens that curves are drawn on: of more text, the rest serves the refit alone.
-_CURVE_TOKENS = 32768
-# A backward pass costs twice a forward one, and a Fisher matrix of hidden_size squared needs no more.
-_FISHER_TOKENS = 16384
-
 
 class Session:
     """Holds a model, what of each source layer it still has, and how to score it.
 
     ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
-    model's shape with the biases that the pruned one will have, for allocations to count. ``store`` is a folder for
-    the loss curves of that model on that text. ``fast`` allows
+    model's shape with the biases that the pruned one will have, for allocations to count. ``drawing`` says how much
+    text loss curves take, and ``store`` is a folder for those of that model on that text. ``fast`` allows
     :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and their scale.
     """
 
@@ -58,6 +51,7 @@ class Session:
         seed: int = 0,
         gradient_checkpointing: bool | None = None,
         counted: ModelShape | None = None,
+        drawing: OptimalConfig | None = None,
         store: Path | None = None,
         fast: bool = False,
     ):
@@ -72,6 +66,7 @@ class Session:
         self._layer_importance = layer_importance
         self._batch_size = batch_size
         self.seed = seed
+        self._drawing = drawing or OptimalConfig()
         self.store = store
         self._gradient_checkpointing = gradient_checkpointing
         self._fast = fast
@@ -99,7 +94,7 @@ class Session:
         """The loss curves of every layer of the dense model, brought to scale
         (:func:`~prunekit.pruning.curves.scale.scaled`), and what it loses with a whole attention or FFN where ``units``
         lets that go: so large an error is beyond what a Fisher matrix tells, so it is measured and nothing else. What
-        ``store`` has is taken from there.
+        ``store`` has is taken from there, and what is missing drawn: a layer is kept as soon as it has its curves.
 
         ``advance`` is told of :meth:`curve_steps` steps, and of one more for each whole sub-layer that may go. Raises
         PrunekitError where something is not finite.
@@ -112,7 +107,7 @@ class Session:
         # Made where something has to be measured, and once.
         measured = cache(self.divergence)
         if any(each is None for each in known):
-            known = [*self._drawn(store, measured, advance)]
+            self._draw_missing(known, store, measured, advance)
         else:
             advance(self.curve_steps())
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
@@ -134,16 +129,34 @@ class Session:
             made.append(curves)
         return tuple(made)
 
-    def _drawn(self, store: CurveStore, divergence: Callable[[], Divergence], advance: Advance) -> list[LayerCurves]:
+    def _draw_missing(
+        self,
+        known: list[LayerCurves | None],
+        store: CurveStore,
+        divergence: Callable[[], Divergence],
+        advance: Advance,
+    ) -> None:
+        """Put the curves of the layers that have none into ``known``."""
         from prunekit.pruning.curves.curve_store import of_all_ranks
+        from prunekit.pruning.curves.fisher_store import FisherStore
         from prunekit.pruning.curves.scale import scaled
 
         ids = self._curve_text()
-        some = ids[: self._fisher_sequences(ids)]
         size = max(1, self._batch_size // 2)
+        there = {index for index, each in enumerate(known) if each is not None}
+        sums = FisherStore(self.store, len(known))
         fisher = output_fisher(
-            self.model, self.family, some, batch_size=size, seed=self.seed, fast=self._fast, advance=advance
+            self.model,
+            self.family,
+            ids[: self._fisher_sequences(ids)],
+            batch_size=size,
+            seed=self.seed,
+            fast=self._fast,
+            store=sums,
+            known=there,
+            advance=advance,
         )
+        advance(len(there))
         drawn = layer_curves(
             self.model,
             self.family,
@@ -152,17 +165,21 @@ class Session:
             fisher,
             batch_size=self._batch_size,
             fast=self._fast,
+            known=there,
             advance=advance,
         )
-        layers = range(self.source.num_hidden_layers)
-        made = []
-        for (curves, cuts), index in zip(drawn, ranks.share_of(layers), strict=True):
-            made.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
-            advance(len(layers[index : index + ranks.size()]))
-        whole = of_all_ranks(made, len(layers))
-        for index, curves in enumerate(whole):
-            store.keep(index, curves)
-        return whole
+        for some in ranks.rounds([index for index in range(len(known)) if index not in there]):
+            # A rank without a layer in the last round asks too: what is drawn is summed up over all.
+            own = next(drawn, None)
+            mine = []
+            if own is not None:
+                index, curves, cuts = own
+                mine.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
+            for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
+                known[index] = made
+                store.keep(index, made)
+                advance()
+        sums.forget()
 
     def divergence(self) -> Divergence:
         """Measures what a changed sub-layer does to predictions, on some of the calibration text: where there is enough
@@ -170,7 +187,8 @@ class Session:
         from prunekit.pruning.curves.divergence import Divergence
 
         ids = self._text()
-        count = max(4, -(-_MEASURED_TOKENS // ids.shape[1]))
+        # One sequence alone would say too little, however long.
+        count = max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
         # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
         unseen = ids[len(self._curve_text()) :][:count]
         some = unseen if len(unseen) == count else ids[:count]
@@ -191,7 +209,7 @@ class Session:
     def _curve_text(self) -> torch.Tensor:
         """What curves are drawn on."""
         ids = self._text()
-        return ids[: -(-_CURVE_TOKENS // ids.shape[1])]
+        return ids[: -(-self._drawing.curve_tokens // ids.shape[1])]
 
     def curve_steps(self) -> int:
         """How many steps :meth:`curves` tells of, beside one for each whole sub-layer that may go."""
@@ -199,9 +217,8 @@ class Session:
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
         return batches + 3 * self.source.num_hidden_layers
 
-    @staticmethod
-    def _fisher_sequences(ids: torch.Tensor) -> int:
-        return min(len(ids), -(-_FISHER_TOKENS // ids.shape[1]))
+    def _fisher_sequences(self, ids: torch.Tensor) -> int:
+        return min(len(ids), -(-self._drawing.fisher_tokens // ids.shape[1]))
 
     def select(self, scores: Scores, shapes: tuple[LayerShape, ...]) -> tuple[LayerKeep, ...]:
         """The best units of the model as it is now, as many as ``shapes`` says, as indices into the source."""

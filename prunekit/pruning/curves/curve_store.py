@@ -1,7 +1,7 @@
 """Loss curves that are kept between runs: a plan for another target needs nothing else of the model and text again.
 
-A layer has one file. Curves are taken from here only where every layer has its own; what a layer loses without a whole
-sub-layer is taken one by one. Of an 8B model they take 12 MB in all.
+A layer has one file, written as soon as it has its curves, so that a run that was ended goes on with the next; what it
+loses without a whole sub-layer has another. Of an 8B model they take 12 MB in all.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ that make them so large would go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,47 +122,65 @@ def layer_curves(
     ridge: float = _RIDGE,
     batch_size: int = 8,
     fast: bool = False,
+    known: Container[int] = (),
     advance: Advance,
-) -> Iterator[tuple[LayerCurves, dict[Kind, Cut]]]:
-    """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L].
+) -> Iterator[tuple[int, LayerCurves, dict[Kind, Cut]]]:
+    """The curves of one layer after the other, on the dense model's own activations for ``ids`` [N, L]; those of the
+    ``known`` layers are left out.
 
-    Each layer comes with its attention and its FFN cut to about :data:`CUT_TO` of their units, where a cut is smaller
-    than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out the batches,
-    and each gets the curves of its :func:`~prunekit.utils.process.ranks.share_of` the layers, for which ``fisher`` has
-    to know theirs. Raises PrunekitError, which names the layer, where a moment or a loss is not finite.
+    Each layer comes with its index, its attention and its FFN cut to about :data:`CUT_TO` of their units, where a cut
+    is smaller than the whole. ``fast`` allows :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out the
+    batches, and each gets the curves of its :func:`~prunekit.utils.process.ranks.share_of` the layers that are not
+    ``known``, for which ``fisher`` has to know theirs; all have to ask on until there are no more. Raises
+    PrunekitError, which names the layer, where a moment or a loss is not finite.
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
+    missing = [index for index in range(len(shape.layers)) if index not in known]
+    reached = 0
     with torch.no_grad():
         stream = [parts.embed(batch) for batch in ranks.share_of(ids.split(parts.at_a_time(batch_size)))]
         # To eliminate takes longer than to sum up: that is done for as many layers as there are ranks at once.
-        for some in ranks.rounds(range(len(shape.layers))):
+        for some in ranks.rounds(missing):
             seen: dict[Kind, Moments] = {}
-            for index in some:
-                own = index in ranks.share_of(some)
+            for owner, index in enumerate(some):
+                for earlier in range(reached, index):
+                    for kind in KINDS:
+                        _pass(parts, earlier, kind, stream)
+                        advance()
                 for kind in KINDS:
                     moments = _input_moments(parts, index, kind, stream)
-                    moments.add_up(onto=index % ranks.size())
-                    if own:
+                    moments.add_up(onto=owner)
+                    if owner == ranks.rank():
                         seen[kind] = moments
                     else:
                         advance()
+                reached = index + 1
+            if reached > missing[-1]:
+                # Nothing is drawn of what follows.
+                advance(len(KINDS) * (len(shape.layers) - reached))
             for index in ranks.share_of(some):
-                yield _eliminated(parts, index, shape, seen, fisher, ridge, advance)
+                yield index, *_eliminated(parts, index, shape, seen, fisher, ridge, advance)
 
 
 def _input_moments(parts: Sublayers, index: int, kind: Kind, stream: list[torch.Tensor]) -> Moments:
-    """Moments of what enters the output projection of a sub-layer, which takes the batches of ``stream`` [B, L, d]
-    across it."""
-    layer = parts.layers[index]
-    projection = parts.projection(layer, kind)
+    """Moments of what enters the output projection of a sub-layer, which the batches of ``stream`` go across."""
+    projection = parts.projection(parts.layers[index], kind)
     moments = Moments(projection.in_features, 0, projection.weight.device, parts.fast)
+    _pass(parts, index, kind, stream, moments)
+    return moments
+
+
+def _pass(parts: Sublayers, index: int, kind: Kind, stream: list[torch.Tensor], moments: Moments | None = None) -> None:
+    """Take the batches of the dense ``stream`` [B, L, d] across a sub-layer; the ``moments`` of its projection's inputs
+    are taken on the way."""
+    layer = parts.layers[index]
     for place, hidden in enumerate(stream):
         z, output = parts.run(layer, index, kind, parts.normed(layer, kind, hidden))
         stream[place] = hidden + parts.added(layer, kind, output)
-        weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
-        flat = z.flatten(0, 1)
-        moments.add(flat, flat[:, :0], weight.flatten())
-    return moments
+        if moments is not None:
+            weight = stream_size(stream[place]).square().clamp(min=1e-12).reciprocal()
+            flat = z.flatten(0, 1)
+            moments.add(flat, flat[:, :0], weight.flatten())
 
 
 def _eliminated(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from prunekit.utils.numerics.categorical import pass_over, sampled
 from prunekit.utils.numerics.finite import check_computed, watched_layers
 from prunekit.utils.numerics.frozen import frozen
 from prunekit.utils.process.ranks import gathered, rank, rounds, size
+
+if TYPE_CHECKING:
+    from prunekit.pruning.curves.fisher_store import FisherStore
 
 # Times the usual size of the residual stream.
 _ENORMOUS = 8.0
@@ -43,18 +47,24 @@ def output_fisher(
     batch_size: int = 4,
     seed: int = 0,
     fast: bool = False,
+    store: FisherStore | None = None,
+    known: Container[int] = (),
     advance: Advance,
 ) -> Fisher:
     """E[s² g gᵀ], float32 [d, d] on the CPU, for every output projection: g is the gradient of a sequence's summed loss
     at the projection's output for one token, s the root mean square of the residual stream behind it.
 
     Next tokens are sampled from the model itself (the true Fisher, not the empirical one). ``fast`` allows
-    :func:`~prunekit.utils.numerics.bf16.fast_products`. Ranks share out the batches, and each gets the matrices of its
-    :func:`~prunekit.utils.process.ranks.share_of` the layers. Raises PrunekitError where a layer's output or gradient
-    is not finite.
+    :func:`~prunekit.utils.numerics.bf16.fast_products`. One process keeps its sums in ``store`` as they grow, and goes
+    on from what is there; several keep none. Ranks share out the batches, and each gets the matrices of its
+    :func:`~prunekit.utils.process.ranks.share_of` the layers that are not ``known``. Raises PrunekitError where a
+    layer's output or gradient is not finite.
     """
+    # Of several ranks, each has the sums of some layers only.
+    store = store if size() == 1 else None
+    begun = None if store is None else store.read(len(ids))
     parts = Sublayers(model, family, ids.shape[1])
-    made: Fisher = {}
+    made: Fisher = {} if begun is None else begun.sums
     own: Fisher = {}
     scale: dict[tuple[int, Kind], torch.Tensor] = {}
     handles = []
@@ -73,12 +83,14 @@ def output_fisher(
 
     def collect(batches: int) -> None:
         """Add what each rank made of its batch to the sums, in the order of the batches: float32 sums depend on it."""
-        for index, layer in enumerate(parts.layers):
+        missing = [(index, layer) for index, layer in enumerate(parts.layers) if index not in known]
+        for place, (index, layer) in enumerate(missing):
             for kind in KINDS:
                 width = parts.projection(layer, kind).out_features
                 product = own.pop((index, kind)) if rank() < batches else torch.zeros(width, width)
-                for each in gathered(product, index % size())[:batches]:
+                for each in gathered(product, place % size())[:batches]:
                     add((index, kind), each)
+        own.clear()
 
     def see(key: tuple[int, Kind], hidden: torch.Tensor) -> None:
         length = stream_size(hidden.detach())
@@ -104,9 +116,14 @@ def output_fisher(
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
     generator = torch.Generator(device=embeddings.weight.device).manual_seed(seed)
+    done = 0
+    if begun is not None:
+        generator.set_state(begun.state)
+        done = begun.sequences
+        advance(-(-done // batch_size))
     try:
         with frozen(model), watched_layers(parts.layers):
-            for some in rounds(ids.split(batch_size)):
+            for some in rounds(ids[done:].split(batch_size) if done < len(ids) else ()):
                 for place, batch in enumerate(some):
                     if place != rank():
                         _pass_over(head, batch, generator)
@@ -116,6 +133,9 @@ def output_fisher(
                     hidden.backward(_slope(head, hidden.detach(), generator))
                 if size() > 1:
                     collect(len(some))
+                done += sum(map(len, some))
+                if store is not None:
+                    store.keep(done, made, generator.get_state())
                 advance(len(some))
     finally:
         for handle in handles:

@@ -104,7 +104,7 @@ def recover(
     _check_pair(source, teacher, tokenizer)
     asked = {"model": source.fingerprint, **asked_of(teacher, text, budget, config, dtype)}
     with run_folder(place_of(out), asked, overwrite) as folder:
-        folder.settle(model=model_label(source.name), teacher=model_label(teacher.name))
+        folder.settle(model_name=model_label(source.name), teacher_name=model_label(teacher.name))
         lessons = Lessons(
             folder,
             teacher,

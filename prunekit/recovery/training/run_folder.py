@@ -151,6 +151,10 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
             raise
 
 
+def _is_begun(path: Path) -> bool:
+    return bool(_steps(path)) or any(path.glob("stage-*"))
+
+
 def end(path: Path, out: Path) -> None:
     """Remove the training in ``path`` where ``out`` is its result: a run that was killed in between left it. And what
     runs that were killed left of trainings that had been removed."""
@@ -168,10 +172,6 @@ def look(path: Path) -> RunFolder | None:
     """The training in the folder ``path``, to be read; None where there is none. Another run may be working there."""
     found = _read(path)
     return None if found is None else RunFolder(path.absolute(), found["asked"], found["settled"])
-
-
-def _is_begun(path: Path) -> bool:
-    return bool(_steps(path)) or any(path.glob("stage-*"))
 
 
 def _steps(path: Path) -> list[int]:

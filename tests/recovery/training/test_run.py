@@ -21,15 +21,14 @@ from prunekit.pipeline import recover
 from prunekit.plan import Plan
 from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training.progress import Listener
-from tests.support.recovering import SETTINGS
-from tests.support.recovering import recover_tiny as _recover
+from tests.support.recovering import SETTINGS, recover_tiny
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
 
 
 def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp_path: Path) -> None:
     rows: list[dict] = []
-    made = _recover(places, tmp_path / "out", listener=Listener(row=rows.append))
+    made = recover_tiny(places, tmp_path / "out", listener=Listener(row=rows.append))
     assert made.after < made.before and made.used == 8
     assert not (tmp_path / "out.training").exists()
     report = verify(tmp_path / "out")
@@ -60,14 +59,14 @@ def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places: Path
         return made
 
     monkeypatch.setattr(Trained, "finish", keeping)
-    _recover(places, tmp_path / "out")
+    recover_tiny(places, tmp_path / "out")
     model = load_model(resolve(str(tmp_path / "out")), device="cpu")
     with torch.no_grad():
         assert torch.equal(model(input_ids=torch.arange(3, 40)[None]).logits, kept["logits"])
 
 
 def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) -> None:
-    first = _recover(places, tmp_path / "first")
+    first = recover_tiny(places, tmp_path / "first")
     second = recover(
         str(tmp_path / "first"),
         str(places / "dense"),
@@ -83,7 +82,7 @@ def test_a_recovered_model_can_be_recovered_again(places: Path, tmp_path: Path) 
 
 
 def test_what_is_not_better_is_not_written(places: Path, tmp_path: Path) -> None:
-    made = _recover(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
+    made = recover_tiny(places, tmp_path / "out", settings={"learning_rate": 1.0, "clip": 1e3})
     assert made.used == 0 and made.after == made.before
     own, given = (load_file(path / "model.safetensors") for path in (tmp_path / "out", places / "small"))
     assert all(torch.equal(own[name], given[name]) for name in given)
@@ -101,12 +100,12 @@ def test_the_best_step_is_written_where_later_ones_are_worse(places: Path, tmp_p
         return row
 
     monkeypatch.setattr(Training, "measure", measure)
-    made = _recover(places, tmp_path / "out")
+    made = recover_tiny(places, tmp_path / "out")
     assert made.used == 4 and made.after < made.before
 
 
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, tmp_path: Path) -> None:
-    whole = _recover(places, tmp_path / "whole", tokens=64 * 30)
+    whole = recover_tiny(places, tmp_path / "whole", tokens=64 * 30)
     script = (
         "import sys; from prunekit.pipeline import recover; from prunekit.recovery.training.progress import Listener\n"
         "row = lambda row: print(row, flush=True)\n"
@@ -154,37 +153,37 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path
 
     monkeypatch.setattr(state, "write_trained", full)
     with pytest.raises((PrunekitError, OSError), match="space"):
-        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     assert not (tmp_path / "out").exists()
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     assert not verify(last).damaged
     monkeypatch.setattr(state, "write_trained", original)
-    whole = _recover(places, tmp_path / "whole")
-    made = _recover(places, tmp_path / "out", checkpoint_minutes=0)
+    whole = recover_tiny(places, tmp_path / "whole")
+    made = recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     assert made.after == whole.after
 
 
 def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Trained, "finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
     with pytest.raises(PrunekitError, match="enough"):
-        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     tensors = load_file(last / "training" / "moments.safetensors")
     save_file({name: each + 1 for name, each in tensors.items()}, last / "training" / "moments.safetensors")
     with pytest.raises(PrunekitError, match=r"is damaged: training/moments\.safetensors changed"):
-        _recover(places, tmp_path / "out", checkpoint_minutes=0)
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
 
 
 def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Trained, "finish", lambda *args: (_ for _ in ()).throw(PrunekitError("enough")))
         with pytest.raises(PrunekitError, match="enough"):
-            _recover(places, tmp_path / "out", checkpoint_minutes=0)
+            recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     with pytest.raises(PrunekitError, match="begun with another settings"):
-        _recover(places, tmp_path / "out", settings={"learning_rate": 2e-3})
+        recover_tiny(places, tmp_path / "out", settings={"learning_rate": 2e-3})
     with pytest.raises(PrunekitError, match="begun with another budget"):
-        _recover(places, tmp_path / "out", tokens=64 * 9)
-    made = _recover(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
+        recover_tiny(places, tmp_path / "out", tokens=64 * 9)
+    made = recover_tiny(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
     assert made.standing.step == 9
 
 
@@ -193,7 +192,7 @@ def test_a_folder_of_the_users_is_never_taken(places: Path, tmp_path: Path) -> N
     (tmp_path / "out.training" / "thesis.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(PrunekitError, match=r"something else is there|did not write"):
-            _recover(places, tmp_path / "out", overwrite=overwrite)
+            recover_tiny(places, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out.training" / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -227,7 +226,7 @@ def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
 
 def test_curves_go_where_tensorboard_finds_them(places: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    made = _recover(places, tmp_path / "out", tensorboard=tmp_path / "runs")
+    made = recover_tiny(places, tmp_path / "out", tensorboard=tmp_path / "runs")
     events = accumulator.EventAccumulator(str(tmp_path / "runs"))
     events.Reload()
     assert [each.step for each in events.Scalars("train/kl")] == list(range(8))

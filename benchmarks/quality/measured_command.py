@@ -1,0 +1,55 @@
+"""A prunekit command in a process of its own, and what it took."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prunekit.utils.process.child import environment, python_command
+
+
+@dataclass(frozen=True)
+class Spent:
+    """``seconds`` by the clock, ``cpu_seconds`` of all cores together, ``peak_bytes`` of memory. ``load`` says how many
+    processes wanted a core, on average of the last minute."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    load: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measured(arguments: Sequence[object], more: Mapping[str, str] | None = None) -> tuple[Any, Spent]:
+    """What a prunekit command prints as JSON, and what it took; ``more`` is added to its environment.
+
+    Raises subprocess.CalledProcessError, with what it said on stderr, where it fails.
+    """
+    command = python_command(module="prunekit", arguments=[*map(str, arguments), "--json"])
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=said, env={**environment(), **(more or {})})
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        out.seek(0)
+        said.seek(0)
+        if code := os.waitstatus_to_exitcode(status):
+            raise subprocess.CalledProcessError(code, command, stderr=said.read())
+        text = out.read()
+    scale = 1 if sys.platform == "darwin" else 1024
+    spent = Spent(
+        round(seconds, 1),
+        round(usage.ru_utime + usage.ru_stime, 1),
+        usage.ru_maxrss * scale,
+        round(os.getloadavg()[0], 1),
+    )
+    return json.loads(text[text.index("{") :]), spent
