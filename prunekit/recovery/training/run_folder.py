@@ -93,7 +93,8 @@ class RunFolder(Checkpoints):
     def forget(self, stage: int) -> None:
         """Remove the models of ``stage``; what it has come to stays known."""
         for path in (self.pruned(stage), self.trained(stage).path):
-            discard(path)
+            if path.is_dir():
+                discard(path)
 
     def _facts(self, stage: int) -> Path:
         return self.path / f"stage-{stage:02d}.json"
