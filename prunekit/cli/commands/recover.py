@@ -78,7 +78,8 @@ def recover(
         ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a step, and one at the end, instead of tables.")
+        bool,
+        typer.Option("--json", help="Print one JSON object instead of tables: one for each step, and one at the end."),
     ] = False,
 ) -> None:
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""
