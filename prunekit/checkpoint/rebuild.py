@@ -73,6 +73,14 @@ def rebuild(
     return write_checkpoint(source, plan, config, tensors, out, layout, overwrite, max_shard_bytes, beside)
 
 
+def cut_tensors(
+    source: Source, plan: Plan, dtype: torch.dtype, weights: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that :func:`rebuild` would write of ``source`` in ``dtype``, by their new names."""
+    shapes = plan.shape.layers
+    return iter(_TensorCutter(source, plan, lambda place: shapes[place], dtype, weights or {}))
+
+
 class Tensors(Protocol):
     """The tensors of a new checkpoint, made one at a time: ``count`` of them at most, in ``dtype`` (None: as stored).
     ``parameters`` counts those that have been made so far."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from prunekit.cli.common import note
 from prunekit.errors import PrunekitError
-from prunekit.plan.knobs import knobs_of
+from prunekit.plan.knobs import knobs_of, parse_value, split_setting
 from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe, without_effect
 from prunekit.plan.settings import CalibrationConfig
+from prunekit.plan.stages import recovery_knobs
 
 
 def read_asked(
@@ -49,6 +50,21 @@ def recipe_of(method: str | None, file: Path | None, settings: list[str] | None,
             note(f"{name} has no effect on {method or named} and is left out.")
             del told[name]
     return Recipe.of(method or named, **put_on_top(base, told))
+
+
+def split_settings(settings: list[str] | None) -> tuple[list[str], dict[str, Any]]:
+    """What --set says of a plan, and of a training, by name; of one setting the last word counts. Raises PrunekitError
+    where a training's has another type."""
+    known = recovery_knobs()
+    others: list[str] = []
+    training: dict[str, Any] = {}
+    for text in settings or ():
+        name, value = split_setting(text)
+        if name in known:
+            training[name] = parse_value(known[name], value)
+        else:
+            others.append(text)
+    return others, training
 
 
 def text_asked(calib: str | None, settings: list[str] | None) -> CalibrationConfig:

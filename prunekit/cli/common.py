@@ -245,12 +245,19 @@ def _as_setting(error: Any) -> str | None:
     if not takes_settings or type(error).__name__ != "NoSuchOption":
         return None
     from prunekit.plan.recipe import knobs
+    from prunekit.plan.stages import recovery_knobs
 
+    # What a training has stands with the commands that train.
+    command = "" if context is None else context.info_name
+    known = {
+        **({} if command == "recover" else knobs()),
+        **(recovery_knobs() if command in ("prune", "recover") else {}),
+    }
     said = error.option_name.lstrip("-").replace("-", "_")
     name = said.removeprefix("no_")
     name = _OTHER_NAMES.get(name, name)
-    if name not in knobs():
+    if name not in known:
         return None
     if said.startswith("no_"):
         return f"{name}=false"
-    return f"{name}=true" if knobs()[name].type is bool else f"{name}=VALUE"
+    return f"{name}=true" if known[name].type is bool else f"{name}=VALUE"

@@ -14,6 +14,7 @@ import typer
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import DEFAULT, knobs
 from prunekit.plan.settings import EFFORTS, STANDARD
+from prunekit.plan.stages import LOOPS, recovery_knobs
 
 
 def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
@@ -22,7 +23,7 @@ def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
 
 
 def complete_method(incomplete: str) -> list[str]:
-    return _begin(incomplete, METHODS)
+    return _begin(incomplete, (*METHODS, *LOOPS))
 
 
 def complete_effort(incomplete: str) -> list[str]:
@@ -30,7 +31,7 @@ def complete_effort(incomplete: str) -> list[str]:
 
 
 def complete_setting(incomplete: str) -> list[str]:
-    return _begin(incomplete, (f"{name}=" for name in knobs()))
+    return _begin(incomplete, (f"{name}=" for name in (*knobs(), *recovery_knobs())))
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -51,6 +52,11 @@ BATCH_SIZE, LENGTH = "Sequences computed at a time", "Tokens of a sequence"
 TEXT = "Text to measure quality on"
 PROMPT_TOKENS, NEW_TOKENS = "Tokens of a prompt", "Tokens to decode after a prompt"
 FILES = "a file of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too)"
+TRAINING_TEXT = (
+    f"Text to train on: {FILES}, a Hugging Face dataset id (id:config), wikitext, builtin, self (what the dense model "
+    "writes), or a mix such as notes.jsonl:0.5,self:0.5."
+)
+TOKENS, MINUTES = "Train on so many tokens", "Train for about so long"
 DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."
 TRUST = "Run code that comes with a model or an export"
 
@@ -131,7 +137,8 @@ MethodName = Annotated[
         "--method",
         autocompletion=complete_method,
         show_default=DEFAULT,
-        help=f"One of {', '.join(METHODS)}. `prunekit methods` says what each does.",
+        help=f"One of {', '.join(METHODS)}; with prune --recover also {', '.join(LOOPS)}. `prunekit methods` says what "
+        "each does.",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -158,7 +165,7 @@ Settings = Annotated[
         "--set",
         autocompletion=complete_setting,
         metavar="KEY=VALUE",
-        help="Any other setting, such as sequences=512; repeatable. `prunekit methods` lists them.",
+        help="Any other setting: sequences=512 and the like; repeatable. `prunekit methods` lists them.",
         show_default=False,
         rich_help_panel=_METHOD,
     ),
@@ -170,4 +177,36 @@ RecipeFile = Annotated[
         help="A JSON file of settings, or a plan: its own are taken. Options come on top.",
         rich_help_panel=_METHOD,
     ),
+]
+
+_RECOVERY = "Training back what was lost"
+
+Recover = Annotated[
+    bool,
+    typer.Option(
+        "--recover",
+        help="Train what is left toward the dense model, in turns with pruning; the same command goes on where an "
+        "interrupted one stopped.",
+        rich_help_panel=_RECOVERY,
+    ),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(help=f"{TOKENS} (500000, 50M); or say --minutes.", show_default=False, rich_help_panel=_RECOVERY),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help=f"{MINUTES}, at the speed of three trial steps.", show_default=False, rich_help_panel=_RECOVERY),
+]
+Stages = Annotated[
+    int | None,
+    typer.Option(
+        help="Prune and train in so many turns (default: as many as suit what goes and the tokens).",
+        show_default=False,
+        rich_help_panel=_RECOVERY,
+    ),
+]
+TrainingText = Annotated[
+    str | None,
+    typer.Option("--text", help=TRAINING_TEXT, show_default="builtin:0.5,self:0.5", rich_help_panel=_RECOVERY),
 ]

@@ -14,8 +14,9 @@ from prunekit.errors import PrunekitError
 from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
-from prunekit.plan import Plan, encode_ranges
+from prunekit.plan import Plan, encode_ranges, whole_plan
 from prunekit.plan.allocations import AdaptConfig, DropConfig, OptimalConfig
+from prunekit.plan.budgets import Budgets
 from prunekit.plan.goals import Target
 from prunekit.plan.methods import Method
 from prunekit.plan.recipe import Recipe
@@ -26,6 +27,7 @@ from prunekit.pruning.allocation.drop import check_droppable
 from prunekit.pruning.allocation.feasibility import check_protected, check_reachable
 from prunekit.pruning.allocation.session import Session, agreed
 from prunekit.pruning.allocation.stored_session import StoredSession, takes_weights_alone
+from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.utils.files.cache import cache_place
@@ -50,13 +52,34 @@ class PlanConfig:
     device: str = "auto"
 
 
-def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = None) -> Plan:
-    """Score ``source`` and allocate widths. Deterministic: same model, config, machine and versions, same plan, on
-    however many ranks, which share out the batches of text and all get the plan.
+@dataclass(frozen=True)
+class Stage:
+    """One of several plans that follow each other down to a target. ``budgets`` are what the model may cost after it,
+    counted by the layers of the dense model; ``so_far`` is the plan by which the source was made of that, None where
+    they are the same; ``text`` is what is calibrated on, and ``asked`` says for people what this plan is for."""
 
-    ``dense`` is its model, in ``config.dtype`` on ``config.device``, where other steps need it too. Raises
-    PrunekitError where the target is out of reach, the text too short, or a score not finite.
-    """
+    budgets: Budgets
+    so_far: Plan | None
+    text: CalibrationText
+    asked: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an allocation is asked: ``problem`` by the layers of the source, which are those of the dense model that
+    ``origins`` names. ``counted`` is the source's shape with the biases that the pruned model will have, ``changes``
+    and ``compensation`` tell of these."""
+
+    problem: Problem
+    budgets: Budgets
+    origins: tuple[int, ...]
+    counted: ModelShape
+    changes: dict[str, Any]
+    compensation: dict[str, Any]
+
+
+def read_task(source: Source, config: PlanConfig, stage: Stage | None = None) -> Task:
+    """What :func:`compute_plan` has to do, checked before a model is loaded. Raises PrunekitError as that does."""
     recipe, method = config.recipe, config.recipe.method
     if method.rotates:
         raise PrunekitError(
@@ -64,14 +87,18 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
             f"to plan; use `prunekit prune --method {method.name}`, which says what the result costs."
         )
     config.target.check_method(method)
-    allocate = allocation(method.allocation.name)
-    source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
     # Unknown names are refused before a model is loaded for minutes.
+    allocation(method.allocation.name)
+    source.shape.check_whole_layers(PRUNE_THE_ORIGINAL)
     importance(method.importance)
     if method.layer_importance:
         layer_importance(method.layer_importance)
     rounding = recipe.rounding.rounding(source.shape.head_dim)
-    protected = method.whole_layers(source.shape.num_hidden_layers) if recipe.protected is None else recipe.protected
+    so_far = whole_plan(source.shape) if stage is None or stage.so_far is None else stage.so_far
+    origins = tuple(keep.index for keep in so_far.layers)
+    protected = method.whole_layers(so_far.source.num_hidden_layers) if recipe.protected is None else recipe.protected
+    check_protected(so_far.source, protected)
+    protected = frozenset(place for place, origin in enumerate(origins) if origin in protected)
     changes: dict[str, Any] = {}
     compensation: dict[str, Any] = {}
     if method.compensates:
@@ -79,7 +106,7 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         changes, compensation = addable(source.family, source.config, method.units)
     counted = replace(source.shape, **changes)
     stored = (pick_dtype(config.store_dtype) or source.dtype).itemsize
-    budgets = config.target.budgets(source.shape, stored, counted)
+    budgets = config.target.budgets(source.shape, stored, counted) if stage is None else stage.budgets.at(origins)
     budget = counted.parameters if budgets.parameters is None else budgets.parameters
     problem = Problem(
         budget=budget,
@@ -88,8 +115,7 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
         protected=protected,
         budgets=budgets,
     )
-    check_protected(source.shape, protected)
-    rounding.check(source.shape)
+    rounding.check(so_far.source)
     try:
         if isinstance(method.allocation, DropConfig):
             check_droppable(source.shape, budget, protected)
@@ -102,23 +128,59 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
             f"{error} The method {method.name} keeps the layers {encode_ranges(tuple(sorted(protected)))} whole "
             "where the setting protect_layers names no others; `none` lets all of them shrink."
         ) from None
+    return Task(problem, budgets, origins, counted, changes, compensation)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model in a session for a task, the text it is calibrated on, and what a plan says of how it is computed."""
+
+    task: Task
+    session: Session
+    calibration: CalibrationText
+    computed: dict[str, str]
+
+
+def prepare(
+    source: Source, config: PlanConfig, dense: DenseModel | None = None, stage: Stage | None = None
+) -> Prepared:
+    """What :func:`compute_plan` allocates by. Raises PrunekitError as that does."""
+    task, recipe, method = read_task(source, config, stage), config.recipe, config.recipe.method
     dense = dense or DenseModel(source, dtype=config.dtype, device=config.device)
     check_length(recipe.calibration, source.config)
     if recipe.rescale is not None:
         recipe.rescale.check(recipe.calibration.sequences)
-    calibration = calibration_text(recipe.calibration, load_tokenizer(source), dense)
+    calibration = calibration_text(recipe.calibration, load_tokenizer(source), dense) if stage is None else stage.text
     check_tokens(calibration.blocks, source.config)
     session: Session
     if takes_weights_alone(method):
         pick_device(config.device)
         dtype = pick_dtype(config.dtype) or source.dtype
         computed = {"dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
-        session = StoredSession(source, method, seed=recipe.seed, counted=counted, dtype=dtype)
+        session = StoredSession(source, method, seed=recipe.seed, counted=task.counted, dtype=dtype)
     else:
-        session, computed = _loaded_session(source, config, calibration, dense, counted)
+        session, computed = _loaded_session(source, config, calibration, dense, task.counted)
         if not method.allocation.draws_curves:
             tell_of_idle_ranks(recipe.calibration.sequences, recipe.calibration.batch_size, method.importance)
-    with progress(f"Planning ({method.label})", _steps(session, method, budget)) as advance:
+    return Prepared(task, session, calibration, computed)
+
+
+def compute_plan(
+    source: Source, config: PlanConfig, dense: DenseModel | None = None, stage: Stage | None = None
+) -> Plan:
+    """Score ``source`` and allocate widths. Deterministic: same model, config, machine and versions, same plan, on
+    however many ranks, which share out the batches of text and all get the plan.
+
+    ``dense`` is its model, in ``config.dtype`` on ``config.device``, where other steps need it too. In a ``stage`` of
+    several, the source is what the one before has made, and ``config.target`` that of the last one. Raises
+    PrunekitError where the target is out of reach, the text too short, or a score not finite.
+    """
+    recipe, method = config.recipe, config.recipe.method
+    made = prepare(source, config, dense, stage)
+    task, session, calibration = made.task, made.session, made.calibration
+    problem, budgets, rounding = task.problem, task.budgets, task.problem.rounding
+    allocate = allocation(method.allocation.name)
+    with progress(f"Planning ({method.label})", _steps(session, method, problem.budget)) as advance:
         if isinstance(session, StoredSession):
             session.on_layer = advance
         allocated = allocate(session, problem, advance, method.allocation)
@@ -137,7 +199,7 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
             },
             "method": method.describe(),
             "target": {
-                "asked": config.target.text,
+                "asked": config.target.text if stage is None else stage.asked,
                 **({} if budgets.parameters is None else {"parameters": budgets.parameters}),
                 "budgets": budgets.describe(layers),
             },
@@ -147,23 +209,29 @@ def compute_plan(source: Source, config: PlanConfig, dense: DenseModel | None = 
                 "head_multiple": rounding.head_multiple,
                 "kv_multiple": rounding.kv_multiple,
             },
-            "protected_layers": sorted(protected),
+            "protected_layers": sorted(task.origins[place] for place in problem.protected),
             "calibration": calibration.describe(),
             "seed": recipe.seed,
-            "computed_in": computed,
-            **({"compensation": compensation} if compensation else {}),
+            "computed_in": made.computed,
+            **({"compensation": task.compensation} if task.compensation else {}),
             **({"refit": asdict(recipe.refit)} if recipe.refit else {}),
             **({"rescale": asdict(recipe.rescale)} if recipe.rescale else {}),
             "history": list(allocated.history),
             "versions": versions(),
         },
-        changes=changes,
+        changes=task.changes,
         # By its name: a plan holds no paths.
         recipe=recipe.with_text(calibration.describe()["source"]),
         text=calibration,
     )
     assert budgets.fit(layers)
     return plan
+
+
+def draw_curves(made: Prepared, method: Method) -> tuple[LayerCurves, ...]:
+    """The loss curves of a method that plans by them."""
+    with progress(f"Planning ({method.label})", _steps(made.session, method, made.task.problem.budget)) as advance:
+        return made.session.curves(advance, method.units)
 
 
 def _loaded_session(

@@ -16,13 +16,13 @@ from prunekit.checkpoint.trained import plan_of, with_recovery
 from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_model
+from prunekit.recovery.precision import precision
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training import state
 from prunekit.recovery.training.loop import Events, Training
 from prunekit.recovery.training.lora import LoraStudent
 from prunekit.recovery.training.optimizer import Optimizer
-from prunekit.recovery.training.precision import precision
 from prunekit.recovery.training.progress import Estimate, Listener, Standing
 from prunekit.recovery.training.run_folder import Checkpoints, RunFolder
 from prunekit.recovery.training.schedule import Span
@@ -74,8 +74,7 @@ class Lessons:
     def speed(self, source: Source, listener: Listener) -> float:
         """How many tokens of a second's training the model ``source`` would see, by three trial steps."""
         made = self._seats(source)
-        trial = self._trial(made, self._begin(made, Checkpoints(self.folder.pruned(0)), source), listener)
-        return trial.tokens_per_second
+        return self._trial(made, self._start(made, source), listener).tokens_per_second
 
     def train(
         self,
@@ -83,15 +82,17 @@ class Lessons:
         kept: Checkpoints,
         span_of: Callable[[Callable[[], float]], Span],
         listener: Listener,
+        *,
+        carried: bool = False,
     ) -> Trained:
         """Train the pruned model ``source``, from the last of its checkpoints that are ``kept`` on. ``span_of`` says
-        how long, and may ask for the tokens a second of three trial steps. Where an optimizer's state lies beside the
-        weights of ``source``, the optimizer begins with that.
+        how long, and may ask for the tokens a second of three trial steps. Where ``carried``, the optimizer begins with
+        the state that lies beside the weights of ``source``.
 
         Raises PrunekitError where the loss is not finite, or something can't be written.
         """
         made = self._seats(source)
-        standing = self._begin(made, kept, source)
+        standing = self._begin(made, kept, source, carried)
         trial = cache(lambda: self._trial(made, standing, listener))
         span = span_of(lambda: trial().tokens_per_second)
         # Before a trial where there was none: text that is no good is refused at once.
@@ -146,23 +147,24 @@ class Lessons:
         online = OnlineTeacher(dense.share(), computing, separate=separate, fast=fast)
         return _Seats(student, Optimizer(student.parameters, self.config), dense, online, kind)
 
-    def _begin(self, made: _Seats, kept: Checkpoints, source: Source) -> Standing:
+    def _begin(self, made: _Seats, kept: Checkpoints, source: Source, carried: bool) -> Standing:
         """Where the last checkpoint stands, or the start."""
-        config, student, known = self.config, made.student, from_first(kept.checkpoints)
+        known = from_first(kept.checkpoints)
         if known:
-            standing = state.load(kept.checkpoint(known[-1]), student, made.optimizer)
+            standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
+            made.student.recompute = standing.recompute
         else:
-            most = self.sequences // ranks.size()
-            micro = config.micro_batch or shared(_fitting(student, source, self.text.length, most))
-            short = config.micro_batch is None and micro == 0
-            standing = Standing(
-                updates=state.take_over(source.path, made.optimizer),
-                micro_batch=min(max(1, micro), most),
-                recompute=short if config.recompute is None else config.recompute,
-                ce_share=config.ce_share,
-            )
-        student.recompute = standing.recompute
+            standing = self._start(made, source)
+            if carried:
+                standing.updates = state.take_over(source.path, made.optimizer)
         return standing
+
+    def _start(self, made: _Seats, source: Source) -> Standing:
+        config, student, most = self.config, made.student, self.sequences // ranks.size()
+        micro = config.micro_batch or shared(_fitting(student, source, self.text.length, most))
+        short = config.micro_batch is None and micro == 0
+        student.recompute = short if config.recompute is None else config.recompute
+        return Standing(micro_batch=min(max(1, micro), most), recompute=student.recompute, ce_share=config.ce_share)
 
     def _trial(self, made: _Seats, standing: Standing, listener: Listener) -> Trial:
         length = self.text.length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from prunekit.report.pictures import FFN, HEADS, own_style, save_figure, single_axis
@@ -17,7 +18,8 @@ def save_curve(
     folder: Path, steps: Sequence[Mapping[str, float]], held_out: Sequence[Mapping[str, float]], used: int
 ) -> None:
     """Write recovery.jsonl and recovery.png into ``folder``. ``steps`` have "step", "kl", "loss" and "rate" each,
-    ``held_out`` "step" and "kl"; ``used`` is the step whose weights were taken."""
+    ``held_out`` "step" and "kl", and "stage" where there were several; ``used`` is the step whose weights were
+    taken."""
     rows = [*steps, *({"held_out": dict(row)} for row in held_out)]
     (folder / ROWS).write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
     draw_curve(steps, held_out, used, folder / PICTURE)
@@ -27,7 +29,8 @@ def save_curve(
 def draw_curve(
     steps: Sequence[Mapping[str, float]], held_out: Sequence[Mapping[str, float]], used: int, path: Path
 ) -> None:
-    """The divergence of every step's text, averaged over a few, and of the held-out text. Written atomically."""
+    """The divergence of every step's text, averaged over a few, and of the held-out text. A line stands where a stage
+    ends and more is cut. Written atomically."""
     figure, axis = single_axis("step")
     known = [(row["step"], row["kl"]) for row in steps if row["kl"] is not None]
     window = max(1, round(len(known) * _SMOOTH))
@@ -44,7 +47,11 @@ def draw_curve(
         marker="o",
         label="held-out text",
     )
-    chosen = next((row for row in held_out if row["step"] == used), None)
+    for before, row in pairwise(held_out):
+        if row.get("stage") != before.get("stage"):
+            axis.axvline(row["step"], color="0.7", linewidth=1, zorder=0)
+    # Of a step between two stages, what is measured after the cut.
+    chosen = next((row for row in reversed(held_out) if row["step"] == used), None)
     if chosen is not None:
         axis.annotate("written", (chosen["step"], chosen["kl"]), textcoords="offset points", xytext=(0, 8), ha="center")
     axis.set_ylim(bottom=0)

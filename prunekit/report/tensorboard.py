@@ -12,7 +12,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.provenance import install_extra, installed
 
 if TYPE_CHECKING:
-    from prunekit.recovery.training.run import Estimate, Listener
+    from prunekit.recovery.training.progress import Estimate, Listener
 
 # What TensorBoard calls the fields of a step.
 _NAMES = {"kl": "train/kl", "loss": "train/loss", "rate": "train/learning_rate", "norm": "train/gradient_norm"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunekit.errors import PrunekitError
-from prunekit.recovery.training.run import Estimate, Listener
+from prunekit.recovery.training.progress import Estimate, Listener
 from prunekit.report import tensorboard
 from prunekit.report.tensorboard import in_tensorboard
 

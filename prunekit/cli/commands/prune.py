@@ -8,16 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.asked import read_asked, read_settings
-from prunekit.cli.common import app, console, print_json
+from prunekit.cli.asked import read_asked, read_settings, split_settings
+from prunekit.cli.common import app, console, note, print_json
 from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.plan import plan_summary, plan_tables
+from prunekit.cli.tables.recovery import curve_table, stage_table
+from prunekit.cli.telling import say, training_listener
 from prunekit.errors import PrunekitError
+from prunekit.plan.stages import LOOPS
 
 # What still has a meaning where a finished plan is applied.
 _WITH_PLAN = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
 # What says on which text and how, where projections or biases are still to be computed.
 _COMPUTING = {"calib", "settings", "dtype", "device"}
+# What says how what is left is trained.
+_TRAINING = {"tokens", "minutes", "stages", "text"}
+_TRAINED = {"recover", "settings", "dtype", "device"} | _TRAINING
 
 
 @app.command()
@@ -50,12 +56,20 @@ def prune(
     round_for: o.RoundFor = None,
     settings: o.Settings = None,
     recipe: o.RecipeFile = None,
+    recover: o.Recover = False,
+    tokens: o.Tokens = None,
+    minutes: o.Minutes = None,
+    stages: o.Stages = None,
+    text: o.TrainingText = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
-    """Prune a model and write it as a Hugging Face checkpoint whose layers have their own widths."""
+    """Prune a model and write it as a Hugging Face checkpoint whose layers have their own widths.
+
+    With --recover, what is left is trained toward the dense model, in turns with pruning (Adapt-Accel).
+    """
     goals: dict[str, Any] = {
         "params": params,
         "blocks": blocks,
@@ -71,17 +85,27 @@ def prune(
     from prunekit.plan import Plan
 
     made_by, file, batch_size = None, None, None
+    settings, training = split_settings(settings)
+    if not recover:
+        _refuse_training(command, training)
+    loop = method if recover and method in LOOPS else None
     if plan is None:
         asked = {"effort": effort, "calib": calib, "round_for": round_for}
-        made_by = read_asked(goals, method, recipe, settings, asked)
+        made_by = read_asked(goals, LOOPS[loop].method if loop else method, recipe, settings, asked)
     else:
         file, goals = Plan.load(plan), {}
-        _refuse_beside_plan(command, _WITH_PLAN | (_COMPUTING if pipeline.computes(file) else set()))
+        allowed = _WITH_PLAN | (_COMPUTING if pipeline.computes(file) else set()) | (_TRAINED if recover else set())
+        _refuse_beside_plan(command, allowed)
         batch_size = _batch_size(settings)
+    trained = None
+    if recover:
+        told: dict[str, Any] = {"settings": training, "listener": training_listener(json)}
+        trained = pipeline.Recovery(tokens=tokens, minutes=minutes, text=text, stages=stages, **told)
     pruned = pipeline.prune(
         model,
         output,
         plan=file,
+        **({"method": loop} if loop else {}),
         recipe=made_by,
         calib=calib,
         batch_size=batch_size,
@@ -92,16 +116,38 @@ def prune(
         revision=revision,
         dtype=dtype,
         device=device,
+        recover=trained,
         **goals,
     )
-    made, written = pruned.plan, pruned.written
+    made, written, recovered = pruned.plan, pruned.written, pruned.recovered
     stored = (pick_dtype(store_dtype) or pruned.source.dtype).itemsize
     if json:
         summary = plan_summary(made, stored)
-        print_json({"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary})
+        said = {"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary}
+        if recovered is None:
+            print_json(said)
+        else:
+            say({**said, "recovery": list(recovered.stages)})
         return
     console().print(plan_tables(made, stored))
+    if recovered is not None:
+        console().print(stage_table(recovered) if len(recovered.stages) > 1 else curve_table(recovered))
+        if not recovered.stages[-1]["used_step"]:
+            note("No step of the last training came nearer to the dense model than what it began with.")
     console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
+
+
+def _refuse_training(command: typer.Context, settings: dict[str, Any]) -> None:
+    """Nothing is trained: what says how would be ignored."""
+    for parameter in command.command.params:
+        if parameter.name in _TRAINING and command.params.get(parameter.name) is not None:
+            raise _untrained(max(parameter.opts, key=len))
+    for name in settings:
+        raise _untrained(f"--set {name}")
+
+
+def _untrained(what: str) -> PrunekitError:
+    return PrunekitError(f"{what} says how what is left is trained; add --recover, or leave it out.")
 
 
 def _refuse_beside_plan(command: typer.Context, allowed: set[str]) -> None:

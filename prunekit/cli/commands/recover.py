@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +9,13 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, note
-from prunekit.cli.tables.recovery import curve_table, estimate_line, row_line
+from prunekit.cli.tables.recovery import curve_table
+from prunekit.cli.telling import say, training_listener
 from prunekit.plan.knobs import parse_value, split_setting
 from prunekit.plan.training import training_knobs
 
 if TYPE_CHECKING:
-    from prunekit.recovery.training.progress import Estimate
+    pass
 
 
 def complete_training(incomplete: str) -> list[str]:
@@ -32,17 +32,16 @@ def recover(
     text: Annotated[
         str | None,
         typer.Option(
-            help=f"Text to train on: {o.FILES}, a Hugging Face dataset id (id:config), wikitext, builtin, self (what "
-            "the dense model writes), or a mix such as notes.jsonl:0.5,self:0.5.",
+            help=o.TRAINING_TEXT,
             show_default="builtin:0.5,self:0.5",
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Train on so many tokens (500000, 10M); or say --minutes.", show_default=False)
+        str | None, typer.Option(help=f"{o.TOKENS} (500000, 10M); or say --minutes.", show_default=False)
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Train for about so long, at the speed of three trial steps.", show_default=False),
+        typer.Option(help=f"{o.MINUTES}, at the speed of three trial steps.", show_default=False),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -50,8 +49,7 @@ def recover(
             "--set",
             autocompletion=complete_training,
             metavar="KEY=VALUE",
-            help="Any other setting of the training, such as learning_rate=2e-4; repeatable. docs/recovery.md lists "
-            "them.",
+            help="Any other setting: learning_rate=2e-4 and the like; repeatable. docs/recovery.md lists them.",
             show_default=False,
         ),
     ] = None,
@@ -85,21 +83,6 @@ def recover(
 ) -> None:
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""
     from prunekit import pipeline
-    from prunekit.recovery.training.progress import Listener
-
-    def say(values: dict[str, Any]) -> None:
-        print(json_module.dumps(values, allow_nan=False), flush=True)  # noqa: T201
-
-    def estimated(estimate: Estimate) -> None:
-        if json:
-            say({"estimate": estimate.to_dict()})
-        note(estimate_line(estimate))
-
-    def row(values: dict[str, Any]) -> None:
-        if json:
-            say(values)
-        elif (line := row_line(values)) is not None:
-            note(line)
 
     made = pipeline.recover(
         model,
@@ -119,7 +102,7 @@ def recover(
         revision=revision,
         teacher_revision=teacher_revision,
         tensorboard=tensorboard,
-        listener=Listener(row=row, note=note, estimate=estimated),
+        listener=training_listener(json),
     )
     if json:
         say({"checkpoint": str(output), "recovery": made.facts})

@@ -31,12 +31,36 @@ def estimate_line(estimate: Estimate) -> str:
     )
 
 
-def row_line(row: dict[str, Any]) -> str | None:
-    """A line for a held-out measurement; none for a step."""
-    if "held_out" not in row:
-        return None
-    held = row["held_out"]
-    return f"step {held['step']}: KL {held['kl']:.4f}, loss {held['loss']:.4f} on held-out text"
+def row_lines(row: dict[str, Any]) -> list[str]:
+    """Lines for a held-out measurement, for stages that are planned or begun; none for a step."""
+    stage = f"stage {row['stage']}, " if "stage" in row else ""
+    if "held_out" in row:
+        held = row["held_out"]
+        return [f"{stage}step {held['step']}: KL {held['kl']:.4f}, loss {held['loss']:.4f} on held-out text"]
+    if "phase" in row:
+        return [f"Stage {row['stage']} of {row['of']}: {row['phase']}."] if row["of"] > 1 else []
+    return [
+        f"Stage {each['stage']}: {each['removed']:.1%} removed in all, then {each['tokens']:,} tokens in "
+        f"{each['steps']:,} steps."
+        for each in row.get("stages", ())
+    ]
+
+
+def stage_table(made: Recovered) -> Table:
+    """What each stage came to."""
+    shown = table("Stages", "", "left of blocks", "tokens", "steps", "KL when pruned", "KL when trained", "step taken")
+    for each in made.stages:
+        stage, kl = each["stage"], each["held_out_kl"]
+        shown.add_row(
+            str(stage["number"]),
+            f"{stage['share_of_blocks']:.2%}",
+            f"{each['tokens']:,}",
+            f"{each['steps']:,}",
+            f"{kl['before']:.4f}",
+            f"{kl['after']:.4f}",
+            str(each["used_step"]),
+        )
+    return shown
 
 
 def curve_table(made: Recovered) -> Table:

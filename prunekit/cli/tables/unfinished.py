@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.common import console, table
 from prunekit.errors import PrunekitError
-from prunekit.plan.training import TrainingConfig, training_knobs
+from prunekit.plan.recipe import Recipe
+from prunekit.plan.stages import LOOPS, StagesConfig, recovery_knobs
+from prunekit.plan.training import TextConfig, TrainingConfig, training_knobs
 
 if TYPE_CHECKING:
     from prunekit.recovery.training.run_folder import RunFolder
@@ -20,32 +23,43 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
 
     try:
         command = _command(folder)
-    except (KeyError, TypeError, AttributeError):
+        ended = _ended(folder)
+        kept = folder.trained(len(ended) + 1) if "targets" in folder.settled else folder
+        stages = {"stage": {"number": len(ended) + 1, "of": len(folder.settled["targets"])}} if kept != folder else {}
+        steps, tokens = (sum(int(each["standing"][name]) for each in ended) for name in ("step", "tokens"))
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise PrunekitError(
             f"{folder.path / 'run.json'} is damaged, so the training can't go on; delete the folder to begin anew."
         ) from None
     checkpoints = []
-    for step in folder.checkpoints():
-        report = verify(folder.checkpoint(step))
+    for step in kept.checkpoints():
+        report = verify(kept.checkpoint(step))
         if report.damaged:
             raise PrunekitError(
-                f"{folder.checkpoint(step)} is damaged: {', '.join(report.damaged)} changed since it was written. "
+                f"{kept.checkpoint(step)} is damaged: {', '.join(report.damaged)} changed since it was written. "
                 "Delete that folder to go on from an earlier checkpoint, or from the start."
             )
-        checkpoints.append({"step": step, "verified_files": report.files})
-    standing = read_standing(folder.checkpoint(checkpoints[-1]["step"])) if checkpoints else None
+        checkpoints.append({"step": steps + step, "verified_files": report.files})
+    standing = read_standing(kept.checkpoint(kept.checkpoints()[-1])) if checkpoints else None
     return {
         "training": str(folder.path),
         "model": folder.settled.get("model_name"),
         "teacher": folder.settled.get("teacher_name"),
         "asked": folder.asked,
         "steps": folder.settled.get("steps"),
-        "step": standing.step if standing else 0,
-        "tokens": standing.tokens if standing else 0,
+        **stages,
+        "step": steps + (standing.step if standing else 0),
+        "tokens": tokens + (standing.tokens if standing else 0),
         "held_out": standing.held_out if standing else [],
         "checkpoints": checkpoints,
         "command": command,
     }
+
+
+def _ended(folder: RunFolder) -> list[dict[str, Any]]:
+    """What is known of the stages that have ended, where there are stages."""
+    numbers = range(1, len(folder.settled.get("targets", ())) + 1)
+    return [facts for facts in map(folder.facts, numbers) if facts is not None]
 
 
 def show_unfinished(data: dict[str, Any]) -> None:
@@ -53,12 +67,13 @@ def show_unfinished(data: dict[str, Any]) -> None:
     shown = table(f"{data['training']}: a training that is not finished", "", "")
     shown.columns[1].justify = "left"
     steps = f" of {data['steps']:,}" if isinstance(data["steps"], int) else ""
+    stage = f"stage {data['stage']['number']} of {data['stage']['of']}, " if "stage" in data else ""
     held = data["held_out"]
     best = min(held, key=lambda row: row["kl"], default=None)
     for name, value in (
         ("training of", f"{data['model'] or 'a pruned model'} toward {data['teacher'] or 'its dense model'}"),
         ("text", str(data["asked"]["text"]["source"])),
-        ("how far", f"step {data['step']:,}{steps}, {data['tokens']:,} tokens"),
+        ("how far", f"{stage}step {data['step']:,}{steps}, {data['tokens']:,} tokens"),
         (
             "KL on held-out text",
             f"{held[0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}" if best else None,
@@ -84,22 +99,51 @@ def _command(folder: RunFolder) -> str:
     """The command that goes on. Models and text are named without their folders: none of these is written down."""
     from prunekit.recovery.training.run import SUFFIX
 
-    asked = folder.asked
-    out = folder.path.name.removesuffix(SUFFIX)
-    words: list[Any] = [
-        "prunekit",
-        "recover",
-        folder.settled.get("model_name") or "MODEL",
-        "-o",
-        str(folder.path.with_name(out)),
-    ]
-    words += ["--teacher", folder.settled.get("teacher_name") or "TEACHER", "--text", asked["text"]["source"]]
+    asked, model = folder.asked, folder.settled.get("model_name") or "MODEL"
+    out = str(folder.path.with_name(folder.path.name.removesuffix(SUFFIX)))
+    turns = "turns" in asked
+    loop = asked["loop"] if turns else None
+    config, stages = (LOOPS[loop].training, LOOPS[loop].stages) if loop else (TrainingConfig(), StagesConfig())
+    if turns:
+        words: list[Any] = ["prunekit", "prune", model, "-o", out, *_plan_words(asked, loop), "--recover"]
+        words += [] if asked["stages"] is None else ["--stages", asked["stages"]]
+    else:
+        words = ["prunekit", "recover", model, "-o", out, "--teacher", folder.settled.get("teacher_name") or "TEACHER"]
+    words += ["--text", asked["text"]["source"]]
     for name, value in asked["budget"].items():
         words += [] if value is None else [f"--{name}", value]
     words += [] if asked["dtype"] == "auto" else ["--dtype", asked["dtype"]]
-    words += ["--seed", asked["text"]["seed"]] if asked["text"]["seed"] else []
-    for knob in training_knobs().values():
-        value = asked["settings" if knob.config is TrainingConfig else "text"][knob.field]
-        if value != knob.default:
-            words += ["--set", f"{knob.name}={str(value).lower() if isinstance(value, bool) else value}"]
+    words += ["--seed", asked["text"]["seed"]] if asked["text"]["seed"] and not turns else []
+    for knob in (recovery_knobs() if turns else training_knobs()).values():
+        told, usual = {
+            TrainingConfig: (asked["settings"], config),
+            TextConfig: (asked["text"], TextConfig()),
+            StagesConfig: (asked.get("turns", {}), stages),
+        }[knob.config]
+        if told[knob.field] != getattr(usual, knob.field):
+            words += _set(knob.name, told[knob.field])
     return shlex.join(map(str, words))
+
+
+def _plan_words(asked: Mapping[str, Any], loop: str | None) -> list[Any]:
+    """What `prunekit prune` was told of the plan."""
+    if "plan" in asked:
+        return ["--plan", "PLAN"]
+    words: list[Any] = shlex.split(asked["goals"])
+    words += ["--context", asked["context"]] if asked["context"] else []
+    words += ["--latency-table", "TABLE"] if asked["latency table"] else []
+    recipe = asked["recipe"]
+    words += ["--method", loop or recipe["method"]]
+    usual = Recipe.of(recipe["method"]).to_dict()
+    calib = recipe["calib"]["source"]
+    words += [] if calib == usual["calib"] else ["--calib", calib]
+    for name, value in recipe.items():
+        if name not in ("method", "calib") and value != usual.get(name):
+            words += _set(name, value)
+    return words
+
+
+def _set(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        value = str(value).lower()
+    return ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,8 @@ class Budget:
 class Recovered:
     """``written`` is the checkpoint, ``standing`` how the training went, ``before`` and ``after`` the divergence on
     held-out text, nats a token: of the model that was given, and of what was written. ``used`` is the step whose
-    weights were written; 0: nothing was better than the model that was given."""
+    weights were written; 0: nothing was better than the model that was given. ``facts`` are what its plan tells of it,
+    and ``stages`` of each, where there were several."""
 
     written: Written
     plan: Plan
@@ -66,6 +67,7 @@ class Recovered:
     after: float
     used: int
     facts: dict[str, Any] = field(default_factory=dict)
+    stages: Sequence[dict[str, Any]] = ()
 
 
 def recover(

@@ -82,12 +82,16 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
 
 
 def take_over(folder: Path, optimizer: Optimizer) -> int:
-    """Let ``optimizer`` go on with the state that lies beside the weights in ``folder``, where one does. Returns how
-    many updates it has made."""
-    if (folder / TRAINING).is_dir():
-        standing, kept = read_state(folder)
-        optimizer.load(kept, standing.updates)
-    return optimizer.updates
+    """Let ``optimizer`` go on with the state that lies beside the weights in ``folder``. Returns how many updates it
+    has made."""
+    standing, kept = read_state(folder)
+    optimizer.load(kept, standing.updates)
+    return standing.updates
+
+
+def has_state(folder: Path) -> bool:
+    """Whether the state of an optimizer lies beside the weights in ``folder``."""
+    return (folder / TRAINING).is_dir()
 
 
 def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:

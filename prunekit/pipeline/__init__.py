@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
+from prunekit.pipeline.asked import Recovery, check_training_dtype
 from prunekit.plan import Plan
 from prunekit.plan.goals import Target, parse_target
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.plan.stages import LOOPS
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.names import nearest
 from prunekit.utils.process.ranks import from_first
@@ -33,15 +35,13 @@ _GOALS = ("params", "blocks", "weights", "flops", "kv_cache", "latency")
 
 @dataclass(frozen=True)
 class Pruned:
-    """A model that was pruned: the dense ``source``, the plan that was carried out, and what was written."""
+    """A model that was pruned: the dense ``source``, the plan that was carried out, and what was written; ``recovered``
+    tells how what was left was trained, where it was."""
 
     source: Source
     plan: Plan
     written: Written
-
-
-Recovery = Callable[[Pruned], Pruned]
-"""Trains back what pruning lost, from the checkpoint that was written. Closed-form solving is no part of it."""
+    recovered: Recovered | None = None
 
 
 def read_goals(goals: Mapping[str, Any]) -> Target:
@@ -117,16 +117,19 @@ def prune(
 
     Either ``goals`` say what is wanted and a plan is made as :func:`make_plan` does, or ``plan`` has been made. What a
     plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
-    ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, stored in ``store_dtype``
-    in files of at most ``max_shard``, and ``recover`` gets the result. Ranks that have joined
-    (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises PrunekitError where
-    something makes no sense or can't be met; ``out`` appears only when it is whole.
+    ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, and stored in
+    ``store_dtype`` in files of at most ``max_shard``. With ``recover``, pruning and training take turns, and what was
+    interrupted goes on with the same call; the ``method`` may then be a loop (:mod:`prunekit.plan.stages`). Ranks that
+    have joined (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises
+    PrunekitError where something makes no sense or can't be met; ``out`` appears only when it is whole.
 
     >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP
     >>> made.plan.share_of_blocks, made.written.path  # doctest: +SKIP
     (0.7996, PosixPath('smaller'))
     """
-    config = None
+    config, loop = None, None
+    if recover is not None and method in LOOPS:
+        loop, method = method, DEFAULT if recipe else LOOPS[method].method
     if plan is None:
         config = _config(goals, method, effort, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
@@ -143,8 +146,15 @@ def prune(
     named = source if isinstance(source, str) else str(source.path)
     table = goals.get("latency_table")
     inputs = local(named, plan.file if plan else None, calib, None if isinstance(table, LatencyTable) else table)
+    if recover is not None and recover.text:
+        inputs = (*inputs, *local(*recover.text.split(",")))
 
     def check() -> None:
+        if recover is not None and not overwrite:
+            from prunekit.recovery.training.run import place_of
+            from prunekit.recovery.training.run_folder import end
+
+            end(place_of(out), out)
         check_output_folder(out, overwrite, kind=CHECKPOINT, inputs=inputs)
 
     from_first(check)
@@ -153,38 +163,59 @@ def prune(
     if plan is not None:
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
+    if recover is not None:
+        from prunekit.pipeline.stages import prune_and_recover, read_recovery
+
+        asked = config or plan
+        assert asked is not None
+        training = read_recovery(recover, asked, loop, dtype)
+        whole = as_source(source, revision=revision)
+        made = prune_and_recover(
+            whole,
+            out,
+            asked,
+            training,
+            recover,
+            lambda dense, plan: solve(dense, plan, calib=calib, batch_size=batch_size),
+            layout=layout,
+            dtype=dtype,
+            device=device,
+            store_dtype=store_dtype,
+            max_shard_bytes=shard_bytes,
+            overwrite=overwrite,
+            beside=_draw,
+        )
+        return Pruned(whole, made.plan, made.written, made)
     whole = as_source(source, revision=revision)
     dense = DenseModel(whole, dtype=dtype, device=device)
     if config is not None and config.recipe.method.rotates:
         from prunekit.pruning.slicegpt import slice_model
 
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        pruned = Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
-    else:
-        from prunekit.checkpoint.manifest import written_once
-        from prunekit.checkpoint.rebuild import rebuild
+        return Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
+    from prunekit.checkpoint.manifest import written_once
+    from prunekit.checkpoint.rebuild import rebuild
 
-        if config is not None:
-            from prunekit.pruning.planner import compute_plan
+    if config is not None:
+        from prunekit.pruning.planner import compute_plan
 
-            plan = compute_plan(whole, config, dense)
-        assert plan is not None
-        solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
-        del dense
-        written = written_once(
-            lambda: rebuild(
-                whole,
-                solved,
-                out,
-                layout=layout,  # type: ignore[arg-type]
-                dtype=store_dtype,
-                weights=weights,
-                overwrite=overwrite,
-                max_shard_bytes=shard_bytes,
-            )
+        plan = compute_plan(whole, config, dense)
+    assert plan is not None
+    solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+    del dense
+    written = written_once(
+        lambda: rebuild(
+            whole,
+            solved,
+            out,
+            layout=layout,  # type: ignore[arg-type]
+            dtype=store_dtype,
+            weights=weights,
+            overwrite=overwrite,
+            max_shard_bytes=shard_bytes,
         )
-        pruned = Pruned(whole, solved, written)
-    return pruned if recover is None else recover(pruned)
+    )
+    return Pruned(whole, solved, written)
 
 
 def recover(
@@ -223,14 +254,14 @@ def recover(
     from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_count, parse_size
     from prunekit.plan.training import training_of
-    from prunekit.recovery.training.run import Budget, Listener
+    from prunekit.recovery.training.progress import Listener
+    from prunekit.recovery.training.run import Budget
     from prunekit.recovery.training.run import recover as train
 
     budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
     config, texts = training_of(text, seed, settings or {})
     pick_dtype(store_dtype)
-    if dtype == "float16":
-        raise PrunekitError("Training computes in float32 or bfloat16: the gradients of float16 end at 65,504.")
+    check_training_dtype(dtype)
     with _told(listener or Listener(), tensorboard) as told:
         return train(
             as_source(source, revision=revision),
@@ -269,7 +300,7 @@ def computes(plan: Plan) -> bool:
     from prunekit.recovery.flap_bias import is_compensated
 
     recipe = plan.read_recipe()
-    return recipe is not None and (recipe.refit is not None or is_compensated(plan, recipe))
+    return recipe is not None and ((recipe.refit is not None and plan.cuts) or is_compensated(plan, recipe))
 
 
 def solve(
