@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, note
+from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.recovery import curve_table
 from prunekit.cli.telling import say, training_listener
 from prunekit.plan.knobs import parse_value, split_setting
@@ -23,6 +24,7 @@ def complete_training(incomplete: str) -> list[str]:
 
 
 @app.command()
+@on_all_ranks
 def recover(
     model: Annotated[str, typer.Argument(help="The pruned model: a local folder or a hub id.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")],
