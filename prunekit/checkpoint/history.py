@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class PastTraining:
     """One `prunekit recover`: ``tokens`` of ``text`` toward the dense model ``teacher``. ``before`` and ``after`` are
     the divergence from it in nats a token on text that was not trained on; with ``used`` False no step came nearer, and
-    the weights are those that were given. None where nobody said."""
+    the weights are those that were given. ``unfinished`` says how far it is where this is a checkpoint of it. None
+    where nobody said."""
 
     tokens: int
     teacher: str | None
@@ -21,11 +22,14 @@ class PastTraining:
     before: float | None
     after: float | None
     used: bool
+    unfinished: str | None = None
 
     def words(self) -> str:
         """All of it in one clause."""
         said = f"{self.tokens:,} tokens" + (f" of {self.text}" if self.text else "")
         said += f" toward {self.teacher}" if self.teacher else ""
+        if self.unfinished:
+            return f"{said} so far ({self.unfinished})"
         if not self.used:
             return f"{said}; no step came nearer to it, so the weights are those from before"
         if self.before is None or self.after is None:
@@ -40,6 +44,7 @@ class PastTraining:
             "text": self.text,
             "held_out_kl": {"before": self.before, "after": self.after},
             "used": self.used,
+            **({"unfinished": self.unfinished} if self.unfinished else {}),
         }
 
 
@@ -56,6 +61,7 @@ def trainings(plan: Plan) -> tuple[PastTraining, ...]:
                 before=kl.get("before"),
                 after=kl.get("after"),
                 used=told.get("used_step") != 0,
+                unfinished=f"step {told.get('step')} of {told.get('steps')}" if told.get("unfinished") else None,
             )
         )
     return tuple(made)

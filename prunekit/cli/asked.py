@@ -11,7 +11,7 @@ from prunekit.errors import PrunekitError
 from prunekit.plan.knobs import knobs_of, parse_value, split_setting
 from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe, without_effect
 from prunekit.plan.settings import CalibrationConfig
-from prunekit.plan.stages import recovery_knobs
+from prunekit.plan.training import recovery_knobs
 
 
 def read_asked(

@@ -245,7 +245,7 @@ def _as_setting(error: Any) -> str | None:
     if not takes_settings or type(error).__name__ != "NoSuchOption":
         return None
     from prunekit.plan.recipe import knobs
-    from prunekit.plan.stages import recovery_knobs
+    from prunekit.plan.training import recovery_knobs
 
     # What a training has stands with the commands that train.
     command = "" if context is None else context.info_name

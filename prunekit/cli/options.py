@@ -14,7 +14,7 @@ import typer
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import DEFAULT, knobs
 from prunekit.plan.settings import EFFORTS, STANDARD
-from prunekit.plan.stages import LOOPS, recovery_knobs
+from prunekit.plan.training import LOOPS, recovery_knobs
 
 
 def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
@@ -49,12 +49,12 @@ BASELINE = "The model it was pruned from, to compare with"
 OUTPUT, PICTURE = "Where to write the result", "Where to draw the result"
 DTYPE, SEED, LAYOUT = "Precision", "Seed of every random choice", "How layers are laid out"
 BATCH_SIZE, LENGTH = "Sequences computed at a time", "Tokens of a sequence"
-TEXT = "Text to measure quality on"
+TEXT = "Text"
 PROMPT_TOKENS, NEW_TOKENS = "Tokens of a prompt", "Tokens to decode after a prompt"
 FILES = "a file of text, or of rows of texts or chats (.jsonl, .json, .csv, .tsv, .parquet; .gz too)"
 TRAINING_TEXT = (
-    f"Text to train on: {FILES}, a Hugging Face dataset id (id:config), wikitext, builtin, self (what the dense model "
-    "writes), or a mix such as notes.jsonl:0.5,self:0.5."
+    f"{TEXT}: to train on, {FILES}, a Hugging Face dataset id (id:config), wikitext, builtin, self (what the dense "
+    "model writes), or a mix such as notes.jsonl:0.5,self:0.5."
 )
 TOKENS, MINUTES = "Train on so many tokens", "Train for about so long"
 DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @overload
-def evaluate(  # type: ignore[overload-overlap]  (a str is a Sequence of str)
+def evaluate(  # type: ignore[overload-overlap]  # a str is a Sequence of str
     model: Source | str,
     *,
     baseline: Source | str | None = None,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from prunekit.checkpoint.history import trainings
 from prunekit.checkpoint.record import read_record
 from prunekit.checkpoint.trained import plan_of
-from prunekit.data.calibration import bos, check_length, check_tokens
+from prunekit.data.calibration import check_length, check_tokens
 from prunekit.data.sources import source_name
+from prunekit.data.tokenised import bos
 from prunekit.evaluation import continuations as writing
 from prunekit.evaluation import perplexity
 from prunekit.evaluation.baseline import Kept, keep

@@ -14,7 +14,7 @@ from prunekit.plan import Plan
 from prunekit.plan.goals import Target, parse_target
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
-from prunekit.plan.stages import LOOPS
+from prunekit.plan.training import LOOPS
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.names import nearest
 from prunekit.utils.process.ranks import from_first
@@ -119,8 +119,8 @@ def prune(
     plan leaves is solved anew where its recipe says so: on the text of the plan, which ``calib`` locates, in batches of
     ``batch_size``. The model is loaded once and the text read once. Then the weights are cut, and stored in
     ``store_dtype`` in files of at most ``max_shard``. With ``recover``, pruning and training take turns, and what was
-    interrupted goes on with the same call; the ``method`` may then be a loop (:mod:`prunekit.plan.stages`). Ranks that
-    have joined (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises
+    interrupted goes on with the same call; the ``method`` may then be a loop (:mod:`prunekit.plan.training`). Ranks
+    that have joined (:func:`prunekit.utils.process.ranks.joined`) share out the text; the first one writes. Raises
     PrunekitError where something makes no sense or can't be met; ``out`` appears only when it is whole.
 
     >>> made = prune("smollm2-135m", "smaller", blocks=0.8)  # doctest: +SKIP

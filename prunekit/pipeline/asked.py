@@ -17,7 +17,7 @@ class Recovery:
     """How :func:`prune` trains back what pruning takes: toward the dense model, on ``text``, for so many ``tokens``
     ("50M") or about so many ``minutes``, in ``stages`` of pruning and training (None: as many as suit both).
 
-    ``settings`` are called as --set calls them (:mod:`prunekit.plan.training`, :mod:`prunekit.plan.stages`). There is a
+    ``settings`` are called as --set calls them (:mod:`prunekit.plan.training`). There is a
     checkpoint to go on from every ``checkpoint_minutes``; ``listener`` is told of stages, steps and notes.
 
     >>> prune("smollm2-135m", "smaller", blocks=0.5, recover=Recovery(tokens="50M"))  # doctest: +SKIP

@@ -15,7 +15,7 @@ from prunekit.models.source import load_tokenizer
 from prunekit.pipeline.asked import Recovery, check_training_dtype
 from prunekit.plan import Plan
 from prunekit.plan.goals import parse_count
-from prunekit.plan.stages import recovery_of
+from prunekit.plan.training import recovery_of
 from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, read_task
 from prunekit.pruning.stages import before_the_last, stage_shares
 from prunekit.recovery.stages.run import Cut, Cutter, prune_and_train
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunekit.models.source import Source
-    from prunekit.plan.stages import StagesConfig
-    from prunekit.plan.training import TextConfig, TrainingConfig
+    from prunekit.plan.training import StagesConfig, TextConfig, TrainingConfig
 
 Solve = Callable[[DenseModel, Plan], "tuple[Plan, Mapping[str, torch.Tensor] | None]"]
 

@@ -19,7 +19,7 @@ from prunekit.plan.allocations import (
 )
 from prunekit.plan.knobs import knob, turned
 from prunekit.plan.settings import EFFORTS, MUCH_TEXT, STANDARD, CalibrationConfig, RefitConfig, RescaleConfig, effort
-from prunekit.plan.stages import LOOPS
+from prunekit.plan.training import LOOPS
 from prunekit.utils.names import nearest
 
 

@@ -88,7 +88,7 @@ _FIELDS: dict[str, _Fits] = {
     "protected_layers": _counts,
     "history": lambda value: isinstance(value, list),
 }
-_TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count}
+_TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count, "step": _count, "steps": _whole}
 _OF_TRAINING: dict[str, dict[str, _Fits]] = {
     "teacher": {"name": _text},
     "text": {"source": _string},

@@ -284,6 +284,7 @@ class Trained:
             "teacher": {"name": model_label(self.teacher.name), "fingerprint": self.teacher.fingerprint},
             "text": {"source": self.packed.describe()["source"]},
             "tokens": standing.tokens,
+            "step": standing.step,
             "steps": steps,
             "unfinished": True,
         }

@@ -53,9 +53,9 @@ def draw_curve(
     # Of a step between two stages, what is measured after the cut.
     chosen = next((row for row in reversed(held_out) if row["step"] == used), None)
     if chosen is not None:
-        axis.annotate("written", (chosen["step"], chosen["kl"]), textcoords="offset points", xytext=(0, 8), ha="center")
+        axis.annotate("written", (chosen["step"], chosen["kl"]), textcoords="offset points", xytext=(0, -16), ha="center")
     axis.set_ylim(bottom=0)
-    axis.set_ylabel("KL from the dense model, nats a token")
+    axis.set_ylabel("KL, nats a token")
     axis.legend(frameon=False)
-    axis.set_title("Recovery training", loc="left")
+    axis.set_title("Recovery training: divergence from the dense model", loc="left")
     save_figure(figure, path, overwrite=False)

@@ -15,7 +15,8 @@ import pytest
 import typer
 
 from prunekit.cli import app
-from tests.support.command import ROOT, save_tiny
+from prunekit.plan.training import training_knobs
+from tests.support.command import ROOT, save_tiny, write_text
 from tests.support.pages import Page
 
 README = Page(ROOT / "README.md")
@@ -137,9 +138,19 @@ def test_names_in_the_python_reference_exist() -> None:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
+def test_the_settings_of_a_training_are_listed() -> None:
+    """Copy the rows from what this prints where they differ."""
+    rows = [
+        f"| `{each.name}` | {'–' if each.default is None else each.default} | {each.help} |"
+        for each in training_knobs().values()
+    ]
+    section = Page(ROOT / "docs" / "recovery.md").text.partition("## Settings")[2].partition("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows, "\n".join(rows)
+
+
 def run_snippet(code: str, folder: Path, **changes: str) -> str:
     """Run ``code`` in ``folder``, on a tiny model in place of the built-in one. Returns what it prints."""
-    model = save_tiny(folder / "tiny", intermediate_size=256)
+    model = save_tiny(folder / "tiny", intermediate_size=256, max_position_embeddings=512)
     changes = {'"smollm2-135m"': repr(str(model)), **changes}
     for old, new in changes.items():
         assert old in code
@@ -161,6 +172,17 @@ def test_the_readmes_snippet_runs(tmp_path: Path) -> None:
     share, parameters, path = run_snippet(code, tmp_path).split()
     assert 0.7 < float(share) <= 0.8 and int(parameters) > 0 and path == "from-python"
     assert (tmp_path / "from-python" / "model.safetensors").is_file()
+
+
+def test_a_recovery_in_python_runs(tmp_path: Path) -> None:
+    (code,) = Page(ROOT / "docs" / "recovery.md").blocks("python")
+    write_text(tmp_path / "my.txt", 12_000)
+    write_text(tmp_path / "other.txt", 2000)
+    few = 'tokens=1024, settings={"text_length": 64, "text_held_out": 2}'
+    printed = run_snippet(code, tmp_path, **{'tokens="1M"': few}).split()
+    before, after, first, kl, second, other = printed
+    assert 0 < float(after) <= float(before) and (first, second) == ("recovered", "smaller")
+    assert float(kl) > 0 and float(other) > 0
 
 
 def test_the_default_method_in_python_runs(tmp_path: Path) -> None:

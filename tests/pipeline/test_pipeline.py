@@ -13,7 +13,7 @@ from prunekit.data import calibration
 from prunekit.errors import PrunekitError
 from prunekit.models import source as sources
 from prunekit.models.source import Source, resolve
-from prunekit.pipeline import Pruned, make_plan, prune
+from prunekit.pipeline import Recovery, make_plan, prune
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
 from tests.support.command import DEFAULT, Command, save_tiny, write_text
@@ -141,15 +141,14 @@ def test_a_plan_is_applied_with_one_model_and_one_text(
 
 
 def test_recovery_has_its_place(model: Path, text: Path, tmp_path: Path) -> None:
-    seen: list[Pruned] = []
-
-    def recover(pruned: Pruned) -> Pruned:
-        assert (pruned.written.path / "config.json").is_file() and pruned.source.shape == pruned.plan.source
-        seen.append(pruned)
-        return pruned
-
-    made = prune(str(model), tmp_path / "out", method="magnitude", calib=str(text), recover=recover, params=0.8)
-    assert seen == [made]
+    settings = {"text_length": 16, "batch_tokens": 64, "text_held_out": 2}
+    asked = Recovery(tokens=256, text=str(text), settings=settings)
+    made = prune(
+        str(model), tmp_path / "out", method="magnitude", calib=str(text), recover=asked, params=0.8, device="cpu"
+    )
+    assert made.written.path == tmp_path / "out" and (made.written.path / "config.json").is_file()
+    assert made.plan.source == made.source.shape and made.plan.share_of_parameters <= 0.8
+    assert made.plan.provenance["recovery"]
 
 
 @pytest.mark.parametrize(

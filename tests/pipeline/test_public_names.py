@@ -22,6 +22,7 @@ NAMES = (
     "make_plan",
     "rebuild",
     "prune",
+    "recover",
     "evaluate",
     "bench",
     "export_model",

@@ -19,7 +19,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")] = Path("demo-output"),
     blocks: o.Blocks = "0.8",
     calib: o.Calib = "builtin",
-    text: Annotated[str, typer.Option(help=f"{o.TEXT}: as for prunekit eval.")] = "builtin",
+    text: Annotated[str, typer.Option(help=f"{o.TEXT}: to measure quality on, as for prunekit eval.")] = "builtin",
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:

@@ -23,7 +23,8 @@ def evaluate_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{o.TEXT}: {o.FILES}, a Hugging Face dataset id, wikitext, or builtin (default, unless --tasks is "
+            help=f"{o.TEXT}: to measure quality on, {o.FILES}, a Hugging Face dataset id, "
+            "wikitext, or builtin (default, unless --tasks is "
             "all that is asked for; a part of it that no calibration sees); repeatable."
         ),
     ] = None,

@@ -13,7 +13,7 @@ from prunekit.plan.knobs import Knob, words
 from prunekit.plan.methods import METHODS
 from prunekit.plan.recipe import Recipe, knobs
 from prunekit.plan.settings import EFFORTS
-from prunekit.plan.stages import LOOPS, recovery_knobs
+from prunekit.plan.training import LOOPS, recovery_knobs
 
 
 @app.command()

@@ -15,7 +15,7 @@ from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.cli.tables.recovery import curve_table, stage_table
 from prunekit.cli.telling import say, training_listener
 from prunekit.errors import PrunekitError
-from prunekit.plan.stages import LOOPS
+from prunekit.plan.training import LOOPS
 
 # What still has a meaning where a finished plan is applied.
 _WITH_PLAN = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}

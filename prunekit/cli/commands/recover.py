@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, note
+from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.recovery import curve_table
 from prunekit.cli.telling import say, training_listener
 from prunekit.plan.knobs import parse_value, split_setting
@@ -23,6 +24,7 @@ def complete_training(incomplete: str) -> list[str]:
 
 
 @app.command()
+@on_all_ranks
 def recover(
     model: Annotated[str, typer.Argument(help="The pruned model: a local folder or a hub id.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")],
@@ -78,7 +80,8 @@ def recover(
         ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a step, and one at the end, instead of tables.")
+        bool,
+        typer.Option("--json", help="Print one JSON object instead of tables: one for each step, and one at the end."),
     ] = False,
 ) -> None:
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""

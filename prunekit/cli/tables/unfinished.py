@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.cli.common import console, table
 from prunekit.errors import PrunekitError
 from prunekit.plan.recipe import Recipe
-from prunekit.plan.stages import LOOPS, StagesConfig, recovery_knobs
-from prunekit.plan.training import TextConfig, TrainingConfig, training_knobs
+from prunekit.plan.training import LOOPS, StagesConfig, TextConfig, TrainingConfig, recovery_knobs, training_knobs
 
 if TYPE_CHECKING:
     from prunekit.recovery.training.run_folder import RunFolder

@@ -33,8 +33,7 @@ from prunekit.utils.provenance import model_label
 if TYPE_CHECKING:
     from prunekit.checkpoint.layout import Layout
     from prunekit.models.source import Source
-    from prunekit.plan.stages import StagesConfig
-    from prunekit.plan.training import TextConfig, TrainingConfig
+    from prunekit.plan.training import StagesConfig, TextConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

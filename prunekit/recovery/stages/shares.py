@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.stages import StagesConfig
+from prunekit.plan.training import StagesConfig
 from prunekit.recovery.training.schedule import Span
 
 MOST = 1000

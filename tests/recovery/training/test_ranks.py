@@ -13,7 +13,7 @@ from prunekit.pipeline import recover
 from prunekit.plan import Plan
 from prunekit.recovery.lessons import Trained
 from prunekit.utils.process import ranks
-from tests.support.ranks import run_ranks
+from tests.support.ranks import command_on_ranks, run_ranks
 from tests.support.recovering import SETTINGS
 
 
@@ -87,3 +87,26 @@ def test_two_processes_go_on_where_they_stopped(places: Path, tmp_path: Path, mo
     _on(2, places, tmp_path / "out", checkpoint_minutes=0)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_command_on_two_processes_writes_and_speaks_once(places: Path, tmp_path: Path) -> None:
+    options = [f"{part}" for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+    ended = command_on_ranks(
+        2,
+        "recover",
+        places / "small",
+        "--teacher",
+        places / "dense",
+        "--text",
+        places / "text.txt",
+        "--tokens",
+        64 * 4,
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "out",
+        *options,
+    )
+    assert [each.code for each in ended] == [0, 0], ended
+    assert "Checkpoint written" in ended[0].out and ended[1].out + ended[1].err == ""
+    assert Plan.load(tmp_path / "out" / "plan.json").provenance["recovery"][0]["steps"] == 4

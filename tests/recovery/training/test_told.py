@@ -100,6 +100,16 @@ def test_a_history_that_says_little_is_shown_as_far_as_it_goes() -> None:
     assert [each.words() for each in trainings(plan)] == ["5 tokens", "0 tokens"]
 
 
+def test_a_checkpoint_of_a_training_says_how_far_it_is(command: Command, places: Path) -> None:
+    (step,) = sorted((places / "unfinished.training").glob("step-*"))[-1:]
+    assert "448 tokens of text.txt toward dense so far (step 7 of 8)" in " ".join(
+        command("inspect", step).out.replace("│", "").split()
+    )
+    assert "448 tokens of text.txt toward dense so far (step 7 of 8)" in (step / "README.md").read_text(
+        encoding="utf-8"
+    )
+
+
 def test_inspect_of_a_training_that_is_not_finished(command: Command, places: Path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     data = command("inspect", places / "unfinished.training", "--json").json
