@@ -104,7 +104,7 @@ def summary(ended: Ended) -> dict[str, Any]:
         elif "step" in each and "seconds" in each:
             seconds[stage, each["step"]] = each["seconds"]
     estimates = [each["estimate"] for each in ended.told if "estimate" in each]
-    said = next((each["recovery"] for each in reversed(ended.told) if "recovery" in each), [])
+    said: Any = next((each["recovery"] for each in reversed(ended.told) if "recovery" in each), [])
     trainings: list[dict[str, Any]] = said if isinstance(said, list) else [said]
     spent, tokens = sum(seconds.values()), sum(each["tokens"] for each in trainings)
     return {
