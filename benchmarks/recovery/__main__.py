@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dense", required=True, help="the model that was pruned, which teaches")
     parser.add_argument("--pruned", type=Path, required=True, help="the checkpoint that is trained")
     parser.add_argument("--text", action="append", help="repeatable: text of one's own to train on (builtin)")
+    parser.add_argument("--calib", help="what the arms are pruned for (default: what `prunekit prune` takes)")
     parser.add_argument("--held-out", action="append", required=True, help="repeatable: texts to judge on")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--tokens", help="of each training, such as 300K")
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
             minutes=options.minutes,
             steps=options.steps,
             seed=options.seed,
+            calib=options.calib,
             device=options.device,
             folder=folder,
         )
@@ -114,6 +116,7 @@ def _asked(options: argparse.Namespace, tokens: int | None) -> dict[str, Any]:
     return {
         "dense": source_name(options.dense),
         "pruned": options.pruned.resolve().name,
+        "calib": None if options.calib is None else source_name(options.calib),
         "text": [source_name(text) for text in options.text or ["builtin"]],
         "held_out": [source_name(text) for text in options.held_out],
         "tokens": tokens,

@@ -22,7 +22,8 @@ class Failed(Exception):
 @dataclass(frozen=True)
 class Bench:
     """What all variants share. A training sees so many ``tokens``, or takes about so many ``minutes``, or makes so many
-    ``steps``, on text of one's ``own``. Models are made in ``folder``."""
+    ``steps``, on text of one's ``own``. Where a model has to be pruned first, ``calib`` is what for. Models are made in
+    ``folder``."""
 
     dense: str
     pruned: Path
@@ -31,6 +32,7 @@ class Bench:
     minutes: float | None
     steps: int | None
     seed: int
+    calib: str | None
     device: str
     folder: Path
 
@@ -46,19 +48,20 @@ class Bench:
             "commit": commit(),
         }
         begun = self.pruned
-        training = ["--text", mix(variant.text, self.own), *self._budget(variant), "--seed", str(self.seed)]
+        training = ["--text", mix(variant.text, self.own), *self._budget(variant)]
         training += [word for name, value in variant.settings.items() for word in ("--set", f"{name}={value}")]
         made = self.folder / variant.name
         if arm is not None:
             share = Plan.load(self.pruned / "plan.json").share_of_blocks
-            command = ["prune", self.dense, "--blocks", f"{share:.6f}", *arm.prune]
+            command = ["prune", self.dense, "--blocks", f"{share:.6f}", *arm.prune, "--set", f"seed={self.seed}"]
+            command += ["--calib", self.calib] if self.calib else []
             if arm.trains:
                 return made, record | summary(self._done([*command, *training], made))
             begun = self.folder / f"{variant.arm}-pruned"
             if not begun.is_dir():
-                pruning = self._done([*command, "--set", f"seed={self.seed}"], begun)
+                pruning = self._done(command, begun)
                 record["prune_seconds"] = round(pruning.seconds, 1)
-        command = ["recover", str(begun), "--teacher", self.dense, *training]
+        command = ["recover", str(begun), "--teacher", self.dense, "--seed", str(self.seed), *training]
         return made, record | summary(self._done(command, made))
 
     def forget(self, name: str) -> None:
@@ -91,28 +94,33 @@ class Bench:
 
 
 def summary(ended: Ended) -> dict[str, Any]:
-    """Of what a training told: seconds of its steps, each counted once where it went on after a stop; speed, memory,
-    and the divergence on the text that it judges itself by."""
-    steps = {each["step"]: each for each in ended.told if "step" in each and "seconds" in each}
+    """Of what a training told, or several that took turns with pruning: seconds of its steps, each counted once where
+    it went on after a stop; speed, memory, and the divergence on the text that it judges itself by."""
+    stage = 0
+    seconds: dict[tuple[int, int], float] = {}
+    for each in ended.told:
+        if "phase" in each:
+            stage = each["stage"]
+        elif "step" in each and "seconds" in each:
+            seconds[stage, each["step"]] = each["seconds"]
     estimates = [each["estimate"] for each in ended.told if "estimate" in each]
-    facts: dict[str, Any] = next((each["recovery"] for each in reversed(ended.told) if "recovery" in each), {})
-    seconds = sum(each["seconds"] for each in steps.values())
-    tokens = facts.get("tokens", 0)
+    said: Any = next((each["recovery"] for each in reversed(ended.told) if "recovery" in each), [])
+    trainings: list[dict[str, Any]] = said if isinstance(said, list) else [said]
+    spent, tokens = sum(seconds.values()), sum(each["tokens"] for each in trainings)
     return {
         "tokens": tokens,
-        "steps": facts.get("steps", len(steps)),
-        "used_step": facts.get("used_step"),
-        "distributions": facts.get("teacher", {}).get("distributions"),
-        "computed_in": facts.get("computed_in"),
-        "own_held_out_kl": facts.get("held_out_kl"),
+        "steps": sum(each["steps"] for each in trainings),
+        **({name: trainings[-1].get(name) for name in ("used_step", "computed_in")} if trainings else {}),
+        "distributions": [each["teacher"].get("distributions") for each in trainings],
+        "own_held_out_kl": [each["held_out_kl"] for each in trainings],
         "held_out_curve": [each["held_out"] for each in ended.told if "held_out" in each],
-        "training_seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "training_seconds": round(spent, 1),
+        "tokens_per_second": round(tokens / spent, 1) if spent else None,
         "seconds": round(ended.seconds, 1),
         "cpu_seconds": round(ended.cpu_seconds, 1),
         "peak_bytes": ended.peak_bytes,
         # On a GPU that of its own memory.
         "trial_peak_bytes": estimates[-1]["memory"] if estimates else None,
         # Seconds, CPU seconds and memory are then those of the last process alone.
-        **({"processes": len(estimates)} if len(estimates) > 1 else {}),
+        **({"processes": len(estimates)} if len(estimates) > max(1, len(trainings)) else {}),
     }

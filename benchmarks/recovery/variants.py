@@ -27,8 +27,8 @@ class Variant:
 @dataclass(frozen=True)
 class Arm:
     """A pruned model from the dense one: ``prune`` is what `prunekit prune` is told beside model, size, text and
-    output. Where it trains too (``trains``), nothing is trained afterwards. ``needs`` are options of the command that a
-    version of prunekit may lack."""
+    output. Where it ``trains`` too, nothing is trained afterwards. ``needs`` are options of the command that a version
+    of prunekit may lack."""
 
     prune: tuple[str, ...]
     trains: bool = False
@@ -37,8 +37,8 @@ class Arm:
 
 ARMS: Mapping[str, Arm] = {
     "adapt-pruner": Arm(("--method", "adapt-pruner")),
-    "adapt-accel": Arm(("--recover", "adapt-accel"), trains=True, needs=("--recover", "--tokens", "--minutes")),
-    "interleaved": Arm(("--recover", "kd"), trains=True, needs=("--recover", "--tokens", "--minutes")),
+    "adapt-accel": Arm(("--method", "adapt-accel", "--recover"), trains=True, needs=("--recover",)),
+    "interleaved": Arm(("--recover", "--stages", "3"), trains=True, needs=("--recover", "--stages")),
 }
 
 
@@ -75,7 +75,12 @@ GROUPS: Mapping[str, tuple[Variant, ...]] = {
         _with("sampled-12", teacher="sampled", samples=12),
         _with("sampled-50", teacher="sampled", samples=50),
     ),
-    "arms": tuple(Variant(name, arm=name) for name in ARMS),
+    "arms": (
+        Variant("adapt-pruner", arm="adapt-pruner"),
+        # Its own batches of 131,072 tokens would be two steps.
+        Variant("adapt-accel", {"batch_tokens": "2048"}, arm="adapt-accel"),
+        Variant("interleaved", arm="interleaved"),
+    ),
 }
 ALL = {variant.name: variant for group in GROUPS.values() for variant in group}
 

@@ -130,6 +130,8 @@ class Lessons:
             events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events
             training.run()
+        # A stage that follows sees the same text again.
+        teaching.flush()
         return trained
 
     def _seats(self, source: Source) -> _Seats:

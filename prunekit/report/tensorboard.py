@@ -63,7 +63,7 @@ class _Curves:
         if "held_out" in row:
             held = row["held_out"]
             self._add(held["step"], {f"held_out/{name}": held[name] for name in ("kl", "loss")})
-        else:
+        elif "step" in row:
             speed = {"train/tokens_per_second": self._step_tokens / row["seconds"]} if row.get("seconds") else {}
             self._add(row["step"], {tag: row[name] for name, tag in _NAMES.items()} | speed)
 

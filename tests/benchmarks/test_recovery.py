@@ -18,6 +18,7 @@ from tests.support.recovering import make_places
 
 # The value of a setting with which prunekit fails.
 FAILS = "777"
+FACTS = {"tokens": 30, "steps": 3, "used_step": 3, "teacher": {}, "held_out_kl": {"before": 2.0, "after": 1.0}}
 # A tiny model's text has no windows of 512 tokens.
 TINY = "text_length=16+text_held_out=4+batch_tokens=64"
 
@@ -49,7 +50,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         told.clear()
         given = ["--dense", str(places / "dense"), "--pruned", str(places / "small"), "--max-tokens", "256"]
         given += ["--text", str(places / "text.txt"), "--held-out", str(held_out), "--output", str(output)]
-        words = [f"{name}+{TINY}" if name not in ARMS else name for name in variants]
+        words = [f"{name}+{TINY}" if TINY not in name and name not in ARMS else name for name in variants]
         recovery.main([*given, *budget, "--variants", ",".join(words), *more])
         return json.loads(output.read_text()), [*told]
 
@@ -60,7 +61,7 @@ def test_variants_differ_from_the_first_in_one_thing() -> None:
     assert list(ALL["kd"].settings) == [] and ALL["kd"].text == "half"
     for name, variant in ALL.items():
         changed = len(variant.settings) + (variant.text != "half") + (variant.arm != "given")
-        assert changed == 1 or name == "kd" or name.startswith(("lora", "rate", "sampled")), name
+        assert changed == 1 or name == "kd" or name.startswith(("lora", "rate", "sampled", "adapt-accel"))
     assert len({(*variant.settings.items(), variant.text, variant.arm) for variant in ALL.values()}) == len(ALL)
 
 
@@ -94,7 +95,7 @@ def test_each_variant_is_trained_and_judged(bench: Any, tmp_path: Path) -> None:
     for each, words in zip(report["runs"][1:], told, strict=True):
         assert words[0] == "recover" and words[words.index("--tokens") + 1] == "192"
         assert (each["tokens"], each["steps"]) == (192, 3) and each["tokens_per_second"] > 0
-        assert each["own_held_out_kl"]["before"] > 0 and each["cpu_seconds"] == 3.0
+        assert each["own_held_out_kl"][0]["before"] > 0 and each["cpu_seconds"] == 3.0
         assert [row["step"] for row in each["held_out_curve"]][-1] == 3
     assert report["runs"][1]["text"] == "text.txt:1" and "ce_share=1" in told[1]
     assert "rehearsal" in report and str(tmp_path) not in (tmp_path / "recovery.json").read_text()
@@ -165,7 +166,31 @@ def test_steps_that_were_done_twice_count_once() -> None:
         *({"step": step, "seconds": 1.0} for step in range(4)),
         {"estimate": {"memory": 7}},
         *({"step": step, "seconds": 2.0} for step in range(2, 6)),
-        {"checkpoint": "out", "recovery": {"tokens": 80, "steps": 6, "used_step": 6}},
+        {"checkpoint": "out", "recovery": {**FACTS, "tokens": 80, "steps": 6}},
     ]
     made = trial.summary(Ended(0, told, 9.0, 8.0, 100, ""))
     assert (made["training_seconds"], made["tokens_per_second"], made["processes"]) == (10.0, 8.0, 2)
+
+
+def test_stages_add_up() -> None:
+    told: list[dict[str, Any]] = []
+    for stage in (1, 2):
+        told += [{"stage": stage, "of": 2, "phase": "training"}, {"estimate": {"memory": stage}}]
+        told += [{"step": step, "seconds": 1.0} for step in range(3)]
+    told.append({"checkpoint": "out", "recovery": [FACTS, FACTS]})
+    made = trial.summary(Ended(0, told, 9.0, 8.0, 100, ""))
+    assert (made["training_seconds"], made["tokens"], made["steps"], made["used_step"]) == (6.0, 60, 6, 3)
+    assert made["own_held_out_kl"] == [FACTS["held_out_kl"]] * 2 and "processes" not in made
+
+
+@pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.trains])
+def test_pruning_and_training_in_turns_is_told_as_one_training(bench: Any, name: str) -> None:
+    if recovery.missing(ALL[name]):
+        pytest.skip("prune has no --recover yet")
+    small = "+".join((TINY, "ffn_multiple=1", "sequences=4", "length=16"))
+    report, told = bench(f"{name}+{small}", budget=("--tokens", "640"))
+    (words,) = told
+    made = report["runs"][1]
+    assert words[0] == "prune" and "error" not in made, made
+    assert made["tokens"] == 640 and made["steps"] == 10 and made["tokens_per_second"] > 0
+    assert len(made["own_held_out_kl"]) > 1 and made["texts"][0]["kl"] > 0
