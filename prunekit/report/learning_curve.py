@@ -53,8 +53,9 @@ def draw_curve(
     # Of a step between two stages, what is measured after the cut.
     chosen = next((row for row in reversed(held_out) if row["step"] == used), None)
     if chosen is not None:
-        below = {"textcoords": "offset points", "xytext": (0, -16), "ha": "center"}
-        axis.annotate("written", (chosen["step"], chosen["kl"]), **below)
+        axis.annotate(
+            "written", (chosen["step"], chosen["kl"]), textcoords="offset points", xytext=(0, -16), ha="center"
+        )
     axis.set_ylim(bottom=0)
     axis.set_ylabel("KL, nats a token")
     axis.legend(frameon=False)

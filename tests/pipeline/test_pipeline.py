@@ -13,7 +13,7 @@ from prunekit.data import calibration
 from prunekit.errors import PrunekitError
 from prunekit.models import source as sources
 from prunekit.models.source import Source, resolve
-from prunekit.pipeline import Recovery, make_plan, prune
+from prunekit.pipeline import make_plan, prune
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
 from tests.support.command import DEFAULT, Command, save_tiny, write_text
@@ -138,17 +138,6 @@ def test_a_plan_is_applied_with_one_model_and_one_text(
     assert counted == {"models": 1, "texts": 1}
     with pytest.raises(PrunekitError, match="give that text with --calib"):
         prune(str(model), tmp_path / "no", plan=tmp_path / "plan.json")
-
-
-def test_recovery_has_its_place(model: Path, text: Path, tmp_path: Path) -> None:
-    settings = {"text_length": 16, "batch_tokens": 64, "text_held_out": 2}
-    asked = Recovery(tokens=256, text=str(text), settings=settings)
-    made = prune(
-        str(model), tmp_path / "out", method="magnitude", calib=str(text), recover=asked, params=0.8, device="cpu"
-    )
-    assert made.written.path == tmp_path / "out" and (made.written.path / "config.json").is_file()
-    assert made.plan.source == made.source.shape and made.plan.share_of_parameters <= 0.8
-    assert made.plan.provenance["recovery"]
 
 
 @pytest.mark.parametrize(
