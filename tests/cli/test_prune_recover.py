@@ -13,7 +13,7 @@ import pytest
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
 from prunekit.plan.settings import CalibrationConfig
-from prunekit.plan.stages import LOOPS, recovery_knobs
+from prunekit.plan.training import LOOPS, recovery_knobs
 from prunekit.recovery.training.loop import Training
 from tests.support.command import QUICK, Command, set_options
 from tests.support.recovering import SETTINGS, make_places

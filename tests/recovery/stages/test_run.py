@@ -17,7 +17,7 @@ from prunekit.pipeline import Pruned, Recovery, make_plan, prune, recover
 from prunekit.pipeline.stages import GoalCutter
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
-from prunekit.plan.stages import recovery_of
+from prunekit.plan.training import recovery_of
 from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.progress import Listener

@@ -6,8 +6,7 @@ import pytest
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.recipe import knobs
-from prunekit.plan.stages import LOOPS, StagesConfig, recovery_knobs, recovery_of
-from prunekit.plan.training import TrainingConfig
+from prunekit.plan.training import LOOPS, StagesConfig, TrainingConfig, recovery_knobs, recovery_of
 from prunekit.recovery.stages.shares import average_work, check_stages, spans, stage_count, token_shares
 from prunekit.recovery.training.schedule import Span, rate
 
