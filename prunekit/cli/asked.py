@@ -8,10 +8,9 @@ from typing import Any
 
 from prunekit.cli.common import note
 from prunekit.errors import PrunekitError
-from prunekit.plan.knobs import knobs_of, parse_value, split_setting
+from prunekit.plan.knobs import Knob, knobs_of, parse_value, split_setting
 from prunekit.plan.recipe import DEFAULT, Recipe, parse_setting, put_on_top, read_recipe, without_effect
 from prunekit.plan.settings import CalibrationConfig
-from prunekit.plan.training import recovery_knobs
 
 
 def read_asked(
@@ -52,10 +51,9 @@ def recipe_of(method: str | None, file: Path | None, settings: list[str] | None,
     return Recipe.of(method or named, **put_on_top(base, told))
 
 
-def split_settings(settings: list[str] | None) -> tuple[list[str], dict[str, Any]]:
-    """What --set says of a plan, and of a training, by name; of one setting the last word counts. Raises PrunekitError
-    where a training's has another type."""
-    known = recovery_knobs()
+def split_settings(settings: list[str] | None, known: Mapping[str, Knob]) -> tuple[list[str], dict[str, Any]]:
+    """What --set says of other things, and of the ``known`` settings of a training, by name; of one setting the last
+    word counts. Raises PrunekitError where one of these has another type."""
     others: list[str] = []
     training: dict[str, Any] = {}
     for text in settings or ():

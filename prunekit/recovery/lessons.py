@@ -71,6 +71,13 @@ class Lessons:
         """How many steps it takes to see so many ``tokens``."""
         return max(1, math.ceil(tokens / self.step_tokens))
 
+    def span(self, tokens: Callable[[], int]) -> Span:
+        """The steps that so many ``tokens`` take, settled once for this run and those that go on from it: ``tokens`` is
+        asked for where they are not yet."""
+        if "steps" not in self.folder.settled:
+            self.folder.settle(steps=self.steps(tokens()))
+        return Span(self.folder.settled["steps"])
+
     def speed(self, source: Source, listener: Listener) -> float:
         """How many tokens of a second's training the model ``source`` would see, by three trial steps."""
         made = self._seats(source)

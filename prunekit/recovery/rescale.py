@@ -20,6 +20,7 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.models.head import Head, hidden_states
 from prunekit.plan.settings import RescaleConfig
+from prunekit.recovery.training.distance import divergence
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.finite import watched_layers
@@ -256,7 +257,7 @@ def _held_out(model: Any, head: Head, ids: torch.Tensor, wanted: torch.Tensor, b
     total = torch.zeros((), dtype=torch.float64)
     for batch, sought in share_of([*zip(ids.split(batch_size), wanted.split(batch_size), strict=True)]):
         for dense, own in _pieces(head, sought, _hidden(model, batch, fast)):
-            total += _divergence(head(dense), head(own))[0]
+            total += divergence(head(dense), head(own))[0].item()
     sum_over_ranks(total)
     return total.item() / ids.numel()
 
@@ -275,21 +276,12 @@ def _slope(head: Head, wanted: torch.Tensor, hidden: torch.Tensor, count: int) -
     for dense, own in _pieces(head, wanted, hidden):
         logits, pull_back = head.traced(own)
         with torch.no_grad():
-            kl, slope = _divergence(head(dense), logits)
+            kl, slope = divergence(head(dense), logits)
         slopes.append(pull_back(slope.div_(count)))
-        total += kl
+        total += kl.item()
     return total / count, torch.cat(slopes).view_as(hidden)
 
 
 def _pieces(head: Head, wanted: torch.Tensor, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Final hidden states [B, L, d] of both models, a few hundred positions [n, d] at a time."""
     return zip(*(each.flatten(0, 1).split(head.rows) for each in (wanted, hidden)), strict=True)
-
-
-def _divergence(dense: torch.Tensor, own: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """KL(dense ‖ pruned) of logits [n, V], summed over positions, and its gradient by ``own``: how much more likely
-    each token became."""
-    first, second = dense.log_softmax(-1), own.log_softmax(-1)
-    apart = first - second
-    chances = first.exp_()
-    return torch.dot(chances.flatten(), apart.flatten()).item(), second.exp_().sub_(chances)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from prunekit import prune
 from prunekit.pipeline import recover
 from prunekit.plan.recipe import Recipe
+from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.run import Recovered
 from tests.support.command import SENTENCE
 from tests.support.tiny import tiny_model
@@ -31,3 +36,22 @@ def recover_tiny(places: Path, out: Path, **given: Any) -> Recovered:
     options = {"text": str(places / "text.txt"), "tokens": 64 * 8, "device": "cpu", "dtype": "float32", **given}
     options["settings"] = {**SETTINGS, **options.get("settings", {})}
     return recover(str(places / "small"), str(places / "dense"), out, **options)
+
+
+class Killed(BaseException):
+    """What ends a training as a kill would: nothing catches it."""
+
+
+@contextmanager
+def killed_before(step: int) -> Iterator[None]:
+    """A training in the block ends before ``step``, as if it were killed."""
+    original = Training._step
+
+    def stopping(self: Training) -> dict[str, float]:
+        if self.standing.step == step:
+            raise Killed
+        return original(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_step", stopping)
+        yield

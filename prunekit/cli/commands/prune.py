@@ -15,7 +15,7 @@ from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.cli.tables.recovery import curve_table, stage_table
 from prunekit.cli.telling import say, training_listener
 from prunekit.errors import PrunekitError
-from prunekit.plan.training import LOOPS
+from prunekit.plan.training import LOOPS, recovery_knobs
 
 # What still has a meaning where a finished plan is applied.
 _WITH_PLAN = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
@@ -85,7 +85,7 @@ def prune(
     from prunekit.plan import Plan
 
     made_by, file, batch_size = None, None, None
-    settings, training = split_settings(settings)
+    settings, training = split_settings(settings, recovery_knobs())
     if not recover:
         _refuse_training(command, training)
     loop = method if recover and method in LOOPS else None

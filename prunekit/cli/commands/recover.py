@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunekit.cli import options as o
+from prunekit.cli.asked import split_settings
 from prunekit.cli.common import app, console, note
 from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.recovery import curve_table
 from prunekit.cli.telling import say, training_listener
-from prunekit.plan.knobs import parse_value, split_setting
+from prunekit.plan.knobs import split_setting
 from prunekit.plan.training import training_knobs
-
-if TYPE_CHECKING:
-    pass
 
 
 def complete_training(incomplete: str) -> list[str]:
@@ -87,6 +85,8 @@ def recover(
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""
     from prunekit import pipeline
 
+    others, told = split_settings(settings, training_knobs())
+    # Of an unknown one, training_of says what there is.
     made = pipeline.recover(
         model,
         teacher,
@@ -94,7 +94,7 @@ def recover(
         text=text,
         tokens=tokens,
         minutes=minutes,
-        settings=_settings(settings),
+        settings={**told, **dict(map(split_setting, others))},
         seed=seed,
         store_dtype=store_dtype,
         max_shard=max_shard,
@@ -114,14 +114,3 @@ def recover(
     if not made.used:
         note("No step came nearer to the dense model than what was given, so the weights are those that were given.")
     console().print(f"Checkpoint written to {output} ({made.written.architecture}).")
-
-
-def _settings(told: list[str] | None) -> dict[str, Any]:
-    """What --set says; of one setting the last word counts. Raises PrunekitError for unknown ones."""
-    known = training_knobs()
-    read: dict[str, Any] = {}
-    for text in told or ():
-        name, value = split_setting(text)
-        # Of an unknown one, training_of says what there is.
-        read[name] = parse_value(known[name], value) if name in known else value
-    return read

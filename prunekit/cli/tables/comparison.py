@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prunekit.cli.common import console, table
-from prunekit.cli.tables.evaluation import GREEDY, fluency_cells, follow_cells, plus_minus, tell_trainings
+from prunekit.cli.tables.evaluation import GREEDY, fluency_cells, follow_cells, plus_minus, tasks_head, tell_trainings
 
 if TYPE_CHECKING:
     from prunekit.evaluation.measured import Comparison
@@ -88,20 +88,15 @@ def _print_tasks(reports: list[TaskReport]) -> None:
     """Scores, a column a model; differences to the baseline in brackets."""
     first = reports[0]
     of_baseline = first.baseline is not None
-    where = "the hub's data" if first.data == "hub" else f"data from {first.data}"
-    asked = f", at most {first.limit} questions a task" if first.limit else ""
-    caption = "± is one standard error. Chance: what picking choices at random scores."
-    if of_baseline:
-        caption += " In brackets: the difference to the baseline, its error from question to question."
-    rows = first.shown
-    if len(rows) < len(first.scores):
-        caption += " The single tasks of groups are in the JSON report (--json, -o)."
+    head, caption = tasks_head(
+        first, "In brackets: the difference to the baseline, its error from question to question."
+    )
     columns = ["task", "questions", "shots", "metric", "chance", *([str(first.baseline)] if of_baseline else [])]
     columns += [report.model for report in reports]
-    shown = table(f"lm-eval {first.lm_eval}, {where}{asked}", *columns, caption=caption)
+    shown = table(head, *columns, caption=caption)
     # One that came out as no number for a model is missing from its report.
     found = [{(score.task, score.metric): score for score in report.scores} for report in reports]
-    for score in rows:
+    for score in first.shown:
         row = [
             "  " * score.level + score.task,
             f"{score.questions:,}",

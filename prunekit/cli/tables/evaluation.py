@@ -124,21 +124,27 @@ def follow_cells(quality: GenerationQuality) -> list[str]:
     ]
 
 
-def _print_tasks(report: TaskReport) -> None:
-    compared = report.baseline is not None
+def tasks_head(report: TaskReport, difference: str) -> tuple[str, str]:
+    """Harness and data for the title of a table of benchmarks, and its caption. ``difference`` says what stands beside
+    scores where there is a baseline."""
     where = "the hub's data" if report.data == "hub" else f"data from {report.data}"
     asked = f", at most {report.limit} questions a task" if report.limit else ""
     caption = "± is one standard error. Chance: what picking choices at random scores."
-    if compared:
-        caption += " Difference: to the baseline, its error from question to question."
-    rows = report.shown
-    if len(rows) < len(report.scores):
+    if report.baseline is not None:
+        caption += f" {difference}"
+    if len(report.shown) < len(report.scores):
         caption += " The single tasks of groups are in the JSON report (--json, -o)."
+    return f"lm-eval {report.lm_eval}, {where}{asked}", caption
+
+
+def _print_tasks(report: TaskReport) -> None:
+    compared = report.baseline is not None
+    head, caption = tasks_head(report, "Difference: to the baseline, its error from question to question.")
     columns = ["task", "questions", "shots", "metric", "score", "chance"]
     if compared:
         columns += ["baseline", "difference"]
-    shown = table(f"{report.model}, lm-eval {report.lm_eval}, {where}{asked}", *columns, caption=caption)
-    for score in rows:
+    shown = table(f"{report.model}, {head}", *columns, caption=caption)
+    for score in report.shown:
         shown.add_row(*_task_row(score, compared))
     out = console()
     out.print(shown)

@@ -331,11 +331,7 @@ class _Run:
         listener = replace(self._listener, row=lambda row: self._listener.row({**stage, **row}))
 
         def span_of(speed: Callable[[], float]) -> Span:
-            if span is not None:
-                return span
-            if "steps" not in folder.settled:
-                folder.settle(steps=lessons.steps(self._budget.in_tokens(speed)))
-            return Span(folder.settled["steps"])
+            return span or lessons.span(lambda: self._budget.in_tokens(speed))
 
         place = folder.pruned(number)
         carried = from_first(lambda: state.has_state(place))

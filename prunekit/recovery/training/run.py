@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.checkpoint.manifest import Written
+from prunekit.checkpoint.manifest import Written, written_once
 from prunekit.checkpoint.trained import with_recovery, write_trained
 from prunekit.data.calibration import check_length
 from prunekit.errors import PrunekitError
@@ -17,7 +17,6 @@ from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
 from prunekit.recovery.training.run_folder import end, run_folder
-from prunekit.recovery.training.schedule import Span
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import CHECKPOINT, local
@@ -117,22 +116,15 @@ def recover(
             device=device,
             checkpoint_minutes=checkpoint_minutes,
         )
-
-        def span(speed: Callable[[], float]) -> Span:
-            if "steps" not in folder.settled:
-                folder.settle(steps=lessons.steps(budget.in_tokens(speed)))
-            return Span(folder.settled["steps"])
-
-        trained = lessons.train(source, folder, span, listener)
+        trained = lessons.train(source, folder, lambda speed: lessons.span(lambda: budget.in_tokens(speed)), listener)
         made = trained.finish(store_dtype)
         facts = trained.facts(made)
         plan = with_recovery(trained.plan, facts)
         standing = trained.training.standing
         folder.settle(plan=plan.file_digest())
         result = Recovered(None, plan, standing, made.before, made.after, made.used, facts)  # type: ignore[arg-type]
-
-        def write() -> dict[str, Any]:
-            written = write_trained(
+        written = written_once(
+            lambda: write_trained(
                 source,
                 plan,
                 made.weights,
@@ -142,10 +134,7 @@ def recover(
                 max_shard_bytes=max_shard_bytes,
                 beside=lambda path: beside(path, result),
             )
-            return {**vars(written), "path": str(written.path)}
-
-        said = from_first(write)
-        written = Written(**{**said, "path": Path(said["path"])})
+        )
         folder.erase()
     return replace(result, written=written)
 

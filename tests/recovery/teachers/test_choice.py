@@ -22,10 +22,9 @@ from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.teachers import row_file
 from prunekit.recovery.teachers.choice import settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
-from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.progress import Estimate, Listener
 from tests.support.command import SENTENCE
-from tests.support.recovering import recover_tiny
+from tests.support.recovering import killed_before, recover_tiny
 from tests.support.tiny_training import LENGTH, RandomText, tiny_pair, tiny_teacher
 
 Usage = namedtuple("Usage", "total used free")
@@ -184,23 +183,10 @@ def test_a_training_that_keeps_goes_on_bit_for_bit(
     given = {"text": short, "tokens": 64 * 24, "settings": {"teacher": mode, "samples": 8}}
     whole = recover_tiny(places, tmp_path / "whole", **given)
     asked = _counted(monkeypatch)
-    original = Training._step
-
-    class Killed(BaseException):
-        pass
-
     for step in (5, 20):
-
-        def stopping(self, step=step):
-            if self.standing.step == step:
-                raise Killed
-            return original(self)
-
-        monkeypatch.setattr(Training, "_step", stopping)
-        with pytest.raises(Killed):
+        with killed_before(step):
             recover_tiny(places, tmp_path / "out", **given)
         assert (tmp_path / "out.training" / "teacher" / "rows.safetensors").is_file()
-    monkeypatch.setattr(Training, "_step", original)
     asked.clear()
     made = recover_tiny(places, tmp_path / "out", **given)
     # The trial's windows; from the last checkpoint on all is read.

@@ -16,7 +16,7 @@ from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.lora import LoraStudent
-from tests.support.recovering import recover_tiny
+from tests.support.recovering import killed_before, recover_tiny
 from tests.support.tiny import MODEL_TYPES
 from tests.support.tiny_training import RandomText, tiny_pair, tiny_student, tiny_training
 
@@ -106,7 +106,7 @@ def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places, tmp_
 @pytest.mark.parametrize("worse_from", [None, 5])
 def test_a_stopped_training_goes_on_bit_for_bit(places, tmp_path, monkeypatch, worse_from) -> None:
     """Also where an earlier step than the last is the best, so that its merged weights are read again."""
-    original, measure = Training._step, Training.measure
+    measure = Training.measure
 
     def measured(self):
         row = measure(self)
@@ -117,22 +117,11 @@ def test_a_stopped_training_goes_on_bit_for_bit(places, tmp_path, monkeypatch, w
     monkeypatch.setattr(Training, "measure", measured)
     whole = recover_tiny(places, tmp_path / "whole", settings=SETTINGS)
 
-    class Killed(BaseException):
-        pass
-
     for step in (3, 6):
-
-        def stopping(self, step=step):
-            if self.standing.step == step:
-                raise Killed
-            return original(self)
-
-        monkeypatch.setattr(Training, "_step", stopping)
-        with pytest.raises(Killed):
+        with killed_before(step):
             recover_tiny(places, tmp_path / "out", settings=SETTINGS, checkpoint_minutes=0)
     (last,) = sorted((tmp_path / "out.training").glob("step-*"))[-1:]
     load_model(resolve(str(last)), device="cpu")
-    monkeypatch.setattr(Training, "_step", original)
     made = recover_tiny(places, tmp_path / "out", settings=SETTINGS, checkpoint_minutes=0)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(one[name], other[name]) for name in one)
