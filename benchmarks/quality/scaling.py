@@ -1,4 +1,5 @@
-"""Seconds and memory of each step of the default recipe, and how they grow with layers, width and tokens.
+"""Seconds and memory of each step of the default recipe, and of training on the same tokens, and how they grow with
+layers, width and tokens.
 
     python benchmarks/quality/scaling.py --output benchmarks/results/growth_cpu.json
 
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 BASE = {"layers": 4, "width": 256, "tokens": 4096}
 DOUBLINGS = (1, 2, 4)
 LENGTH = 256
-STEPS = ("curves", "solver", "refit", "rescale")
+STEPS = ("curves", "solver", "refit", "rescale", "training")
+# Sequences that are trained on at a time, whatever the number of all.
+MICRO_BATCH = 4
 
 
 def main() -> None:
@@ -115,13 +118,15 @@ def model_of(size: dict[str, int]) -> Any:
 
 
 def measure(size: dict[str, int], device: str) -> dict[str, Any]:
-    """Each step of the default recipe at 79 % of the blocks, in this process."""
+    """Each step of the default recipe at 79 % of the blocks, and a step of training on the same tokens, in this
+    process."""
     import torch
 
-    model = model_of(size).to(device)
+    model, dense = (model_of(size).to(device) for _ in range(2))
     ids = torch.randint(0, model.config.vocab_size, (size["tokens"] // LENGTH, LENGTH))
     meter = Meter(model.device)
     shape, _ = recipe_steps(model, "llama", ids, meter)
+    train(model, dense, ids, meter)
     return {"parameters": shape.parameters, "seconds": meter.seconds, "peak_bytes": meter.peaks}
 
 
@@ -168,6 +173,37 @@ def recipe_steps(model: Any, model_type: str, ids: torch.Tensor, meter: Meter, s
     with meter.step("rescale"):
         rescale(model, tuned, wanted, scales, fast=True)
     return shape, allocated.keeps
+
+
+def train(pruned: Any, dense: Any, ids: torch.Tensor, meter: Meter) -> None:
+    """One step of the optimizer on all of ``ids``, after one that is not counted."""
+    import torch
+
+    from prunekit.data.packed.windows import Windows
+    from prunekit.plan.training import TrainingConfig
+    from prunekit.recovery.precision import precision
+    from prunekit.recovery.teachers.online import OnlineTeacher
+    from prunekit.recovery.training.gradient import Gradient
+    from prunekit.recovery.training.optimizer import Optimizer
+    from prunekit.recovery.training.progress import Standing
+    from prunekit.recovery.training.student import Student
+
+    config = TrainingConfig(batch_tokens=ids.numel())
+    kind, computing = precision(pruned.device, "auto")
+    fast = kind == "bfloat16"
+    student = Student(pruned, config, computing, fast=fast)
+    teacher = OnlineTeacher(dense, computing, separate=False, fast=fast)
+    optimizer = Optimizer(student.parameters, config)
+    gradient = Gradient(student, teacher, config.ce_share, Standing(micro_batch=MICRO_BATCH), lambda text: None)
+
+    def step(ids: torch.Tensor) -> None:
+        gradient.put(Windows(ids, torch.zeros_like(ids)), len(ids))
+        optimizer.step(config.learning_rate)
+        student.clear()
+
+    step(ids[:MICRO_BATCH])
+    with meter.step("training"):
+        step(ids)
 
 
 class Meter:

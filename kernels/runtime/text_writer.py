@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from prunekit.data.self_generated import Writer
-from prunekit.kernels.runtime.generate import generate
-from prunekit.kernels.runtime.optimize import optimize
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +29,10 @@ def text_writer(source: Source, device: str = "auto") -> Iterator[Writer | None]
     if place.type != "cuda":
         yield None
         return
+    # The rest of the kernels is not needed elsewhere.
+    from prunekit.kernels.runtime.generate import generate
+    from prunekit.kernels.runtime.optimize import optimize
+
     held: list[object] = []
 
     def write(starts: torch.Tensor, length: int, seed: int) -> torch.Tensor:

@@ -168,6 +168,7 @@ def prune(
         # What an earlier version's plan asks for and is done no more is refused before the model is looked for.
         plan.read_recipe()
     if recover is not None:
+        from prunekit.kernels.runtime.text_writer import text_writer
         from prunekit.pipeline.stages import prune_and_recover, read_recovery
 
         asked = config or plan
@@ -188,6 +189,7 @@ def prune(
             max_shard_bytes=shard_bytes,
             overwrite=overwrite,
             beside=_draw,
+            writing=text_writer,
         )
         return Pruned(whole, made.plan, made.written, made)
     whole = as_source(source, revision=revision)
@@ -255,6 +257,7 @@ def recover(
     >>> recover("smaller", "smollm2-135m", "recovered", tokens="1M").after  # doctest: +SKIP
     0.2312
     """
+    from prunekit.kernels.runtime.text_writer import text_writer
     from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_count, parse_size
     from prunekit.plan.training import training_of
@@ -282,6 +285,7 @@ def recover(
             checkpoint_minutes=checkpoint_minutes,
             beside=_draw,
             listener=told,
+            writing=text_writer,
         )
 
 

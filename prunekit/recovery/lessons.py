@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.checkpoint.trained import plan_of, with_recovery
+from prunekit.data.self_generated import Writing
 from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_model
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
     from prunekit.plan import Plan
     from prunekit.plan.training import TextConfig, TrainingConfig
 
+# Text that is read up to so often is worth about as much as new text (arXiv 2305.16264).
+_AS_NEW = 4
+
 
 class Lessons:
     """What all trainings of one run share: the dense ``teacher`` with its ``tokenizer``, the text, the settings, and
-    the ``folder`` that they go on from."""
+    the ``folder`` that they go on from. ``writing`` gives what samples the text that the teacher writes."""
 
     def __init__(
         self,
@@ -56,10 +60,12 @@ class Lessons:
         dtype: str,
         device: str,
         checkpoint_minutes: float,
+        writing: Writing,
     ):
         self.folder, self.teacher, self.text, self.config = folder, teacher, text, config
         self._tokenizer, self._dtype, self._device = tokenizer, dtype, device
         self._minutes = checkpoint_minutes
+        self._writing = writing
         # Every process takes as many.
         self.sequences = -(-max(1, round(config.batch_tokens / text.length)) // ranks.size()) * ranks.size()
 
@@ -104,7 +110,7 @@ class Lessons:
         span = span_of(lambda: trial().tokens_per_second)
         # Before a trial where there was none: text that is no good is refused at once.
         tokens = (span.whole or span.steps) * self.step_tokens
-        packed = self._packed(tokens, made.dense)
+        packed = self._packed(tokens, made.dense, listener.note)
         # Nothing is written with it from here on.
         shard(made.dense.share())
         reserve = _checkpoint_bytes(made.student, source)
@@ -179,10 +185,19 @@ class Lessons:
         length = self.text.length
         return run_trial(made.student, made.teacher, self.config, standing, length, self.sequences, listener.note)
 
-    def _packed(self, tokens: int, dense: DenseModel) -> PackedText:
+    def _packed(self, tokens: int, dense: DenseModel, note: Callable[[str], None]) -> PackedText:
         if from_first(self.folder.text.is_dir):
             return open_text(self.folder.text)
-        return pack_text(self.folder.text, self.text, tokens, self._tokenizer, dense)
+        with self._writing(self.teacher, self._device) as writer:
+            packed = pack_text(self.folder.text, self.text, tokens, self._tokenizer, dense, writer=writer)
+        for part, times in zip(packed.parts, packed.epochs(tokens), strict=True):
+            if times > _AS_NEW:
+                note(
+                    f"{part.source} has {part.training * packed.length:,} tokens to train on, which are read "
+                    f"{times:.1f} times; after {_AS_NEW} times that brings little. Give more text, or train on fewer "
+                    "tokens."
+                )
+        return packed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ LAYERS = (
     ("data", "checkpoint"),
     ("pruning", "recovery", "evaluation", "profiling"),
     ("report",),
-    ("pipeline", "monitoring", "kernels", "export"),
+    ("monitoring", "kernels", "export"),
+    # Training text is sampled by the kernels where there is a GPU.
+    ("pipeline",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -114,15 +114,17 @@ def prune_job(made: Made) -> Job:
     return Job("out", run, lambda out: _quietly("prune", made.model, "-o", out, *arguments, "--blocks", "0.9"))
 
 
+TRAINING = set_options(text_length=16, text_held_out=2, batch_tokens=32, learning_rate=1e-4)
+
+
 def recover_job(made: Made) -> Job:
     """Three steps with a checkpoint each. What they need to go on lies beside the output, and can always be loaded."""
     small = made.model.with_name("small")
     if not small.exists():
         arguments = ("--blocks", "0.7", "--calib", made.text, "--method", "magnitude", *QUICK)
         _quietly("prune", made.model, "-o", small, *arguments)
-    settings = {"text_length": 16, "text_held_out": 2, "batch_tokens": 32, "learning_rate": 1e-4}
     options = ("--teacher", made.model, "--text", made.text, "--checkpoint-minutes", 0, "--device", "cpu")
-    arguments = (*options, "--dtype", "float32", *set_options(**settings))
+    arguments = (*options, "--dtype", "float32", *TRAINING)
 
     def run(out: Path, flags: tuple[str, ...], tokens: int = 96) -> None:
         _command("recover", small, "-o", out, *arguments, "--tokens", tokens, *flags)
@@ -135,8 +137,25 @@ def recover_job(made: Made) -> Job:
     return Job("out", run, old, Trainings("out.training"))
 
 
+def stages_job(made: Made) -> Job:
+    """Two stages of pruning and training, of one step and two, with a checkpoint where one brought it nearer."""
+    told = ("--calib", made.text, "--method", "magnitude", *QUICK, "--text", made.text, "--dtype", "float32")
+    turns = ("--recover", "--stages", 2, *TRAINING)
+
+    def run(out: Path, flags: tuple[str, ...]) -> None:
+        _command("prune", made.model, "-o", out, "--blocks", "0.7", *told, *turns, "--tokens", 96, *flags)
+
+    def old(out: Path) -> None:
+        _quietly("prune", made.model, "-o", out, "--blocks", "0.9", *told, *turns, "--tokens", 64)
+
+    with TemporaryDirectory(dir=made.model.parent) as place:
+        old(Path(place) / "out")
+    return Job("out", run, old, Trainings("out.training"))
+
+
 class Trainings:
-    """Looks at the folder of a training: absent, or one that a run can go on from."""
+    """Looks at the folder of a training, or of several that took turns with pruning: absent, or one that a run can go
+    on from."""
 
     def __init__(self, name: str):
         self._name = name
@@ -152,8 +171,10 @@ class Trainings:
         if found is None:
             return [f"{self._name} can't be gone on from"]
         try:
-            for step in found.checkpoints():
-                self._load(found.checkpoint(step))
+            # Those of a stage that has not ended, or whose model the next one prunes.
+            for place in (found, *map(found.trained, range(1, 3))):
+                for step in place.checkpoints():
+                    self._load(place.checkpoint(step))
         except PrunekitError as error:
             return [str(error)]
         return []
@@ -194,6 +215,7 @@ JOBS: dict[str, Callable[[Made], Job]] = {
     "plan": plan_job,
     "prune": prune_job,
     "recover": recover_job,
+    "stages": stages_job,
     "hf": export_job("hf"),
     "vllm": export_job("vllm"),
     "gguf": export_job("gguf"),

@@ -24,6 +24,7 @@ NEEDS = {
     "plan": None,
     "prune": None,
     "recover": None,
+    "stages": None,
     "hf": None,
     "vllm": None,
     "gguf": "gguf",

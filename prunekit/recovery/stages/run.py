@@ -14,6 +14,7 @@ from prunekit.checkpoint.overrides import LAYER
 from prunekit.checkpoint.rebuild import cut_tensors, rebuild
 from prunekit.checkpoint.trained import plan_of
 from prunekit.data.calibration import check_length
+from prunekit.data.self_generated import Writing, plainly
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer, resolve
 from prunekit.plan import Plan, compose
@@ -92,9 +93,11 @@ def prune_and_train(
     checkpoint_minutes: float = 10.0,
     beside: Callable[[Path, Recovered], None] = lambda folder, made: None,
     listener: Listener | None = None,
+    writing: Writing = plainly,
 ) -> Recovered:
     """Prune the dense ``source`` and train what is left toward it, in so many ``stages`` (None: as many as ``turns``
-    finds best), and write that as the checkpoint ``out``. ``loop`` names the published one that was asked for.
+    finds best), and write that as the checkpoint ``out``. ``loop`` names the published one that was asked for;
+    ``writing`` gives what samples the text that the dense model writes to train on.
 
     Every stage prunes what the one before has trained. Its own training ends with the weights of least loss on text
     that is not trained on; where none were better, with those it began with. Text and rate go on from stage to stage.
@@ -126,6 +129,7 @@ def prune_and_train(
             dtype=dtype,
             device=device,
             checkpoint_minutes=checkpoint_minutes,
+            writing=writing,
         )
         run = _Run(source, cutter, folder, lessons, turns, budget, listener)
         trained, made = run.climb(run.ladder(stages), store_dtype)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.checkpoint.manifest import Written, written_once
 from prunekit.checkpoint.trained import with_recovery, write_trained
 from prunekit.data.calibration import check_length
+from prunekit.data.self_generated import Writing, plainly
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
@@ -85,12 +86,14 @@ def recover(
     checkpoint_minutes: float = 10.0,
     beside: Callable[[Path, Recovered], None] = lambda folder, made: None,
     listener: Listener | None = None,
+    writing: Writing = plainly,
 ) -> Recovered:
     """Train the pruned model ``source`` toward the dense ``teacher`` and write it as the checkpoint ``out``.
 
     What the training needs to go on lies in the folder ``out`` + ".training" until ``out`` is there: the same call goes
     on from the last checkpoint. The weights that are written are those of least divergence on text that was not trained
-    on, and those of ``source`` where none were better. ``beside`` adds files to the checkpoint.
+    on, and those of ``source`` where none were better. ``beside`` adds files to the checkpoint; ``writing`` gives what
+    samples the text that the teacher writes.
 
     Raises PrunekitError where the two models or the text don't belong together, the loss is not finite, or something
     can't be written.
@@ -115,6 +118,7 @@ def recover(
             dtype=dtype,
             device=device,
             checkpoint_minutes=checkpoint_minutes,
+            writing=writing,
         )
         trained = lessons.train(source, folder, lambda speed: lessons.span(lambda: budget.in_tokens(speed)), listener)
         made = trained.finish(store_dtype)

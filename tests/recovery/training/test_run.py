@@ -232,3 +232,42 @@ def test_curves_go_where_tensorboard_finds_them(places: Path, tmp_path: Path) ->
     assert [each.step for each in events.Scalars("train/kl")] == list(range(8))
     held = [(each.step, pytest.approx(each.value)) for each in events.Scalars("held_out/kl")]
     assert held == [(row["step"], row["kl"]) for row in made.standing.held_out]
+
+
+def test_text_that_comes_again_and_again_is_told(places: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    text = tmp_path / "short.txt"
+    text.write_text("One text of very few words, which a training soon knows by heart.", encoding="utf-8")
+    recover_tiny(places, tmp_path / "often", text=str(text), listener=Listener(note=notes.append))
+    (note,) = notes
+    assert note.startswith("short.txt has ") and "times; after 4 times that brings little." in note
+    notes.clear()
+    recover_tiny(places, tmp_path / "once", listener=Listener(note=notes.append))
+    assert notes == []
+
+
+def test_what_samples_writes_the_training_text(places: Path, tmp_path: Path, monkeypatch) -> None:
+    """On a GPU that is the decode runtime; here another in its place. It is let go when the text is packed."""
+    from contextlib import contextmanager
+
+    from prunekit.data.self_generated import Writer
+    from prunekit.kernels.runtime import text_writer as module
+
+    monkeypatch.setenv("PRUNEKIT_CACHE", str(tmp_path / "cache"))
+    asked: list[str] = []
+
+    def write(starts: torch.Tensor, length: int, seed: int) -> torch.Tensor:
+        asked.append("text")
+        return starts.repeat(1, length)
+
+    @contextmanager
+    def writing(source, device):
+        asked.append(f"{source.path.name} on {device}")
+        yield Writer("repeats", write)
+        asked.append("let go")
+
+    monkeypatch.setattr(module, "text_writer", writing)
+    recover_tiny(places, tmp_path / "out", text="self", tokens=128)
+    assert asked == ["dense on cpu", "text", "let go"]
+    (told,) = Plan.load(tmp_path / "out" / "plan.json").provenance["recovery"]
+    assert told["text"]["parts"][0]["writer"] == "repeats"
