@@ -8,9 +8,10 @@
     python -m benchmarks.recovery.family … --tokens 4096 --limit 1        # a rehearsal
 
 For each size: `prunekit prune`, `prunekit recover`, `prunekit eval` of both beside the dense model, and `prunekit
-bench` of the trained one against the dense one, in turns. --prune, --recover and --bench take what these commands
-are told beside. A step that is done is kept in --output with its model in --folder, and a training that was interrupted goes on.
-The first size fills the cache with what all need (loss curves, text that the model writes), so its seconds are larger.
+bench` of the trained one against the dense one, in turns. --prune, --recover and --bench take what these commands are
+told beside. A step that is done is kept in --output with its model in --folder, and a training that was interrupted
+goes on. The first size fills the cache with what all need (loss curves, text that the model writes), so its seconds are
+larger.
 """
 
 from __future__ import annotations
