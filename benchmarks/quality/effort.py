@@ -184,7 +184,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axis.plot(*zip(*sorted(points), strict=True), color="C0", alpha=0.5)
     axis.set_xlabel("seconds")
     axis.set_ylabel("KL from the dense model, nats a token")
-    axis.margins(x=0.2)
+    # Room for what stands right of the last point, and above the highest.
+    axis.margins(x=0.3, y=0.12)
+    axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
