@@ -17,6 +17,7 @@ from prunekit.data.self_generated import Writing
 from prunekit.data.token_file import PackedText, open_text, pack_text
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_model
+from prunekit.recovery.expected import expected_kl
 from prunekit.recovery.precision import precision
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
@@ -138,7 +139,9 @@ class Lessons:
         taken = trial()
         if not standing.held_out:
             training.measure()
-        listener.estimate(_estimate(standing, span.steps, self.step_tokens, taken, teaching, reserve))
+        moving = sum(each.numel() for each in made.student.parameters.values())
+        expected = expected_kl(standing.start["kl"], span.steps * self.step_tokens, moving, self.config)
+        listener.estimate(_estimate(standing, span.steps, self.step_tokens, taken, teaching, reserve, expected))
         with _shown(span.steps - standing.step, self.step_tokens, listener) as events:
             events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events
@@ -225,7 +228,13 @@ def _checkpoint_bytes(student: Student, source: Source) -> int:
 
 
 def _estimate(
-    standing: Standing, steps: int, step_tokens: int, trial: Trial, teaching: Teaching, checkpoints: int
+    standing: Standing,
+    steps: int,
+    step_tokens: int,
+    trial: Trial,
+    teaching: Teaching,
+    checkpoints: int,
+    expected: float | None,
 ) -> Estimate:
     return Estimate(
         tokens=steps * step_tokens,
@@ -238,6 +247,7 @@ def _estimate(
         teacher_bytes=teaching.kept_bytes,
         times=teaching.times,
         start_kl=standing.start["kl"],
+        expected_kl=expected,
     )
 
 

@@ -24,10 +24,13 @@ def estimate_line(estimate: Estimate) -> str:
         what = "last hidden states" if estimate.teacher == "hidden" else "tokens drawn"
         size = estimate.teacher_bytes / 2**30
         kept = f", {size:.2f} GiB of it for the dense model's {what} of text that comes {estimate.times:.1f} times"
+    gain = ""
+    if estimate.expected_kl is not None:
+        gain = f"; by what trainings of SmolLM2-135M brought, about {estimate.expected_kl:.4f} at the end"
     return (
         f"Training on {estimate.tokens:,} tokens in {estimate.steps:,} steps{where}: about {time} "
         f"({estimate.tokens_per_second:,.0f} tokens/s){memory}, up to {estimate.disk / 2**30:.1f} GiB of disk{kept}. "
-        f"KL from the dense model on held-out text now: {estimate.start_kl:.4f}."
+        f"KL from the dense model on held-out text now: {estimate.start_kl:.4f}{gain}."
     )
 
 

@@ -60,7 +60,7 @@ class Estimate:
     ``memory`` is what this process held at most in the trial (None: the system doesn't tell), ``disk`` what its
     checkpoints and what is kept of the ``teacher`` (online, hidden, sampled) take at most, in bytes; ``teacher_bytes``
     are those of the latter, of text that comes ``times`` times. ``start_kl`` is the divergence on held-out text now,
-    nats a token."""
+    nats a token, and ``expected_kl`` what other trainings let expect at the end (None: nothing is known)."""
 
     tokens: int
     steps: int
@@ -72,6 +72,7 @@ class Estimate:
     teacher_bytes: int
     times: float
     start_kl: float
+    expected_kl: float | None = None
 
     @property
     def seconds(self) -> float:
