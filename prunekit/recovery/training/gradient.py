@@ -103,5 +103,5 @@ class Gradient:
             self._note("The memory is too small: activations are computed a second time instead of being kept.")
         else:
             raise PrunekitError(
-                "One sequence does not fit into memory; take shorter ones (--set length=...), or another machine."
+                "One sequence does not fit into memory; take shorter ones (--set text_length=...), or another machine."
             )
