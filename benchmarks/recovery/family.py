@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,7 +96,6 @@ def _place(options: argparse.Namespace, step: str, share: float) -> Path:
 def _pruned(options: argparse.Namespace, share: float) -> dict[str, Any]:
     out = _place(options, "pruned", share)
     command = ["prune", options.dense, "--blocks", share, "--calib", options.calib, "--device", options.device]
-    # A model of that name without its row was made by a run that ended before it could be kept, or by other means.
     _, spent = measured([*command, *shlex.split(options.prune), "-o", out, "--overwrite"])
     return spent.to_dict()
 
@@ -105,7 +105,9 @@ def _recovered(options: argparse.Namespace, share: float) -> dict[str, Any]:
     command = ["recover", str(_place(options, "pruned", share)), "--teacher", options.dense, "--text", options.text]
     command += ["--tokens", options.tokens] if options.tokens else ["--minutes", options.minutes]
     command += [*shlex.split(options.recover), "--device", options.device, "-o", str(out), "--json"]
-    ended = run(command, out.with_suffix(".jsonl"))
+    # Without its row it is of a run that ended in between; --overwrite would throw away an unfinished training too.
+    shutil.rmtree(out, ignore_errors=True)
+    ended = run(command, out.with_name(f"{out.name}.jsonl"))
     if ended.code:
         raise subprocess.CalledProcessError(ended.code, command, stderr=ended.error)
     return summary(ended)
