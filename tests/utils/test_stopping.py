@@ -143,8 +143,10 @@ def test_while_a_module_is_imported(number: int, tmp_path: Path, monkeypatch: py
 
 def test_before_the_command_is_imported() -> None:
     # Where tests run in the background, their children are born deaf to it.
-    code = "import os, sys, signal; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'; "
-    code += "import prunekit; os.kill(os.getpid(), signal.SIGINT)"
+    code = (
+        "import os, sys, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv[0] = 'prunekit'; import prunekit; os.kill(os.getpid(), signal.SIGINT)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "prunekit: stopped; nothing half-written was left behind.\n")
 
