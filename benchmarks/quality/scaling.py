@@ -194,7 +194,7 @@ def train(pruned: Any, dense: Any, ids: torch.Tensor, meter: Meter) -> None:
     student = Student(pruned, config, computing, fast=fast)
     teacher = OnlineTeacher(dense, computing, separate=False, fast=fast)
     optimizer = Optimizer(student.parameters, config)
-    gradient = Gradient(student, teacher, config.ce_share, Standing(micro_batch=MICRO_BATCH), lambda text: None)
+    gradient = Gradient(student, teacher, config.ce_share, Standing(micro_batch=MICRO_BATCH))
 
     def step(ids: torch.Tensor) -> None:
         gradient.put(Windows(ids, torch.zeros_like(ids)), len(ids))

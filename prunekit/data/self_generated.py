@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,11 +48,6 @@ class Writer:
 
 Writing = Callable[["Source", str], AbstractContextManager[Writer | None]]
 """What gives a :class:`Writer` of a model on a device for a while, or None where the plain model is to sample."""
-
-
-def plainly(source: Source, device: str) -> AbstractContextManager[Writer | None]:
-    """A :data:`Writing`: the plain model samples."""
-    return nullcontext()
 
 
 def self_written(dense: DenseModel, first: int | None, config: Any) -> torch.Tensor:

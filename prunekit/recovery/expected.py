@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+
+import numpy as np
 
 from prunekit.plan.training import TrainingConfig
 
@@ -20,11 +21,8 @@ def expected_kl(now: float, tokens: int, trained: int, config: TrainingConfig) -
     if config.ce_share or config.lora:
         return None
     amount = tokens / trained
-    (first, share), *_ = MEASURED
-    if amount <= first:
-        return now * (1 - (1 - share) * amount / first)
-    for (less, more_left), (more, less_left) in itertools.pairwise(MEASURED):
-        if amount <= more:
-            way = math.log(amount / less) / math.log(more / less)
-            return now * (more_left + way * (less_left - more_left))
-    return now * MEASURED[-1][1]
+    amounts, left = zip(*MEASURED, strict=True)
+    if amount <= amounts[0]:
+        return now * (1 - (1 - left[0]) * amount / amounts[0])
+    # Which stays at its last value after the last one.
+    return now * float(np.interp(math.log(amount), np.log(amounts), left))

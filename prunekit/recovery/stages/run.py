@@ -14,7 +14,7 @@ from prunekit.checkpoint.overrides import LAYER
 from prunekit.checkpoint.rebuild import cut_tensors, rebuild
 from prunekit.checkpoint.trained import plan_of
 from prunekit.data.calibration import check_length
-from prunekit.data.self_generated import Writing, plainly
+from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer, resolve
 from prunekit.plan import Plan, compose
@@ -83,6 +83,7 @@ def prune_and_train(
     budget: Budget,
     config: TrainingConfig,
     turns: StagesConfig,
+    writing: Writing,
     loop: str | None = None,
     layout: Layout = "per-layer",
     dtype: str = "auto",
@@ -93,7 +94,6 @@ def prune_and_train(
     checkpoint_minutes: float = 10.0,
     beside: Callable[[Path, Recovered], None] = lambda folder, made: None,
     listener: Listener | None = None,
-    writing: Writing = plainly,
 ) -> Recovered:
     """Prune the dense ``source`` and train what is left toward it, in so many ``stages`` (None: as many as ``turns``
     finds best), and write that as the checkpoint ``out``. ``loop`` names the published one that was asked for;

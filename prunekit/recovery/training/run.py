@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.checkpoint.manifest import Written, written_once
 from prunekit.checkpoint.trained import with_recovery, write_trained
 from prunekit.data.calibration import check_length
-from prunekit.data.self_generated import Writing, plainly
+from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
@@ -78,6 +78,7 @@ def recover(
     text: TextConfig,
     budget: Budget,
     config: TrainingConfig,
+    writing: Writing,
     dtype: str = "auto",
     device: str = "auto",
     store_dtype: str = "auto",
@@ -86,7 +87,6 @@ def recover(
     checkpoint_minutes: float = 10.0,
     beside: Callable[[Path, Recovered], None] = lambda folder, made: None,
     listener: Listener | None = None,
-    writing: Writing = plainly,
 ) -> Recovered:
     """Train the pruned model ``source`` toward the dense ``teacher`` and write it as the checkpoint ``out``.
 
