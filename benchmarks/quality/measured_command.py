@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any
 
 from prunekit.utils.process.child import environment, python_command
 
@@ -34,17 +34,28 @@ def measured(arguments: Sequence[object], more: Mapping[str, str] | None = None)
 
     Raises subprocess.CalledProcessError, with what it said on stderr, where it fails.
     """
-    command = python_command(module="prunekit", arguments=[*map(str, arguments), "--json"])
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+    command = [*map(str, arguments), "--json"]
+    with tempfile.TemporaryFile("w+") as out:
+        code, said, spent = timed(command, out, more)
+        if code:
+            raise subprocess.CalledProcessError(code, command, stderr=said)
+        out.seek(0)
+        text = out.read()
+    return json.loads(text[text.index("{") :]), spent
+
+
+def timed(arguments: Sequence[str], out: IO[str], more: Mapping[str, str] | None = None) -> tuple[int, str, Spent]:
+    """Run `prunekit` with ``arguments``, which prints to ``out``: how it ended, what it said on stderr, and what it
+    took."""
+    command = python_command(module="prunekit", arguments=[*arguments])
+    with tempfile.TemporaryFile("w+") as said:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=said, env={**environment(), **(more or {})})
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
-        out.seek(0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
-        if code := os.waitstatus_to_exitcode(status):
-            raise subprocess.CalledProcessError(code, command, stderr=said.read())
-        text = out.read()
+        error = said.read()
     scale = 1 if sys.platform == "darwin" else 1024
     spent = Spent(
         round(seconds, 1),
@@ -52,4 +63,4 @@ def measured(arguments: Sequence[object], more: Mapping[str, str] | None = None)
         usage.ru_maxrss * scale,
         round(os.getloadavg()[0], 1),
     )
-    return json.loads(text[text.index("{") :]), spent
+    return process.returncode, error, spent

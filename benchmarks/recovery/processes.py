@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.utils.process.child import environment, python_command
+from benchmarks.quality.measured_command import Spent, timed
 
 
 @dataclass(frozen=True)
 class Ended:
     """``told`` are the JSON objects on its standard output in turn, those of earlier processes that kept the same log
-    among them; seconds and memory are the last process's own."""
+    among them; ``spent`` is the last process's own."""
 
     code: int
     told: list[Any]
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
+    spent: Spent
     error: str
 
 
 def run(arguments: Sequence[str], log: Path) -> Ended:
     """Run `prunekit` with ``arguments``, which ask for JSON. What it prints is added to ``log``."""
-    command = python_command(module="prunekit", arguments=[*arguments])
-    began = time.perf_counter()
-    with log.open("a", encoding="utf-8") as out, tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=out, stderr=said, env=environment())
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        error = said.read().strip()[-500:]
-    scale = 1 if sys.platform == "darwin" else 1024
-    cpu = usage.ru_utime + usage.ru_stime
-    told = list(objects(log.read_text(encoding="utf-8")))
-    return Ended(process.returncode, told, seconds, cpu, usage.ru_maxrss * scale, error)
+    with log.open("a", encoding="utf-8") as out:
+        code, error, spent = timed(arguments, out)
+    return Ended(code, list(objects(log.read_text(encoding="utf-8"))), spent, error.strip()[-500:])
 
 
 def objects(text: str) -> Iterator[Any]:

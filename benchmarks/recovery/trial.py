@@ -60,7 +60,7 @@ class Bench:
             begun = self.folder / f"{variant.arm}-pruned"
             if not begun.is_dir():
                 pruning = self._done(command, begun)
-                record["prune_seconds"] = round(pruning.seconds, 1)
+                record["prune_seconds"] = pruning.spent.seconds
         command = ["recover", str(begun), "--teacher", self.dense, "--seed", str(self.seed), *training]
         return made, record | summary(self._done(command, made))
 
@@ -116,9 +116,9 @@ def summary(ended: Ended) -> dict[str, Any]:
         "held_out_curve": [each["held_out"] for each in ended.told if "held_out" in each],
         "training_seconds": round(spent, 1),
         "tokens_per_second": round(tokens / spent, 1) if spent else None,
-        "seconds": round(ended.seconds, 1),
-        "cpu_seconds": round(ended.cpu_seconds, 1),
-        "peak_bytes": ended.peak_bytes,
+        "seconds": ended.spent.seconds,
+        "cpu_seconds": ended.spent.cpu_seconds,
+        "peak_bytes": ended.spent.peak_bytes,
         # On a GPU that of its own memory.
         "trial_peak_bytes": estimates[-1]["memory"] if estimates else None,
         # Seconds, CPU seconds and memory are then those of the last process alone.

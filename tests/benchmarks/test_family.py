@@ -37,7 +37,7 @@ def go(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_
     def run(arguments: Any, log: Path) -> Ended:
         told.append([*arguments])
         ended = command(*arguments)
-        return Ended(ended.code, [*objects(ended.out)], 2.0, 3.0, 2**20, ended.err.strip()[-500:])
+        return Ended(ended.code, [*objects(ended.out)], Spent(2.0, 3.0, 2**20, 1.0), ended.err.strip()[-500:])
 
     monkeypatch.setattr(family, "measured", measured)
     monkeypatch.setattr(family, "run", run)

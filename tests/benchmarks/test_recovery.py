@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.quality.measured_command import Spent
 from benchmarks.recovery import __main__ as recovery
 from benchmarks.recovery import trial
 from benchmarks.recovery.processes import Ended, objects, run
@@ -38,9 +39,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     def in_process(arguments: Any, log: Path) -> Ended:
         told.append([*arguments])
         if f"clip={FAILS}" in arguments:
-            return Ended(1, [], 1.0, 1.0, 1, "It failed.")
+            return Ended(1, [], Spent(1.0, 1.0, 1, 1.0), "It failed.")
         ended = command(*arguments)
-        return Ended(ended.code, [*objects(ended.out)], 2.0, 3.0, 2**20, ended.err.strip()[-500:])
+        return Ended(ended.code, [*objects(ended.out)], Spent(2.0, 3.0, 2**20, 1.0), ended.err.strip()[-500:])
 
     monkeypatch.setattr(trial, "run", in_process)
     held_out = write_text(tmp_path / "held_out.txt", 3000)
@@ -155,7 +156,7 @@ def test_a_process_is_run_and_its_log_goes_on(tmp_path: Path) -> None:
     log.write_text('{"step": 1, "seconds": 2.0}\n{"step": 2, "sec', encoding="utf-8")
     ended = run(["methods", "--json"], log)
     assert ended.code == 0 and ended.told[0] == {"step": 1, "seconds": 2.0}
-    assert ended.cpu_seconds > 0 and ended.peak_bytes > 2**20
+    assert ended.spent.cpu_seconds > 0 and ended.spent.peak_bytes > 2**20
     failed = run(["no-such-command"], tmp_path / "other.jsonl")
     assert failed.code == 2 and "no-such-command" in failed.error
 
@@ -168,7 +169,7 @@ def test_steps_that_were_done_twice_count_once() -> None:
         *({"step": step, "seconds": 2.0} for step in range(2, 6)),
         {"checkpoint": "out", "recovery": {**FACTS, "tokens": 80, "steps": 6}},
     ]
-    made = trial.summary(Ended(0, told, 9.0, 8.0, 100, ""))
+    made = trial.summary(Ended(0, told, Spent(9.0, 8.0, 100, 1.0), ""))
     assert (made["training_seconds"], made["tokens_per_second"], made["processes"]) == (10.0, 8.0, 2)
 
 
@@ -178,7 +179,7 @@ def test_stages_add_up() -> None:
         told += [{"stage": stage, "of": 2, "phase": "training"}, {"estimate": {"memory": stage}}]
         told += [{"step": step, "seconds": 1.0} for step in range(3)]
     told.append({"checkpoint": "out", "recovery": [FACTS, FACTS]})
-    made = trial.summary(Ended(0, told, 9.0, 8.0, 100, ""))
+    made = trial.summary(Ended(0, told, Spent(9.0, 8.0, 100, 1.0), ""))
     assert (made["training_seconds"], made["tokens"], made["steps"], made["used_step"]) == (6.0, 60, 6, 3)
     assert made["own_held_out_kl"] == [FACTS["held_out_kl"]] * 2 and "processes" not in made
 
