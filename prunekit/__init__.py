@@ -24,6 +24,7 @@ from prunekit.utils.process.own_command import is_command  # noqa: E402
 if TYPE_CHECKING:
     from prunekit.checkpoint.rebuild import rebuild
     from prunekit.errors import PrunekitError
+    from prunekit.evaluation.check import check
     from prunekit.evaluation.run import evaluate
     from prunekit.export.export import export_model
     from prunekit.kernels import generate, optimize
@@ -36,6 +37,7 @@ __all__ = [
     "Plan",
     "PrunekitError",
     "bench",
+    "check",
     "evaluate",
     "export_model",
     "generate",
@@ -50,6 +52,7 @@ _HOME = {
     "Plan": "plan",
     "PrunekitError": "errors",
     "bench": "profiling.run",
+    "check": "evaluation.check",
     "evaluate": "evaluation.run",
     "export_model": "export.export",
     "generate": "kernels",

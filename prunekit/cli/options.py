@@ -57,6 +57,7 @@ TRAINING_TEXT = (
     "model writes), or a mix such as notes.jsonl:0.5,self:0.5."
 )
 TOKENS, MINUTES = "Train on so many tokens", "Train for about so long"
+MAX_LOSS_ADDED = "The most loss that may be added, in nats a token: else the exit code is 3"
 DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."
 TRUST = "Run code that comes with a model or an export"
 
@@ -78,6 +79,15 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 ReportFile = Annotated[Path | None, typer.Option("--output", "-o", help=f"{OUTPUT}: a JSON file.", show_default=False)]
 Device = Annotated[str, typer.Option(help=DEVICE)]
 Dtype = Annotated[str, typer.Option(help=f"{DTYPE}: auto (as stored), float32, bfloat16 or float16.")]
+Check = Annotated[
+    str,
+    typer.Option(
+        metavar="TEXT",
+        help="Text to check the result on beside the dense model, for about a minute: a file, builtin, wikitext, a "
+        "dataset id; or none.",
+    ),
+]
+MaxLossAdded = Annotated[float | None, typer.Option(help=f"{MAX_LOSS_ADDED}.", show_default=False)]
 Seed = Annotated[int, typer.Option(help=f"{SEED}.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]
 Repeats = Annotated[int, typer.Option(help="Measured runs, of which medians are taken.")]

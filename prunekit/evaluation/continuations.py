@@ -11,12 +11,16 @@ from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.windows import eval_mode
 from prunekit.models.runner import TorchRunner
+from prunekit.utils.numerics.finite import NotFinite
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
 
 _NGRAM = 4
+
+# What is shown of continuations side by side.
+SHOWN = 2
 
 Continuations = Sequence[Sequence[int]]
 """The tokens that one model wrote after each prompt, at least one each."""
@@ -55,6 +59,19 @@ class Fluency:
     distinct_1: float
     distinct_2: float | None
     length: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what two models wrote after it, as text; ``baseline`` is None where there is none."""
+
+    prompt: str
+    model: str
+    baseline: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,27 @@ def compare(
         equal_tokens=equal,
         equal_tokens_standard_error=equal_error,
         identical=sum(a == b for a, b in pairs) / len(pairs),
+    )
+
+
+def examples(
+    tokenizer: Any,
+    tokens: torch.Tensor,
+    config: ContinuationConfig,
+    made: Continuations,
+    wanted: Continuations | None,
+    *,
+    text: str = "text",
+) -> tuple[Example, ...]:
+    """The first few prompts of the text ``tokens``, int64 [n], with what :func:`continued` made of them."""
+    prompts = pick_prompts(tokens, config, None, text)[:SHOWN]
+
+    def words(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    return tuple(
+        Example(words(prompt), words(made[place]), None if wanted is None else words(wanted[place]))
+        for place, prompt in enumerate(prompts.tolist())
     )
 
 
@@ -241,7 +279,7 @@ def continued(
             batch = prompts[at : at + config.batch_size].numpy()
             # One NaN or +inf logit is enough to make the most likely token mean nothing.
             if at == 0 and not (runner.start(batch) < np.inf).all():
-                raise PrunekitError(
+                raise NotFinite(
                     f"{name} gave logits that are not numbers on {text}; its weights are broken or its dtype "
                     "overflows. Try --dtype float32, and if that does not help make the checkpoint again."
                 )

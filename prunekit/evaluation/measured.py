@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit.evaluation.perplexity import Evaluation
+from prunekit.evaluation.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     from prunekit.checkpoint.history import PastTraining
-    from prunekit.evaluation.continuations import GenerationQuality
-    from prunekit.evaluation.task_types import TaskReport
+    from prunekit.evaluation.continuations import Example, GenerationQuality
+    from prunekit.evaluation.tasks.task_types import TaskReport
 
 
 @dataclass(frozen=True)
 class Measured:
     """What was measured of ``model``, and of ``baseline`` where there is one: loss on ``texts``, continuations of
-    prompts from each text (``generation``), ``tasks``; None or empty where it was not asked for. ``parameters`` are
-    stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the baseline's (without one: of the model
-    that it was pruned from, None where nobody said which). ``trainings`` are those that its plan tells of."""
+    prompts from each text (``generation``, and the words of some, ``examples``), ``tasks``; None or empty where it was
+    not asked for. ``parameters`` are stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the
+    baseline's (without one: of the model that it was pruned from, None where nobody said which). ``trainings`` are
+    those that its plan tells of."""
 
     model: str
     baseline: str | None
@@ -29,16 +31,25 @@ class Measured:
     trainings: tuple[PastTraining, ...] = ()
     texts: Evaluation | None = None
     generation: tuple[GenerationQuality, ...] = ()
+    examples: tuple[Example, ...] = ()
     tasks: TaskReport | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """On its texts, beside the baseline."""
+        return verdict(self.texts)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
         nothing = {"model": self.model, "baseline": self.baseline, "dtype": self.dtype, "device": self.device}
         data = self.texts.to_dict() if self.texts else {**nothing, "results": []}
+        if (found := self.verdict) is not None:
+            data["verdict"] = found.to_dict()
         if self.trainings:
             data["recovery"] = [each.to_dict() for each in self.trainings]
         if self.generation:
             data["generation"] = [each.to_dict() for each in self.generation]
+            data["examples"] = [each.to_dict() for each in self.examples]
         if self.tasks is not None:
             data["tasks"] = self.tasks.to_dict()
         return data

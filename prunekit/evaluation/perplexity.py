@@ -14,6 +14,7 @@ from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.baseline import Baseline, Beside, Kept, scored_states
 from prunekit.evaluation.windows import EvalConfig, batches, eval_mode, read_texts, shortened, windows
+from prunekit.utils.numerics.finite import NotFinite
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _log_probs(head: Head, hidden: torch.Tensor, name: str, text: str) -> torch.
     log_probs = head(hidden).log_softmax(-1)
     # One NaN or +inf logit makes its whole row NaN.
     if log_probs.isnan().any():
-        raise PrunekitError(
+        raise NotFinite(
             f"{name} gave logits that are not numbers on {source_name(text)}; its weights are broken or its dtype "
             "overflows. Try --dtype float32, and if that does not help make the checkpoint again."
         )

@@ -17,7 +17,7 @@ from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
     from prunekit.evaluation.continuations import ContinuationConfig
-    from prunekit.evaluation.task_types import PreparedTasks, TasksConfig
+    from prunekit.evaluation.tasks.task_types import PreparedTasks, TasksConfig
     from prunekit.models.source import Source
 
 
@@ -173,6 +173,6 @@ def _read_apart(everyone: Sequence[Turn], asked: Asked, *, several: bool) -> boo
 
 def _prepare(tasks: TasksConfig) -> PreparedTasks:
     """Before anything is loaded: a mistyped name should show at once."""
-    from prunekit.evaluation.tasks import prepare_tasks
+    from prunekit.evaluation.tasks.run import prepare_tasks
 
     return prepare_tasks(tasks)

@@ -26,9 +26,9 @@ from prunekit.models.source import load_model, pick_device, pick_dtype
 if TYPE_CHECKING:
     import torch
 
-    from prunekit.evaluation.continuations import ContinuationConfig
+    from prunekit.evaluation.continuations import ContinuationConfig, Example, GenerationQuality
     from prunekit.evaluation.perplexity import Evaluation
-    from prunekit.evaluation.task_types import PreparedTasks, Results, TaskReport
+    from prunekit.evaluation.tasks.task_types import PreparedTasks, Results, TaskReport
     from prunekit.models.source import Source
 
 
@@ -95,7 +95,7 @@ class Turn:
         """What it reaches in the tasks; None where there are none."""
         if asked.tasks is None:
             return None
-        from prunekit.evaluation.tasks import score_tasks
+        from prunekit.evaluation.tasks.run import score_tasks
 
         identity = {
             "weights": self.source.fingerprint,
@@ -142,11 +142,13 @@ def measured(own: Turn, dense: Said | None, asked: Asked) -> Measured:
         if dense is not None and dense.read is not None:
             report = compare_apart(Read(report, own.reader, own.tokens), dense.read)
     wanted = dense.written if dense else {}
-    generation = tuple(
-        writing.compare(made, asked.continuations, wanted.get(text), text=source_name(text))
-        for text, made in own.continues(asked).items()
-        if asked.continuations is not None
-    )
+    generation: list[GenerationQuality] = []
+    shown: list[Example] = []
+    for text, made in own.continues(asked).items():
+        assert asked.continuations is not None
+        label = source_name(text)
+        generation.append(writing.compare(made, asked.continuations, wanted.get(text), text=label))
+        shown += writing.examples(own.reader, own.tokens[text], asked.continuations, made, wanted.get(text), text=label)
     answers = own.answers(asked)
     own.release()
     shape, record = own.source.shape, read_record(own.source.config)
@@ -160,13 +162,14 @@ def measured(own: Turn, dense: Said | None, asked: Asked) -> Measured:
         blocks / dense.block_parameters if dense else record.share_of_blocks if record else None,
         trainings(plan_of(own.source)),
         report,
-        generation,
+        tuple(generation),
+        tuple(shown),
         None if answers is None else _report(asked, answers, dense, names),
     )
 
 
 def _report(asked: Asked, own: Results, dense: Said | None, names: dict[str, str]) -> TaskReport:
-    from prunekit.evaluation.task_report import make_report
+    from prunekit.evaluation.tasks.task_report import make_report
 
     assert asked.tasks is not None
     return make_report(asked.tasks, own, dense.tasks if dense else None, **names)

@@ -13,7 +13,7 @@ from prunekit.cli import app
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # The most that people read.
-LIMITS = {"plan": 21, "prune": 29}
+LIMITS = {"plan": 21, "prune": 31}
 # What names a model on a hub, and where its revision is named.
 MODELS = ("analyze", "plan", "prune", "recover", "eval", "generate", "export", "bench", "latency-table")
 

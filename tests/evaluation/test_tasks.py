@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-import prunekit.evaluation.harness as harness
+import prunekit.evaluation.tasks.harness as harness
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.task_data import MissingData, TaskData
-from prunekit.evaluation.task_report import make_report
-from prunekit.evaluation.task_types import TasksConfig
-from prunekit.evaluation.tasks import prepare_tasks, score_tasks
+from prunekit.evaluation.tasks.run import prepare_tasks, score_tasks
+from prunekit.evaluation.tasks.task_data import MissingData, TaskData
+from prunekit.evaluation.tasks.task_report import make_report
+from prunekit.evaluation.tasks.task_types import TasksConfig
 from tests.support.command import Command, save_tiny
 from tests.support.tiny import one_thread, tiny_model
 from tests.support.tiny_text import tiny_tokenizer

@@ -52,8 +52,11 @@ Command = Callable[..., Ended]
 
 
 def with_method(arguments: tuple[object, ...]) -> list[str]:
-    """Where a test names no method, it means one that takes a second: the default one draws curves and refits."""
+    """Where a test names no method, it means one that takes a second: the default one draws curves and refits. And no
+    result is checked that a test does not ask to be: that takes as long as all the rest of a tiny model."""
     told = [*map(str, arguments)]
+    if told[:1] in (["prune"], ["recover"]) and not {"--check", "--max-loss-added", "--help"} & {*told}:
+        told += ["--check", "none"]
     if told[:1] in (["plan"], ["prune"]) and not {"--method", "--plan", "--help", DEFAULT} & {*told}:
         told += ["--method", "adapt-pruner"]
     return [each for each in told if each != DEFAULT]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from prunekit.cli import options as o
+from prunekit.cli.checking import exit_code, limit_of
 from prunekit.cli.common import app, deliver
 from prunekit.cli.tables.comparison import show_all
 from prunekit.cli.tables.evaluation import show
@@ -79,6 +80,7 @@ def evaluate_command(
     prompts: Annotated[int, typer.Option(help="Prompts taken from each text, with --generate.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(help=f"{o.PROMPT_TOKENS}: with --generate.")] = 64,
     new_tokens: Annotated[int, typer.Option(help=f"{o.NEW_TOKENS}: with --generate, at most.")] = 64,
+    max_loss_added: o.MaxLossAdded = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
@@ -93,8 +95,13 @@ def evaluate_command(
     """
     from prunekit.evaluation.continuations import ContinuationConfig
     from prunekit.evaluation.perplexity import EvalConfig
-    from prunekit.evaluation.task_types import TasksConfig
+    from prunekit.evaluation.tasks.task_types import TasksConfig
 
+    limit_of(max_loss_added)
+    if max_loss_added is not None and baseline is None:
+        raise PrunekitError("--max-loss-added is measured against the dense model; name it with --baseline.")
+    if max_loss_added is not None and tasks is not None and not text and not generate:
+        raise PrunekitError("--max-loss-added is measured on text; name one with --text.")
     config = EvalConfig(length, stride, max_tokens, batch_size, field, split)
     continuations = ContinuationConfig(prompts, prompt_tokens, new_tokens, batch_size)
     for name, value in (("--task-data", task_data), ("--few-shot", few_shot), ("--limit", limit)):
@@ -127,3 +134,7 @@ def evaluate_command(
     else:
         (measured,) = compared.models
         deliver(measured.to_dict(), output, as_json, lambda: show(measured), overwrite)
+    found = [(each.model, each.verdict) for each in compared.models]
+    code = exit_code([(name, None if made is None else made.loss_added) for name, made in found], max_loss_added)
+    if code:
+        raise typer.Exit(code)

@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.asked import read_asked, read_settings, split_settings
+from prunekit.cli.checking import check_asked, checked
 from prunekit.cli.common import app, console, note, print_json
 from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.plan import plan_summary, plan_tables
@@ -18,7 +19,8 @@ from prunekit.errors import PrunekitError
 from prunekit.plan.training import LOOPS, recovery_knobs
 
 # What still has a meaning where a finished plan is applied.
-_WITH_PLAN = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
+_FILES = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
+_WITH_PLAN = _FILES | {"check", "max_loss_added"}
 # What says on which text and how, where projections or biases are still to be computed.
 _COMPUTING = {"calib", "settings", "dtype", "device"}
 # What says how what is left is trained.
@@ -61,6 +63,8 @@ def prune(
     minutes: o.Minutes = None,
     stages: o.Stages = None,
     text: o.TrainingText = None,
+    check: o.Check = "builtin",
+    max_loss_added: o.MaxLossAdded = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,
@@ -68,7 +72,8 @@ def prune(
 ) -> None:
     """Prune a model and write it as a Hugging Face checkpoint whose layers have their own widths.
 
-    With --recover, what is left is trained toward the dense model, in turns with pruning (Adapt-Accel).
+    With --recover, what is left is trained toward the dense model, in turns with pruning (Adapt-Accel). In the end
+    prunekit looks at the result beside the dense model for about a minute, and says whether it is broken.
     """
     goals: dict[str, Any] = {
         "params": params,
@@ -84,6 +89,7 @@ def prune(
     from prunekit.models.source import pick_dtype
     from prunekit.plan import Plan
 
+    check_asked(check, max_loss_added)
     made_by, file, batch_size = None, None, None
     settings, training = split_settings(settings, recovery_knobs())
     if not recover:
@@ -121,20 +127,26 @@ def prune(
     )
     made, written, recovered = pruned.plan, pruned.written, pruned.recovered
     stored = (pick_dtype(store_dtype) or pruned.source.dtype).itemsize
+    if not json:
+        console().print(plan_tables(made, stored))
+        if recovered is not None:
+            console().print(stage_table(recovered) if len(recovered.stages) > 1 else curve_table(recovered))
+            if not recovered.stages[-1]["used_step"]:
+                note("No step of the last training came nearer to the dense model than what it began with.")
+        size = f"{written.weight_bytes:,} weight bytes"
+        console().print(f"Checkpoint written to {output} ({written.architecture}, {size}).")
+    looks = {"dtype": dtype, "device": device, "baseline_revision": revision}
+    seen, code = checked(output, model, check, max_loss_added, show=not json, **looks)
     if json:
         summary = plan_summary(made, stored)
         said = {"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary}
+        said |= {} if seen is None else {"check": seen}
         if recovered is None:
             print_json(said)
         else:
             say({**said, "recovery": list(recovered.stages)})
-        return
-    console().print(plan_tables(made, stored))
-    if recovered is not None:
-        console().print(stage_table(recovered) if len(recovered.stages) > 1 else curve_table(recovered))
-        if not recovered.stages[-1]["used_step"]:
-            note("No step of the last training came nearer to the dense model than what it began with.")
-    console().print(f"Checkpoint written to {output} ({written.architecture}, {written.weight_bytes:,} weight bytes).")
+    if code:
+        raise typer.Exit(code)
 
 
 def _refuse_training(command: typer.Context, settings: dict[str, Any]) -> None:

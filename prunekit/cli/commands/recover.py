@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.asked import split_settings
+from prunekit.cli.checking import check_asked, checked
 from prunekit.cli.common import app, console, note
 from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.recovery import curve_table
@@ -54,6 +55,8 @@ def recover(
         ),
     ] = None,
     seed: o.Seed = 0,
+    check: o.Check = "builtin",
+    max_loss_added: o.MaxLossAdded = None,
     checkpoint_minutes: Annotated[
         float, typer.Option(help="Keep what is needed to go on so often, beside the output.")
     ] = 10.0,
@@ -85,6 +88,7 @@ def recover(
     """Train a pruned model back toward its dense one. The same command goes on where an interrupted one stopped."""
     from prunekit import pipeline
 
+    check_asked(check, max_loss_added)
     others, told = split_settings(settings, training_knobs())
     # Of an unknown one, training_of says what there is.
     made = pipeline.recover(
@@ -107,10 +111,17 @@ def recover(
         tensorboard=tensorboard,
         listener=training_listener(json),
     )
+    if not json:
+        console().print(curve_table(made))
+        if not made.used:
+            note(
+                "No step came nearer to the dense model than what was given, so the weights are those that were given."
+            )
+        console().print(f"Checkpoint written to {output} ({made.written.architecture}).")
+    looks = {"dtype": dtype, "device": device, "baseline_revision": teacher_revision}
+    seen, code = checked(output, teacher, check, max_loss_added, show=not json, **looks)
     if json:
-        say({"checkpoint": str(output), "recovery": made.facts})
-        return
-    console().print(curve_table(made))
-    if not made.used:
-        note("No step came nearer to the dense model than what was given, so the weights are those that were given.")
-    console().print(f"Checkpoint written to {output} ({made.written.architecture}).")
+        said = {"checkpoint": str(output), "recovery": made.facts}
+        say(said if seen is None else {**said, "check": seen})
+    if code:
+        raise typer.Exit(code)

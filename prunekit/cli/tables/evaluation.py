@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.cli.common import console, table
+from prunekit.cli.tables.verdicts import example_table, show_verdicts
 
 if TYPE_CHECKING:
     from prunekit.evaluation.continuations import Fluency, GenerationQuality
     from prunekit.evaluation.measured import Measured
     from prunekit.evaluation.perplexity import Evaluation
-    from prunekit.evaluation.task_types import TaskReport, TaskScore
+    from prunekit.evaluation.tasks.task_types import TaskReport, TaskScore
 
 GREEDY = (
     "Greedy. Repeated: share of a continuation's 4-grams that it had before. Distinct: different tokens and pairs of "
@@ -28,6 +29,9 @@ def show(measured: Measured) -> None:
     if measured.tasks is not None:
         _print_tasks(measured.tasks)
     tell_trainings([measured])
+    if measured.examples:
+        console().print(example_table([(measured.model, measured.examples)]))
+    show_verdicts([measured])
 
 
 def tell_trainings(models: Sequence[Measured]) -> None:

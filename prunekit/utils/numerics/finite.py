@@ -17,6 +17,10 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _OVERFLOW = "Compute in float32 (--dtype float32); if that is not finite either, the checkpoint is damaged."
 
 
+class NotFinite(PrunekitError):
+    """NaN or infinity where there must be numbers: nothing else about that model can be known."""
+
+
 def is_finite(tensor: torch.Tensor) -> bool:
     """False where ``tensor`` holds NaN or infinity. One pass without a mask as large as the tensor: its extremes carry
     both."""
@@ -36,7 +40,7 @@ def place_of(name: str) -> str:
 def check_weight(name: str, tensor: torch.Tensor) -> None:
     """Raises PrunekitError where the weight ``name``, as a checkpoint holds it, is not finite."""
     if not is_finite(tensor):
-        raise PrunekitError(
+        raise NotFinite(
             f"{place_of(name)} holds NaN or infinite weights. The checkpoint is damaged; download or convert it again."
         )
 
@@ -45,7 +49,7 @@ def check_made(name: str, tensor: torch.Tensor) -> None:
     """Raises PrunekitError where ``tensor``, which prunekit computed to be written as the weight ``name``, is not
     finite."""
     if not is_finite(tensor):
-        raise PrunekitError(f"{place_of(name)} came out as NaN or infinity. {_OVERFLOW}")
+        raise NotFinite(f"{place_of(name)} came out as NaN or infinity. {_OVERFLOW}")
 
 
 def check_computed(values: torch.Tensor | float, index: int | None, what: str) -> None:
@@ -53,7 +57,7 @@ def check_computed(values: torch.Tensor | float, index: int | None, what: str) -
     the whole model), a plural."""
     if not is_finite(torch.as_tensor(values)):
         place = "" if index is None else f"Layer {index}: "
-        raise PrunekitError(f"{place}{what} are not finite. {_OVERFLOW}")
+        raise NotFinite(f"{place}{what} are not finite. {_OVERFLOW}")
 
 
 def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
@@ -85,7 +89,7 @@ def blame_layer(model: Any, run: Callable[[], Any], name: str | None = None) -> 
         with torch.inference_mode(), watched_layers(model.get_submodule("model.layers")):
             run()
     except PrunekitError as error:
-        raise PrunekitError(f"{name}: {error}" if name else str(error)) from None
+        raise type(error)(f"{name}: {error}" if name else str(error)) from None
 
 
 def check_files(files: Iterable[Path]) -> None:
@@ -106,7 +110,7 @@ def in_layer(index: int) -> Iterator[None]:
         yield
     except PrunekitError as error:
         said = str(error)
-        raise PrunekitError(said if said.startswith("Layer ") else f"Layer {index}: {said}") from None
+        raise type(error)(said if said.startswith("Layer ") else f"Layer {index}: {said}") from None
 
 
 @contextmanager

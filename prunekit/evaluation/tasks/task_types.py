@@ -16,7 +16,7 @@ _SHOWN_TASKS = 30
 class TasksConfig:
     """``tasks`` are lm-eval's tasks, groups or tags, such as mmlu, truthfulqa and agieval.
 
-    ``data`` is a folder of JSONL files (:mod:`prunekit.evaluation.task_data`); None takes the data from the hub.
+    ``data`` is a folder of JSONL files (:mod:`prunekit.evaluation.tasks.task_data`); None takes the data from the hub.
     ``few_shot`` is the number of examples before each question (None: 5 for MMLU, else as lm-eval publishes the task),
     ``limit`` the number of questions of each task (None: all).
     """

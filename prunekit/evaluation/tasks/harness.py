@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.task_data import MissingData, TaskData
+from prunekit.evaluation.tasks.task_data import MissingData, TaskData
 from prunekit.utils.provenance import install_extra, installed
 from prunekit.utils.quiet import quiet, reason
 

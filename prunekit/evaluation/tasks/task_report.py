@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from prunekit.evaluation.task_types import PreparedTasks, Results, TaskReport, TaskScore
+from prunekit.evaluation.tasks.task_types import PreparedTasks, Results, TaskReport, TaskScore
 
 
 def make_report(
@@ -75,7 +75,7 @@ def _combined(group: Any, results: Results, chance: bool = False) -> dict[str, f
                 return {}
             values = {key: result.chance.get(key, 0.0) for key in values if "_stderr," not in key}
         tasks[name] = {**values, "sample_len": result.questions}
-    from prunekit.evaluation.harness import silent
+    from prunekit.evaluation.tasks.harness import silent
 
     with silent():
         combined = group.aggregate(tasks)

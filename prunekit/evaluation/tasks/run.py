@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.task_data import TaskData
-from prunekit.evaluation.task_types import PreparedTasks, TaskResult, TasksConfig
+from prunekit.evaluation.tasks.task_data import TaskData
+from prunekit.evaluation.tasks.task_types import PreparedTasks, TaskResult, TasksConfig
 from prunekit.utils.files.cache import cache_place, read_kept, write_kept
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import installed
@@ -27,7 +27,7 @@ def prepare_tasks(config: TasksConfig) -> PreparedTasks:
 
     Raises PrunekitError where lm-eval is not installed or knows no such task, or data can't be had or are broken.
     """
-    from prunekit.evaluation import harness
+    from prunekit.evaluation.tasks import harness
 
     version = harness.check_installed()
     data = None if config.data is None else TaskData(config.data)
@@ -100,7 +100,7 @@ class _Scorer:
         self._task: Any = None
 
     def __enter__(self) -> _Scorer:
-        from prunekit.evaluation import harness
+        from prunekit.evaluation.tasks import harness
 
         self._training = self.model.training
         with harness.silent():
@@ -122,7 +122,7 @@ class _Scorer:
         from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate
 
-        from prunekit.evaluation.harness import silent
+        from prunekit.evaluation.tasks.harness import silent
 
         self._task = task = self.prepared.tasks[name]
         # The same examples for every model, and the ones lm-eval itself would draw.
