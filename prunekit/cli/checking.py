@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.common import note
 from prunekit.cli.tables.verdicts import show_check
 from prunekit.errors import PrunekitError
 from prunekit.utils.process.ranks import from_first
+
+if TYPE_CHECKING:
+    from prunekit.models.source import Source
 
 NONE = "none"
 TOO_MUCH = 3
@@ -33,7 +36,7 @@ def limit_of(most: float | None) -> None:
 
 
 def checked(
-    output: Path, baseline: str, text: str, most: float | None, *, show: bool, **options: Any
+    output: Path, baseline: Source | str, text: str, most: float | None, *, show: bool, **options: Any
 ) -> tuple[dict[str, Any] | None, int]:
     """Look at ``output`` beside ``baseline``, and print what was seen where it is to ``show``. Returns it for JSON, and
     the exit code. Of several ranks the first one looks."""

@@ -176,5 +176,5 @@ def test_what_can_not_stand_in_one_table_is_refused(command: Command, places: Pa
 def test_one_model_has_the_keys_it_always_had(places: Path) -> None:
     data = measure(str(places / "small"), **asked(places)).to_dict()
     assert [*data] == ["model", "baseline", "dtype", "device", "results", "verdict"]
-    assert [*Measured("m", None, "float32", "cpu", 1, None).to_dict()] == [*data]
+    assert [*Measured("m", None, "float32", "cpu", 1, None).to_dict()] == [*data][:-1]
     json.dumps(data, allow_nan=False)

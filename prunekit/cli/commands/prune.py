@@ -135,8 +135,7 @@ def prune(
                 note("No step of the last training came nearer to the dense model than what it began with.")
         size = f"{written.weight_bytes:,} weight bytes"
         console().print(f"Checkpoint written to {output} ({written.architecture}, {size}).")
-    looks = {"dtype": dtype, "device": device, "baseline_revision": revision}
-    seen, code = checked(output, model, check, max_loss_added, show=not json, **looks)
+    seen, code = checked(output, pruned.source, check, max_loss_added, show=not json, dtype=dtype, device=device)
     if json:
         summary = plan_summary(made, stored)
         said = {"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary}
