@@ -25,7 +25,8 @@ _MIXED = ("--calib", "{text}:0.5,self:0.5", "--device", "cpu")
 _ONCE = ("--repeats", "2", "--warmup", "0", "--no-memory")
 _KEPT = ("--set", "sequences=2", "--set", "length=8", "--set", "ffn_multiple=1", "--device", "cpu")
 
-PRUNE = ("prune", "{m}", "-o", "{out}", "--blocks", "0.7", "--method", "magnitude", *_DRAWN)
+# The result is checked where a plan is spoiled; there too would be half of the time.
+PRUNE = ("prune", "{m}", "-o", "{out}", "--blocks", "0.7", "--method", "magnitude", "--check", "none", *_DRAWN)
 EVAL = ("eval", "{m}", "--text", "{text}", "--length", "16", "--max-tokens", "64", "--device", "cpu")
 GENERATE = ("generate", "{m}", "--prompt", "The quick", "--max-new-tokens", "2", "--device", "cpu")
 EXPORT = ("export", "{m}", "--to", "hf", "-o", "{out}")

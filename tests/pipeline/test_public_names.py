@@ -23,6 +23,7 @@ NAMES = (
     "rebuild",
     "prune",
     "recover",
+    "check",
     "evaluate",
     "bench",
     "export_model",
