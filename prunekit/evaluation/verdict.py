@@ -46,12 +46,13 @@ class Verdict:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values only."""
+        """JSON values only: a loss that no float holds is null."""
+        error = self.standard_error
         return {
             "verdict": self.word,
             "text": self.text,
-            "loss_added": self.loss_added,
-            "standard_error": self.standard_error,
+            "loss_added": self.loss_added if math.isfinite(self.loss_added) else None,
+            "standard_error": error if error is not None and math.isfinite(error) else None,
             "agreement": self.agreement,
             "fine_up_to": FINE_UP_TO,
             "broken_above": BROKEN_ABOVE,

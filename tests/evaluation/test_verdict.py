@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -40,6 +41,7 @@ def report(*results: TextResult) -> Evaluation:
         (1.01, 0.5, BROKEN),
         (9.0, 0.0, BROKEN),
         (math.inf, 0.0, BROKEN),
+        (math.nan, 0.0, BROKEN),
         # Another model, however good.
         (0.0, LEAST_AGREEMENT - 0.01, BROKEN),
     ],
@@ -48,6 +50,7 @@ def test_borders(added: float, agreement: float, word: str) -> None:
     found = verdict(report(result(added, agreement)))
     assert found is not None and found.word == word
     assert found.sentence.lower().startswith(word) and found.to_dict()["verdict"] == word
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_the_worst_text_decides() -> None:
