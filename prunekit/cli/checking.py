@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.cli.common import note
 from prunekit.cli.tables.verdicts import show_check
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.verdict import BROKEN
 from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def checked(
         found = check(str(output), baseline, text=text, **options)
         if show:
             show_check(output.resolve().name, found)
-        return {**found.to_dict(), "is_broken": found.is_broken}
+        return found.to_dict()
 
     seen = from_first(look)
-    if seen.pop("is_broken"):
+    if seen["verdict"] == BROKEN:
         note(f"The model in {output} is broken. Prune less, by another method or on text like yours, or train it.")
     return seen, exit_code([(str(output), seen.get("loss_added"))], most)
 

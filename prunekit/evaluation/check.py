@@ -84,7 +84,6 @@ def check(
     'Costs quality: on builtin the loss is +0.24 ± 0.02 nats a token against the dense model (perplexity × 1.27), ...'
     """
     began = time.perf_counter()
-    examples: tuple[Example, ...] = ()
     try:
         sources = as_source(model, revision=revision), as_source(baseline, revision=baseline_revision)
         # Some small models have few positions.
@@ -104,11 +103,11 @@ def check(
     except PrunekitError as error:
         return Checked(None, str(error), not isinstance(error, NotFinite), (), 0, time.perf_counter() - began)
     assert found.texts is not None
-    examples, made = found.examples, found.verdict
     why = None
-    if made is None:
+    if found.verdict is None:
         why = f"{source_name(text)} is other tokens to the two models, whose tokenizers differ"
-    return Checked(made, why, True, examples, found.texts.results[0].tokens_predicted, time.perf_counter() - began)
+    tokens = found.texts.results[0].tokens_predicted
+    return Checked(found.verdict, why, True, found.examples, tokens, time.perf_counter() - began)
 
 
 def _windows(dense: Source, device: str, length: int) -> int:

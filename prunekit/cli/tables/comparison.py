@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.cli.common import console, table
 from prunekit.cli.tables.evaluation import GREEDY, fluency_cells, follow_cells, plus_minus, tasks_head, tell_trainings
-from prunekit.cli.tables.verdicts import example_table, show_verdicts
+from prunekit.cli.tables.verdicts import show_verdicts
 
 if TYPE_CHECKING:
     from prunekit.evaluation.measured import Comparison
@@ -24,8 +24,6 @@ def show_all(compared: Comparison) -> None:
     if first.tasks is not None:
         _print_tasks([each.tasks for each in compared.models if each.tasks is not None])
     tell_trainings(compared.models)
-    if first.examples:
-        console().print(example_table([(each.model, each.examples) for each in compared.models]))
     show_verdicts(compared.models)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.cli.common import console, table
-from prunekit.cli.tables.verdicts import example_table, show_verdicts
+from prunekit.cli.tables.verdicts import show_verdicts
 
 if TYPE_CHECKING:
     from prunekit.evaluation.continuations import Fluency, GenerationQuality
@@ -29,8 +29,6 @@ def show(measured: Measured) -> None:
     if measured.tasks is not None:
         _print_tasks(measured.tasks)
     tell_trainings([measured])
-    if measured.examples:
-        console().print(example_table([(measured.model, measured.examples)]))
     show_verdicts([measured])
 
 

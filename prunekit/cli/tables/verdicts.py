@@ -32,8 +32,11 @@ def show_check(name: str, found: Checked) -> None:
 
 
 def show_verdicts(models: Sequence[Measured]) -> None:
-    """A line for each model that was measured beside a baseline, and the scale."""
+    """What they wrote side by side, where they did; a line for each that was measured beside a baseline, and the
+    scale."""
     out = console()
+    if models[0].examples:
+        out.print(example_table([(each.model, each.examples) for each in models]))
     found = [(each.model, each.verdict) for each in models if each.verdict is not None]
     for name, verdict in found:
         out.print(f"{name}: {verdict.sentence}" if len(models) > 1 else verdict.sentence)
