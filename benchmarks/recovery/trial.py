@@ -12,6 +12,7 @@ from benchmarks.common.run_info import commit
 from benchmarks.recovery.processes import Ended, run
 from benchmarks.recovery.variants import ARMS, Variant, configured, mix
 from prunekit.data.sources import source_name
+from prunekit.models.source import pick_device
 from prunekit.plan import Plan
 
 
@@ -89,7 +90,9 @@ class Bench:
         if self.tokens is not None:
             return ["--tokens", str(self.tokens)]
         config, text = configured(variant)
-        sequences = max(1, round(config.batch_tokens / text.length))
+        batch_tokens = config.on(pick_device(self.device).type).batch_tokens
+        assert batch_tokens is not None
+        sequences = max(1, round(batch_tokens / text.length))
         return ["--tokens", str((self.steps or 1) * sequences * text.length)]
 
 

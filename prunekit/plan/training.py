@@ -19,6 +19,10 @@ CHOICES = {
     "teacher": ("auto", "online", "hidden", "sampled"),
 }
 
+# More steps brought more than larger ones: 67,584 tokens of SmolLM2-135M at 50 % of its blocks took 0.023 off the KL in
+# steps of 512, and 0.015 in steps of 2,048. A GPU would mostly wait with steps so small.
+CPU_BATCH, BATCH = 512, 2048
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -45,8 +49,9 @@ class TextConfig:
 class TrainingConfig:
     """``ce_share`` λ weighs the loss of the text's own next tokens against the divergence from the dense model:
     (1 - λ) · KL(dense ‖ pruned) + λ · CE. ``batch_tokens`` make one step of the optimizer (AdamW), whatever fits into
-    memory at a time. The rate rises over the share ``warmup`` of all steps, then follows ``schedule``: linear and
-    cosine fall to 0, wsd stays and falls linearly over the share ``decay`` at the end.
+    memory at a time; None is settled by the device (:meth:`on`). The rate rises over the share ``warmup`` of all steps,
+    then follows ``schedule``: linear and cosine fall to 0, wsd stays and falls linearly over the share ``decay`` at the
+    end.
 
     ``train`` says which weights move: those of the decoder blocks and the last norm, or the embeddings and the head
     too. With ``lora`` above 0 only adapters of that rank move, and they are merged into the weights afterwards.
@@ -56,7 +61,9 @@ class TrainingConfig:
     """
 
     learning_rate: float = knob(1e-4, "AdamW's step at its largest")
-    batch_tokens: int = knob(2048, "tokens a step of the optimizer")
+    batch_tokens: int | None = knob(
+        None, f"tokens a step of the optimizer (default: {CPU_BATCH} on a CPU, else {BATCH})"
+    )
     schedule: str = knob("linear", "how the rate goes on after the warm-up: linear, cosine, wsd")
     warmup: float = knob(0.05, "the share of the steps in which the rate rises")
     decay: float = knob(0.1, "the share of the steps in which the rate falls at the end, with schedule=wsd")
@@ -77,7 +84,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate <= 1, "above 0 and at most 1")
-        _check("batch_tokens", self.batch_tokens, self.batch_tokens >= 2, "at least 2")
+        if self.batch_tokens is not None:
+            _check("batch_tokens", self.batch_tokens, self.batch_tokens >= 2, "at least 2")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise PrunekitError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -94,6 +102,10 @@ class TrainingConfig:
             _check("micro_batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
         if self.lora and self.train == "all":
             raise PrunekitError("Adapters (lora) train the blocks' matrices alone; leave out train=all, or lora.")
+
+    def on(self, device: str) -> TrainingConfig:
+        """The same with every setting settled, on a ``device`` of that kind (cpu, cuda, mps)."""
+        return replace(self, batch_tokens=self.batch_tokens or (CPU_BATCH if device == "cpu" else BATCH))
 
 
 def _check(name: str, value: float, fits: bool, words: str) -> None:

@@ -47,8 +47,9 @@ _AS_NEW = 4
 
 
 class Lessons:
-    """What all trainings of one run share: the dense ``teacher`` with its ``tokenizer``, the text, the settings, and
-    the ``folder`` that they go on from. ``writing`` gives what samples the text that the teacher writes."""
+    """What all trainings of one run share: the dense ``teacher`` with its ``tokenizer``, the text, the settings (all
+    settled: :meth:`~prunekit.plan.training.TrainingConfig.on`), and the ``folder`` that they go on from. ``writing``
+    gives what samples the text that the teacher writes."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Lessons:
         self._tokenizer, self._dtype, self._device = tokenizer, dtype, device
         self._minutes = checkpoint_minutes
         self._writing = writing
+        assert config.batch_tokens is not None
         # Every process takes as many.
         self.sequences = -(-max(1, round(config.batch_tokens / text.length)) // ranks.size()) * ranks.size()
 

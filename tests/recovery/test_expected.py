@@ -25,3 +25,9 @@ def test_what_was_not_measured_is_not_promised() -> None:
     assert longest == MEASURED[-1][1]
     for config in (TrainingConfig(ce_share=0.2), TrainingConfig(lora=8)):
         assert expected_kl(1.0, 10**4, TRAINED, config) is None
+
+
+def test_the_batch_is_settled_by_the_device_unless_it_is_said() -> None:
+    assert TrainingConfig().on("cpu").batch_tokens == 512
+    assert TrainingConfig().on("cuda").batch_tokens == TrainingConfig().on("mps").batch_tokens == 2048
+    assert TrainingConfig(batch_tokens=64).on("cpu") == TrainingConfig(batch_tokens=64)

@@ -16,7 +16,7 @@ from prunekit.checkpoint.trained import plan_of
 from prunekit.data.calibration import check_length
 from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
-from prunekit.models.source import load_tokenizer, resolve
+from prunekit.models.source import load_tokenizer, pick_device, resolve
 from prunekit.plan import Plan, compose
 from prunekit.recovery.lessons import Final, Lessons, Trained
 from prunekit.recovery.stages.carry import cut_moments
@@ -108,6 +108,7 @@ def prune_and_train(
     written.
     """
     listener = listener if listener and ranks.is_first() else Listener()
+    config = config.on(pick_device(device).type)
     if config.lora:
         check_peft()
     check_length(text, source.config)

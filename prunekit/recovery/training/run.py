@@ -12,7 +12,7 @@ from prunekit.checkpoint.trained import with_recovery, write_trained
 from prunekit.data.calibration import check_length
 from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
-from prunekit.models.source import load_tokenizer
+from prunekit.models.source import load_tokenizer, pick_device
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
 from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.lora import check_peft
@@ -99,6 +99,7 @@ def recover(
     can't be written.
     """
     listener = listener if listener and ranks.is_first() else Listener()
+    config = config.on(pick_device(device).type)
     if config.lora:
         check_peft()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
