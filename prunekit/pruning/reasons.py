@@ -20,7 +20,7 @@ from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.stability import FEWEST, Stability, stability
 
 # A text that pays this many times what the mean of all does is worth a word.
-_PAYS_MORE = 1.25
+PAYS_MORE = 1.25
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def _of_attention(
     heads = (shape.num_key_value_heads, shape.group_size)
     whole = (dense.num_key_value_heads, dense.group_size)
     now = curve.heads[heads].loss
-    cheaper, dearer = [], []
+    cheaper: list[float] = []
+    dearer: list[float] = []
     choices = () if index in problem.protected else problem.rounding.attention_choices(dense, problem.units)
     for other in choices:
         spent = budget.cost.attention(index, other) - budget.cost.attention(index, heads)
@@ -219,36 +220,34 @@ def words(layer: Mapping[Kind, Reason], unit: str, shadow: float | None, protect
     said = []
     for kind in reversed(KINDS):
         reason = layer[kind]
-        said.append(f"{_name(kind, reason)} {_because(reason, unit, shadow, protected)}{_seen(reason, layers)}")
+        said.append(f"{_name(kind, reason)}: {_because(reason, unit, shadow, protected)}{_seen(reason, layers)}")
     return " ".join(said)
 
 
 def _name(kind: Kind, reason: Reason) -> str:
-    if kind == "ffn":
-        return f"FFN {reason.kept:,} of {reason.dense:,}:"
-    assert isinstance(reason.kept, tuple) and isinstance(reason.dense, tuple)
-    return f"Query heads {reason.kept[0] * reason.kept[1]} of {reason.dense[0] * reason.dense[1]}:"
+    kept, dense = reason.kept, reason.dense
+    if isinstance(kept, tuple) and isinstance(dense, tuple):
+        kept, dense = kept[0] * kept[1], dense[0] * dense[1]
+    what = "FFN" if kind == "ffn" else "Query heads"
+    return f"{what} whole" if reason.whole else f"{what} {kept:,} of {dense:,}"
 
 
 def _because(reason: Reason, unit: str, shadow: float | None, protected: bool) -> str:
+    less, more = reason.narrower, reason.wider
     if protected:
         return "protected, so nothing may go."
     if reason.gone:
-        return f"gone as a whole, which costs {_nats(reason.loss)}."
-    less, more = reason.narrower, reason.wider
-    if reason.whole and less is None:
-        return "whole, as no smaller size is allowed."
-    if reason.whole:
-        assert less is not None
-        elsewhere = "" if shadow is None else f", and one more saves at most {_nats(shadow)} elsewhere"
-        return f"whole, because one {unit} less would cost {_nats(less)} here{elsewhere}."
-    parts = []
-    if more is not None:
-        best = shadow is not None and more >= shadow
-        where = "the most of all places" if best or shadow is None else f"{_nats(shadow)} elsewhere"
-        parts.append(f"one {unit} more would save {_nats(more)} here, {where}")
-    parts.append("no smaller size is allowed" if less is None else f"one less would cost {_nats(less)}")
-    return "; ".join(parts) + "."
+        return f"the whole costs {_nats(reason.loss)}."
+    if less is None and reason.whole:
+        return "no smaller size is allowed."
+    if reason.whole and less is not None:
+        dearer = f", {less / shadow:.1f} times the best elsewhere" if shadow else ""
+        return f"one {unit} less would cost {_nats(less)}{dearer}."
+    last = "no smaller size is allowed" if less is None else f"one {unit} less would cost {_nats(less)}"
+    if more is None:
+        return f"{last}."
+    first = ", and here one more helps most" if more == shadow else ""
+    return f"{last}, one more save {_nats(more)}{first}."
 
 
 def _seen(reason: Reason, layers: int) -> str:
@@ -256,10 +255,10 @@ def _seen(reason: Reason, layers: int) -> str:
     said = ""
     if reason.rank is not None:
         sure = "" if reason.rank_low == reason.rank_high else f" ({reason.rank_low} to {reason.rank_high} by chance)"
-        said += f" Cut alone, it matters as number {reason.rank}{sure} of {layers}."
+        said += f" Cut alone it is number {reason.rank}{sure} of {layers}."
     if reason.texts and reason.alone:
         text, most = max(reason.texts.items(), key=lambda each: each[1])
-        if most > _PAYS_MORE * reason.alone:
+        if most > PAYS_MORE * reason.alone:
             said += f" {text} pays most: {most / reason.alone:.1f} times the mean."
     return said
 

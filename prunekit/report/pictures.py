@@ -120,8 +120,13 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
 
 def _draw_prices(axis, why: Mapping[str, Any]) -> None:  # type: ignore[no-untyped-def]
     """What one unit of the budget less costs at each sub-layer, and what one more would save where it helps most."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     # A logarithm: what is cheapest and what is dearest to cut differ by a hundred times, and both are to be seen.
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     for kind, colour, mark, label in (("ffn", FFN, "o", "FFN"), ("attention", HEADS, "s", "attention")):
         prices = [(layer.get("index"), layer.get(kind, {}).get("narrower")) for layer in why.get("layers", [])]
         shown = [(index, 1e3 * price) for index, price in prices if price is not None and price > 0]

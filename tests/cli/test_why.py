@@ -32,7 +32,9 @@ def test_why_stands_in_the_plan_the_table_and_the_picture(command: Command, tmp_
     assert [layer["index"] for layer in why["layers"]] == [0, 1, 2, 3]
     assert all(set(layer["ffn"]["texts"]) == {"one.txt", "other.txt"} for layer in why["layers"])
     assert len({layer["words"] for layer in why["layers"]}) == 4
-    assert "Why each layer is as wide as it is" in done.out and why["layers"][0]["words"][:30] in done.out
+    shown = done.out[done.out.index("Why each layer is as wide as it is") :]
+    first = why["layers"][0]["ffn"]
+    assert f"{first['kept']:,}" in shown and f"{1e3 * first['narrower']:,.0f}"[:3] in shown and "Kendall's tau" in shown
     assert "for one MB of weights less" in picture.read_text().replace("\n", " ") or "<path" in picture.read_text()
     seen = command("inspect", file, "--json")
     assert json.loads(seen.out)["why"] == why

@@ -87,7 +87,7 @@ def test_heads_have_prices_too() -> None:
     # q, k, v and o of one KV head: 4 x 4 x 10 parameters of 2 bytes.
     assert made["layers"][0]["attention"]["narrower"] == pytest.approx(5 * 1e6 / 320)
     assert made["layers"][1]["attention"]["narrower"] == pytest.approx(7 * 1e6 / 320)
-    assert "whole, because one MB of weights less would cost 15,625,000 mnats here" in made["layers"][0]["words"]
+    assert "Query heads whole: one MB of weights less would cost 15,625,000 mnats" in made["layers"][0]["words"]
 
 
 def test_the_budget_that_decides_gives_the_unit() -> None:
@@ -107,16 +107,16 @@ def test_the_budget_that_decides_gives_the_unit() -> None:
 def test_words_differ_where_reasons_do() -> None:
     made = _explained([_curve(1.0), _curve(2.0), _curve(100.0), _curve(1.0)], gone=9, protected=frozenset({3}))
     first, second, third, last = (layer["words"] for layer in made["layers"])
-    assert "FFN 2 of 8:" in first and "would save" in first and "less would cost" in first
-    assert "FFN 8 of 8: whole, because" in third
-    assert last.startswith("FFN 8 of 8: protected, so nothing may go.") and "Query heads 2 of 2: protected" in last
+    assert first.startswith("FFN 2 of 8: one MB of weights less would cost") and ", one more save " in first
+    assert third.startswith("FFN whole: one MB of weights less would cost 1,666,666,667 mnats, 16.7 times")
+    assert last.startswith("FFN whole: protected, so nothing may go.") and "Query heads whole: protected" in last
     assert len({first, second, third, last}) == 4
 
 
 def test_a_sublayer_that_is_gone_says_what_it_cost() -> None:
     curves = [_curve(1e-4).without("ffn", 0.011), _curve(50.0), _curve(60.0)]
     made = _explained(curves, gone=8, units=("ffn", "ffn-layer"))
-    assert made["layers"][0]["words"].startswith("FFN 0 of 8: gone as a whole, which costs 11 mnats.")
+    assert made["layers"][0]["words"].startswith("FFN 0 of 8: the whole costs 11 mnats.")
     assert made["layers"][0]["ffn"]["narrower"] is None and made["layers"][0]["ffn"]["loss_without"] == 0.011
 
 
