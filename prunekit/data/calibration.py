@@ -61,6 +61,11 @@ class Calibration:
 
         return torch.full((self.config.sequences,), self.config.source == SELF)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the texts that the sequences of ``input_ids`` come from."""
+        return (source_name(self.config.source),) * self.config.sequences
+
     def step(self, t: int) -> Calibration:
         """The draw for step ``t`` of a method that repeats scoring; step 0 is this calibration itself.
 

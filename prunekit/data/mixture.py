@@ -76,6 +76,12 @@ class Mixed:
 
         return torch.cat([part.written for part in self.parts])[self._order]
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the texts that the sequences of ``input_ids`` come from."""
+        names = [source_name(part.config.source) for part in self.parts for _ in range(part.config.sequences)]
+        return tuple(names[place] for place in self._order.tolist())
+
     @cached_property
     def _order(self) -> torch.Tensor:
         import torch

@@ -88,6 +88,16 @@ _FIELDS: dict[str, _Fits] = {
     "protected_layers": _counts,
     "history": lambda value: isinstance(value, list),
 }
+_WHY: dict[str, _Fits] = {
+    "unit": _text,
+    "shadow_price": _number,
+    "sequences": _count,
+    "not_measured": lambda value: isinstance(value, list) and all(map(_text, value)),
+}
+_REASON: dict[str, _Fits] = {
+    **dict.fromkeys(("loss", "loss_without", "narrower", "wider", "alone", "alone_standard_error"), _number),
+    **dict.fromkeys(("rank", "rank_low", "rank_high"), lambda value: value is None or _count(value)),
+}
 _TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count, "step": _count, "steps": _whole}
 _OF_TRAINING: dict[str, dict[str, _Fits]] = {
     "teacher": {"name": _text},
@@ -105,6 +115,8 @@ def check_provenance(provenance: Any) -> dict[str, Any]:
     for name, fields in _OBJECTS.items():
         if provenance.get(name) is not None:
             _check_object(f"provenance.{name}", provenance[name], fields)
+    if provenance.get("why") is not None:
+        _check_why(provenance["why"])
     trainings = provenance.get("recovery", [])
     if not isinstance(trainings, list):
         raise ValueError("provenance.recovery is no list")
@@ -122,6 +134,19 @@ def check_provenance(provenance: Any) -> dict[str, Any]:
         for part in parts:
             _check_object(f"provenance.{name}.mix", part, _TEXT)
     return provenance
+
+
+def _check_why(value: Any) -> None:
+    """The reasons of layers: :mod:`prunekit.pruning.reasons`."""
+    _check_object("provenance.why", value, _WHY)
+    tau, layers = value.get("kendall_tau", {}), value.get("layers", [])
+    _check_object("provenance.why.kendall_tau", tau, {"attention": _number, "ffn": _number})
+    if not isinstance(layers, list):
+        raise ValueError("provenance.why.layers is no list")
+    for layer in layers:
+        _check_object("provenance.why.layers", layer, {"index": _count, "words": _text})
+        for kind in ("attention", "ffn"):
+            _check_object(f"provenance.why.layers.{kind}", layer.get(kind, {}), _REASON)
 
 
 def _check_object(where: str, value: Any, fields: Mapping[str, _Fits]) -> None:

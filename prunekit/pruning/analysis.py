@@ -14,6 +14,7 @@ from prunekit.models.source import load_tokenizer
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
+from prunekit.pruning.stability import FEWEST, stability
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -30,19 +31,28 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its importance, its rank (0 matters most), and how unequal its units are."""
+    """One layer: its importance, its rank (0 matters most) among ``layers``, the ranks between which nine of ten
+    resamples of the text put it (None: too little text to tell), and how unequal its units are."""
 
     index: int
     importance: float
     rank: int
     idle_ffn_share: float
     """Share of the FFN channels that together hold 10 % of the layer's unit importance."""
+    layers: int = 1
+    rank_low: int | None = None
+    rank_high: int | None = None
 
     @property
     def words(self) -> str:
-        return f"{self.place}; {self.idle_ffn_share:.0%} of its FFN channels carry a tenth of its weight"
+        return f"{self._place}; {self.idle_ffn_share:.0%} of its FFN channels carry a tenth of its weight"
 
-    place: str = ""
+    @property
+    def _place(self) -> str:
+        if self.rank_low is None or self.rank_high is None or self.rank_low == self.rank_high:
+            return f"{_place(self.rank, self.layers)}"
+        chance = f"place {self.rank_low + 1} to {self.rank_high + 1} by chance of the text"
+        return f"{_place(self.rank, self.layers)} ({chance})"
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,9 @@ class Analysis:
     tokens: int
     layers: tuple[LayerReport, ...]
     calibration: dict[str, Any]
+    kendall_tau: float | None = None
+    """How well the order of layers agrees with that of resampled text: 1 is the same order, 0 none; None where there is
+    too little text to tell."""
 
     @property
     def summary(self) -> str:
@@ -65,9 +78,13 @@ class Analysis:
         order = sorted(self.layers, key=lambda layer: layer.rank)
         if len(order) < 2:
             return "With one layer there is nothing to compare."
+        if self.kendall_tau is None:
+            sure = f"There is too little text to tell how sure that order is: it takes {FEWEST} pieces. "
+        else:
+            sure = f"On text drawn again by chance the order agrees with Kendall's tau {self.kendall_tau:.2f}. "
         some = min(3, len(order) // 2)
         return (
-            f"Layers {_names(order[:some])} matter most and {_names(order[: -some - 1 : -1])} least; "
+            f"Layers {_names(order[:some])} matter most and {_names(order[: -some - 1 : -1])} least. {sure}"
             "adapt-pruner would keep the first widest and cut the others deepest."
         )
 
@@ -80,12 +97,15 @@ class Analysis:
             "meaning": self.meaning,
             "loss": self.loss,
             "tokens": self.tokens,
+            "kendall_tau": self.kendall_tau,
             "summary": self.summary,
             "layers": [
                 {
                     "index": layer.index,
                     "importance": layer.importance,
                     "rank": layer.rank,
+                    "rank_low": layer.rank_low,
+                    "rank_high": layer.rank_high,
                     "idle_ffn_share": layer.idle_ffn_share,
                     "words": layer.words,
                 }
@@ -136,8 +156,17 @@ def analyze(
     values = scores.layer_importance.tolist()
     order = sorted(range(len(values)), key=lambda index: -values[index])
     rank = {index: place for place, index in enumerate(order)}
+    assert scores.layer_samples is not None
+    order_by_chance = stability(scores.layer_samples.tolist())
     layers = tuple(
-        LayerReport(index, value, rank[index], _idle(scores.layers[index].ffn), _place(rank[index], len(values)))
+        LayerReport(
+            index,
+            value,
+            rank[index],
+            _idle(scores.layers[index].ffn),
+            len(values),
+            *((order_by_chance.low[index], order_by_chance.high[index]) if order_by_chance else ()),
+        )
         for index, value in enumerate(values)
     )
     return Analysis(
@@ -150,6 +179,7 @@ def analyze(
         scores.tokens,
         layers,
         text.describe(),
+        order_by_chance.tau if order_by_chance else None,
     )
 
 

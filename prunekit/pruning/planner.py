@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
-from prunekit.plan import Plan, encode_ranges, whole_plan
+from prunekit.plan import LayerKeep, Plan, encode_ranges, whole_plan
 from prunekit.plan.allocations import AdaptConfig, DropConfig, OptimalConfig
 from prunekit.plan.budgets import Budgets
 from prunekit.plan.goals import Target
@@ -30,6 +31,7 @@ from prunekit.pruning.allocation.stored_session import StoredSession, takes_weig
 from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
+from prunekit.pruning.reasons import explain
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.process.ranks import is_first
@@ -217,6 +219,7 @@ def compute_plan(
             **({"refit": asdict(recipe.refit)} if recipe.refit else {}),
             **({"rescale": asdict(recipe.rescale)} if recipe.rescale else {}),
             "history": list(allocated.history),
+            **_why(made, allocated.curves, keeps, (pick_dtype(config.store_dtype) or source.dtype).itemsize),
             "versions": versions(),
         },
         changes=task.changes,
@@ -226,6 +229,18 @@ def compute_plan(
     )
     assert budgets.fit(layers)
     return plan
+
+
+def _why(
+    made: Prepared, curves: Sequence[LayerCurves], keeps: Sequence[LayerKeep], bytes_per_parameter: int
+) -> dict[str, Any]:
+    """Why each layer is as wide as it is, where loss curves decided it."""
+    if not curves:
+        return {}
+    kept = {keep.index: keep.shape for keep in keeps}
+    shapes = [kept.get(index, LayerShape(0, 0, 0)) for index in range(len(curves))]
+    texts = made.calibration.sources[made.session.scale_rows()]
+    return {"why": explain(made.session.source, made.task.problem, curves, shapes, texts, bytes_per_parameter)}
 
 
 def draw_curves(made: Prepared, method: Method) -> tuple[LayerCurves, ...]:

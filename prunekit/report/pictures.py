@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
@@ -93,11 +94,13 @@ def save_figure(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no
 
 @own_style()
 def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
-    """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
+    """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Where the plan says why,
+    also what one unit of the budget less would cost at each layer. Written atomically."""
     source = plan.source
     kept = {layer.index: layer.shape for layer in plan.layers}
     layers = range(source.num_hidden_layers)
-    figure, (top, bottom) = _figure(2, source.num_hidden_layers)
+    why = plan.provenance.get("why")
+    figure, (top, bottom, *prices) = _figure(3 if why else 2, source.num_hidden_layers)
     top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
     top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=FFN, label="kept")
     top.set_ylabel("FFN width")
@@ -110,14 +113,52 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
     bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=HEADS)
     bottom.set_ylabel("query heads")
+    if why:
+        _draw_prices(prices[0], why)
     save_figure(figure, path, overwrite)
+
+
+def _draw_prices(axis, why: Mapping[str, Any]) -> None:  # type: ignore[no-untyped-def]
+    """What one unit of the budget less costs at each sub-layer, and what one more would save where it helps most."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    # A logarithm: what is cheapest and what is dearest to cut differ by a hundred times, and both are to be seen.
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    for kind, colour, mark, label in (("ffn", FFN, "o", "FFN"), ("attention", HEADS, "s", "attention")):
+        prices = [(layer.get("index"), layer.get(kind, {}).get("narrower")) for layer in why.get("layers", [])]
+        shown = [(index, 1e3 * price) for index, price in prices if price is not None and price > 0]
+        if shown:
+            axis.plot(*zip(*shown, strict=True), mark, color=colour, markersize=4, label=label)
+    if (shadow := why.get("shadow_price")) is not None and shadow > 0:
+        axis.axhline(1e3 * shadow, color="#555555", linewidth=0.9, linestyle="--", label="one more, at best")
+    axis.set_ylabel(f"mnats a token\nfor one {why.get('unit')} less", fontsize="small")
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def _limit(values: Sequence[float]) -> float | None:
+    """How high an axis goes where some of ``values`` are more than four times the median; None where none is."""
+    middle = sorted(map(abs, values))[len(values) // 2]
+    common = [value for value in values if value <= 4 * middle]
+    return 1.25 * max(common) if common and len(common) < len(values) and max(common) > 0 else None
 
 
 @own_style()
 def draw_importance(importance: Sequence[float], method: str, path: Path, overwrite: bool = False) -> None:
-    """One bar a layer, taller matters more. Written atomically."""
+    """One bar a layer, taller matters more. What is far above the rest is cut short, with its value beside it, so that
+    it doesn't hide them. Written atomically."""
     figure, (axis,) = _figure(1, len(importance))
     axis.bar(range(len(importance)), importance, color=FFN)
+    limit = _limit(importance)
+    if limit is not None:
+        axis.set_ylim(top=limit)
+        for index, value in enumerate(importance):
+            if value > limit:
+                words = {"ha": "center", "va": "top", "rotation": 90, "color": "white", "fontsize": "small"}
+                axis.text(index, 0.97 * limit, f"{value:.3g} \u2191", **words)
     axis.set_ylabel(f"importance ({method})")
     axis.set_title("What each layer changes", loc="left")
     save_figure(figure, path, overwrite)

@@ -107,6 +107,10 @@ def test_analyze(command: Command, model: Path, text: Path, tmp_path: Path, monk
     assert sorted(layer["rank"] for layer in data["layers"]) == [0, 1, 2, 3]
     best = max(data["layers"], key=lambda layer: layer["importance"])
     assert best["rank"] == 0 and best["words"].startswith("matters most")
+    # Four sequences are just enough to draw them again by chance.
+    assert 0 < data["kendall_tau"] <= 1 and "Kendall's tau" in data["summary"]
+    for layer in data["layers"]:
+        assert 0 <= layer["rank_low"] <= layer["rank"] <= layer["rank_high"] <= 3
     assert data["tokens"] == 64 and data["model"] == "tiny-llama" and str(tmp_path) not in report.read_text()
     assert "<svg" in (tmp_path / "layers.svg").read_text()
     monkeypatch.chdir(tmp_path)

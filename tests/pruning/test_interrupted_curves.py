@@ -47,7 +47,7 @@ class Counted:
         for name, owner, function in (
             ("fisher", output_fisher, "hidden_states"),
             ("curves", loss_curves, "Elimination"),
-            ("scale", Divergence, "of"),
+            ("scale", Divergence, "of_each"),
         ):
             monkeypatch.setattr(owner, function, self._counting(name, getattr(owner, function), end))
 

@@ -70,30 +70,33 @@ def test_what_is_measured_is_text_that_curves_were_not_drawn_on() -> None:
 
 
 def test_curves_say_what_was_measured_where_they_were_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[tuple[int, str], float] = {}
-    of = Divergence.of
+    found: dict[tuple[int, Any], torch.Tensor] = {}
+    of_each = Divergence.of_each
 
-    def remembered(self: Divergence, index: int, kind: Any, projection: Any) -> float:
+    def remembered(self: Divergence, index: int, kind: Any, projection: Any) -> torch.Tensor:
         # The first rows of a projection with units gone are zero where these were.
         assert projection is not None and not projection.abs().sum(0).all()
-        return found.setdefault((index, kind), of(self, index, kind, projection))
+        return found.setdefault((index, kind), of_each(self, index, kind, projection))
 
-    monkeypatch.setattr(Divergence, "of", remembered)
+    monkeypatch.setattr(Divergence, "of_each", remembered)
     monkeypatch.setattr(scale, "_MOST", 1e9)
     session = tiny_session(tiny_model("llama"), _ids())
     steps: list[int] = []
     curves = session.curves(lambda count=1: steps.append(count))
     assert sum(steps) == session.curve_steps() and len(found) == 8
     for index, curve in enumerate(curves):
-        assert curve.loss(LayerShape(8, 4, 60)) == pytest.approx(found[index, "ffn"], rel=1e-6)
-        assert curve.loss(LayerShape(4, 4, 96)) == pytest.approx(found[index, "attention"], rel=1e-6)
+        assert curve.loss(LayerShape(8, 4, 60)) == pytest.approx(found[index, "ffn"].mean().item(), rel=1e-6)
+        assert curve.loss(LayerShape(4, 4, 96)) == pytest.approx(found[index, "attention"].mean().item(), rel=1e-6)
+        # A number for each sequence that was read, kept with the curve.
+        assert curve.alone == {kind: tuple(found[index, kind].tolist()) for kind in ("attention", "ffn")}
+        assert len(curve.alone["ffn"]) == 16
 
 
 def test_a_curve_is_not_trusted_to_be_wrong_by_any_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = tiny_session(tiny_model("llama"), _ids())
-    monkeypatch.setattr(Divergence, "of", lambda *given: 1e-12)
+    monkeypatch.setattr(Divergence, "of_each", lambda *given: torch.tensor([1e-12]))
     low = plain.curves(nothing)
-    monkeypatch.setattr(Divergence, "of", lambda *given: 1e12)
+    monkeypatch.setattr(Divergence, "of_each", lambda *given: torch.tensor([1e12]))
     high = plain.curves(nothing)
     for one, other in zip(low, high, strict=True):
         assert other.ffn.loss[60] == pytest.approx(400 * one.ffn.loss[60])

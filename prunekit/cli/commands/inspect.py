@@ -11,6 +11,7 @@ from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
 from prunekit.cli.tables.inspected import as_object, facts_of, text_of, widths_table
 from prunekit.cli.tables.plan import plan_summary, plan_tables
+from prunekit.cli.tables.reasons import why_tables
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.files.listed_folder import check_listed, is_plain
@@ -79,6 +80,7 @@ def _plan(file: Path, json: bool) -> None:
             shown.add_row(name, str(value))
     console().print(shown)
     console().print(plan_tables(plan, _PLANNED_BYTES))
+    console().print(why_tables(plan))
     console().print("Bytes are counted in 16 bits.")
 
 

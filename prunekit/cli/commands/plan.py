@@ -12,6 +12,7 @@ from prunekit.cli.asked import read_asked
 from prunekit.cli.common import app, console, print_json
 from prunekit.cli.launch import on_all_ranks
 from prunekit.cli.tables.plan import plan_summary, plan_tables
+from prunekit.cli.tables.reasons import why_tables
 from prunekit.report.pictures import check_different, check_picture
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
@@ -84,5 +85,6 @@ def plan(
         print_json({"plan": str(output), **plan_summary(made, source.dtype.itemsize)})
         return
     console().print(plan_tables(made, source.dtype.itemsize))
+    console().print(why_tables(made))
     of = f" --revision {revision}" if revision else ""
     console().print(f"Plan written to {output}. Apply it with: prunekit prune {model}{of} --plan {output} -o DIR")

@@ -46,7 +46,7 @@ def plan_summary(plan: Plan, bytes_per_parameter: float) -> dict[str, Any]:
         ],
         "target": plan.provenance.get("target"),
         "method": plan.provenance.get("method"),
-        **{name: plan.provenance[name] for name in ("compensation", "computed_on") if name in plan.provenance},
+        **{name: plan.provenance[name] for name in ("compensation", "computed_on", "why") if name in plan.provenance},
     }
 
 

@@ -13,6 +13,7 @@ from prunekit.plan.budgets import Budgets
 from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation.session import Session
+from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.utils.advance import Advance
 
 
@@ -41,10 +42,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Allocated:
-    """What every layer keeps (dropped layers are missing), and what was measured on the way, a record a step."""
+    """What every layer keeps (dropped layers are missing), and what was measured on the way, a record a step; the loss
+    ``curves`` that decided, where there are some."""
 
     keeps: tuple[LayerKeep, ...]
     history: tuple[dict[str, Any], ...] = ()
+    curves: tuple[LayerCurves, ...] = ()
 
 
 def check_compensable(units: tuple[str, ...]) -> None:

@@ -31,7 +31,7 @@ def optimal(session: Session, problem: Problem, advance: Advance, config: Optima
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, curves, shapes, strict=True)
     )
     expected = sum(curve.loss(shape) for curve, shape in zip(curves, shapes, strict=True))
-    return Allocated(keeps, ({"step": 1, "expected_loss": round(expected, 6)},))
+    return Allocated(keeps, ({"step": 1, "expected_loss": round(expected, 6)},), curves)
 
 
 def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -> tuple[LayerShape, ...]:

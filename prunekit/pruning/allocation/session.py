@@ -186,13 +186,17 @@ class Session:
         of it, such as curves were not drawn on."""
         from prunekit.pruning.curves.divergence import Divergence
 
+        some = self._text()[self.scale_rows()]
+        return Divergence(self.model, self.family, some, self._batch_size, self._fast)
+
+    def scale_rows(self) -> slice:
+        """Which sequences of the calibration text :meth:`divergence` reads."""
         ids = self._text()
         # One sequence alone would say too little, however long.
         count = max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
         # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
-        unseen = ids[len(self._curve_text()) :][:count]
-        some = unseen if len(unseen) == count else ids[:count]
-        return Divergence(self.model, self.family, some, self._batch_size, self._fast)
+        seen = len(self._curve_text())
+        return slice(seen, seen + count) if len(ids) - seen >= count else slice(0, count)
 
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""

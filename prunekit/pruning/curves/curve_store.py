@@ -76,7 +76,8 @@ def _encode(curves: LayerCurves) -> dict[str, Any]:
         [kv, group, list(choice.kv_heads), list(choice.query_heads), choice.loss]
         for (kv, group), choice in curves.heads.items()
     ]
-    return {"order": list(curves.ffn.order), "loss": list(curves.ffn.loss), "heads": heads}
+    alone = {str(kind): list(each) for kind, each in curves.alone.items()}
+    return {"order": list(curves.ffn.order), "loss": list(curves.ffn.loss), "heads": heads, "alone": alone}
 
 
 def _decode(data: dict[str, Any]) -> LayerCurves:
@@ -84,4 +85,7 @@ def _decode(data: dict[str, Any]) -> LayerCurves:
         (int(kv), int(group)): HeadChoice(tuple(kv_heads), tuple(query), float(loss))
         for kv, group, kv_heads, query, loss in data["heads"]
     }
-    return LayerCurves(FfnCurve(tuple(data["order"]), tuple(data["loss"])), heads)
+    # Earlier versions kept no such measurements: widths need none.
+    told = data.get("alone", {})
+    alone = {kind: tuple(map(float, told[kind])) for kind in KINDS if kind in told}
+    return LayerCurves(FfnCurve(tuple(data["order"]), tuple(data["loss"])), heads, alone)

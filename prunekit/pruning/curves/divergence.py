@@ -39,13 +39,17 @@ class Divergence:
     def of(self, index: int, kind: Kind, projection: torch.Tensor | None) -> float:
         """The divergence with ``projection`` [d, n] in place of the output projection of that sub-layer of layer
         ``index``; without the whole sub-layer where it is None. Raises PrunekitError where it is not finite."""
+        return self.of_each(index, kind, projection).mean().item()
+
+    def of_each(self, index: int, kind: Kind, projection: torch.Tensor | None) -> torch.Tensor:
+        """As :meth:`of`, of each of the N sequences by itself, float64 [N] on the CPU."""
         with self._replaced(index, kind, projection), torch.no_grad():
             last = self._run(self._streams[index], index, keep=False)[-1]
-            total = sum(
-                self._kl(batch, place * self._batch).item() for place, batch in enumerate(last.split(self._batch))
+            kl = torch.cat(
+                [self._kl(batch, place * self._batch) for place, batch in enumerate(last.split(self._batch))]
             )
-        kl = total / last[..., 0].numel()
-        if not kl < float("inf"):
+        kl = kl.cpu() / last.shape[1]
+        if not kl.sum() < float("inf"):
             raise PrunekitError(
                 f"Layer {index}: without some of its {kind}, the model's predictions are not finite; plan in float32 "
                 "(--dtype float32)."
@@ -100,7 +104,7 @@ class Divergence:
         return order, value
 
     def _kl(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
-        """Summed KL of a batch [B, L, d] that begins with sequence ``start``."""
+        """Summed KL of each sequence of a batch [B, L, d] that begins with sequence ``start``, float64 [B]."""
         rows = slice(start, start + len(hidden))
         order, dense = self._order[rows].flatten(0, 1), self._dense[rows].flatten(0, 1)
         places = order.split(self._head.rows)
@@ -108,4 +112,5 @@ class Divergence:
         own = torch.cat([logits.gather(1, place) - total for (logits, total), place in parts])
         dense_rest, own_rest = ((1 - each.exp().sum(-1)).clamp(min=1e-7) for each in (dense, own))
         rest = dense_rest * (dense_rest.log() - own_rest.log())
-        return ((dense.exp() * (dense - own)).sum(-1) + rest).double().sum()
+        tokens = ((dense.exp() * (dense - own)).sum(-1) + rest).double()
+        return tokens.view(len(hidden), -1).sum(1)

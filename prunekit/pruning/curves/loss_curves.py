@@ -14,8 +14,8 @@ that make them so large would go.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,10 +86,15 @@ class HeadChoice:
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """What a layer could lose: FFN channels one by one, heads by (KV heads, query heads a group)."""
+    """What a layer could lose: FFN channels one by one, heads by (KV heads, query heads a group).
+
+    ``alone`` has what was measured with a sub-layer of the dense model cut by itself to about :data:`CUT_TO`: nats a
+    token, of each sequence that the scale was measured on.
+    """
 
     ffn: FfnCurve
     heads: dict[Heads, HeadChoice]
+    alone: Mapping[Kind, tuple[float, ...]] = field(default_factory=dict)
 
     def keep(self, index: int, shape: LayerShape) -> LayerKeep:
         """The best units for a layer of ``shape``."""
@@ -100,7 +105,7 @@ class LayerCurves:
     def scaled(self, ffn: float, heads: float) -> LayerCurves:
         """The same curves with losses times these factors."""
         choices = {what: replace(choice, loss=choice.loss * heads) for what, choice in self.heads.items()}
-        return LayerCurves(FfnCurve(self.ffn.order, tuple(loss * ffn for loss in self.ffn.loss)), choices)
+        return replace(self, ffn=FfnCurve(self.ffn.order, tuple(loss * ffn for loss in self.ffn.loss)), heads=choices)
 
     def without(self, kind: Kind, loss: float) -> LayerCurves:
         """The same curves, in which the whole attention, or the whole FFN, costs ``loss``."""

@@ -29,6 +29,8 @@ class Watched:
     seed: int = 0
     sequences: int = 0
     """Sequences in the batch that is running."""
+    place: int = 0
+    """The number of the running batch's first sequence in the whole text."""
     total: int = 0
     """Sequences of all batches so far, the running one among them; of all ranks' once the pass is over."""
     recording: bool = False
@@ -92,6 +94,11 @@ class LayerImportance:
 
     def result(self) -> torch.Tensor:
         """Importance of every layer, float64 [L]; higher matters more."""
+        raise NotImplementedError
+
+    def samples(self) -> torch.Tensor:
+        """The same of each piece of the text by itself, float64 [pieces, L], after :meth:`add_up`: what says how sure
+        the order of layers is."""
         raise NotImplementedError
 
 

@@ -10,9 +10,30 @@ import torch
 from torch import nn
 
 from prunekit.pruning.importance.base import LAYER_IMPORTANCE, LayerImportance, Watched
-from prunekit.utils.process.ranks import sum_over_ranks
+from prunekit.utils.process.ranks import shared, size, sum_over_ranks
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Samples:
+    """Values of layers on pieces of the text, by the number of a piece's first sequence."""
+
+    def __init__(self, layers: int):
+        self._layers = layers
+        self._rows: dict[int, list[float]] = {}
+
+    def put(self, place: int, layer: int, value: float) -> None:
+        self._rows.setdefault(place, [0.0] * self._layers)[layer] = value
+
+    def add_up(self) -> None:
+        """Bring together what each rank has seen of the text."""
+        mine = [[place, row] for place, row in self._rows.items()]
+        self._rows = {place: row for by in range(size()) for place, row in shared(mine, by)}  # type: ignore[misc]
+
+    def values(self) -> torch.Tensor:
+        """Float64 [pieces, layers], in the order of the text."""
+        rows = [row for _, row in sorted(self._rows.items())]
+        return torch.tensor(rows, dtype=torch.float64).view(-1, self._layers)
 
 
 class InputOutputDistance(LayerImportance):
@@ -29,6 +50,7 @@ class InputOutputDistance(LayerImportance):
     def attach(self, watched: Watched) -> None:
         super().attach(watched)
         self._sums = [0.0] * len(watched.layers)
+        self._samples = Samples(len(watched.layers))
         self._tokens = 0
         for index, layer in enumerate(watched.layers):
             watched.handles.append(layer.register_forward_hook(partial(self._see, index), with_kwargs=True))
@@ -41,6 +63,8 @@ class InputOutputDistance(LayerImportance):
         after = output[0] if isinstance(output, tuple) else output
         distance = self._distance(before.detach().float(), after.detach().float())
         self._sums[index] += distance.double().sum().item() if distance.device.type != "mps" else float(distance.sum())
+        for place, value in enumerate(distance.mean(-1).tolist()):
+            self._samples.put(self.watched.place + place, index, value)
         if index == 0:
             self._tokens += distance.numel()
 
@@ -49,9 +73,13 @@ class InputOutputDistance(LayerImportance):
         sum_over_ranks(seen)
         *self._sums, tokens = seen.tolist()
         self._tokens = int(tokens)
+        self._samples.add_up()
 
     def result(self) -> torch.Tensor:
         return torch.tensor(self._sums, dtype=torch.float64) / max(self._tokens, 1)
+
+    def samples(self) -> torch.Tensor:
+        return self._samples.values()
 
 
 def _cosine(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -72,6 +100,7 @@ class LossWithout(LayerImportance):
     def attach(self, watched: Watched) -> None:
         super().attach(watched)
         self._rise = torch.zeros(len(watched.layers), dtype=torch.float64)
+        self._samples = Samples(len(watched.layers))
         self._sequences = 0
 
     @torch.no_grad()
@@ -81,7 +110,9 @@ class LossWithout(LayerImportance):
         for index, layer in enumerate(self.watched.layers):
             layer.forward = _skip  # type: ignore[method-assign]
             try:
-                self._rise[index] += (loss(input_ids).item() - whole) * sequences
+                rise = loss(input_ids).item() - whole
+                self._rise[index] += rise * sequences
+                self._samples.put(self.watched.place, index, rise)
             finally:
                 del layer.forward
         self._sequences += sequences
@@ -90,9 +121,13 @@ class LossWithout(LayerImportance):
         sequences = torch.tensor(self._sequences)
         sum_over_ranks(self._rise, sequences)
         self._sequences = int(sequences)
+        self._samples.add_up()
 
     def result(self) -> torch.Tensor:
         return self._rise / max(self._sequences, 1)
+
+    def samples(self) -> torch.Tensor:
+        return self._samples.values()
 
 
 def _skip(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -32,7 +32,8 @@ class LayerScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Unit scores of every layer and, where measured, each layer's importance [L] (higher matters more)."""
+    """Unit scores of every layer and, where measured, each layer's importance [L] (higher matters more), and that of
+    each piece of the text by itself, ``layer_samples`` [pieces, L]."""
 
     importance: str
     layers: tuple[LayerScores, ...]
@@ -40,6 +41,7 @@ class Scores:
     layer_method: str | None = None
     loss: float | None = None
     tokens: int = 0
+    layer_samples: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for index, layer in enumerate(self.layers):

@@ -68,8 +68,10 @@ def score(
         first_bad = _watch_outputs(watched)
         if needs_text and input_ids is not None:
             # A loss is the mean of its batch, so batches stay whole: then gradients are those of one process.
-            for some in ranks.rounds(input_ids.split(1 if units.per_sequence else batch_size)):
-                for batch in ranks.share_of(some):
+            size = 1 if units.per_sequence else batch_size
+            for some in ranks.rounds([*enumerate(input_ids.split(size))]):
+                for number, batch in ranks.share_of(some):
+                    watched.place = number * size
                     loss_sum += _run(watched, units.needs, batch, layers) * len(batch)
                 if first_bad:
                     raise _not_finite(watched, first_bad[0])
@@ -87,6 +89,7 @@ def score(
                 layer_method=layer_importance_name,
                 loss=loss_sum / sequences if sequences else None,
                 tokens=sequences * input_ids.shape[1] if input_ids is not None and sequences else 0,
+                layer_samples=layers.samples() if layers is not None else None,
             )
         except PrunekitError:
             _check_weights(watched)

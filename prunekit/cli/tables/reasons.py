@@ -1,0 +1,77 @@
+"""Why each layer of a plan is as wide as it is, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+
+from prunekit.cli.common import table
+from prunekit.pruning.reasons import PAYS_MORE
+
+if TYPE_CHECKING:
+    from prunekit.plan import Plan
+
+_NO_CURVES = "Why each layer is as wide as it is can be told where loss curves decide it, as the default method does."
+
+
+_KINDS = ("ffn", "attention")
+
+
+def why_tables(plan: Plan) -> Group:
+    """A row a layer with what its FFN and its heads are worth, and what the figures mean; one sentence where the plan
+    has no reasons."""
+    why = plan.provenance.get("why")
+    if not why:
+        return Group(_NO_CURVES)
+    columns = ["layer", "FFN", "−1", "+1", "rank", "heads", "−1", "+1", "rank"]
+    layers = why.get("layers", [])
+    pays = [" ".join(dict.fromkeys(filter(None, (_pays(layer.get(kind, {})) for kind in _KINDS)))) for layer in layers]
+    made = table(
+        "Why each layer is as wide as it is", *columns, *["pays most"] * any(pays), caption=_caption(why, pays)
+    )
+    for layer, text in zip(layers, pays, strict=True):
+        cells = (cell for kind in _KINDS for cell in _cells(layer.get(kind, {})))
+        made.add_row(str(layer.get("index", "")), *cells, *[text] * any(pays))
+    return Group(made, *(f"Not measured: {text}" for text in why.get("not_measured", [])))
+
+
+def _cells(reason: dict[str, Any]) -> tuple[str, str, str, str]:
+    kept = reason.get("kept", "")
+    width = f"{kept[0] * kept[1]}" if isinstance(kept, list) else f"{kept:,}"
+    low, high = reason.get("rank_low"), reason.get("rank_high")
+    rank = "" if reason.get("rank") is None else str(reason["rank"])
+    sure = "" if low == high else f" ({low}-{high})"
+    return width, _thousandths(reason.get("narrower")), _thousandths(reason.get("wider")), rank + sure
+
+
+def _thousandths(price: float | None) -> str:
+    if price is None:
+        return "–"
+    return f"{1e3 * price:,.0f}" if abs(price) >= 0.1 else f"{1e3 * price:.1f}"
+
+
+def _pays(reason: dict[str, Any]) -> str:
+    texts, mean = reason.get("texts"), reason.get("alone")
+    if not texts or not mean:
+        return ""
+    text, most = max(texts.items(), key=lambda each: each[1])
+    return str(text) if most > PAYS_MORE * mean else ""
+
+
+def _caption(why: dict[str, Any], pays: list[str]) -> str:
+    unit, price = why.get("unit", "the budget"), why.get("shadow_price")
+    said = [f"−1, +1: what one {unit} less would cost there, and one more save, in thousandths of a nat a token."]
+    if price is not None:
+        said.append(f"At best one more saves {_thousandths(price)}; what is dearer to cut than that stays whole.")
+    taus = {kind: tau for kind, tau in why.get("kendall_tau", {}).items() if tau is not None}
+    if taus:
+        order = " and ".join(f"{tau:.2f} ({'FFN' if kind == 'ffn' else 'heads'})" for kind, tau in taus.items())
+        said.append(
+            f"Rank: measured with that sub-layer alone cut, on {why.get('sequences', '?')} sequences, and the ranks "
+            f"that nine of ten draws of them would give. The order agrees with that of such draws by Kendall's tau "
+            f"{order}; 1 is the same order."
+        )
+    if any(pays):
+        said.append(f"Pays most: the text on which that cut costs {PAYS_MORE} times the mean of all or more.")
+    return " ".join(said)
