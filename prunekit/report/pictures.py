@@ -94,12 +94,18 @@ def save_figure(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no
 @own_style()
 def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Written atomically."""
+    save_figure(widths_figure(plan), path, overwrite)
+
+
+def widths_figure(plan: Plan, colours: tuple[str, str, str] = (_DENSE, FFN, HEADS)):  # type: ignore[no-untyped-def]
+    """The figure that :func:`draw_widths` writes, in ``colours`` of what was there, FFN and heads."""
+    before, ffn, heads = colours
     source = plan.source
     kept = {layer.index: layer.shape for layer in plan.layers}
     layers = range(source.num_hidden_layers)
     figure, (top, bottom) = _figure(2, source.num_hidden_layers)
-    top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
-    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=FFN, label="kept")
+    top.bar(layers, [layer.intermediate_size for layer in source.layers], color=before, label="dense")
+    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=ffn, label="kept")
     top.set_ylabel("FFN width")
     # Above the axes: inside them it would lie on the bars.
     top.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
@@ -107,10 +113,10 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
         f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters",
         loc="left",
     )
-    bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
-    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=HEADS)
+    bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=before)
+    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=heads)
     bottom.set_ylabel("query heads")
-    save_figure(figure, path, overwrite)
+    return figure
 
 
 @own_style()

@@ -56,13 +56,15 @@ class Subject:
 @dataclass(frozen=True)
 class Claim:
     """A figure of a model. ``form`` is what of it runs: the checkpoint, or an export such as "gguf q8_0". ``setup``
-    says in words what else must be equal where figures are compared: text and windows, or machine, runtime and load."""
+    says in words what else must be equal where figures are compared: text and windows, or machine, runtime and load;
+    ``against`` is the model that a difference or a ratio is to."""
 
     subject: Subject
     form: str
     metric: str
     figure: Figure
     setup: str = ""
+    against: Subject | None = None
 
 
 @dataclass(frozen=True)

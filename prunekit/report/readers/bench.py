@@ -79,9 +79,9 @@ def _times(said: Fields, phase: str, both: tuple[Subject, Subject], form: str, s
         claims.append(Claim(subject, form, phase, _summary(said.object(name), place), setup))
     ratio = said.object("ratio")
     doubt = _doubt(said)
-    claims.append(Claim(both[1], form, f"{phase}_ratio", _summary(ratio, place, doubt), setup))
+    claims.append(Claim(both[1], form, f"{phase}_ratio", _summary(ratio, place, doubt), setup, both[0]))
     one = Figure(1.0, EXACT, how="the model that others are compared with", files=(place.name,))
-    return [*claims, Claim(both[0], form, f"{phase}_ratio", one, setup)]
+    return [*claims, Claim(both[0], form, f"{phase}_ratio", one, setup, both[0])]
 
 
 def _summary(said: Fields, place: Place, doubt: str = "") -> Figure:
@@ -107,8 +107,9 @@ def _sentences(said: Fields) -> list[str]:
 
 def _doubts(result: Fields, name: str, place: Place) -> list[str]:
     titles = {"ttft": "first token", "tpot": "each further token"}
+    batch = result.count("batch", 1)
     return [
-        f"{place.name}: the {titles[phase]} of {name} at batch {result.count('batch', 1)} is not to be believed: {doubt}."
+        f"{place.name}: the {titles[phase]} of {name} at batch {batch} is not to be believed: {doubt}."
         for phase in _PHASES
         if (doubt := _doubt(result.object(phase)))
     ]

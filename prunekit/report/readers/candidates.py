@@ -22,6 +22,7 @@ _QUALITY = ("loss_added", "kl", "top1_agreement", "perplexity")
 _ROOM = ("users", "memory_bytes")
 _SPEED = ("ttft_ratio", "tpot_ratio")
 _FIGURES = (*_QUALITY, *_ROOM, *_SPEED, "parameters", "blocks_share", "file_bytes", "kv_bytes_per_token")
+_AGAINST = ("loss_added", "kl", "top1_agreement", *_SPEED)
 _KINDS = ("dense", "prune", "quantise", "both")
 
 
@@ -47,7 +48,7 @@ def read(data: Fields, place: Place) -> Reading:
     for row in data.objects("rows"):
         subject, form = _subject(row, dense, data), _form(row, data)
         subjects.append((subject, form))
-        claims += _claims(row, subject, form, setups, place)
+        claims += _claims(row, subject, form, setups, dense, place)
         word = row.maybe_text("verdict")
         if word is not None:
             source = setups[_QUALITY[0]]
@@ -104,12 +105,21 @@ def _setups(data: Fields) -> dict[str, str]:
     return {**dict.fromkeys(_QUALITY, quality), **dict.fromkeys(_ROOM, room), **dict.fromkeys(_SPEED, speed)}
 
 
-def _claims(row: Fields, subject: Subject, form: str, setups: Mapping[str, str], place: Place) -> list[Claim]:
+def _claims(
+    row: Fields, subject: Subject, form: str, setups: Mapping[str, str], dense: Subject, place: Place
+) -> list[Claim]:
     figures = row.maybe_object("figures")
     if figures is None:
         return []
     return [
-        Claim(subject, form, name, _figure(figures.object(name), place), setups.get(name, ""))
+        Claim(
+            subject,
+            form,
+            name,
+            _figure(figures.object(name), place),
+            setups.get(name, ""),
+            dense if name in _AGAINST else None,
+        )
         for name in (*_FIGURES, "prune_minutes")
         if name in figures
     ]

@@ -96,14 +96,16 @@ def _claims(result: Fields, subject: Subject, dense: Subject | None, setup: str,
         half = half_width(result.maybe("nll_increase_standard_error"), windows)
         bounds = (None, None) if half is None else (added - half, added + half)
         figure = Figure(added, MEASURED, *bounds, how=how, files=(place.name,))
-        claims.append(Claim(subject, CHECKPOINT, "loss_added", figure, setup))
+        claims.append(Claim(subject, CHECKPOINT, "loss_added", figure, setup, dense))
         zero = Figure(0.0, EXACT, how="the model that others are compared with", files=(place.name,))
-        claims.append(Claim(dense, CHECKPOINT, "loss_added", zero, setup))
+        claims.append(Claim(dense, CHECKPOINT, "loss_added", zero, setup, dense))
         one = Figure(1.0, EXACT, how=zero.how, files=(place.name,))
-        claims.append(Claim(dense, CHECKPOINT, "top1_agreement", one, setup))
-        claims += measured(subject, CHECKPOINT, "kl", result.maybe("kl", -1e-3), place, setup, how)
-        agreement = result.maybe("agreement", most=1)
-        claims += measured(subject, CHECKPOINT, "top1_agreement", agreement, place, setup, how)
+        claims.append(Claim(dense, CHECKPOINT, "top1_agreement", one, setup, dense))
+        for metric, value in (
+            ("kl", result.maybe("kl", -1e-3)),
+            ("top1_agreement", result.maybe("agreement", most=1)),
+        ):
+            claims += measured(subject, CHECKPOINT, metric, value, place, setup, how, dense)
     claims += measured(subject, CHECKPOINT, "perplexity", result.maybe("perplexity"), place, setup, how)
     if dense is not None:
         claims += measured(dense, CHECKPOINT, "perplexity", result.maybe("baseline_perplexity"), place, setup, how)

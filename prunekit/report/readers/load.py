@@ -56,8 +56,8 @@ def failures(subject: Subject, share: float | None, place: Place) -> tuple[str, 
     if share is None or share <= _MOST_FAILED:
         return ()
     return (
-        f"{place.name}: {share:.1%} of the requests to {subject.name} failed. Times are of those that were answered, so "
-        "they look better than they are.",
+        f"{place.name}: {share:.1%} of the requests to {subject.name} failed. Times are of those that were answered, "
+        "so they look better than they are.",
     )
 
 

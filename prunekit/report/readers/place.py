@@ -33,12 +33,19 @@ def exact(
 
 
 def measured(
-    subject: Subject, form: str, metric: str, value: float | None, place: Place, setup: str, how: str = ""
+    subject: Subject,
+    form: str,
+    metric: str,
+    value: float | None,
+    place: Place,
+    setup: str,
+    how: str = "",
+    against: Subject | None = None,
 ) -> list[Claim]:
     """A claim that was measured, without an interval; none where there is no value."""
     if value is None:
         return []
-    return [Claim(subject, form, metric, Figure(value, MEASURED, how=how, files=(place.name,)), setup)]
+    return [Claim(subject, form, metric, Figure(value, MEASURED, how=how, files=(place.name,)), setup, against)]
 
 
 def form_of(runtime: str, dtype: str) -> str:

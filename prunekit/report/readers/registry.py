@@ -34,8 +34,8 @@ READERS = (
 _MANIFESTS = (CHECKPOINT.manifest, EXPORT.manifest, "candidates.json")
 _MOST_FILES = 200
 WANTED = (
-    "Give JSON of prunekit candidates, eval, bench, plan, analyze, prune --json or recover --json, a folder that prune, "
-    "recover, export or candidates wrote, bench.json of an export, or a result of vLLM, AIPerf or guidellm."
+    "Give JSON of prunekit candidates, eval, bench, plan, analyze, prune --json or recover --json, a folder that "
+    "prune, recover, export or candidates wrote, or a result of vLLM, AIPerf or guidellm."
 )
 
 

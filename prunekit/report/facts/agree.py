@@ -1,0 +1,58 @@
+"""One figure of what several files say of the same thing, or that they contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prunekit.report.facts.claims import (
+    CONTRADICTORY,
+    EXACT,
+    INTERVAL,
+    NOT_MEASURED,
+    STATUSES,
+    Claim,
+    Figure,
+    missing,
+)
+from prunekit.report.facts.metrics import METRICS
+
+# Of times and rates, which another run never gives again: the share by which they may differ.
+_TIMED = 0.1
+# Of the same tokens and the same weights on another machine.
+_COMPUTED = 2e-3
+_COUNTED = 2e-6
+
+
+def resolved(claims: Sequence[Claim]) -> Figure:
+    """The figure of ``claims``, which are of one model, form, metric and set-up: that which is best known.
+
+    Where two that are equally well known differ by more than another run would, the figure is contradictory and has no
+    value."""
+    known = [each.figure for each in claims if each.figure.status != NOT_MEASURED]
+    if not known:
+        return claims[0].figure if claims else missing("no file says it")
+    best = min(STATUSES.index(each.status) for each in known)
+    same = [each for each in known if STATUSES.index(each.status) == best]
+    first = same[0]
+    files = tuple(dict.fromkeys(file for each in same for file in each.files))
+    if all(_agree(first, each) for each in same[1:]):
+        return replace(first, files=files)
+    metric = METRICS[claims[0].metric]
+    values = [f"{metric.write(each.value)} ({', '.join(each.files)})" for each in same if each.value is not None]
+    said = " or ".join(dict.fromkeys(values))
+    return Figure(None, CONTRADICTORY, how=f"{said} {metric.unit}".strip(), files=files)
+
+
+def _agree(first: Figure, second: Figure) -> bool:
+    if first.value is None or second.value is None:
+        return first.value == second.value
+    a, b = first.value, second.value
+    if first.status == EXACT:
+        return abs(a - b) <= _COUNTED * max(abs(a), abs(b))
+    if first.interval != INTERVAL and None not in (first.low, first.high, second.low, second.high):
+        # Spreads of timed runs.
+        return first.low <= second.high and second.low <= first.high  # type: ignore[operator]
+    of_times = first.low is None and first.how.find("windows") < 0
+    share = _TIMED if of_times else _COMPUTED
+    return abs(a - b) <= share * max(abs(a), abs(b), 0.0 if of_times else 1.0)
