@@ -41,8 +41,8 @@ def report_command(
         bool,
         typer.Option(
             "--show-texts",
-            help="Also show beginnings of your own texts and what the models wrote, the worst first. Without it the page "
-            "shows only those of public texts.",
+            help="Also show beginnings of your own texts and what the models wrote, the worst first. Without it the "
+            "page shows only those of public texts.",
         ),
     ] = False,
     title: Annotated[

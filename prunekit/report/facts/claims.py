@@ -57,7 +57,8 @@ class Subject:
 class Claim:
     """A figure of a model. ``form`` is what of it runs: the checkpoint, or an export such as "gguf q8_0". ``setup``
     says in words what else must be equal where figures are compared: text and windows, or machine, runtime and load;
-    ``against`` is the model that a difference or a ratio is to."""
+    ``detail`` is what must be equal too of checkpoints, and differs between exports by their form: runtime and
+    precision. ``against`` is the model that a difference or a ratio is to."""
 
     subject: Subject
     form: str
@@ -65,6 +66,7 @@ class Claim:
     figure: Figure
     setup: str = ""
     against: Subject | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f}" if abs(value) < 1e6 else f"{100 * value:.2e}"
 
 
+RATIOS = ("ttft_ratio", "tpot_ratio")
+
 METRICS: dict[str, Metric] = {
     "loss_added": Metric("Loss added", "nats a token", _fixed(3, "+")),
     "kl": Metric("KL from dense", "nats a token", _fixed(3)),

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 
 from prunekit.evaluation.verdict import BROKEN, COSTS, FINE
-from prunekit.report.facts.claims import CONTRADICTORY, EXACT, Figure, Judged
+from prunekit.report.facts.claims import CONTRADICTORY, Judged
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
-from prunekit.report.facts.tables import Decision
+from prunekit.report.facts.tables import ELSEWHERE, Decision
 
 _WORDS = (FINE, COSTS, BROKEN)
 
@@ -17,23 +17,6 @@ _WORDS = (FINE, COSTS, BROKEN)
 def verdict_of(row: Row) -> Judged | None:
     """The worst of what files say of it."""
     return max(row.verdicts, key=lambda each: _WORDS.index(each.word), default=None)
-
-
-def written(figure: Figure, metric: str, interval: bool = True) -> str:
-    """A figure with its unit, and its interval where it has one; nothing where it has no value."""
-    if figure.value is None:
-        return ""
-    shown = METRICS[metric]
-    unit = f" {shown.unit}" if shown.unit else ""
-    bounds = ""
-    if interval and figure.low is not None and figure.high is not None:
-        bounds = f" ({figure.interval} {shown.write(figure.low)} to {shown.write(figure.high)})"
-    return f"{shown.write(figure.value)}{unit}{bounds}"
-
-
-def marked(figure: Figure, words: str) -> str:
-    """``words`` with the status of the figure, but of those that were counted."""
-    return words if figure.status == EXACT else f"{words}, {figure.status}"
 
 
 def summary(grouped: Grouped, decision: Decision) -> str:
@@ -78,16 +61,24 @@ def _figures(row: Row, grouped: Grouped, decision: Decision) -> str:
     loss = decision.quality.figures[place]
     parts = []
     if loss.value is not None:
-        parts.append(f"the loss rises by {marked(loss, written(loss, 'loss_added').lstrip('+'))}")
+        bounds = ""
+        if loss.low is not None and loss.high is not None:
+            bounds = f" (95 % interval {_short(loss.low)} to {_short(loss.high)})"
+        parts.append(f"the loss rises by {_short(loss.value)} nats a token{bounds}, {loss.status}")
     for column, words in ((decision.ttft_ratio, "the first token"), (decision.tpot_ratio, "each further token")):
         figure = column.figures[place]
         if figure.value is not None:
-            times = f"{METRICS[column.metric].write(figure.value)} of the dense model's time"
-            parts.append(f"{words} takes {marked(figure, times)}")
+            unsure = figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high
+            gain = " (no gain shown: the runs spread too far)" if unsure else ""
+            parts.append(f"{words} takes {_short(figure.value)} of the dense model's time{gain}, {figure.status}")
     size = _file_ratio(place, grouped, decision)
     if size is not None:
         parts.append(f"its files are {size:.2f} of the dense model's size")
     return "; ".join(parts) or "no figure of it is in the table"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def _file_ratio(place: int, grouped: Grouped, decision: Decision) -> float | None:
@@ -116,7 +107,7 @@ def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> l
         unknown = [
             row.letter
             for row, figure in zip(grouped.rows, column.figures, strict=True)
-            if figure.value is None and figure.status != CONTRADICTORY
+            if figure.value is None and figure.status != CONTRADICTORY and figure.how != ELSEWHERE
         ]
         title = METRICS[column.metric].title
         if len(unknown) == len(grouped.rows):

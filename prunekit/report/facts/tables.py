@@ -21,17 +21,20 @@ from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
 
 _KNOWN = (MEASURED, EXACT, ESTIMATED, PREDICTED)
-Key = tuple[str, int | None]
-"""A set-up, and the number of the model that figures are against."""
+Key = tuple[str, int | None, str]
+"""A set-up, the number of the model that figures are against, and the detail of checkpoints."""
+ELSEWHERE = "told under another set-up, see below"
 
 
 @dataclass(frozen=True)
 class Column:
-    """``figures`` of one ``metric``, one for each row. ``setup`` is what they have in common, in words."""
+    """``figures`` of one ``metric``, one for each row. ``setup`` is what they have in common, in words, and by ``key``
+    columns under one set-up are found."""
 
     metric: str
     setup: str
     figures: tuple[Figure, ...]
+    key: Key = ("", None, "")
 
     @property
     def title(self) -> str:
@@ -44,30 +47,41 @@ class Column:
 def columns(metric: str, grouped: Grouped) -> list[Column]:
     """A column for each set-up in which ``metric`` was told, those first in which it is measured for most rows."""
     bases = {grouped.model[each.against] for row in grouped.rows for each in row.claims if each.against is not None}
-    keys = dict.fromkeys(_key(each, grouped) for row in grouped.rows for each in row.claims if each.metric == metric)
+    claims = [(row, each) for row in grouped.rows for each in row.claims if each.metric == metric]
+    keys = dict.fromkeys(_key(each, grouped) for _, each in claims if each.form == CHECKPOINT)
+    covered = {key[:2] for key in keys}
+    others = dict.fromkeys(_key(each, grouped) for _, each in claims)
+    keys |= {key: None for key in others if key[:2] not in covered}
     made = []
     for key in keys:
-        setup, against = key
+        setup, against, detail = key
+        parts = [setup, f"checkpoints in {detail}" if detail else ""]
         if against is not None and len(bases) > 1:
-            name = next((row.name for row in grouped.rows if row.model == against), "another model")
-            setup = f"{setup}, against {name}"
-        made.append(Column(metric, setup, tuple(_figure(row, metric, key, grouped) for row in grouped.rows)))
+            parts.append(f"against {next((row.name for row in grouped.rows if row.model == against), 'another model')}")
+        words = ", ".join(filter(None, parts))
+        made.append(Column(metric, words, tuple(_figure(row, metric, key, grouped) for row in grouped.rows), key))
     # sorted is stable: of equals, the first that was told.
     return sorted(made, key=lambda each: (-each.known(MEASURED), -each.known()))
 
 
 def _key(claim: Claim, grouped: Grouped) -> Key:
-    return claim.setup, None if claim.against is None else grouped.model[claim.against]
+    """Exports of one machine and load stand beside each other, whatever runs them: that is what their rows are."""
+    against = None if claim.against is None else grouped.model[claim.against]
+    return claim.setup, against, claim.detail if claim.form == CHECKPOINT else ""
 
 
 def _figure(row: Row, metric: str, key: Key, grouped: Grouped) -> Figure:
-    found = [each for each in row.claims if each.metric == metric and _key(each, grouped) == key]
+    found = [
+        each
+        for each in row.claims
+        if each.metric == metric and _key(each, grouped) == (key if each.form == CHECKPOINT else (*key[:2], ""))
+    ]
     return resolved(found) if found else missing(_why(row, metric, grouped))
 
 
 def _why(row: Row, metric: str, grouped: Grouped) -> str:
     if any(each.metric == metric for each in row.claims):
-        return "told under another set-up, see below"
+        return ELSEWHERE
     other = grouped.checkpoint_of(row)
     if row.form != CHECKPOINT and other is not None and any(each.metric == metric for each in other.claims):
         return f"measured of the checkpoint ({other.letter}), not of this export"
@@ -85,19 +99,19 @@ def best(metrics: Sequence[str], grouped: Grouped) -> Column:
 
 def beside(column: Column, metric: str, grouped: Grouped) -> Column | None:
     """The column of another ``metric`` under the set-up of ``column``; None where there is none."""
-    return next((each for each in columns(metric, grouped) if each.setup == column.setup), None)
+    return next((each for each in columns(metric, grouped) if each.key == column.key), None)
 
 
 def with_predictions(column: Column, grouped: Grouped) -> Column:
     """``column``, with what was predicted under other set-ups where nothing was measured. Each figure tells which."""
-    others = [each for each in columns(column.metric, grouped) if each.setup != column.setup]
+    others = [each for each in columns(column.metric, grouped) if each.key != column.key]
     filled = []
     for place, figure in enumerate(column.figures):
         if figure.status not in _KNOWN and figure.status != CONTRADICTORY:
             guesses = [each.figures[place] for each in others if each.figures[place].status == PREDICTED]
             figure = guesses[0] if guesses else figure
         filled.append(figure)
-    return Column(column.metric, column.setup, tuple(filled))
+    return Column(column.metric, column.setup, tuple(filled), column.key)
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ def decide(grouped: Grouped) -> Decision:
     quality = best(["loss_added"], grouped)
     further = best(["tpot_ratio"], grouped)
     first = next(
-        (each for each in columns("ttft_ratio", grouped) if each.setup == further.setup), best(["ttft_ratio"], grouped)
+        (each for each in columns("ttft_ratio", grouped) if each.key == further.key), best(["ttft_ratio"], grouped)
     )
     capacity = [best([name], grouped) for name in ("users", "tokens_per_second")]
     told = tuple(each for each in capacity if each.known()) or (capacity[1],)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunekit.report.facts.claims import CHECKPOINT, CONTRADICTORY, ESTIMATED, EXACT, NOT_MEASURED, Figure
-from prunekit.report.facts.metrics import METRICS
-from prunekit.report.facts.rows import Row
+from prunekit.report.facts.claims import CHECKPOINT, CONTRADICTORY, ESTIMATED, EXACT, NOT_MEASURED, Figure, Subject
+from prunekit.report.facts.metrics import METRICS, RATIOS
+from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.summary import verdict_of
-from prunekit.report.facts.tables import Column, Decision
+from prunekit.report.facts.tables import ELSEWHERE, Column, Decision
 from prunekit.report.page.markup import Markup, element, joined, scrolling
 
 _MISSING = (NOT_MEASURED, CONTRADICTORY)
@@ -19,10 +19,13 @@ def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
     shown = METRICS[metric]
     if figure.value is None:
         kind = "contradictory" if figure.status == CONTRADICTORY else "none"
-        return element("td", element("span", figure.status, class_=kind))
+        words = "other set-up, see below" if figure.how == ELSEWHERE else figure.status
+        return element("td", element("span", words, class_=kind))
     bounds = None
     if figure.low is not None and figure.high is not None:
         bounds = element("span", f"{shown.write(figure.low)} to {shown.write(figure.high)}", class_="bounds")
+    if metric in RATIOS and figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high:
+        also = f"{also}, no gain shown" if also else "no gain shown"
     sign = "≈ " if figure.status == ESTIMATED else ""
     return element(
         "td",
@@ -49,6 +52,12 @@ def row_head(row: Row) -> Markup:
     form = None if row.form == CHECKPOINT else element("span", row.form, class_="unit")
     name = row.name if row.letter == row.name else f"{row.letter}: {row.name}"
     return element("th", name, form, scope="row")
+
+
+def called(subject: Subject, grouped: Grouped) -> str:
+    """A model as its row calls it."""
+    row = grouped.row_of(subject)
+    return subject.name if row is None else f"{row.letter}: {row.name}"
 
 
 def figure_table(about: str, rows: Sequence[Row], columns: Sequence[Column], caption: str | None = None) -> Markup:

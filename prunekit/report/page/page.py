@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from prunekit.report.facts.claims import FileSaid
 from prunekit.report.facts.rows import Grouped
 from prunekit.report.facts.tables import Decision
-from prunekit.report.page import parts
+from prunekit.report.page import background, parts
 from prunekit.report.page.cells import decision_table
+from prunekit.report.page.completions import side_by_side
 from prunekit.report.page.markup import Markup, bullets, element, embedded, joined, section
 from prunekit.report.page.style import CSS, SCRIPT, policy
 from prunekit.utils.files.replacing import PAGE_MARK
@@ -54,11 +55,11 @@ def page(
         ),
         "tradeoff": parts.tradeoffs(grouped, decision),
         "widths": parts.widths(grouped, files, first=10),
-        "completions": parts.side_by_side(grouped, files, show_texts),
-        "why": parts.reasons(files),
-        "parity": parts.parity(grouped, files),
+        "completions": side_by_side(grouped, files, show_texts),
+        "why": background.reasons(files),
+        "parity": background.parity(grouped, files),
         "figures": parts.every_figure(grouped, decision, prices),
-        "method": parts.method(grouped, files, versions),
+        "method": background.method(grouped, files, versions),
         "missing": section(
             "missing", "What was not measured", bullets([*unknown]) if unknown else element("p", "Nothing is missing.")
         ),

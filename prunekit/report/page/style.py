@@ -37,12 +37,15 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; list-style: none; pad
 .warnings { border-left: .3rem solid var(--warn); padding: .25rem 1rem; margin: 1rem 0; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table { border-collapse: separate; border-spacing: 0; font-size: .92rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
 caption { text-align: left; padding: 0 0 .4rem; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
 thead th { background: var(--head); vertical-align: bottom; font-weight: 600; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
-tbody th { font-weight: 600; min-width: 7rem; max-width: 16rem; overflow-wrap: anywhere; }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--page); }
+thead th:first-child { background: var(--head); }
+tbody th { font-weight: 600; min-width: 6.5rem; max-width: 16rem; overflow-wrap: anywhere; }
 .words td { min-width: 8rem; max-width: 34rem; overflow-wrap: anywhere; }
 .unit, .bounds, .status, .also { display: block; font-size: .82rem; font-weight: 400; color: var(--soft); }
 .bounds, .also { white-space: nowrap; }
@@ -59,7 +62,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit; 
 button.sort {
   font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit;
 }
-button.sort::after { content: " \\2195"; color: var(--soft); }
+button.sort:hover, button.sort:focus-visible { text-decoration: underline; }
 th[aria-sort="ascending"] button.sort::after { content: " \\2191"; }
 th[aria-sort="descending"] button.sort::after { content: " \\2193"; }
 @media print {
@@ -76,7 +79,8 @@ th[aria-sort="descending"] button.sort::after { content: " \\2193"; }
   figure, tr, .keep { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   thead { display: table-header-group; }
-  nav, button.sort::after { display: none; }
+  nav { display: none; }
+  tbody th, thead th:first-child { position: static; }
 }
 """
 

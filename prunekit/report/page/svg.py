@@ -14,7 +14,8 @@ from prunekit.report.pictures import own_style
 # Stand-ins, which become the page's own colours by day and by night.
 INK, RULE, BAR, FFN, HEADS, GUESS = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 _NAMES = {INK: "--ink", RULE: "--rule", BAR: "--bar", FFN: "--ffn", HEADS: "--heads", GUESS: "--guess"}
-_SETTINGS = {
+_SETTINGS: Any = {
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "prunekit",
     "figure.facecolor": "none",

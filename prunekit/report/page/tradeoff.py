@@ -73,7 +73,10 @@ def plot(grouped: Grouped, cost: Column, quality: Column, number: int) -> Markup
     said += f"; beaten: {', '.join(beaten)}. " if beaten else ". "
     if not all(each.is_measured for each in points):
         said += "Filled circles and whole lines are measured; hollow diamonds and dashed lines are not. "
-    said += f"Vertical lines are intervals of 95 %. {quality.setup}."
+    lines = "Vertical lines are intervals of 95 %"
+    across = next((each.x.interval for each in points if each.x.low is not None), None)
+    said += f"{lines}, horizontal ones {across}. " if across else f"{lines}. "
+    said += f"{METRICS[quality.metric].title}: {quality.setup}."
     return element(
         "figure",
         scrolling(f"Plot: {METRICS[quality.metric].title} against {METRICS[cost.metric].title}", picture),
@@ -108,10 +111,14 @@ def _draw(points: Sequence[Point], best: Sequence[Point], cost: Column, quality:
     for each in points:
         x, y = each.place[0] / scale, each.place[1]
         colour = FFN if each.is_measured else GUESS
+        line: Any = {"color": colour, "linewidth": 1.5, "linestyle": "-" if each.is_measured else "--"}
         low, high = _bounds(each.y)
         if low is not None and high is not None:
-            axis.plot([x, x], [low, high], color=colour, linewidth=1.5, linestyle="-" if each.is_measured else "--")
-        mark = (
+            axis.plot([x, x], [low, high], **line)
+        low, high = _bounds(each.x)
+        if low is not None and high is not None:
+            axis.plot([low / scale, high / scale], [y, y], **line)
+        mark: Any = (
             {"marker": "o", "markerfacecolor": colour}
             if each.is_measured
             else {"marker": "D", "markerfacecolor": "none"}
@@ -123,8 +130,8 @@ def _draw(points: Sequence[Point], best: Sequence[Point], cost: Column, quality:
     if largest / smallest > 100:
         axis.set_yscale("symlog", linthresh=max(0.1, smallest))
     axis.margins(x=0.08, y=0.12)
-    for each, name in ((cost, axis.set_xlabel), (quality, axis.set_ylabel)):
-        metric = METRICS[each.metric]
+    for column, name in ((cost, axis.set_xlabel), (quality, axis.set_ylabel)):
+        metric = METRICS[column.metric]
         name(f"{metric.title}, {metric.unit}" if metric.unit else metric.title)
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prunekit.profiling.prices import throughput
@@ -35,10 +36,12 @@ def read(data: Fields, place: Place) -> Reading:
         claims += _output(result, data.object("config"), both, form, setup, place)
         warnings += _doubts(result, both[1].name, place)
     energy, lost = _energy(data, both, form, base, place)
+    detail = _detail(data)
+    timed = tuple(replace(each, detail=detail) if each.setup.startswith(base) else each for each in (*claims, *energy))
     return Reading(
         KIND,
         tuple((subject, form) for subject in both),
-        (*claims, *energy),
+        timed,
         facts=tuple(_facts(data)),
         not_measured=tuple(lost),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -51,13 +54,18 @@ def _subject(said: Fields, dense: bool) -> Subject:
 
 def _base(data: Fields) -> str:
     """What must be equal for times to be compared."""
-    config, machine = data.object("config"), data.object("machine")
-    runtime = data.text("runtime")
-    version = f" {machine.text('torch')}" if "torch" in machine and runtime in ("torch", "prunekit") else ""
+    config = data.object("config")
     return (
-        f"{machine_words(machine)}, {runtime}{version} in {data.text('dtype')}, prompt of {config.count('prompt')}, "
-        f"{config.count('tokens')} tokens decoded"
+        f"{machine_words(data.object('machine'))}, prompt of {config.count('prompt')}, {config.count('tokens')} tokens "
+        "decoded"
     )
+
+
+def _detail(data: Fields) -> str:
+    """Runtime and precision."""
+    machine, runtime = data.object("machine"), data.text("runtime")
+    version = f" {machine.text('torch')}" if "torch" in machine and runtime in ("torch", "prunekit") else ""
+    return f"{runtime}{version} in {data.text('dtype')}"
 
 
 def _sizes(said: Fields, subject: Subject, form: str, data: Fields, base: str, place: Place) -> list[Claim]:

@@ -94,8 +94,8 @@ def _claims(result: Fields, subject: Subject, dense: Subject | None, setup: str,
     added = result.maybe("nll_increase", -1e300)
     if added is not None and dense is not None:
         half = half_width(result.maybe("nll_increase_standard_error"), windows)
-        bounds = (None, None) if half is None else (added - half, added + half)
-        figure = Figure(added, MEASURED, *bounds, how=how, files=(place.name,))
+        low, high = (None, None) if half is None else (added - half, added + half)
+        figure = Figure(added, MEASURED, low, high, how=how, files=(place.name,))
         claims.append(Claim(subject, CHECKPOINT, "loss_added", figure, setup, dense))
         zero = Figure(0.0, EXACT, how="the model that others are compared with", files=(place.name,))
         claims.append(Claim(dense, CHECKPOINT, "loss_added", zero, setup, dense))

@@ -61,8 +61,8 @@ def _claims(check: Fields, subject: Subject, place: Place) -> list[Claim]:
     tokens = check.count("tokens")
     setup = f"{check.text('text')}, {tokens:,} tokens, as the command checked it"
     half = half_width(check.maybe("standard_error"), None)
-    bounds = (None, None) if half is None else (added - half, added + half)
-    figure = Figure(added, MEASURED, *bounds, how="the check that ends prune and recover", files=(place.name,))
+    low, high = (None, None) if half is None else (added - half, added + half)
+    figure = Figure(added, MEASURED, low, high, how="the check that ends prune and recover", files=(place.name,))
     agreement = check.maybe("agreement", most=1)
     return [
         Claim(subject, CHECKPOINT, "loss_added", figure, setup),
