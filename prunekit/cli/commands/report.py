@@ -68,9 +68,10 @@ def _print(made: Report) -> None:
     out = console()
     shown = table("Models", "", "", "loss added, nats", "first token", "further token", "MiB of files", "verdict")
     shown.columns[1].justify = "left"
+    shown.columns[1].overflow = "fold"
     for row in made.data["rows"]:
         figures = row["decision"]
-        verdict = "–" if row["dense"] else (row["verdict"] or {}).get("verdict", "not measured")
+        verdict = "–" if row["row"] == "dense" else (row["verdict"] or {}).get("verdict", "not measured")
         name = row["name"] if row["form"] == "checkpoint" else f"{row['name']}, {row['form']}"
         cells = [_said(figures[key], unit) for key, unit in _COLUMNS]
         shown.add_row(row["row"], name, *cells, verdict)

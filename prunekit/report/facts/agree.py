@@ -21,7 +21,9 @@ from prunekit.report.facts.metrics import METRICS
 _TIMED = 0.1
 # Of the same tokens and the same weights on another machine.
 _COMPUTED = 2e-3
+# What was counted, as files round it.
 _COUNTED = 2e-6
+_ROUNDED = {"blocks_share": 1e-3}
 
 
 def resolved(claims: Sequence[Claim]) -> Figure:
@@ -36,20 +38,21 @@ def resolved(claims: Sequence[Claim]) -> Figure:
     same = [each for each in known if STATUSES.index(each.status) == best]
     first = same[0]
     files = tuple(dict.fromkeys(file for each in same for file in each.files))
-    if all(_agree(first, each) for each in same[1:]):
+    name = claims[0].metric
+    if all(_agree(name, first, each) for each in same[1:]):
         return replace(first, files=files)
-    metric = METRICS[claims[0].metric]
+    metric = METRICS[name]
     values = [f"{metric.write(each.value)} ({', '.join(each.files)})" for each in same if each.value is not None]
     said = " or ".join(dict.fromkeys(values))
     return Figure(None, CONTRADICTORY, how=f"{said} {metric.unit}".strip(), files=files)
 
 
-def _agree(first: Figure, second: Figure) -> bool:
+def _agree(metric: str, first: Figure, second: Figure) -> bool:
     if first.value is None or second.value is None:
         return first.value == second.value
     a, b = first.value, second.value
     if first.status == EXACT:
-        return abs(a - b) <= _COUNTED * max(abs(a), abs(b))
+        return abs(a - b) <= _ROUNDED.get(metric, _COUNTED) * max(abs(a), abs(b))
     if first.interval != INTERVAL and None not in (first.low, first.high, second.low, second.high):
         # Spreads of timed runs.
         return first.low <= second.high and second.low <= first.high  # type: ignore[operator]

@@ -64,7 +64,9 @@ def _figures(row: Row, grouped: Grouped, decision: Decision) -> str:
         bounds = ""
         if loss.low is not None and loss.high is not None:
             bounds = f" (95 % interval {_short(loss.low)} to {_short(loss.high)})"
-        parts.append(f"the loss rises by {_short(loss.value)} nats a token{bounds}, {loss.status}")
+        text = decision.quality.setup.partition(",")[0]
+        where = f" on {text}" if text else ""
+        parts.append(f"the loss rises by {_short(loss.value)} nats a token{where}{bounds}, {loss.status}")
     for column, words in ((decision.ttft_ratio, "the first token"), (decision.tpot_ratio, "each further token")):
         figure = column.figures[place]
         if figure.value is not None:

@@ -47,7 +47,7 @@ tbody th, thead th:first-child { position: sticky; left: 0; background: var(--pa
 thead th:first-child { background: var(--head); }
 tbody th { font-weight: 600; min-width: 6.5rem; max-width: 16rem; overflow-wrap: anywhere; }
 .words td { min-width: 8rem; max-width: 34rem; overflow-wrap: anywhere; }
-.unit, .bounds, .status, .also { display: block; font-size: .82rem; font-weight: 400; color: var(--soft); }
+.unit, .bounds, .status, .also { display: block; font-size: .88em; font-weight: 400; color: var(--soft); }
 .bounds, .also { white-space: nowrap; }
 .measured { color: var(--soft); }
 .predicted, .estimated { color: var(--guess); font-style: italic; }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.report.facts.claims import EXACT, MEASURED, Figure
+from prunekit.report.facts.claims import EXACT, INTERVAL, MEASURED, Figure
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped
 from prunekit.report.facts.tables import Column
@@ -73,9 +73,9 @@ def plot(grouped: Grouped, cost: Column, quality: Column, number: int) -> Markup
     said += f"; beaten: {', '.join(beaten)}. " if beaten else ". "
     if not all(each.is_measured for each in points):
         said += "Filled circles and whole lines are measured; hollow diamonds and dashed lines are not. "
-    lines = "Vertical lines are intervals of 95 %"
-    across = next((each.x.interval for each in points if each.x.low is not None), None)
-    said += f"{lines}, horizontal ones {across}. " if across else f"{lines}. "
+    across = next((each.x.interval for each in points if each.x.low is not None), INTERVAL)
+    said += "Lines are intervals of 95 %" if across == INTERVAL else "Vertical lines are intervals of 95 %"
+    said += ". " if across == INTERVAL else f", horizontal ones {across}. "
     said += f"{METRICS[quality.metric].title}: {quality.setup}."
     return element(
         "figure",

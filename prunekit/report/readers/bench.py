@@ -9,7 +9,7 @@ from typing import Any
 from prunekit.profiling.prices import throughput
 from prunekit.report.facts.claims import CHECKPOINT, ESTIMATED, EXACT, MEASURED, Claim, Figure, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.place import Place, exact, form_of, machine_words, measured
+from prunekit.report.readers.place import Place, exact, file_size, form_of, machine_words, measured
 
 KIND = "bench"
 _PHASES = ("ttft", "tpot")
@@ -73,7 +73,7 @@ def _sizes(said: Fields, subject: Subject, form: str, data: Fields, base: str, p
     claims = [exact(subject, CHECKPOINT, "parameters", said.number("parameters"), place)]
     if "file_bytes" in said:
         what = "weight files" if form == CHECKPOINT else "all files of the export"
-        claims.append(exact(subject, form, "file_bytes", said.number("file_bytes"), place, how=what))
+        claims.append(file_size(subject, form, said.number("file_bytes"), said.number("parameters"), place, what))
     for name in ("weight_bytes", "kv_bytes_per_token"):
         if name in said:
             claims.append(exact(subject, form, name, said.number(name), place, f"in {dtype}"))

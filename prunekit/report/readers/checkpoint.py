@@ -9,7 +9,7 @@ from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.report.facts.claims import CHECKPOINT, Planned, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.place import Place, exact, geometry, version_words
+from prunekit.report.readers.place import Place, exact, file_size, geometry, version_words
 from prunekit.report.readers.plan import plan_facts, reasons_of
 from prunekit.utils.files.hashes import sha256
 
@@ -39,12 +39,13 @@ def read(data: Fields, place: Place) -> Reading:
     dense = Subject(made_from.text("name"), True, made_from.maybe_text("fingerprint"))
     stored = str(source.dtype).removeprefix("torch.")
     sizes = (
-        ("file_bytes", sum(each.stat().st_size for each in source.weight_files()), "", "weight files"),
-        ("weight_bytes", source.shape.weight_bytes(itemsize), f"in {stored}", ""),
-        ("kv_bytes_per_token", source.shape.kv_bytes_per_token(itemsize), f"in {stored}", ""),
+        ("weight_bytes", source.shape.weight_bytes(itemsize), f"in {stored}"),
+        ("kv_bytes_per_token", source.shape.kv_bytes_per_token(itemsize), f"in {stored}"),
     )
     claims = [*geometry(plan, subject, dense, place)]
-    claims += [exact(subject, CHECKPOINT, name, value, place, setup, how) for name, value, setup, how in sizes]
+    claims += [exact(subject, CHECKPOINT, name, value, place, setup) for name, value, setup in sizes]
+    size = sum(each.stat().st_size for each in source.weight_files())
+    claims.append(file_size(subject, CHECKPOINT, size, source.shape.parameters, place, "weight files"))
     facts = [
         ("made from", dense.name),
         ("layout", f"{data.text('layout')} ({data.text('architecture')})"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,14 @@ def form_of(runtime: str, dtype: str) -> str:
     if runtime in _OURS or (runtime in ("", "hf") and dtype in _STORED):
         return CHECKPOINT
     return clipped(f"{runtime} {dtype}".strip())
+
+
+def file_size(subject: Subject, form: str, value: float, parameters: float | None, place: Place, how: str) -> Claim:
+    """The bytes of a model's files. A checkpoint in 16 bits is never compared with one in 32."""
+    said = exact(subject, form, "file_bytes", value, place, how=how)
+    if form != CHECKPOINT or not parameters:
+        return said
+    return replace(said, detail=f"{round(8 * value / parameters)} bits a weight")
 
 
 def machine_words(machine: Fields | None) -> str:

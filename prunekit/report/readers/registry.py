@@ -17,7 +17,7 @@ from prunekit.utils.files.replacing import CHECKPOINT, EXPORT, PROFILE
 from prunekit.utils.files.strict_json import parse, read_regular
 from prunekit.utils.names import printable
 
-# Modules of this folder, each imported when it is asked. The first that knows a file reads it.
+# Modules below this folder, each imported when it is asked. The first that knows a file reads it.
 READERS = (
     "candidates",
     "plan",
@@ -27,9 +27,9 @@ READERS = (
     "bench",
     "evaluation",
     "made",
-    "vllm",
-    "aiperf",
-    "guidellm",
+    "servers.vllm",
+    "servers.aiperf",
+    "servers.guidellm",
 )
 _MANIFESTS = (CHECKPOINT.manifest, EXPORT.manifest, "candidates.json")
 _MOST_FILES = 200

@@ -7,8 +7,8 @@ from typing import Any
 
 from prunekit.report.facts.claims import Reading
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.load import lacking, one_run, served, setup_words
 from prunekit.report.readers.place import Place
+from prunekit.report.readers.servers.load import lacking, one_run, served, setup_words
 
 KIND = "load test by AIPerf"
 _TOOL = "aiperf profile"

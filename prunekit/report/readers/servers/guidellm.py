@@ -7,8 +7,8 @@ from typing import Any
 
 from prunekit.report.facts.claims import Reading
 from prunekit.report.facts.fields import Fields
-from prunekit.report.readers.load import first_text, lacking, ms, one_run, reading, served, setup_words
 from prunekit.report.readers.place import Place
+from prunekit.report.readers.servers.load import first_text, lacking, ms, one_run, reading, served, setup_words
 
 KIND = "load test by guidellm"
 _TOOL = "guidellm"
