@@ -114,10 +114,10 @@ def _sentences(said: Fields) -> list[str]:
 
 
 def _doubts(result: Fields, name: str, place: Place) -> list[str]:
-    titles = {"ttft": "first token", "tpot": "each further token"}
+    titles = {"ttft": "time of the first token", "tpot": "time of each further token"}
     batch = result.count("batch", 1)
     return [
-        f"{place.name}: the {titles[phase]} of {name} at batch {batch} is not to be believed: {doubt}."
+        f"{place.name}: the {titles[phase]} by {name} at batch {batch} is not to be believed: {doubt}."
         for phase in _PHASES
         if (doubt := _doubt(result.object(phase)))
     ]
