@@ -90,7 +90,7 @@ def test_verdicts_and_intervals() -> None:
 def test_a_bench(tmp_path: Path) -> None:
     said = read(tmp_path, bench(0.8, ttft=0.1, tpot=0.01))
     ratio = claim(said, "tpot_ratio")
-    assert ratio.figure.value == pytest.approx(0.8) and ratio.figure.interval == "p20 to p80"
+    assert ratio.figure.value == pytest.approx(0.8) and ratio.figure.interval == "p20–p80"
     assert ratio.setup == "Test CPU, 2 threads, prompt of 128, 32 tokens decoded, batch 1"
     assert ratio.detail == "torch 2.13.0 in float32"
     # 33 tokens in 0.1 + 32 · 0.01 seconds.

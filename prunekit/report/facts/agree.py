@@ -8,17 +8,17 @@ from dataclasses import replace
 from prunekit.report.facts.claims import (
     CONTRADICTORY,
     EXACT,
-    INTERVAL,
     NOT_MEASURED,
     STATUSES,
     Claim,
     Figure,
     missing,
 )
-from prunekit.report.facts.metrics import METRICS
+from prunekit.report.facts.metrics import METRICS, QUALITY
 
-# Of times and rates, which another run never gives again: the share by which they may differ.
-_TIMED = 0.1
+# Of times and rates, which another run never gives again: the share by which they may differ where their intervals do
+# not meet.
+_TIMED = 0.05
 # Of the same tokens and the same weights on another machine.
 _COMPUTED = 2e-3
 # What was counted, as files round it.
@@ -53,9 +53,9 @@ def _agree(metric: str, first: Figure, second: Figure) -> bool:
     a, b = first.value, second.value
     if first.status == EXACT:
         return abs(a - b) <= _ROUNDED.get(metric, _COUNTED) * max(abs(a), abs(b))
-    if first.interval != INTERVAL and None not in (first.low, first.high, second.low, second.high):
-        # Spreads of timed runs.
-        return first.low <= second.high and second.low <= first.high  # type: ignore[operator]
-    of_times = first.low is None and first.how.find("windows") < 0
-    share = _TIMED if of_times else _COMPUTED
-    return abs(a - b) <= share * max(abs(a), abs(b), 0.0 if of_times else 1.0)
+    if metric in QUALITY:
+        return abs(a - b) <= _COMPUTED * max(abs(a), abs(b), 1.0)
+    if abs(a - b) <= _TIMED * max(abs(a), abs(b)):
+        return True
+    bounds = (first.low, first.high, second.low, second.high)
+    return None not in bounds and first.low <= second.high and second.low <= first.high  # type: ignore[operator]

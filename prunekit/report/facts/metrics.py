@@ -40,6 +40,7 @@ def _share(value: float) -> str:
 
 
 RATIOS = ("ttft_ratio", "tpot_ratio")
+QUALITY = ("loss_added", "kl", "top1_agreement", "perplexity")
 
 METRICS: dict[str, Metric] = {
     "loss_added": Metric("Loss added", "nats a token", _fixed(3, "+")),

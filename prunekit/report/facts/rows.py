@@ -89,6 +89,11 @@ def group(files: Sequence[FileSaid]) -> Grouped:
                 tuple(each for each in verdicts if model.get(each.subject) == number and each.form == form),
             )
         )
+    dense = sorted({row.name for row in rows if row.dense})
+    if len({row.model for row in rows if row.dense}) > 1:
+        warnings.append(
+            f"These files speak of several dense models ({', '.join(dense)}). Each model is compared with its own only."
+        )
     return Grouped(_lettered(rows), model, tuple(warnings))
 
 

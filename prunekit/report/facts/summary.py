@@ -38,6 +38,8 @@ def summary(grouped: Grouped, decision: Decision) -> str:
         )
         return f"{_named(row)} is {which} on {_text(row)}: {_figures(row, grouped, decision)}."
     costly = [row for row, found in judged if found.word == COSTS]
+    # Those whose loss is in the table can be compared.
+    costly = [row for row in costly if _loss(row, grouped, decision) < math.inf] or costly
     if costly:
         row = min(costly, key=lambda each: _loss(each, grouped, decision))
         return (

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunekit.report.facts.claims import CHECKPOINT, CONTRADICTORY, ESTIMATED, EXACT, NOT_MEASURED, Figure, Subject
+from prunekit.report.facts.claims import (
+    CHECKPOINT,
+    CONTRADICTORY,
+    ESTIMATED,
+    EXACT,
+    INTERVAL,
+    NOT_MEASURED,
+    Figure,
+    Subject,
+)
 from prunekit.report.facts.metrics import METRICS, RATIOS
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.summary import verdict_of
@@ -23,7 +32,8 @@ def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
         return element("td", element("span", words, class_=kind))
     bounds = None
     if figure.low is not None and figure.high is not None:
-        bounds = element("span", f"{shown.write(figure.low)} to {shown.write(figure.high)}", class_="bounds")
+        of = "" if figure.interval == INTERVAL else f", {figure.interval}"
+        bounds = element("span", f"{shown.write(figure.low)} to {shown.write(figure.high)}{of}", class_="bounds")
     if metric in RATIOS and figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high:
         also = f"{also}, no gain shown" if also else "no gain shown"
     sign = "≈ " if figure.status == ESTIMATED else ""

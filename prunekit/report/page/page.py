@@ -91,7 +91,8 @@ def _legend() -> Markup:
     return element(
         "p",
         "Small words say how each figure came about: measured, exact (counted), ≈ estimated (with prices or watts that "
-        "were given), predicted, not measured. Ranges are intervals of 95 %, but of times p20 to p80 of the runs.",
+        "were given), predicted, not measured. Ranges are intervals of 95 %, unless they say p20–p80: between these "
+        "lie 60 % of the timed runs.",
         class_="legend",
     )
 

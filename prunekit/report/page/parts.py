@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.report.facts.claims import FileSaid, Planned
 from prunekit.report.facts.costs import cost_columns, uses
-from prunekit.report.facts.metrics import METRICS
+from prunekit.report.facts.metrics import METRICS, QUALITY
 from prunekit.report.facts.rows import Grouped
 from prunekit.report.facts.tables import Column, Decision, columns
 from prunekit.report.page.cells import called, figure_table, heading, sources_table
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from prunekit.profiling.prices import Prices
 
 _MOST_PICTURES = 12
-_QUALITY = ("loss_added", "kl", "top1_agreement", "perplexity")
 _SPEED = (
     "ttft_ratio",
     "tpot_ratio",
@@ -97,7 +96,7 @@ def widths(grouped: Grouped, files: Sequence[FileSaid], first: int) -> Markup | 
 def every_figure(grouped: Grouped, decision: Decision, prices: Prices | None) -> Markup:
     """All figures, in a table for each set-up, and where those of the first table come from."""
     parts = []
-    for name, title in ((_QUALITY, "Quality, by text"), (_SPEED, "Time and memory, by machine and load")):
+    for name, title in ((QUALITY, "Quality, by text"), (_SPEED, "Time and memory, by machine and load")):
         tables = _by_setup(name, grouped)
         parts += [element("h3", title), *tables] if tables else []
     sizes = [each for metric in _SIZE for each in columns(metric, grouped) if each.known()]

@@ -7,13 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 from prunekit.profiling.prices import throughput
-from prunekit.report.facts.claims import CHECKPOINT, ESTIMATED, EXACT, MEASURED, Claim, Figure, Reading, Subject
+from prunekit.report.facts.claims import (
+    CHECKPOINT,
+    ESTIMATED,
+    EXACT,
+    INTERVAL,
+    MEASURED,
+    Claim,
+    Figure,
+    Reading,
+    Subject,
+)
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.place import Place, exact, file_size, form_of, machine_words, measured
 
 KIND = "bench"
 _PHASES = ("ttft", "tpot")
-_SPREAD = "p20 to p80"
+_SPREAD = "p20–p80"
 
 
 def recognises(data: Mapping[str, Any]) -> bool:
@@ -84,21 +94,34 @@ def _sizes(said: Fields, subject: Subject, form: str, data: Fields, base: str, p
 def _times(said: Fields, phase: str, both: tuple[Subject, Subject], form: str, setup: str, place: Place) -> list[Claim]:
     claims = []
     for subject, name in zip(both, ("dense", "pruned"), strict=True):
-        claims.append(Claim(subject, form, phase, _summary(said.object(name), place), setup))
+        claims.append(Claim(subject, form, phase, summary_of(said.object(name), place), setup))
     ratio = said.object("ratio")
-    doubt = _doubt(said)
-    claims.append(Claim(both[1], form, f"{phase}_ratio", _summary(ratio, place, doubt), setup, both[0]))
+    doubt = doubt_of(said)
+    figure = _with_interval(summary_of(ratio, place, doubt), said)
+    claims.append(Claim(both[1], form, f"{phase}_ratio", figure, setup, both[0]))
     one = Figure(1.0, EXACT, how="the model that others are compared with", files=(place.name,))
     return [*claims, Claim(both[0], form, f"{phase}_ratio", one, setup, both[0])]
 
 
-def _summary(said: Fields, place: Place, doubt: str = "") -> Figure:
+def summary_of(said: Fields, place: Place, doubt: str = "") -> Figure:
+    """The median of timed runs, and how they spread."""
     low, high = said.number("p20"), said.number("p80")
     how = f"median of {said.count('count')} runs{'; not to be believed: ' + doubt if doubt else ''}"
     return Figure(said.number("median"), MEASURED, low, high, how, (place.name,), _SPREAD)
 
 
-def _doubt(said: Fields) -> str:
+def _with_interval(figure: Figure, said: Fields) -> Figure:
+    """With the 95 % interval of the median instead of the spread, where the bench took runs enough for one."""
+    bounds = said.values("interval", 2)
+    if len(bounds) != 2 or figure.value is None:
+        return figure
+    low, high = (Fields({"interval": each}, said.file, said.where).number("interval") for each in bounds)
+    if not low <= figure.value <= high:
+        raise said.wrong("interval", "bounds around the median")
+    return replace(figure, low=low, high=high, interval=INTERVAL)
+
+
+def doubt_of(said: Fields) -> str:
     """Why the bench itself does not believe a figure; nothing where it does, or does not say."""
     if said.flag("believed") is not False:
         return ""
@@ -119,7 +142,7 @@ def _doubts(result: Fields, name: str, place: Place) -> list[str]:
     return [
         f"{place.name}: the {titles[phase]} by {name} at batch {batch} is not to be believed: {doubt}."
         for phase in _PHASES
-        if (doubt := _doubt(result.object(phase)))
+        if (doubt := doubt_of(result.object(phase)))
     ]
 
 

@@ -68,7 +68,7 @@ def read(data: Fields, place: Place) -> Reading:
         tuple(verdicts),
         tuple(plans.values()),
         reasons=tuple(each for planned in plans.values() for each in _reasons(planned, place)),
-        facts=tuple(_facts(data)),
+        facts=(*_facts(data), *_notes(data)),
         not_measured=tuple(dict.fromkeys((*told, *lost))),
     )
 
@@ -184,6 +184,15 @@ def _facts(data: Fields) -> list[tuple[str, str]]:
         if said is not None:
             rows.append((title, ", ".join(f"{clipped(key)} {clipped(str(each))}" for key, each in _simple(said))))
     return [row for row in rows if row[1]]
+
+
+def _notes(data: Fields) -> list[tuple[str, str]]:
+    """What is said of single rows."""
+    return [
+        (f"note on {row.text('name')}", clipped(note, 500))
+        for row in data.objects("rows")
+        for note in row.texts("notes")
+    ]
 
 
 def _simple(said: Fields) -> list[tuple[str, Any]]:

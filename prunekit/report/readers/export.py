@@ -6,15 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.report.facts.claims import Compared, Reading, Subject
+from prunekit.report.facts.claims import CHECKPOINT, Claim, Compared, Judged, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.place import Place, exact, form_of, version_words
+from prunekit.report.readers.judging import word_of
+from prunekit.report.readers.place import Place, exact, form_of, measured, version_words
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.sizes import folder_bytes
 from prunekit.utils.files.strict_json import parse, read_regular
 
 KIND = "export"
 _PARITY = "parity.json"
+_TOKENS = (
+    ("likeliest", "most likely tokens"),
+    ("greedy", "greedy tokens"),
+    ("together", "greedy tokens in one batch"),
+)
 
 
 def recognises(data: Mapping[str, Any]) -> bool:
@@ -44,13 +50,15 @@ def read(data: Fields, place: Place) -> Reading:
         *notes,
     )
     how = "all files of the export"
+    claims, verdicts, unknown = _on_text(data, subject, form, place)
     return Reading(
         KIND,
         ((subject, form),),
-        (exact(subject, form, "file_bytes", folder_bytes(folder), place, how=how),),
+        (exact(subject, form, "file_bytes", folder_bytes(folder), place, how=how), *claims),
+        tuple(verdicts),
         parity=(Compared(subject, form, verified, rows, place.name),),
         facts=tuple(row for row in facts if row[1]),
-        not_measured=lost,
+        not_measured=(*lost, *unknown),
     )
 
 
@@ -78,7 +86,7 @@ def _rows(said: Fields) -> Iterator[tuple[str, str]]:
         f"{tolerance.number('rms'):.2g}), largest {logits.number('largest_relative'):.2g} (allowed "
         f"{tolerance.number('largest'):.2g})",
     )
-    for name, title in (("greedy", "greedy tokens"), ("together", "greedy tokens in one batch")):
+    for name, title in _TOKENS:
         each = said.maybe_object(name)
         if each is not None:
             yield (
@@ -98,22 +106,34 @@ def _rows(said: Fields) -> Iterator[tuple[str, str]]:
     weights = said.values("weights")
     if len(weights) == 2 and isinstance(weights[0], float | int) and isinstance(weights[1], str):
         yield "rounded weights", f"largest relative error of a row {weights[0]:.3g}, in {clipped(weights[1])}"
-    yield from _on_text(said)
 
 
-def _on_text(said: Fields) -> Iterator[tuple[str, str]]:
-    """Perplexity on a text of the user, in each form that it was measured in."""
-    own = said.maybe_object("own_text") or said.maybe_object("on_text")
-    if own is None:
-        return
-    parts = [
-        f"{title} {own.number(name):.4g}"
-        for name, title in (
-            ("dense", "dense"),
-            ("pruned", "pruned"),
-            ("reference", "checkpoint"),
-            ("exported", "exported"),
-        )
-        if name in own
-    ]
-    yield f"perplexity on {own.text('text', 'own text')}", ", ".join(parts) or own.text("why", "not measured")
+def _on_text(data: Fields, subject: Subject, form: str, place: Place) -> tuple[list[Claim], list[Judged], list[str]]:
+    """Perplexity on the user's text of the dense model, the checkpoint and the export, and what the export adds to the
+    loss of the dense one; or why they were not measured."""
+    said = data.maybe_object("quality")
+    if said is None:
+        return [], [], []
+    text, tokens = said.text("text"), said.count("tokens")
+    digest = said.text("tokens_sha256", "")
+    setup = f"{text}, {tokens:,} tokens in windows of {said.count('window')}, as the export read it"
+    setup += f", token ids {digest[:12]}" if digest else ""
+    losses = {name: said.maybe_object(name) for name in ("dense", "pruned", "exported")}
+    claims: list[Claim] = []
+    lost = []
+    for name, where in (("pruned", CHECKPOINT), ("exported", form)):
+        each = losses[name]
+        if each is not None and "nll" in each:
+            claims += measured(
+                subject, where, "perplexity", each.number("perplexity"), place, setup, f"{tokens:,} tokens"
+            )
+        elif each is not None:
+            why = each.text("why", "no reason was given").rstrip(".")
+            lost.append(f"Perplexity of {subject.name} ({where}) on {text}: {why}.")
+    dense, exported = losses["dense"], losses["exported"]
+    if dense is None or exported is None or "nll" not in dense or "nll" not in exported:
+        return claims, [], lost
+    added = exported.number("nll") - dense.number("nll")
+    how = f"{tokens:,} tokens, in the runtime of the export, against the dense model in PyTorch"
+    claims += measured(subject, form, "loss_added", added, place, setup, how)
+    return claims, [Judged(subject, form, word_of(added, None), text, place.name)], lost

@@ -25,6 +25,7 @@ READERS = (
     "checkpoint",
     "export",
     "bench",
+    "edge_bench",
     "evaluation",
     "made",
     "servers.vllm",
