@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.support.report_files import (
     analysis,
     bench,
     candidates,
+    edge_bench,
     evaluation,
     figure,
     generated,
@@ -113,6 +116,103 @@ def test_what_a_bench_does_not_believe_is_said(tmp_path: Path) -> None:
 def test_an_exports_bench_is_of_the_export(tmp_path: Path) -> None:
     said = read(tmp_path, bench(runtime="gguf", dtype="q8_0"))
     assert {each.form for each in said.reading.claims if each.metric == "ttft"} == {"gguf q8_0"}
+
+
+def test_a_bench_may_have_an_interval(tmp_path: Path) -> None:
+    data = bench(0.8)
+    data["results"][0]["tpot"]["interval"] = [0.79, 0.82]
+    ratio = value(read(tmp_path, data), "tpot_ratio")
+    assert (ratio.low, ratio.high, ratio.interval) == (0.79, 0.82, "95 % interval")
+    data["results"][0]["tpot"]["interval"] = [0.9, 0.95]
+    with pytest.raises(PrunekitError, match="bounds around the median"):
+        read(tmp_path, data)
+
+
+def test_a_bench_on_the_device_itself(tmp_path: Path) -> None:
+    said = read(tmp_path, edge_bench())
+    time = claim(said, "ttft")
+    assert (time.form, time.subject.fingerprint, time.figure.value) == ("gguf q8_0", PRUNED, 0.05)
+    # As prunekit bench says it of the same machine, lengths and threads.
+    assert time.setup == claim(read(tmp_path, bench()), "ttft").setup
+    assert value(said, "tokens_per_second").value == pytest.approx(33 / (0.05 + 32 * 0.005))
+    with pytest.raises(PrunekitError, match="this prunekit reads version 1"):
+        read(tmp_path, edge_bench(version=2))
+
+
+def export_folder(folder: Path, **changes: Any) -> Path:
+    """An export with its parity.json, as far as a report reads it."""
+    folder.mkdir()
+    greedy = {"compared": 40, "equal": 38, "near_ties": 2, "wrong": 0}
+    write(
+        folder / "parity.json",
+        {
+            "text": "builtin",
+            "tokens": 512,
+            "logits": {"largest": 1.0, "largest_relative": 0.1, "rms_relative": 0.01},
+            "tolerance": {"rms": 0.15, "largest": 1.5},
+            "likeliest": greedy,
+            "greedy": greedy,
+            "together": None,
+            "perplexity_reference": 20.0,
+            "perplexity_runtime": 20.5,
+            "agreement": 0.97,
+            "kl": 0.004,
+            "weights": [0.01, "model.embed_tokens.weight"],
+        },
+    )
+    digest = hashlib.sha256((folder / "parity.json").read_bytes()).hexdigest()
+    manifest = {
+        "format": "prunekit-export",
+        "version": 1,
+        "target": "gguf",
+        "dtype": "q8_0",
+        "source": {"name": "small", "family": "Llama", "fingerprint": PRUNED},
+        "verified": True,
+        "unverified": None,
+        "context_length": 2048,
+        "notes": ["A note."],
+        "files": {"parity.json": digest},
+        **changes,
+    }
+    write(folder / "prunekit-export.json", manifest)
+    return folder
+
+
+def test_an_export(tmp_path: Path) -> None:
+    folder = export_folder(tmp_path / "small-gguf")
+    (said,) = read_files([folder])
+    (compared,) = said.reading.parity
+    assert dict(compared.rows)["most likely tokens"] == "38 of 40 are equal, 2 near ties, 0 wrong"
+    assert dict(compared.rows)["perplexity"] == "20.5 in the runtime, 20 of the checkpoint in PyTorch"
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    assert claim(said, "file_bytes").figure.value == size and claim(said, "file_bytes").form == "gguf q8_0"
+    (folder / "parity.json").write_text("{}")
+    with pytest.raises(PrunekitError, match=r"parity\.json changed since it was written"):
+        read_files([folder])
+
+
+def test_an_export_that_was_not_run_says_so(tmp_path: Path) -> None:
+    folder = export_folder(tmp_path / "small-gguf", verified=False, unverified="--no-verify was given")
+    (said,) = read_files([folder])
+    assert not said.reading.parity[0].verified
+    assert said.reading.not_measured == (
+        "Whether gguf q8_0 of small computes what PyTorch computes: --no-verify was given.",
+    )
+
+
+def test_an_export_may_know_the_users_text(tmp_path: Path) -> None:
+    def loss(nll: float) -> dict[str, Any]:
+        return {"status": "measured", "nll": nll, "standard_error": 0.1, "perplexity": math.exp(nll)}
+
+    quality = {"text": "own.txt", "tokens": 2048, "window": 256, "tokens_sha256": "cd" * 32, "pruned": loss(3.2)}
+    known = {**quality, "dense": loss(3.0), "exported": loss(3.3)}
+    (said,) = read_files([export_folder(tmp_path / "a", quality=known)])
+    added = claim(said, "loss_added")
+    assert added.figure.value == pytest.approx(0.3) and added.form == "gguf q8_0"
+    assert [each.word for each in said.reading.verdicts] == ["costs quality"]
+    unknown = {**quality, "dense": {"why": "none was named"}, "exported": {"why": "it gives no logits."}}
+    (said,) = read_files([export_folder(tmp_path / "b", quality=unknown)])
+    assert said.reading.not_measured == ("Perplexity of small (gguf q8_0) on own.txt: it gives no logits.",)
 
 
 def test_candidates(tmp_path: Path) -> None:

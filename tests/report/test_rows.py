@@ -150,6 +150,15 @@ def test_an_export_is_a_row_and_has_not_the_quality_of_its_checkpoint(tmp_path: 
     assert [each.value for each in ratio.figures] == [1.0, 1.0, pytest.approx(0.8), pytest.approx(0.7)]
 
 
+def test_models_of_several_dense_ones_are_told_apart(tmp_path: Path) -> None:
+    found = grouped_of(tmp_path, bench(), {**evaluation("tiny", fingerprint=None), "baseline": "other-dense"})
+    assert found.warnings == (
+        "These files speak of several dense models (dense-model, other-dense). Each model is compared with its own "
+        "only.",
+    )
+    assert [row.letter for row in found.rows] == ["dense", "dense 2", "A", "B"]
+
+
 def test_what_was_predicted_fills_what_was_not_measured(tmp_path: Path) -> None:
     candidates(tmp_path / "cand")
     small = bench(0.9)

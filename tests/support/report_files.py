@@ -97,6 +97,41 @@ def bench(ratio: float = 0.8, ttft: float = 0.1, tpot: float = 0.01, **changes: 
     }
 
 
+def edge_bench(**changes: Any) -> Any:
+    """As bench.py of an export writes it."""
+
+    def timed(median: float) -> dict[str, Any]:
+        return {
+            **_summary(median),
+            "interval": [median * 0.99, median * 1.01],
+            "believed": True,
+            "flags": [],
+            "why": [],
+        }
+
+    return {
+        "format": "prunekit-bench-edge",
+        "version": 1,
+        "export": {
+            "target": "gguf",
+            "dtype": "q8_0",
+            "name": "small",
+            "fingerprint": PRUNED,
+            "manifest_sha256": "ab" * 32,
+            "device": "cpu",
+        },
+        "machine": {"cpu": "Test CPU", "logical_cpus": 2, "os": "Linux", "python": "3.11"},
+        "packages": {"llama-cpp-python": "0.3.36"},
+        "device": "cpu",
+        "config": {"prompt_tokens": 128, "new_tokens": 32, "repeats": 10, "warmup": 2, "threads": None},
+        "ttft": timed(0.05),
+        "tpot": timed(0.005),
+        "peak_bytes": 7000,
+        "believed": True,
+        **changes,
+    }
+
+
 def figure(value: float | None, status: str = "measured", low: float | None = None, high: float | None = None) -> Any:
     return {"value": value, "status": status, "low": low, "high": high, "how": "as the test says"}
 
@@ -283,6 +318,7 @@ def all_files(folder: Path) -> list[Path]:
     made = {
         "eval.json": evaluation(**generated("Once upon")),
         "bench.json": bench(),
+        "edge.json": edge_bench(),
         "vllm.json": vllm(),
         "aiperf.json": aiperf(),
         "guidellm.json": guidellm(),
