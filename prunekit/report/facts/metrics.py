@@ -71,6 +71,6 @@ METRICS: dict[str, Metric] = {
     "joules_per_token": Metric("Energy", "J/token", plain),
     "dollars_per_million": Metric("Cost", "$/M tokens", plain),
     "dollars_per_request": Metric("Cost of a request", "$", plain),
-    "rework_allowed": Metric("Rework that may be added", "%", _share),
+    "rework_allowed": Metric("Rework that may be added", "%", lambda value: plain(100 * value)),
     "prune_minutes": Metric("Time to prune", "minutes", plain),
 }

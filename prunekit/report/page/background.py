@@ -47,9 +47,11 @@ def method(grouped: Grouped, files: Sequence[FileSaid], versions: str) -> Markup
         others = [name for name in row.names if name != row.name]
         called = f"{row.name} (also {', '.join(others)})" if others else row.name
         models.setdefault(row.model, (row.letter, called, row.fingerprint or "not told", row.plan or "–"))
-    facts = list(
-        dict.fromkeys((title, words, file.name) for file in files for title, words in file.reading.facts if words)
-    )
+    told: dict[tuple[str, str], list[str]] = {}
+    for file in files:
+        for fact in file.reading.facts:
+            told.setdefault(fact, []).append(file.name)
+    facts = [(title, words, ", ".join(dict.fromkeys(names))) for (title, words), names in told.items()]
     return section(
         "method",
         "Method and hashes",

@@ -77,14 +77,16 @@ def figure_table(about: str, rows: Sequence[Row], columns: Sequence[Column], cap
         element("tr", row_head(rows[place]), *(cell(each.figures[place], each.metric) for each in columns))
         for place in shown
     ]
-    return scrolling(
-        about,
-        element(
-            "table",
-            element("caption", caption) if caption else None,
-            element("thead", element("tr", heading("Model"), *map(column_head, columns))),
-            element("tbody", *body),
-            class_="sortable",
+    return joined(
+        element("p", f"{caption}.", class_="legend") if caption else None,
+        scrolling(
+            about,
+            element(
+                "table",
+                element("thead", element("tr", heading("Model"), *map(column_head, columns))),
+                element("tbody", *body),
+                class_="sortable",
+            ),
         ),
     )
 

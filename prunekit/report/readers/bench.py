@@ -19,7 +19,7 @@ from prunekit.report.facts.claims import (
     Subject,
 )
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.place import Place, exact, file_size, form_of, machine_words, measured
+from prunekit.report.readers.place import Place, exact, file_size, form_of, in_memory, machine_words, measured
 
 KIND = "bench"
 _PHASES = ("ttft", "tpot")
@@ -79,14 +79,12 @@ def _detail(data: Fields) -> str:
 
 
 def _sizes(said: Fields, subject: Subject, form: str, data: Fields, base: str, place: Place) -> list[Claim]:
-    dtype = data.text("dtype")
     claims = [exact(subject, CHECKPOINT, "parameters", said.number("parameters"), place)]
     if "file_bytes" in said:
         what = "weight files" if form == CHECKPOINT else "all files of the export"
         claims.append(file_size(subject, form, said.number("file_bytes"), said.number("parameters"), place, what))
-    for name in ("weight_bytes", "kv_bytes_per_token"):
-        if name in said:
-            claims.append(exact(subject, form, name, said.number(name), place, f"in {dtype}"))
+    told = (said.maybe("weight_bytes"), said.maybe("kv_bytes_per_token"))
+    claims += in_memory(subject, form, *told, said.number("parameters"), place)
     how = data.text("peak_how", "")
     return claims + measured(subject, form, "peak_bytes", said.maybe("peak_bytes"), place, base, clipped(how))
 

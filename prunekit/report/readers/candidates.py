@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
-from prunekit.report.facts.claims import NOT_MEASURED, STATUSES, Claim, Figure, Judged, Planned, Reading, Subject
+from prunekit.report.facts.claims import (
+    CHECKPOINT,
+    NOT_MEASURED,
+    STATUSES,
+    Claim,
+    Figure,
+    Judged,
+    Planned,
+    Reading,
+    Subject,
+)
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.judging import checked_word
-from prunekit.report.readers.place import Place, file_size, form_of, machine_words, version_words
+from prunekit.report.readers.place import Place, bits, form_of, machine_words, version_words
 from prunekit.report.readers.plan import reasons_of
 from prunekit.utils.files.listed_folder import is_plain
 from prunekit.utils.files.strict_json import parse, read_regular
@@ -125,17 +134,14 @@ def _claims(
         for name in (*_FIGURES, "prune_minutes")
         if name in figures
     ]
-    return [_sized(each, claims) if each.metric == "file_bytes" else each for each in claims]
+    return [_sized(each, claims) if each.metric in ("file_bytes", "kv_bytes_per_token") else each for each in claims]
 
 
 def _sized(claim: Claim, claims: list[Claim]) -> Claim:
-    """A size of files, with the bits of a weight."""
-    parameters = next((each.figure.value for each in claims if each.metric == "parameters"), None)
-    size, name = claim.figure.value, claim.figure.files[0]
-    if size is None:
-        return claim
-    made = file_size(claim.subject, claim.form, size, parameters, Place(name, Path(name)), claim.figure.how)
-    return replace(claim, detail=made.detail)
+    """A size, with the bits of a weight where it is a checkpoint's."""
+    told = {each.metric: each.figure.value for each in claims}
+    detail = bits(told.get("file_bytes"), told.get("parameters")) if claim.form == CHECKPOINT else ""
+    return replace(claim, detail=detail)
 
 
 def _figure(said: Fields, place: Place) -> Figure:

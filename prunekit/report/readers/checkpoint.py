@@ -9,7 +9,7 @@ from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.report.facts.claims import CHECKPOINT, Planned, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.place import Place, exact, file_size, geometry, version_words
+from prunekit.report.readers.place import Place, file_size, geometry, in_memory, version_words
 from prunekit.report.readers.plan import plan_facts, reasons_of
 from prunekit.utils.files.hashes import sha256
 
@@ -37,15 +37,12 @@ def read(data: Fields, place: Place) -> Reading:
     itemsize = source.dtype.itemsize
     subject = Subject(clipped(folder.resolve().name), False, source.fingerprint, sha256(file))
     dense = Subject(made_from.text("name"), True, made_from.maybe_text("fingerprint"))
-    stored = str(source.dtype).removeprefix("torch.")
-    sizes = (
-        ("weight_bytes", source.shape.weight_bytes(itemsize), f"in {stored}"),
-        ("kv_bytes_per_token", source.shape.kv_bytes_per_token(itemsize), f"in {stored}"),
-    )
     claims = [*geometry(plan, subject, dense, place)]
-    claims += [exact(subject, CHECKPOINT, name, value, place, setup) for name, value, setup in sizes]
+    shape = source.shape
+    memory = (shape.weight_bytes(itemsize), shape.kv_bytes_per_token(itemsize))
+    claims += in_memory(subject, CHECKPOINT, *memory, shape.parameters, place)
     size = sum(each.stat().st_size for each in source.weight_files())
-    claims.append(file_size(subject, CHECKPOINT, size, source.shape.parameters, place, "weight files"))
+    claims.append(file_size(subject, CHECKPOINT, size, shape.parameters, place, "weight files"))
     facts = [
         ("made from", dense.name),
         ("layout", f"{data.text('layout')} ({data.text('architecture')})"),

@@ -99,6 +99,7 @@ def _claims(result: Fields, subject: Subject, dense: Subject | None, setup: str,
         claims.append(Claim(subject, CHECKPOINT, "loss_added", figure, setup, dense))
         zero = Figure(0.0, EXACT, how="the model that others are compared with", files=(place.name,))
         claims.append(Claim(dense, CHECKPOINT, "loss_added", zero, setup, dense))
+        claims.append(Claim(dense, CHECKPOINT, "kl", zero, setup, dense))
         one = Figure(1.0, EXACT, how=zero.how, files=(place.name,))
         claims.append(Claim(dense, CHECKPOINT, "top1_agreement", one, setup, dense))
         for metric, value in (

@@ -9,11 +9,10 @@ from typing import Any
 from prunekit.report.facts.claims import CHECKPOINT, MEASURED, Claim, Example, Figure, Judged, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.judging import checked_word, half_width
-from prunekit.report.readers.place import Place, exact, measured
+from prunekit.report.readers.place import Place, exact, in_memory, measured
 
 KIND = "summary of a checkpoint"
 _TOLD_BY = ("check", "pruned", "recovery", "verified_files")
-_COSTS = (("parameters", ""), ("weight_bytes", "as stored"), ("kv_bytes_per_token", "as stored"))
 
 
 def recognises(data: Mapping[str, Any]) -> bool:
@@ -24,9 +23,11 @@ def read(data: Fields, place: Place) -> Reading:
     """Raises PrunekitError where it is damaged."""
     subject = Subject(clipped(PurePath(data.text("checkpoint")).name or "checkpoint"), False)
     said = data.maybe_object("pruned") or data
-    claims = [
-        exact(subject, CHECKPOINT, name, said.number(name), place, setup) for name, setup in _COSTS if name in said
-    ]
+    claims = (
+        [exact(subject, CHECKPOINT, "parameters", said.number("parameters"), place)] if "parameters" in said else []
+    )
+    memory = (said.maybe("weight_bytes"), said.maybe("kv_bytes_per_token"))
+    claims += in_memory(subject, CHECKPOINT, *memory, said.maybe("parameters"), place)
     if "share_of_blocks" in data:
         claims.append(exact(subject, CHECKPOINT, "blocks_share", data.number("share_of_blocks"), place))
     verdicts: tuple[Judged, ...] = ()

@@ -58,9 +58,23 @@ def form_of(runtime: str, dtype: str) -> str:
 def file_size(subject: Subject, form: str, value: float, parameters: float | None, place: Place, how: str) -> Claim:
     """The bytes of a model's files. A checkpoint in 16 bits is never compared with one in 32."""
     said = exact(subject, form, "file_bytes", value, place, how=how)
-    if form != CHECKPOINT or not parameters:
-        return said
-    return replace(said, detail=f"{round(8 * value / parameters)} bits a weight")
+    return replace(said, detail=bits(value, parameters)) if form == CHECKPOINT else said
+
+
+def in_memory(
+    subject: Subject, form: str, weights: float | None, cache: float | None, parameters: float | None, place: Place
+) -> list[Claim]:
+    """Bytes of the weights, and of a token's keys and values in the same precision, as far as they are told."""
+    told = (("weight_bytes", weights), ("kv_bytes_per_token", cache))
+    detail = bits(weights, parameters)
+    return [
+        replace(exact(subject, form, name, value, place), detail=detail) for name, value in told if value is not None
+    ]
+
+
+def bits(size: float | None, parameters: float | None) -> str:
+    """How many a weight takes, in words; nothing where that is not known."""
+    return f"{round(8 * size / parameters)} bits a weight" if size and parameters else ""
 
 
 def machine_words(machine: Fields | None) -> str:
