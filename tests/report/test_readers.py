@@ -111,6 +111,8 @@ def test_what_a_bench_does_not_believe_is_said(tmp_path: Path) -> None:
         "half of the time.",
     )
     assert "not to be believed" in value(said, "tpot_ratio").how
+    doubted = {each.metric for each in said.reading.claims if not each.figure.believed}
+    assert doubted == {"tpot", "tpot_ratio", "tokens_per_second", "requests_per_second"}
 
 
 def test_an_exports_bench_is_of_the_export(tmp_path: Path) -> None:

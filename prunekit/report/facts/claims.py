@@ -21,7 +21,7 @@ INTERVAL = "95 % interval"
 class Figure:
     """One number. ``low`` and ``high`` bound what ``interval`` names; ``how`` is a short sentence; ``files`` are the
     names of those that it was read from or computed from. A ``value`` of None is not measured, for the reason ``how``,
-    or contradictory."""
+    or contradictory. ``believed`` is False where the file itself says that it should not be."""
 
     value: float | None
     status: str
@@ -30,11 +30,14 @@ class Figure:
     how: str = ""
     files: tuple[str, ...] = ()
     interval: str = INTERVAL
+    believed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
         bounds = {} if self.low is None else {"low": self.low, "high": self.high, "interval": self.interval}
-        return {"value": self.value, "status": self.status, **bounds, "how": self.how, "files": list(self.files)}
+        doubt = {} if self.believed else {"believed": False}
+        said = {"value": self.value, "status": self.status, **bounds, **doubt}
+        return {**said, "how": self.how, "files": list(self.files)}
 
 
 def missing(how: str) -> Figure:

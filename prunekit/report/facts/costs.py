@@ -75,7 +75,10 @@ def _estimate(claim: Claim, metric: str, value: float, how: str) -> Claim:
         # What a sensor measured never stands in one column with it.
         setup = f"{claim.setup}, estimated"
     return replace(
-        claim, metric=metric, setup=setup, figure=Figure(value, ESTIMATED, how=how, files=claim.figure.files)
+        claim,
+        metric=metric,
+        setup=setup,
+        figure=Figure(value, ESTIMATED, how=how, files=claim.figure.files, believed=claim.figure.believed),
     )
 
 

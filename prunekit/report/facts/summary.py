@@ -74,7 +74,8 @@ def _figures(row: Row, grouped: Grouped, decision: Decision) -> str:
         if figure.value is not None:
             unsure = figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high
             gain = " (no gain shown: the runs spread too far)" if unsure else ""
-            parts.append(f"{words} takes {_short(figure.value)} of the dense model's time{gain}, {figure.status}")
+            told = figure.status if figure.believed else f"{figure.status}, but not to be believed"
+            parts.append(f"{words} takes {_short(figure.value)} of the dense model's time{gain}, {told}")
     size = _file_ratio(place, grouped, decision)
     if size is not None:
         parts.append(f"its files are {size:.2f} of the dense model's size")

@@ -91,10 +91,16 @@ def _why(row: Row, metric: str, grouped: Grouped) -> str:
 def best(metrics: Sequence[str], grouped: Grouped) -> Column:
     """The column that says most of any of ``metrics``: measured for most rows, then known for most; of equals, the
     first. Without any, an empty one of the first metric."""
-    found = [each for metric in metrics for each in columns(metric, grouped)[:1]]
+    found = [each for metric in metrics for each in columns(metric, grouped)]
     if not found:
         return Column(metrics[0], "", tuple(missing("no file says it") for _ in grouped.rows))
-    return max(found, key=lambda each: (each.known(MEASURED, EXACT), each.known()))
+    dense = {place for place, row in enumerate(grouped.rows) if row.dense and row.form == CHECKPOINT}
+
+    def compares(column: Column) -> bool:
+        """With the dense model, which is what is to be decided."""
+        return any(column.figures[place].value is not None for place in dense) and column.known() > 1
+
+    return max(found, key=lambda each: (compares(each), each.known(MEASURED, EXACT), each.known()))
 
 
 def beside(column: Column, metric: str, grouped: Grouped) -> Column | None:

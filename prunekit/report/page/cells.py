@@ -32,8 +32,9 @@ def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
         return element("td", element("span", words, class_=kind))
     bounds = None
     if figure.low is not None and figure.high is not None:
-        of = "" if figure.interval == INTERVAL else f", {figure.interval}"
-        bounds = element("span", f"{shown.write(figure.low)} to {shown.write(figure.high)}{of}", class_="bounds")
+        of = None if figure.interval == INTERVAL else element("span", figure.interval, class_="also")
+        said = element("span", f"{shown.write(figure.low)} to {shown.write(figure.high)}", class_="bounds")
+        bounds = joined(said, of)
     if metric in RATIOS and figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high:
         also = f"{also}, no gain shown" if also else "no gain shown"
     sign = "≈ " if figure.status == ESTIMATED else ""
@@ -43,6 +44,7 @@ def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
         bounds,
         None if also is None else element("span", also, class_="also"),
         element("span", figure.status, class_=f"status {figure.status.split()[0]}"),
+        None if figure.believed else element("span", "not to be believed", class_="status contradictory"),
         data_sort=f"{figure.value:.17g}",
     )
 

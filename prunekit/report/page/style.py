@@ -45,7 +45,7 @@ thead th { background: var(--head); vertical-align: bottom; font-weight: 600; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 tbody th, thead th:first-child { position: sticky; left: 0; background: var(--page); }
 thead th:first-child { background: var(--head); }
-tbody th { font-weight: 600; min-width: 6.5rem; max-width: 16rem; overflow-wrap: anywhere; }
+tbody th { font-weight: 600; min-width: 8.2rem; max-width: 16rem; overflow-wrap: anywhere; }
 .words td { min-width: 8rem; max-width: 34rem; overflow-wrap: anywhere; }
 .unit, .bounds, .status, .also { display: block; font-size: .88em; font-weight: 400; color: var(--soft); }
 .bounds, .also { white-space: nowrap; }

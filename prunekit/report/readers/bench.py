@@ -91,10 +91,10 @@ def _sizes(said: Fields, subject: Subject, form: str, data: Fields, base: str, p
 
 def _times(said: Fields, phase: str, both: tuple[Subject, Subject], form: str, setup: str, place: Place) -> list[Claim]:
     claims = []
-    for subject, name in zip(both, ("dense", "pruned"), strict=True):
-        claims.append(Claim(subject, form, phase, summary_of(said.object(name), place), setup))
-    ratio = said.object("ratio")
     doubt = doubt_of(said)
+    for subject, name in zip(both, ("dense", "pruned"), strict=True):
+        claims.append(Claim(subject, form, phase, summary_of(said.object(name), place, doubt), setup))
+    ratio = said.object("ratio")
     figure = _with_interval(summary_of(ratio, place, doubt), said)
     claims.append(Claim(both[1], form, f"{phase}_ratio", figure, setup, both[0]))
     one = Figure(1.0, EXACT, how="the model that others are compared with", files=(place.name,))
@@ -105,7 +105,7 @@ def summary_of(said: Fields, place: Place, doubt: str = "") -> Figure:
     """The median of timed runs, and how they spread."""
     low, high = said.number("p20"), said.number("p80")
     how = f"median of {said.count('count')} runs{'; not to be believed: ' + doubt if doubt else ''}"
-    return Figure(said.number("median"), MEASURED, low, high, how, (place.name,), _SPREAD)
+    return Figure(said.number("median"), MEASURED, low, high, how, (place.name,), _SPREAD, not doubt)
 
 
 def _with_interval(figure: Figure, said: Fields) -> Figure:
@@ -157,6 +157,8 @@ def _output(
         how = "from the medians, one batch after the other, without a server"
         for metric, rate in zip(("tokens_per_second", "requests_per_second"), rates, strict=True):
             claims += measured(subject, form, metric, rate, place, setup, how)
+    if any(doubt_of(result.object(phase)) for phase in _PHASES):
+        return [replace(each, figure=replace(each.figure, believed=False)) for each in claims]
     return claims
 
 

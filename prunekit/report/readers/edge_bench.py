@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -48,6 +49,8 @@ def read(data: Fields, place: Place) -> Reading:
         how = "from the medians, one prompt after the other, without a server"
         for metric, rate in zip(("tokens_per_second", "requests_per_second"), rates, strict=True):
             claims += measured(subject, form, metric, rate, place, setup, how)
+    if warnings:
+        claims = [replace(each, figure=replace(each.figure, believed=False)) for each in claims]
     how = clipped(data.text("peak_how", ""))
     claims += measured(
         subject, form, "peak_bytes", data.maybe("peak_bytes"), place, f"{base}, process of bench.py", how
