@@ -72,11 +72,13 @@ def _expanded(path: Path) -> list[Path]:
 
 
 def _names(paths: Sequence[Path]) -> Iterator[str]:
-    """What each is called in the report: without folders, but for what is always called alike in them."""
+    """What each is called in the report: without its folder, unless prunekit wrote that folder, where files are always
+    called alike."""
     seen: dict[str, int] = {}
     for path in paths:
-        parent = path.absolute().parent.name
-        name = clipped(f"{parent}/{path.name}" if path.name in (*_MANIFESTS, "plan.json", "bench.json") else path.name)
+        folder = path.absolute().parent
+        inside = any((folder / manifest).is_file() for manifest in _MANIFESTS)
+        name = clipped(f"{folder.name}/{path.name}" if inside else path.name)
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name} ({seen[name]})"
 
