@@ -32,8 +32,8 @@ def report_command(
     prices: Annotated[
         Path | None,
         typer.Option(
-            help="Prices for cost figures: a TOML file (dollars_per_hour, utilisation, watts, dollars_per_kwh, pue, "
-            "capex_dollars, life_years and others).",
+            help="A TOML file of prices, such as dollars_per_hour = 1.2: adds what tokens and answers cost. "
+            "docs/report.md lists the others.",
             show_default=False,
         ),
     ] = None,
@@ -79,7 +79,8 @@ def _print(made: Report) -> None:
     out.print(made.data["summary"])
     for each in made.data["contradictions"]:
         out.print(f"Note: {each}")
-    out.print(f"{len(made.data['not_measured'])} things were not measured; the page lists them.")
+    if made.data["not_measured"]:
+        out.print(f"Not measured: {len(made.data['not_measured'])} things, which the page lists.")
     out.print(f"Page written to {made.page}, its figures to {made.kpis}.")
 
 
