@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prunekit.pipeline import make_plan, prune, recover
     from prunekit.plan import Plan
     from prunekit.profiling.run import bench
+    from prunekit.report.write import write_report
 
 __all__ = [
     "Plan",
@@ -47,6 +48,7 @@ __all__ = [
     "rebuild",
     "recover",
     "resolve",
+    "write_report",
 ]
 _HOME = {
     "Plan": "plan",
@@ -62,6 +64,7 @@ _HOME = {
     "rebuild": "checkpoint.rebuild",
     "recover": "pipeline",
     "resolve": "models.source",
+    "write_report": "report.write",
 }
 
 try:

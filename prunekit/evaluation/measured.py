@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunekit.evaluation.perplexity import Evaluation
@@ -20,7 +21,8 @@ class Measured:
     prompts from each text (``generation``, and the words of some, ``examples``), ``tasks``; None or empty where it was
     not asked for. ``parameters`` are stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the
     baseline's (without one: of the model that it was pruned from, None where nobody said which). ``trainings`` are
-    those that its plan tells of."""
+    those that its plan tells of. ``origin`` says of what and on what all this was measured: fingerprints of both
+    models, the SHA-256 of the token ids of each text, machine and versions."""
 
     model: str
     baseline: str | None
@@ -33,6 +35,7 @@ class Measured:
     generation: tuple[GenerationQuality, ...] = ()
     examples: tuple[Example, ...] = ()
     tasks: TaskReport | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -45,6 +48,8 @@ class Measured:
         data = self.texts.to_dict() if self.texts else {**nothing, "results": []}
         if (found := self.verdict) is not None:
             data["verdict"] = found.to_dict()
+        if self.origin:
+            data["origin"] = dict(self.origin)
         if self.trainings:
             data["recovery"] = [each.to_dict() for each in self.trainings]
         if self.generation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from prunekit.evaluation.measured import Measured
 from prunekit.evaluation.own_tokenizers import Read, compare_apart
 from prunekit.evaluation.windows import EvalConfig, read_texts
 from prunekit.models.source import load_model, pick_device, pick_dtype
+from prunekit.utils.machine import describe_machine
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +113,7 @@ class Said:
     by itself; what it wrote; its tasks."""
 
     name: str
+    fingerprint: str
     block_parameters: int
     kept: Kept | None
     read: Read | None
@@ -127,7 +130,7 @@ def baseline_said(dense: Turn, asked: Asked, apart: bool) -> Said:
     elif dense.tokens:
         kept = keep(dense.model, dense.tokens, asked.config, bos(dense.reader), dense.name)
     blocks = dense.source.shape.block_parameters
-    said = Said(dense.name, blocks, kept, read, dense.continues(asked), dense.answers(asked))
+    said = Said(dense.name, dense.source.fingerprint, blocks, kept, read, dense.continues(asked), dense.answers(asked))
     dense.release()
     return said
 
@@ -165,7 +168,24 @@ def measured(own: Turn, dense: Said | None, asked: Asked) -> Measured:
         tuple(generation),
         tuple(shown),
         None if answers is None else _report(asked, answers, dense, names),
+        _origin(own, dense, asked),
     )
+
+
+def _origin(own: Turn, dense: Said | None, asked: Asked) -> dict[str, Any]:
+    """What tells whether two results are of the same models, tokens and machine."""
+    most = asked.config.max_tokens
+    return {
+        "fingerprint": own.source.fingerprint,
+        "baseline_fingerprint": None if dense is None else dense.fingerprint,
+        "token_ids_sha256": {source_name(text): _digest(ids[:most]) for text, ids in own.tokens.items()},
+        "machine": describe_machine(pick_device(own.device)),
+    }
+
+
+def _digest(ids: torch.Tensor) -> str:
+    """Of token ids, whatever the machine: as 64-bit numbers, lowest byte first."""
+    return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _report(asked: Asked, own: Results, dense: Said | None, names: dict[str, str]) -> TaskReport:

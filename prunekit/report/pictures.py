@@ -96,13 +96,19 @@ def save_figure(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no
 def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
     """FFN width and heads of every layer, kept in front of dense; dropped layers are empty. Where the plan says why,
     also what one unit of the budget less would cost at each layer. Written atomically."""
+    save_figure(widths_figure(plan), path, overwrite)
+
+
+def widths_figure(plan: Plan, colours: tuple[str, str, str] = (_DENSE, FFN, HEADS)):  # type: ignore[no-untyped-def]
+    """The figure that :func:`draw_widths` writes, in ``colours`` of what was there, FFN and heads."""
+    before, ffn, heads = colours
     source = plan.source
     kept = {layer.index: layer.shape for layer in plan.layers}
     layers = range(source.num_hidden_layers)
     why = plan.provenance.get("why")
     figure, (top, bottom, *prices) = _figure(3 if why else 2, source.num_hidden_layers)
-    top.bar(layers, [layer.intermediate_size for layer in source.layers], color=_DENSE, label="dense")
-    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=FFN, label="kept")
+    top.bar(layers, [layer.intermediate_size for layer in source.layers], color=before, label="dense")
+    top.bar(layers, [kept[i].intermediate_size if i in kept else 0 for i in layers], color=ffn, label="kept")
     top.set_ylabel("FFN width")
     # Above the axes: inside them it would lie on the bars.
     top.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
@@ -110,15 +116,15 @@ def draw_widths(plan: Plan, path: Path, overwrite: bool = False) -> None:
         f"{plan.share_of_blocks:.1%} of the decoder blocks, {plan.share_of_parameters:.1%} of all parameters",
         loc="left",
     )
-    bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=_DENSE)
-    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=HEADS)
+    bottom.bar(layers, [layer.num_attention_heads for layer in source.layers], color=before)
+    bottom.bar(layers, [kept[i].num_attention_heads if i in kept else 0 for i in layers], color=heads)
     bottom.set_ylabel("query heads")
     if why:
-        _draw_prices(prices[0], why)
-    save_figure(figure, path, overwrite)
+        _draw_prices(prices[0], why, ffn, heads)
+    return figure
 
 
-def _draw_prices(axis, why: Mapping[str, Any]) -> None:  # type: ignore[no-untyped-def]
+def _draw_prices(axis, why: Mapping[str, Any], ffn: str, heads: str) -> None:  # type: ignore[no-untyped-def]
     """What one unit of the budget less costs at each sub-layer, and what one more would save where it helps most."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -127,7 +133,7 @@ def _draw_prices(axis, why: Mapping[str, Any]) -> None:  # type: ignore[no-untyp
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
-    for kind, colour, mark, label in (("ffn", FFN, "o", "FFN"), ("attention", HEADS, "s", "attention")):
+    for kind, colour, mark, label in (("ffn", ffn, "o", "FFN"), ("attention", heads, "s", "attention")):
         prices = [(layer.get("index"), layer.get(kind, {}).get("narrower")) for layer in why.get("layers", [])]
         shown = [(index, 1e3 * price) for index, price in prices if price is not None and price > 0]
         if shown:

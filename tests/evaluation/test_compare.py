@@ -175,6 +175,16 @@ def test_what_can_not_stand_in_one_table_is_refused(command: Command, places: Pa
 
 def test_one_model_has_the_keys_it_always_had(places: Path) -> None:
     data = measure(str(places / "small"), **asked(places)).to_dict()
-    assert [*data] == ["model", "baseline", "dtype", "device", "results", "verdict"]
-    assert [*Measured("m", None, "float32", "cpu", 1, None).to_dict()] == [*data][:-1]
+    assert [*data] == ["model", "baseline", "dtype", "device", "results", "verdict", "origin"]
+    assert [*Measured("m", None, "float32", "cpu", 1, None).to_dict()] == [*data][:-2]
     json.dumps(data, allow_nan=False)
+
+
+def test_a_result_tells_of_what_it_is(places: Path) -> None:
+    asks = asked(places)
+    first, again = (measure(str(places / "small"), **asks).to_dict()["origin"] for _ in range(2))
+    other = measure(str(places / "recovered"), **asks).to_dict()["origin"]
+    assert first == again and first["fingerprint"] != first["baseline_fingerprint"]
+    assert other["fingerprint"] != first["fingerprint"] and other["token_ids_sha256"] == first["token_ids_sha256"]
+    assert all(len(digest) == 64 for digest in first["token_ids_sha256"].values())
+    assert first["machine"]["device"] == "cpu"

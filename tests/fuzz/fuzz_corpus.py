@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.command import save_tiny, write_text
+from tests.support.report_files import all_files
 from tests.support.tiny import tiny_model
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_text import tiny_tokenizer
@@ -76,6 +77,8 @@ OPTIMAL = (
     *_KEPT,
 )
 LATENCY = ("--latency", "0.8", "--latency-table", "{table}", "--calib", "{text}", "--set", "refit=false", *_KEPT)
+_RESULTS = ("bench", "cand/candidates", "edge", "eval", "guidellm", "plan", "prune", "vllm")
+REPORT = ("report", *(f"{{results}}/{name}.json" for name in _RESULTS), "{export}", "-o", "{out}.html", "--show-texts")
 CONVERT = ("export", "{gguf}", "--to", "hf", "-o", "{out}", "--no-verify")
 
 
@@ -123,6 +126,12 @@ KINDS = (
         (OPTIMAL,),
     ),
     Kind("gguf cache", ("cache/gguf/*/*", "cache/gguf/*"), ("t.gguf", "cache"), (CONVERT,)),
+    Kind(
+        "results",
+        ("results/*.json", "results/cand/*.json", "export/prunekit-export.json", "export/parity.json"),
+        ("results", "export"),
+        (REPORT,),
+    ),
     Kind("text", ("text.txt",), ("m", "text.txt"), (EVAL, DRAW)),
     Kind("jsonl", ("rows.jsonl",), ("m", "rows.jsonl"), _with("{text}", "{rows}", EVAL, DRAW)),
     Kind(
@@ -134,7 +143,7 @@ KINDS = (
 def places(here: Path) -> dict[str, str]:
     """What the words in braces stand for in the folder ``here``."""
     names = {"m": "m", "s": "s", "gguf": "t.gguf", "plan": "plan.json", "pruned": "pruned", "export": "export"}
-    names |= {"text": "text.txt", "rows": "rows.jsonl", "table": "table.json", "out": "out"}
+    names |= {"text": "text.txt", "rows": "rows.jsonl", "table": "table.json", "out": "out", "results": "results"}
     names |= {"flap": "flap.json", "refit": "refit.json", **{family: family for family in FAMILIES}}
     return {word: str(here / name) for word, name in names.items()}
 
@@ -161,6 +170,8 @@ def make_corpus(here: Path) -> None:
     (here / "rows.jsonl").write_text("\n".join(rows))
     write_tiny_gguf(here / "t.gguf")
     _write_table(here)
+    (here / "results").mkdir()
+    all_files(here / "results")
     for family in FAMILIES:
         save_tiny(here / family, family, layers=2)
     _run([word.replace(str(here / "out"), str(here / "pruned")) for word in filled(PRUNE, here)])

@@ -48,7 +48,7 @@ def run(arguments: list[str], here: Path, logs: Path) -> Outcome:
         wrong.append("left a process behind")
     made = sorted(listing(here) - before)
     if code == 0:
-        made = [name for name in made if name != "out" and not name.startswith("out/")]
+        made = [name for name in made if name != "out" and not name.startswith(("out/", "out."))]
     if made:
         wrong.append(f"left {made[0]}")
     return Outcome(code, usage.ru_maxrss << 10, out, err, tuple(wrong))

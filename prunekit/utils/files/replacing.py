@@ -19,6 +19,8 @@ _DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _COMPILED = "__pycache__"
 _MOST = 64 * 2**20
 PICTURE_MARK = "Made by prunekit"
+PAGE_MARK = "prunekit report"
+_PAGE = b"<!doctype html>"
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,14 @@ def _listed(manifest: Path, kind: Kind) -> dict[str, Any] | None:
 
 def check_file(path: Path, what: str | None) -> None:
     """Raises PrunekitError unless the file ``path`` is empty or, by its beginning, a ``what`` that prunekit wrote: a
-    "plan", a "latency-table", a "report", a "picture" (None: any of these)."""
+    "plan", a "latency-table", a "report", a "picture", a "page" with its "kpis" (None: any of these)."""
     try:
         with path.open("rb") as handle:
             start = handle.read(4096)
             if what in (None, "picture") and start[:4] in (b"\x89PNG", b"<?xm", b"%PDF"):
                 ours = PICTURE_MARK.encode() in start + handle.read(_MOST)
+            elif what in (None, "page") and start.startswith(_PAGE):
+                ours = f'content="{PAGE_MARK}"'.encode() in start
             else:
                 match = re.match(rb'\{\s*"format":\s*"prunekit-([a-z-]+)"', start)
                 ours = match is not None and (what is None or match[1].decode() == what)

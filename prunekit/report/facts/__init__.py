@@ -1,0 +1,1 @@
+"""What the files of a report say, as figures that can be compared."""

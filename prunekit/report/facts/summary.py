@@ -1,0 +1,136 @@
+"""The one sentence above the table, and the verdict of each row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from prunekit.evaluation.verdict import BROKEN, COSTS, FINE
+from prunekit.report.facts.claims import CONTRADICTORY, Judged
+from prunekit.report.facts.metrics import METRICS
+from prunekit.report.facts.rows import Grouped, Row
+from prunekit.report.facts.tables import ELSEWHERE, Decision
+
+_WORDS = (FINE, COSTS, BROKEN)
+
+
+def verdict_of(row: Row) -> Judged | None:
+    """The worst of what files say of it."""
+    return max(row.verdicts, key=lambda each: _WORDS.index(each.word), default=None)
+
+
+def summary(grouped: Grouped, decision: Decision) -> str:
+    """What the table comes to, in one sentence that names no more than it shows."""
+    others = [row for row in grouped.rows if not row.dense]
+    if not others:
+        return "These files speak of no model but the dense one, so there is nothing to decide yet."
+    judged = [(row, found) for row in others if (found := verdict_of(row)) is not None]
+    if not judged:
+        return (
+            "No file says how good any smaller model is, so the table below shows what would be gained and not what it "
+            "costs; run prunekit eval on your own text."
+        )
+    fine = [row for row, found in judged if found.word == FINE]
+    if fine:
+        row = min(fine, key=lambda each: _size(each, grouped, decision))
+        which = (
+            "the only model that is fine" if len(fine) == 1 else f"the smallest of the {len(fine)} models that are fine"
+        )
+        return f"{_named(row)} is {which} on {_text(row)}: {_figures(row, grouped, decision)}."
+    costly = [row for row, found in judged if found.word == COSTS]
+    # Those whose loss is in the table can be compared.
+    costly = [row for row in costly if _loss(row, grouped, decision) < math.inf] or costly
+    if costly:
+        row = min(costly, key=lambda each: _loss(each, grouped, decision))
+        return (
+            f"No smaller model is fine: the nearest to the dense one, {_named(row)}, costs quality on {_text(row)}: "
+            f"{_figures(row, grouped, decision)}."
+        )
+    return "Every smaller model here is broken; keep the dense one, prune less, or train what was pruned."
+
+
+def _named(row: Row) -> str:
+    return f"{row.title} (row {row.letter})"
+
+
+def _text(row: Row) -> str:
+    found = verdict_of(row)
+    return found.text.partition(",")[0] if found and found.text else "the text that was measured"
+
+
+def _figures(row: Row, grouped: Grouped, decision: Decision) -> str:
+    place = grouped.rows.index(row)
+    loss = decision.quality.figures[place]
+    parts = []
+    if loss.value is not None:
+        bounds = ""
+        if loss.low is not None and loss.high is not None:
+            bounds = f" (95 % interval {_short(loss.low)} to {_short(loss.high)})"
+        text = decision.quality.setup.partition(",")[0]
+        where = f" on {text}" if text else ""
+        parts.append(f"the loss rises by {_short(loss.value)} nats a token{where}{bounds}, {loss.status}")
+    for column, words in ((decision.ttft_ratio, "the first token"), (decision.tpot_ratio, "each further token")):
+        figure = column.figures[place]
+        if figure.value is not None:
+            unsure = figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high
+            gain = " (no gain shown: the runs spread too far)" if unsure else ""
+            told = figure.status if figure.believed else f"{figure.status}, but not to be believed"
+            parts.append(f"{words} takes {_short(figure.value)} of the dense model's time{gain}, {told}")
+    size = _file_ratio(place, grouped, decision)
+    if size is not None:
+        parts.append(f"its files are {size:.2f} of the dense model's size")
+    return "; ".join(parts) or "no figure of it is in the table"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1e}"
+
+
+def _file_ratio(place: int, grouped: Grouped, decision: Decision) -> float | None:
+    figures = decision.file_bytes.figures
+    dense = next((each.value for row, each in zip(grouped.rows, figures, strict=True) if row.letter == "dense"), None)
+    value = figures[place].value
+    return value / dense if dense and value is not None else None
+
+
+def _size(row: Row, grouped: Grouped, decision: Decision) -> float:
+    value = decision.file_bytes.figures[grouped.rows.index(row)].value
+    if value is not None:
+        return value
+    return max((each.figure.value or 0 for each in row.claims if each.metric == "parameters"), default=math.inf)
+
+
+def _loss(row: Row, grouped: Grouped, decision: Decision) -> float:
+    value = decision.quality.figures[grouped.rows.index(row)].value
+    return math.inf if value is None else value
+
+
+def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> list[str]:
+    """What no file says, in sentences: of whole columns, of single rows, and what the files say themselves."""
+    found = []
+    for column in decision.shown:
+        unknown = [
+            row.letter
+            for row, figure in zip(grouped.rows, column.figures, strict=True)
+            if figure.value is None and figure.status != CONTRADICTORY and figure.how != ELSEWHERE
+        ]
+        title = METRICS[column.metric].title
+        if len(unknown) == len(grouped.rows):
+            found.append(f"{title}: of no model. {_HOW.get(column.metric, '')}".strip())
+        elif unknown:
+            found.append(f"{title}: of {', '.join(unknown)}.")
+    unjudged = [row.letter for row in grouped.rows if not row.dense and verdict_of(row) is None]
+    if unjudged:
+        found.append(f"Verdict: of {', '.join(unjudged)}.")
+    return list(dict.fromkeys((*found, *told)))
+
+
+_HOW = {
+    "loss_added": "prunekit eval MODEL --baseline DENSE --text held-out.jsonl measures it.",
+    "ttft_ratio": "prunekit bench MODEL --baseline DENSE measures it.",
+    "tpot_ratio": "prunekit bench MODEL --baseline DENSE measures it.",
+    "tokens_per_second": "prunekit bench, or a load test of the server, measures it.",
+    "peak_bytes": "prunekit bench measures it.",
+    "joules_per_token": "It needs a sensor of power, or watts in the prices.",
+    "dollars_per_million": "It needs --prices, and output tokens a second of a bench or a load test.",
+}

@@ -1,0 +1,191 @@
+"""Figures in columns, each of which holds what may be compared: one metric under one set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunekit.report.facts.agree import resolved
+from prunekit.report.facts.claims import (
+    CHECKPOINT,
+    CONTRADICTORY,
+    ESTIMATED,
+    EXACT,
+    MEASURED,
+    PREDICTED,
+    Claim,
+    Figure,
+    missing,
+)
+from prunekit.report.facts.metrics import METRICS
+from prunekit.report.facts.rows import Grouped, Row
+
+_KNOWN = (MEASURED, EXACT, ESTIMATED, PREDICTED)
+Key = tuple[str, int | None, str]
+"""A set-up, the number of the model that figures are against, and the detail of checkpoints."""
+ELSEWHERE = "told under another set-up, see below"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``figures`` of one ``metric``, one for each row. ``setup`` is what they have in common, in words, and by ``key``
+    columns under one set-up are found."""
+
+    metric: str
+    setup: str
+    figures: tuple[Figure, ...]
+    key: Key = ("", None, "")
+
+    @property
+    def title(self) -> str:
+        return METRICS[self.metric].title
+
+    def known(self, *statuses: str) -> int:
+        return sum(each.status in (statuses or _KNOWN) for each in self.figures)
+
+
+def columns(metric: str, grouped: Grouped) -> list[Column]:
+    """A column for each set-up in which ``metric`` was told, those first in which it is measured for most rows."""
+    bases = {grouped.model[each.against] for row in grouped.rows for each in row.claims if each.against is not None}
+    claims = [(row, each) for row in grouped.rows for each in row.claims if each.metric == metric]
+    keys = dict.fromkeys(_key(each, grouped) for _, each in claims if each.form == CHECKPOINT)
+    covered = {key[:2] for key in keys}
+    others = dict.fromkeys(_key(each, grouped) for _, each in claims)
+    keys |= {key: None for key in others if key[:2] not in covered}
+    made = []
+    for key in keys:
+        setup, against, detail = key
+        parts = [setup, f"checkpoints in {detail}" if detail else ""]
+        if against is not None and len(bases) > 1:
+            parts.append(f"against {next((row.name for row in grouped.rows if row.model == against), 'another model')}")
+        words = ", ".join(filter(None, parts))
+        made.append(Column(metric, words, tuple(_figure(row, metric, key, grouped) for row in grouped.rows), key))
+    # sorted is stable: of equals, the first that was told.
+    return sorted(made, key=lambda each: (-each.known(MEASURED), -each.known()))
+
+
+def _key(claim: Claim, grouped: Grouped) -> Key:
+    """Exports of one machine and load stand beside each other, whatever runs them: that is what their rows are."""
+    against = None if claim.against is None else grouped.model[claim.against]
+    return claim.setup, against, claim.detail if claim.form == CHECKPOINT else ""
+
+
+def _figure(row: Row, metric: str, key: Key, grouped: Grouped) -> Figure:
+    found = [
+        each
+        for each in row.claims
+        if each.metric == metric and _key(each, grouped) == (key if each.form == CHECKPOINT else (*key[:2], ""))
+    ]
+    return resolved(found) if found else missing(_why(row, metric, grouped))
+
+
+def _why(row: Row, metric: str, grouped: Grouped) -> str:
+    if any(each.metric == metric for each in row.claims):
+        return ELSEWHERE
+    other = grouped.checkpoint_of(row)
+    if row.form != CHECKPOINT and other is not None and any(each.metric == metric for each in other.claims):
+        return f"measured of the checkpoint ({other.letter}), not of this export"
+    return "no file says it"
+
+
+def best(metrics: Sequence[str], grouped: Grouped) -> Column:
+    """The column that says most of any of ``metrics``: measured for most rows, then known for most; of equals, the
+    first. Without any, an empty one of the first metric."""
+    found = [each for metric in metrics for each in columns(metric, grouped)]
+    if not found:
+        return Column(metrics[0], "", tuple(missing("no file says it") for _ in grouped.rows))
+    dense = {place for place, row in enumerate(grouped.rows) if row.dense and row.form == CHECKPOINT}
+
+    def compares(column: Column) -> bool:
+        """With the dense model, which is what is to be decided."""
+        return any(column.figures[place].value is not None for place in dense) and column.known() > 1
+
+    return max(found, key=lambda each: (compares(each), each.known(MEASURED, EXACT), each.known()))
+
+
+def beside(column: Column, metric: str, grouped: Grouped) -> Column | None:
+    """The column of another ``metric`` under the set-up of ``column``; None where there is none."""
+    return next((each for each in columns(metric, grouped) if each.key == column.key), None)
+
+
+def with_predictions(column: Column, grouped: Grouped) -> Column:
+    """``column``, with what was predicted under other set-ups where nothing was measured. Each figure tells which."""
+    others = [each for each in columns(column.metric, grouped) if each.key != column.key]
+    filled = []
+    for place, figure in enumerate(column.figures):
+        if figure.status not in _KNOWN and figure.status != CONTRADICTORY:
+            guesses = [each.figures[place] for each in others if each.figures[place].status == PREDICTED]
+            figure = guesses[0] if guesses else figure
+        filled.append(figure)
+    return Column(column.metric, column.setup, tuple(filled), column.key)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The columns of the first table."""
+
+    quality: Column
+    ttft_ratio: Column
+    tpot_ratio: Column
+    ttft: Column | None
+    tpot: Column | None
+    capacity: tuple[Column, ...]
+    memory: Column
+    file_bytes: Column
+    energy: Column
+    cost: Column
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """In the order in which they stand."""
+        return (
+            self.quality,
+            self.ttft_ratio,
+            self.tpot_ratio,
+            *self.capacity,
+            self.memory,
+            self.file_bytes,
+            self.energy,
+            self.cost,
+        )
+
+
+def decide(grouped: Grouped) -> Decision:
+    """What the first table shows of all that is known: one set-up for each column."""
+    quality = best(["loss_added"], grouped)
+    further = best(["tpot_ratio"], grouped)
+    first = next(
+        (each for each in columns("ttft_ratio", grouped) if each.key == further.key), best(["ttft_ratio"], grouped)
+    )
+    capacity = [best([name], grouped) for name in ("users", "tokens_per_second")]
+    told = tuple(each for each in capacity if each.known()) or (capacity[1],)
+    return Decision(
+        quality,
+        with_predictions(first, grouped),
+        with_predictions(further, grouped),
+        beside(first, "ttft", grouped),
+        beside(further, "tpot", grouped),
+        told,
+        _memory(grouped),
+        best(["file_bytes"], grouped),
+        best(["joules_per_token"], grouped),
+        best(["dollars_per_million"], grouped),
+    )
+
+
+def _memory(grouped: Grouped) -> Column:
+    """What was measured, where it compares at least two models; else what is known of most."""
+    peak = best(["peak_bytes"], grouped)
+    return peak if peak.known() > 1 else best(["peak_bytes", "memory_bytes", "weight_bytes"], grouped)
+
+
+def contradictions(grouped: Grouped) -> list[str]:
+    """What files say against each other, in sentences."""
+    found = []
+    for metric in METRICS:
+        for column in columns(metric, grouped):
+            for row, figure in zip(grouped.rows, column.figures, strict=True):
+                if figure.status == CONTRADICTORY:
+                    where = f" ({column.setup})" if column.setup else ""
+                    found.append(f"{column.title} of {row.title}{where}: {figure.how}. It is left out of the tables.")
+    return found

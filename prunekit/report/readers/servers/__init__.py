@@ -1,0 +1,1 @@
+"""Results of load tests that other programs wrote."""
