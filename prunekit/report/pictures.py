@@ -126,6 +126,7 @@ def widths_figure(plan: Plan, colours: tuple[str, str, str] = (_DENSE, FFN, HEAD
 
 def _draw_prices(axis, why: Mapping[str, Any], ffn: str, heads: str) -> None:  # type: ignore[no-untyped-def]
     """What one unit of the budget less costs at each sub-layer, and what one more would save where it helps most."""
+    import matplotlib
     from matplotlib.ticker import LogLocator, NullFormatter
 
     # A logarithm: what is cheapest and what is dearest to cut differ by a hundred times, and both are to be seen.
@@ -139,7 +140,13 @@ def _draw_prices(axis, why: Mapping[str, Any], ffn: str, heads: str) -> None:  #
         if shown:
             axis.plot(*zip(*shown, strict=True), mark, color=colour, markersize=4, label=label)
     if (shadow := why.get("shadow_price")) is not None and shadow > 0:
-        axis.axhline(1e3 * shadow, color="#555555", linewidth=0.9, linestyle="--", label="one more, at best")
+        axis.axhline(
+            1e3 * shadow,
+            color=matplotlib.rcParams["axes.edgecolor"],
+            linewidth=0.9,
+            linestyle="--",
+            label="one more, at best",
+        )
     axis.set_ylabel(f"mnats a token\nfor one {why.get('unit')} less", fontsize="small")
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)

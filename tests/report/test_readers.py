@@ -251,18 +251,14 @@ def test_a_plan(tmp_path: Path) -> None:
 
 def test_a_plan_may_say_why(tmp_path: Path) -> None:
     data = json.loads(tiny_plan().to_json())
-    data["why"] = {"0": "kept because it costs 3 mnats a MB"}
-    data["layers"][1]["why"] = {"loss": 0.25, "kept": 12}
+    data["provenance"]["why"] = {"layers": [{"index": 0, "words": "FFN whole: 3 mnats"}, {"index": 1, "words": "gone"}]}
     said = read(tmp_path, data, "small.json")
-    assert [(each.layer, each.words) for each in said.reading.reasons] == [
-        ("0", "kept because it costs 3 mnats a MB"),
-        ("1", "loss 0.25, kept 12"),
-    ]
+    assert [(each.layer, each.words) for each in said.reading.reasons] == [("0", "FFN whole: 3 mnats"), ("1", "gone")]
 
 
 def test_an_analysis(tmp_path: Path) -> None:
     said = read(tmp_path, analysis())
-    assert [each.words for each in said.reading.reasons] == ["matters most", "kept 12, loss 0.5"]
+    assert [each.words for each in said.reading.reasons] == ["matters most", "matters least"]
 
 
 def test_what_prune_printed(tmp_path: Path) -> None:

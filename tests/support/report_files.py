@@ -306,7 +306,7 @@ def analysis() -> Any:
         "model": "dense-model",
         "layer_importance": "cosine",
         "meaning": "1 minus the cosine",
-        "layers": [{"index": 0, "words": "matters most"}, {"index": 1, "why": {"kept": 12, "loss": 0.5}}],
+        "layers": [{"index": 0, "words": "matters most"}, {"index": 1, "words": "matters least"}],
         "calibration": {"source": "builtin", "text_sha256": "12" * 32},
         "versions": {"prunekit": "0.1.0"},
     }

@@ -14,7 +14,6 @@ from prunekit.utils.files.hashes import sha256
 
 KIND = "plan"
 _MOST_REASONS = 1000
-_WORDS = ("words", "why", "sentence", "text")
 
 
 def recognises(data: Mapping[str, Any]) -> bool:
@@ -32,7 +31,7 @@ def read(data: Fields, place: Place) -> Reading:
         ((subject, CHECKPOINT), (dense, CHECKPOINT)),
         geometry(plan, subject, dense, place),
         plans=(Planned(subject, plan, place.name),),
-        reasons=tuple(reasons_of(data.data, subject.name, place)),
+        reasons=tuple(reasons_of(plan.provenance, subject.name, place)),
         facts=tuple(plan_facts(plan, place)),
     )
 
@@ -62,50 +61,14 @@ def plan_facts(plan: Plan, place: Place) -> Iterator[tuple[str, str]]:
         yield "versions of the plan", version_words(Fields(versions, place.name, "provenance.versions"))
 
 
-def reasons_of(data: Mapping[str, Any], about: str, place: Place) -> Iterator[Reason]:
-    """Why layers are as they are, wherever a file says it: in "why", a list or an object by layer, or in the "why" or
-    "words" of each of its "layers"."""
-    found: list[tuple[str, Any]] = []
-    why = data.get("why")
-    if isinstance(why, Mapping):
-        found += [(str(layer), each) for layer, each in why.items()]
-    elif isinstance(why, list):
-        found += [(_layer(each, number), each) for number, each in enumerate(why)]
-    layers = data.get("layers")
-    if isinstance(layers, list):
-        for number, each in enumerate(layers):
-            if isinstance(each, Mapping) and ("why" in each or "words" in each):
-                found.append((_layer(each, number), each.get("why", each.get("words"))))
-    if len(found) > _MOST_REASONS:
-        raise PrunekitError(f"{place.name} explains {len(found):,} layers, which no model has; make it again.")
-    for layer, each in found:
-        words = _spoken(each)
-        if words:
-            yield Reason(about, clipped(layer), clipped(words, 1000), place.name)
-
-
-def _layer(said: Any, number: int) -> str:
-    if isinstance(said, Mapping):
-        for name in ("layer", "index"):
-            if isinstance(said.get(name), str | int) and not isinstance(said.get(name), bool):
-                return str(said[name])
-    return str(number)
-
-
-def _spoken(said: Any) -> str:
-    """A sentence, or the values of an object that holds none."""
-    if isinstance(said, str):
-        return said
-    if isinstance(said, list):
-        return " ".join(filter(None, (_spoken(each) for each in said[:20] if isinstance(each, str))))
-    if not isinstance(said, Mapping):
-        return ""
-    words = next((said[name] for name in _WORDS if isinstance(said.get(name), str)), None)
-    if words is not None:
-        return words
-    values = [
-        (key, each)
-        for key, each in said.items()
-        if isinstance(each, str | int | float) and key not in ("layer", "index")
-    ]
-    return ", ".join(f"{key} {each:.4g}" if isinstance(each, float) else f"{key} {each}" for key, each in values[:20])
+def reasons_of(said: Mapping[str, Any], about: str, place: Place) -> Iterator[Reason]:
+    """Why layers are as they are: the words of "layers" in an analysis, and in the "why" of a plan's provenance."""
+    why = said.get("why")
+    layers = (why if isinstance(why, Mapping) else said).get("layers")
+    if not isinstance(layers, list):
+        return
+    if len(layers) > _MOST_REASONS:
+        raise PrunekitError(f"{place.name} explains {len(layers):,} layers, which no model has; make it again.")
+    for layer in layers:
+        if isinstance(layer, Mapping) and isinstance(layer.get("words"), str):
+            yield Reason(about, clipped(str(layer.get("index", ""))), clipped(layer["words"], 1000), place.name)
