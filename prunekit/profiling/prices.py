@@ -195,9 +195,7 @@ def _rate(value: float) -> float:
 
 def _share(name: str, value: float, least: float = math.ulp(0.0)) -> float:
     if not least <= value <= 1:
-        raise PrunekitError(
-            f"{name} is a share from 0 to 1 ({'0 included' if least == 0 else 'above 0'}), not {value!r}."
-        )
+        raise PrunekitError(f"The share {name} must be {'from' if least == 0 else 'above'} 0 to 1, got {value!r}.")
     return value
 
 
@@ -237,6 +235,4 @@ def _toml() -> Any:
             return import_module(name)
         except ModuleNotFoundError:
             continue
-    raise PrunekitError(
-        "Reading a TOML file needs Python 3.11 or newer, or the package tomli: run `pip install tomli`."
-    )
+    raise PrunekitError("A TOML file needs Python 3.11 or newer, or the package tomli: run `pip install tomli`.")

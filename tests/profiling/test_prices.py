@@ -126,7 +126,7 @@ def test_an_old_python_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(prices_module, "import_module", missing)
-    with pytest.raises(PrunekitError, match="Python 3[.]11 or newer, or the package tomli"):
+    with pytest.raises(PrunekitError, match=r"Python 3\.11 or newer, or the package tomli"):
         Prices.load(written(tmp_path, "dollars_per_hour = 1"))
 
 
