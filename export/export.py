@@ -14,6 +14,7 @@ from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.device import KINDS, device_facts, kind_of, place
+from prunekit.export.edge.script import SCRIPT, bench_script
 from prunekit.export.parity import Parity, ask, check_parity, judge, sample
 from prunekit.export.registry import target as target_named
 from prunekit.export.target import CPU, Job, Options, Requirement, Target, Written, prepared
@@ -105,6 +106,9 @@ def export(
             written = replace(written, notes=(*written.notes, _padded_note(job, target, multiple)))
         origin = read_origin(source.name, source.path)
         copy_legal_files(source.path, origin, folder)
+        script = bench_script(target.name)
+        if script is not None:
+            (folder / SCRIPT).write_text(script, encoding="utf-8")
         (folder / "README.md").write_text(_readme(job, target, written, origin), encoding="utf-8")
         parity, unverified = _verified(job, target, folder, verify)
         if parity is not None:
@@ -252,8 +256,20 @@ files' hashes.
 {target.usage(job).strip()}
 
 {target.batches}
+
+{_timing(target)}
 {chr(10) + notes if notes else ""}
 {licence_text(name, origin, f"prunekit converted it to {target.name}, in {job.dtype}.")}"""
+
+
+def _timing(target: Target) -> str:
+    if bench_script(target.name) is None:
+        return "`trtexec` itself prints how long an engine takes; there is no `bench.py` for it."
+    return (
+        f"`python {SCRIPT}` times it on the machine at hand: the first token, each further one, peak memory, and "
+        "whether other processes disturbed it. It needs this runtime and numpy, and writes `bench.json`, which "
+        f"`prunekit report` reads. `python {SCRIPT} --help` lists its options."
+    )
 
 
 @dataclass(frozen=True)

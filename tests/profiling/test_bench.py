@@ -18,7 +18,7 @@ from prunekit.utils.timing import Summary, compare, order, percentile, prompt_id
 from tests.support.tiny import MODEL_TYPES, VOCAB, random_plan, rebuilt_model, tiny_model
 from tests.support.tiny_text import tiny_tokenizer
 
-FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1)
+FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1, max_minutes=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_models_take_turns_and_warm_up(models, monkeypatch):
         return Decoded(None, *((2.0, 0.2), (1.0, 0.1))[index])
 
     monkeypatch.setattr(TorchRunner, "greedy", greedy)
-    config = BenchConfig(batch=(1, 4), prompt=8, tokens=3, repeats=4, warmup=2)
+    config = BenchConfig(batch=(1, 4), prompt=8, tokens=3, repeats=4, warmup=2, max_minutes=0)
     report = bench(*contenders(models), config)
     for size in (1, 4):
         warm = [index for index, batch, measured in calls if batch == size and not measured]
@@ -167,7 +167,9 @@ def test_report_counts_what_is_there(models):
 def test_threads_are_set_and_put_back(models):
     before = torch.get_num_threads()
     other = 1 if before > 1 else 2
-    report = bench(*contenders(models), BenchConfig(prompt=4, tokens=1, repeats=2, warmup=0, threads=other))
+    report = bench(
+        *contenders(models), BenchConfig(prompt=4, tokens=1, repeats=2, warmup=0, threads=other, max_minutes=0)
+    )
     assert report.machine["threads"] == other
     assert torch.get_num_threads() == before
 
@@ -202,7 +204,7 @@ def test_command(tmp_path, monkeypatch):
     )
     out = tmp_path / "bench.json"
     arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt-tokens", "8"]
-    arguments += ["--new-tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
+    arguments += ["--max-minutes", "0", "--new-tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert "ideal" in done.stdout
