@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.profiling.energy import Energy
 from prunekit.utils.measuring.load import Load
 from prunekit.utils.timing import Comparison, check_counts
 
@@ -25,12 +26,16 @@ class BenchConfig:
     threads: int | None = None
     seed: int = 0
     max_minutes: float = 2.0
+    energy: bool = False
+    assume_watts: float | None = None
 
     def __post_init__(self) -> None:
         if not self.batch:
             raise PrunekitError("Name at least one batch size.")
         if not 0 <= self.max_minutes <= 24 * 60:
             raise PrunekitError(f"The minutes of a measurement must be from 0 to {24 * 60}, got {self.max_minutes!r}.")
+        if self.assume_watts is not None and not 0 < self.assume_watts <= 1e6:
+            raise PrunekitError(f"The watts that are assumed must be above 0 to a million, got {self.assume_watts!r}.")
         least = {"prompt": 1, "tokens": 1, "repeats": 2, "warmup": 0, "seed": 0}
         checks = [(name, getattr(self, name), bound) for name, bound in least.items()]
         checks += [("batch", size, 1) for size in self.batch]
@@ -76,6 +81,7 @@ class BenchReport:
     dtype: str
     peak_how: str | None = None
     load_before: Load | None = None
+    energy: Energy | None = None
 
     @property
     def believed(self) -> bool:
@@ -86,6 +92,7 @@ class BenchReport:
         """JSON values only. Times are in seconds; ratios are pruned/dense."""
         data = asdict(self)
         data["believed"] = self.believed
+        data["energy"] = None if self.energy is None else self.energy.to_dict()
         for result, made in zip(self.results, data["results"], strict=True):
             for name in ("ttft", "tpot"):
                 made[name] = getattr(result, name).to_dict()

@@ -14,6 +14,8 @@ from prunekit.errors import PrunekitError
 from prunekit.models.runner import Runner, TorchRunner
 from prunekit.plan.shape import ModelShape
 from prunekit.profiling.bench_report import BatchResult, BenchConfig, BenchReport, ModelFacts
+from prunekit.profiling.energy import Energy, estimated_energy, measure_energy, open_sensor
+from prunekit.profiling.prices import throughput
 from prunekit.profiling.turns import Until, take_turns
 from prunekit.utils.machine import cpu_threads, describe_machine
 from prunekit.utils.measuring.load import Counters, load_during, read_counters
@@ -95,6 +97,7 @@ def bench(
         machine = describe_machine(place)
         watched = load_during(_WATCHED)
         results = tuple(_batch(both, size, config, clock, now, counters) for size in config.batch)
+        energy = _energy(both, config, str(place), results)
         facts = [each.facts for each in both]
         if models and place.type == "cuda" and facts[0].peak_bytes is None:
             facts = [
@@ -103,7 +106,7 @@ def bench(
             peak_how = (
                 "torch.cuda.max_memory_allocated over one run at the largest batch, less the other model's weights"
             )
-    return BenchReport(facts[0], facts[1], results, config, machine, runtime, dtype, peak_how, watched)
+    return BenchReport(facts[0], facts[1], results, config, machine, runtime, dtype, peak_how, watched, energy)
 
 
 def _check_logits(contender: Contender, seed: int) -> None:
@@ -206,6 +209,33 @@ def _batch(
         for found in (compare(*made.ttft, ideals[0]), compare(*made.tpot, ideals[1]))
     )
     return BatchResult(size, ttft, tpot, made.stopped, made.load)
+
+
+def _energy(
+    both: tuple[Contender, Contender], config: BenchConfig, device: str, results: tuple[BatchResult, ...]
+) -> Energy | None:
+    """At the largest batch size; None where nobody asked."""
+    if not config.energy and config.assume_watts is None:
+        return None
+    result = max(results, key=lambda each: each.batch)
+    made = None
+    if config.energy:
+        ids = prompt_ids(result.batch, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
+
+        def run(index: int) -> int:
+            both[index].runner.greedy(ids, config.tokens + 1)
+            return result.batch * (config.tokens + 1)
+
+        try:
+            made = measure_energy(open_sensor(device), run, result.batch)
+        except PrunekitError as error:
+            made = Energy("not measured", result.batch, str(error).rstrip("."))
+        if made.status == "measured" or config.assume_watts is None:
+            return made
+    assert config.assume_watts is not None
+    pairs = ((result.ttft.dense, result.tpot.dense), (result.ttft.pruned, result.tpot.pruned))
+    rates = [throughput(result.batch, config.tokens, ttft.median, tpot.median)[0] for ttft, tpot in pairs]
+    return estimated_energy(config.assume_watts, result.batch, (rates[0], rates[1]), made.why if made else None)
 
 
 def _cuda_peak(model: Any, config: BenchConfig) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunekit.profiling.bench_report import BatchResult, BenchReport
+from prunekit.profiling.energy import Energy
 from prunekit.profiling.prices import Prices, throughput
 from prunekit.utils.timing import Summary
 
@@ -39,10 +40,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of all batch sizes and utilisations. ``prices`` are the user's."""
+    """The costs of all batch sizes and utilisations. ``prices`` are the user's; ``electricity`` are dollars a million
+    output tokens of the energy that was measured or estimated alone."""
 
     prices: Prices
     rows: tuple[Cost, ...]
+    electricity: Pair
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -52,6 +55,7 @@ class Costs:
             "prices": self.prices.to_dict(),
             "dollars_an_hour": self.prices.dollars_an_hour,
             "left_out": self.prices.left_out,
+            "electricity_dollars_per_million_tokens": asdict(self.electricity),
             "rows": [asdict(each) for each in self.rows],
         }
 
@@ -67,7 +71,16 @@ def costs(report: BenchReport, prices: Prices) -> Costs:
             for result in report.results
             for share in prices.utilisations
         ),
+        _electricity(report.energy, prices),
     )
+
+
+def _electricity(energy: Energy | None, prices: Prices) -> Pair:
+    spent = (None, None) if energy is None else (energy.dense, energy.pruned)
+    dense, pruned = (
+        None if each is None else prices.energy_per_million_tokens(each.joules_per_token) for each in spent
+    )
+    return Pair(dense, pruned)
 
 
 def _cost(result: BatchResult, tokens: int, prices: Prices, share: float) -> Cost:

@@ -203,8 +203,10 @@ def test_command(tmp_path, monkeypatch):
         lambda model, *rest, **known: measured.get(model) or measure_peak(model, *rest, **known),
     )
     out = tmp_path / "bench.json"
+    (tmp_path / "prices.toml").write_text("dollars_per_hour = 3.6\ndollars_per_kwh = 0.36\n")
     arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt-tokens", "8"]
     arguments += ["--max-minutes", "0", "--new-tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
+    arguments += ["--prices", str(tmp_path / "prices.toml"), "--energy", "--assume-watts", "50"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert "ideal" in done.stdout
@@ -213,6 +215,21 @@ def test_command(tmp_path, monkeypatch):
     assert [report["dense"]["file_bytes"], report["pruned"]["file_bytes"]] == sizes
     assert report["dense"]["peak_bytes"] == 500
     assert report["pruned"]["peak_bytes"] > 0
+    # Two runs are too few to be believed, and the row says so.
+    first = report["results"][0]["ttft"]
+    assert not report["believed"] and not first["believed"] and "few" in first["flags"]
+    assert "2 runs are too few for an interval of the median; take at least 6." in first["why"]
+    assert "believed" in done.stdout and "Do not believe" in done.stdout
+    assert report["results"][0]["load"]["seconds"] > 0 and report["load_before"]["cpus"] >= 1
+    # $3.6 an hour are a thousandth of a dollar a second; 50 W of electricity at $0.36 a kWh are 5e-6.
+    seconds = first["pruned"]["median"] + 2 * report["results"][0]["tpot"]["pruned"]["median"]
+    (cost, *_) = report["cost"]["rows"]
+    assert cost["utilisation"] == 1.0 and cost["dollars_per_request"]["pruned"] == pytest.approx(0.001 * seconds)
+    assert cost["dollars_per_million_tokens"]["pruned"] == pytest.approx(1e6 * 0.001 * seconds / 3)
+    assert report["energy"]["status"] == "estimated"
+    power = report["cost"]["electricity_dollars_per_million_tokens"]["pruned"]
+    assert power == pytest.approx(1e6 * 50 * seconds / 3 / 3.6e6 * 0.36)
+    assert "≈" in done.stdout and "What it costs at $3.6 an hour" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -235,3 +252,17 @@ def test_the_decode_runtime_is_timed_through_the_same_interface(models):
     assert made.tokens.tolist() == wanted.tokens.tolist()
     assert made.ttft > 0 and made.tpot > 0
     np.testing.assert_allclose(runner.logits(ids[0]), TorchRunner(models[1]).logits(ids[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--prices", "none.toml"), "does not exist"),
+        (("--max-minutes", "-1"), "minutes of a measurement must be from 0"),
+        (("--max-minutes", "nan"), "minutes of a measurement must be from 0"),
+        (("--assume-watts", "0"), "watts that are assumed must be above 0"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_loaded(command, words, said):
+    ended = command("bench", "no/model", "--baseline", "no/model", *words)
+    assert ended.code == 2 and said in ended.err

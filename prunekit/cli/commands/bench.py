@@ -72,6 +72,18 @@ def bench_command(
             "tokenizers that are code. Say it only if you trust who made them: they can do all that you can.",
         ),
     ] = False,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Measure joules a token at the largest batch size with Zeus, for about two minutes more; where there "
+            "is no counter, say why.",
+        ),
+    ] = False,
+    assume_watts: Annotated[
+        float | None,
+        typer.Option(help="Where energy is not measured, estimate it from these watts.", show_default=False),
+    ] = None,
     prices: o.PricesFile = None,
     seed: o.Seed = 0,
     revision: o.Revision = None,
@@ -90,7 +102,16 @@ def bench_command(
     from prunekit.profiling.prices import Prices
 
     config = BenchConfig(
-        tuple(batch_size or [1]), prompt_tokens, new_tokens, repeats, warmup, threads, seed, max_minutes
+        tuple(batch_size or [1]),
+        prompt_tokens,
+        new_tokens,
+        repeats,
+        warmup,
+        threads,
+        seed,
+        max_minutes,
+        energy,
+        assume_watts,
     )
     if output is not None:
         check_output_file(output, overwrite, what="report", inputs=local(model, baseline, prices))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from prunekit.profiling.bench_report import BenchReport
     from prunekit.profiling.costs import Costs
+    from prunekit.profiling.energy import Energy
     from prunekit.utils.measuring.load import Load
     from prunekit.utils.timing import Comparison
 
@@ -37,6 +38,8 @@ def show(report: BenchReport, costs: Costs | None = None) -> None:
     _show_times(report, out)
     if report.peak_how:
         out.print(f"Peak memory: {report.peak_how}.", highlight=False)
+    if report.energy is not None:
+        _show_energy(report.energy, out)
     if costs is not None:
         _show_costs(costs, out)
 
@@ -92,7 +95,7 @@ def _row(title: str, comparison: Comparison) -> tuple[str, ...]:
         f"{ratio.p20:.3f} to {ratio.p80:.3f}",
         f"{comparison.ideal_ratio:.3f}",
         f"{ratio.count}",
-        comparison.verdict if comparison.believed else f"not believed ({comparison.verdict})",
+        comparison.verdict if comparison.believed else "not believed",
     )
 
 
@@ -104,8 +107,32 @@ def _said(before: Load | None, during: Load | None) -> str:
     return f"of {during.cpus} CPUs other processes kept {first}{during.others:.2f} while timing busy"
 
 
+def _show_energy(energy: Energy, out: Console) -> None:
+    if energy.why is not None:
+        out.print(f"Energy is not measured: {energy.why}.", highlight=False)
+    if energy.dense is None or energy.pruned is None:
+        return
+    about = "≈ " if energy.status == "estimated" else ""
+    shown = table(
+        f"Energy at batch {energy.batch}, {energy.status} ({energy.method}; {energy.scope})",
+        *("", "dense", "pruned", "ratio"),
+    )
+    rows = [("joules an output token", energy.dense.joules_per_token, energy.pruned.joules_per_token)]
+    if energy.dense.above_idle is not None and energy.pruned.above_idle is not None:
+        rows.append(("of them above idle", energy.dense.above_idle, energy.pruned.above_idle))
+    for title, dense, pruned in rows:
+        ratio = f"{pruned / dense:.3f}" if dense > 0 else ""
+        shown.add_row(title, f"{about}{dense:.4g}", f"{about}{pruned:.4g}", ratio)
+    out.print(shown)
+
+
 def _show_costs(costs: Costs, out: Console) -> None:
-    hour = costs.prices.dollars_an_hour
+    hour, power = costs.prices.dollars_an_hour, costs.electricity
+    if power.dense is not None and power.pruned is not None:
+        out.print(
+            f"Electricity alone, a million output tokens: ${power.dense:,.4g} dense, ${power.pruned:,.4g} pruned.",
+            highlight=False,
+        )
     if hour is None:
         out.print(f"Costs are not told: {costs.prices.left_out}.", highlight=False)
         return
