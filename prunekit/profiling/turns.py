@@ -15,7 +15,6 @@ from prunekit.utils.timing import Clock, order
 
 # Not even with time left: what hundreds of runs don't show is no matter of more of them.
 MOST_TURNS = 1000
-NARROW_ENOUGH, TIME_UP, FIXED = "narrow", "time", "fixed"
 Stopped = Literal["narrow", "time", "fixed"]
 """Why no more turns were taken: the intervals are narrow, the time is up, or a fixed number was asked for."""
 
@@ -36,7 +35,7 @@ class Turns:
 
     ttft: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     tpot: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
-    stopped: Stopped = FIXED
+    stopped: Stopped = "fixed"
     load: Load | None = None
 
     @property
@@ -81,10 +80,10 @@ def take_turns(
         with progress(f"{title}, until the range is narrow", MOST_TURNS - until.repeats) as advance:
             while not made.are_narrow(until.narrow):
                 if now() - begin >= until.seconds or len(made.ttft[0]) >= MOST_TURNS:
-                    made.stopped = TIME_UP
+                    made.stopped = "time"
                     break
                 take((0, 1, 1, 0) if len(made.ttft[0]) % 2 == 0 else (1, 0, 0, 1))
             else:
-                made.stopped = NARROW_ENOUGH
+                made.stopped = "narrow"
     made.load = between(before, counters())
     return made

@@ -98,7 +98,7 @@ def test_the_command(uneven: Callable[..., Source], command: Command, text: Path
     base = ("export", model, "--to", "hf", "-o", tmp_path / "out")
     done = command(*base, "--text", text, "--baseline", model)
     assert done.code == 0, done
-    assert "the export, fp32" in done.out and "72 = 72 equal + 0 near ties + 0 other" in done.out
+    assert "the export, fp32" in done.out and "72: 72 equal, 0 tied, 0 other" in done.out
     for words, said in (
         (("--baseline", model), "--baseline is measured on a text; name one with --text"),
         (("--text", tmp_path / "none.txt"), "none.txt"),

@@ -231,7 +231,11 @@ def _print_quality(quality: TextQuality, dtype: str) -> None:
 
 def _print_parity(parity: Parity) -> None:
     out = console()
-    shown = table("Compared with PyTorch", "", "found", "allowed")
+    shown = table(
+        "Compared with PyTorch",
+        *("", "found", "allowed"),
+        caption="Tied: another token, but a near tie: PyTorch's logits of both are nearer than the tolerance.",
+    )
     shown.add_row(
         f"logits, {parity.tokens} tokens, rms", f"{parity.logits.rms_relative:.2g}", f"{parity.tolerance.rms:g}"
     )
@@ -239,7 +243,7 @@ def _print_parity(parity: Parity) -> None:
     shown.add_row("through the KV cache, rms", f"{parity.cached.rms_relative:.2g}", f"{parity.tolerance.rms:g}")
     shown.add_row("greedy tokens", _counted(parity.greedy), "no other")
     if parity.together is not None:
-        shown.add_row("the same of prompts in one batch", _counted(parity.together), "no other")
+        shown.add_row("the same, prompts in one batch", _counted(parity.together), "no other")
     shown.add_row("likeliest token, all positions", _counted(parity.likeliest), "")
     shown.add_row(
         "perplexity, PyTorch and here", f"{parity.perplexity_reference:.3f}, {parity.perplexity_runtime:.3f}", ""
@@ -257,5 +261,5 @@ def _print_parity(parity: Parity) -> None:
 
 
 def _counted(found: Greedy) -> str:
-    """ "43 = 41 equal + 2 near ties + 0 other"."""
-    return f"{found.compared} = {found.equal} equal + {found.near_ties} near ties + {found.wrong} other"
+    """ "43: 41 equal, 2 tied, 0 other", which add up."""
+    return f"{found.compared}: {found.equal} equal, {found.near_ties} tied, {found.wrong} other"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from prunekit.profiling.bench_report import BenchReport
-    from prunekit.profiling.costs import Costs
+    from prunekit.profiling.costs import Costs, Pair
     from prunekit.profiling.energy import Energy
     from prunekit.utils.measuring.load import Load
     from prunekit.utils.timing import Comparison
@@ -138,15 +138,25 @@ def _show_costs(costs: Costs, out: Console) -> None:
         return
     shown = table(
         f"What it costs at ${hour:,.4g} an hour",
-        *("", "dense tokens/s", "pruned tokens/s", "dense $/M", "pruned $/M", "dense $/request", "pruned $/request"),
+        *("", "dense", "pruned", "ratio"),
         caption="Estimated from the medians above and your prices, for output tokens: one process, one batch after the "
-        "other. A loaded server answers at other rates.",
+        "other. A loaded server answers at other rates. Used: the share of an hour in which it answers.",
     )
+    seen = set()
     for each in costs.rows:
-        pairs = (each.tokens_per_second, each.dollars_per_million_tokens, each.dollars_per_request)
-        cells = [f"{value or 0:,.4g}" for pair in pairs for value in (pair.dense, pair.pruned)]
-        mark = "" if each.believed else ", times not believed"
-        shown.add_row(f"batch {each.batch}, {each.utilisation:.0%} used{mark}", *cells)
+        mark = "" if each.believed else " (not believed)"
+        if each.batch not in seen:
+            seen.add(each.batch)
+            shown.add_row(f"batch {each.batch}: output tokens/s{mark}", *_pair(each.tokens_per_second))
+        used = f"batch {each.batch}, {each.utilisation:.0%} used"
+        shown.add_row(f"{used}: $ a million tokens{mark}", *_pair(each.dollars_per_million_tokens))
+        shown.add_row(f"{used}: $ a request{mark}", *_pair(each.dollars_per_request))
     out.print(shown)
     if costs.prices.left_out:
         out.print(f"Of the hour, {costs.prices.left_out}.", highlight=False)
+
+
+def _pair(both: Pair) -> tuple[str, ...]:
+    if both.dense is None or both.pruned is None:
+        return ("", "", "")
+    return f"{both.dense:,.4g}", f"{both.pruned:,.4g}", f"{both.pruned / both.dense:.3f}"
