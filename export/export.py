@@ -9,16 +9,27 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from prunekit.checkpoint.card import card_head, licence_text, plain
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
 from prunekit.export.device import KINDS, device_facts, kind_of, place
+from prunekit.export.edge.script import SCRIPT, bench_script
 from prunekit.export.parity import Parity, ask, check_parity, judge, sample
+from prunekit.export.quality import (
+    Loss,
+    OwnText,
+    TextQuality,
+    check_baseline,
+    in_pytorch,
+    in_runtime,
+    own_text,
+    text_quality,
+)
+from prunekit.export.readme import export_readme
 from prunekit.export.registry import target as target_named
 from prunekit.export.target import CPU, Job, Options, Requirement, Target, Written, prepared
 from prunekit.export.trial import try_export
-from prunekit.models.origin import Origin, copy_legal_files, read_origin
+from prunekit.models.origin import copy_legal_files, read_origin
 from prunekit.models.runner import Runner
 from prunekit.models.source import Source, as_source, resolve
 from prunekit.plan import whole_plan
@@ -40,7 +51,8 @@ MANIFEST_VERSION = 1
 @dataclass(frozen=True)
 class Exported:
     """What :func:`export` made. ``parity`` is None where nothing could be run, for the reason ``unverified``;
-    ``device`` is the kind of device that it was run on and made for."""
+    ``device`` is the kind of device that it was run on and made for; ``quality`` is of the user's own text, where one
+    was given."""
 
     path: Path
     target: str
@@ -50,6 +62,7 @@ class Exported:
     parity: Parity | None
     unverified: str | None
     device: str = CPU
+    quality: TextQuality | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -63,6 +76,7 @@ class Exported:
             "notes": list(self.written.notes),
             "facts": dict(self.written.facts),
             "parity": self.parity.to_dict() if self.parity else None,
+            "quality": self.quality.to_dict() if self.quality else None,
         }
 
 
@@ -74,18 +88,25 @@ def export(
     *,
     overwrite: bool = False,
     verify: bool = True,
+    text: str | None = None,
+    dense: Source | None = None,
 ) -> Exported:
     """Write ``source`` for the target named ``to`` into the folder ``out``, atomically.
 
     The result is opened in the target's runtime and compared with PyTorch before it gets its name; where it differs,
     nothing stays. Raises PrunekitError then, and where a package or the device is missing, the target can't take this
     model, or the folder can't be written. ``verify`` False leaves the comparison out, and the manifest says so.
+    On ``text``, the user's own, perplexity is measured before and after: of ``dense``, the model that ``source`` was
+    pruned from (where it is given), of ``source``, and of the result in its runtime.
     """
     target = target_named(to)
     check_packages(target, verify, kind_of((options or Options()).device))
     options = options or Options()
     device = chosen_device(target, options)
     job = prepared(target, source, options, device=device)
+    given = None if text is None else own_text(job, text)
+    if dense is not None:
+        check_baseline(job, dense)
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
@@ -105,14 +126,23 @@ def export(
             written = replace(written, notes=(*written.notes, _padded_note(job, target, multiple)))
         origin = read_origin(source.name, source.path)
         copy_legal_files(source.path, origin, folder)
-        (folder / "README.md").write_text(_readme(job, target, written, origin), encoding="utf-8")
-        parity, unverified = _verified(job, target, folder, verify)
+        script = bench_script(target.name)
+        if script is not None:
+            (folder / SCRIPT).write_text(script, encoding="utf-8")
+        parity, unverified, exported = _verified(job, target, folder, verify, given)
         if parity is not None:
             check_parity(f"The {target.name} export of {model_label(source.name)}", parity, job)
             (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
-        _write_manifest(folder, job, target, written, parity, unverified)
+        quality = None
+        if given is not None:
+            # The model that the user gave, not what was padded of it.
+            before = in_pytorch(dense, given, "name the model that it was pruned from with --baseline")
+            quality = text_quality(given, before, in_pytorch(source, given), exported)
+        readme = export_readme(job, target, written, origin, quality, PARITY, MANIFEST)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+        _write_manifest(folder, job, target, written, parity, unverified, quality)
         file_bytes = folder_bytes(folder)
-    return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified, kind_of(device))
+    return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified, kind_of(device), quality)
 
 
 def chosen_device(target: Target, options: Options) -> str:
@@ -127,11 +157,20 @@ def chosen_device(target: Target, options: Options) -> str:
 
 
 def export_model(
-    model: Source | str, to: str, out: Path | str, *, overwrite: bool = False, verify: bool = True, **options: Any
+    model: Source | str,
+    to: str,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+    text: str | None = None,
+    baseline: Source | str | None = None,
+    **options: Any,
 ) -> Exported:
     """Write ``model``, a checkpoint's folder or name, for the target ``to``, as `prunekit export --to` does.
 
-    ``options`` are those of :class:`prunekit.export.target.Options`. Raises PrunekitError as :func:`export` does.
+    ``text`` and ``baseline``, the dense model, are for perplexity before and after; ``options`` are those of
+    :class:`prunekit.export.target.Options`. Raises PrunekitError as :func:`export` does.
 
     >>> export_model("smaller", "gguf", "smaller-gguf", dtype="q4_k_m").file_bytes  # doctest: +SKIP
     101234567
@@ -142,7 +181,8 @@ def export_model(
             raise PrunekitError(f"There is no option {name!r}{nearest(name, known)}; there are {', '.join(known)}.")
     target_named(to)
     chosen = Options(**options)
-    return export(as_source(model), to, Path(out), chosen, overwrite=overwrite, verify=verify)
+    dense = None if baseline is None else as_source(baseline)
+    return export(as_source(model), to, Path(out), chosen, overwrite=overwrite, verify=verify, text=text, dense=dense)
 
 
 def _padded_note(job: Job, target: Target, multiple: int) -> str:
@@ -178,18 +218,21 @@ def _how(requirements: tuple[Requirement, ...], kind: str) -> str:
     return "run `" + " && ".join(dict.fromkeys(each.how(kind) for each in requirements)) + "`"
 
 
-def _verified(job: Job, target: Target, folder: Path, verify: bool) -> tuple[Parity | None, str | None]:
-    if not verify:
-        return None, "--no-verify was given"
-    if target.unverified is not None:
-        return None, target.unverified
+def _verified(
+    job: Job, target: Target, folder: Path, verify: bool, text: OwnText | None
+) -> tuple[Parity | None, str | None, Loss]:
+    """The comparison with PyTorch, or why there is none; and the loss of the user's ``text`` in the runtime."""
+    unverified = "--no-verify was given" if not verify else target.unverified
+    if unverified is not None:
+        return None, unverified, Loss(why=unverified)
     given = sample(job)
     with target.open_exactly(folder, job.device) as runner:
         answers, facts = ask(job, runner, given), dict(runner.facts)
+        loss = Loss() if text is None else in_runtime(runner, text)
     # Only now: a large model must not be in memory twice.
     stored = target.stored_weights(job, folder)
     parity = judge(job, answers, given, stored, half_sums=target.half_sums, tf32=target.tf32)
-    return replace(parity, runtime=facts), None
+    return replace(parity, runtime=facts), None, loss
 
 
 def _parity_report(job: Job, target: Target, parity: Parity) -> dict[str, Any]:
@@ -208,7 +251,13 @@ def _versions(target: Target) -> dict[str, Any]:
 
 
 def _write_manifest(
-    folder: Path, job: Job, target: Target, written: Written, parity: Parity | None, unverified: str | None
+    folder: Path,
+    job: Job,
+    target: Target,
+    written: Written,
+    parity: Parity | None,
+    unverified: str | None,
+    quality: TextQuality | None,
 ) -> None:
     manifest = {
         "format": "prunekit-export",
@@ -231,29 +280,11 @@ def _write_manifest(
         "decode_bytes": written.decode_bytes,
         "notes": list(written.notes),
         "facts": dict(written.facts),
+        **({} if quality is None else {"quality": quality.to_dict()}),
         **_versions(target),
         "files": digests(folder),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _readme(job: Job, target: Target, written: Written, origin: Origin) -> str:
-    shape = job.source.shape
-    name = model_label(job.source.name)
-    notes = "".join(f"- {note}\n" for note in written.notes)
-    head = card_head(origin, library=target.library, tags=("prunekit", target.name), relation="quantized")
-    return f"""{head}
-# {plain(name)} for {target.name}
-
-{target.summary} Written by prunekit in {job.dtype}: {shape.parameters:,} parameters, {shape.num_hidden_layers} layers
-whose widths may differ. `{PARITY}` holds the comparison with PyTorch, `{MANIFEST}` where the model came from and the
-files' hashes.
-
-{target.usage(job).strip()}
-
-{target.batches}
-{chr(10) + notes if notes else ""}
-{licence_text(name, origin, f"prunekit converted it to {target.name}, in {job.dtype}.")}"""
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Greedy continuations. ``equal`` of ``compared`` tokens agree; behind a near tie (the runtime took a token whose
-    reference logit lies within the tolerance of the best) texts part and no more is compared. ``wrong`` are the others.
+    """Most likely tokens. ``equal`` of ``compared`` agree; at ``near_ties`` the runtime took another token, whose
+    reference logit lies within the tolerance of the best; ``wrong`` are the others. The three add up to ``compared``.
+    Of greedy continuations no more is compared behind the first that differs, where texts part.
     """
 
     compared: int
@@ -120,8 +121,9 @@ class Parity:
     ``weights`` is the largest relative error of a stored weight's row and its name (rounded formats only: logits are
     then compared with PyTorch on the stored weights, and ``perplexity_stored`` is PyTorch's on these).
     ``perplexity_reference`` is of the original model in PyTorch, ``perplexity_runtime`` of the export in its runtime;
-    ``agreement`` is the share of positions at which both rank the same token first and ``kl`` the mean KL in nats,
-    both against the original model. ``together`` compares the tokens of prompts of different lengths in one batch with
+    ``likeliest`` counts at which positions both rank the same token first, against what PyTorch computes with the
+    stored weights; ``agreement`` is the share of positions at which they do so and ``kl`` the mean KL in nats, both
+    against the original model. ``together`` compares the tokens of prompts of different lengths in one batch with
     those that the runtime makes of each alone; None where it takes one at a time. ``runtime`` is what the runtime says
     of itself (nodes that stay on the CPU).
     """
@@ -133,6 +135,7 @@ class Parity:
     cached: Difference
     greedy: Greedy
     together: Greedy | None
+    likeliest: Greedy
     perplexity_reference: float
     perplexity_runtime: float
     perplexity_stored: float | None
@@ -337,6 +340,7 @@ def judge(
         cached=through_cache,
         greedy=greedy,
         together=together,
+        likeliest=_likeliest(reference, answers.windows, near),
         perplexity_reference=perplexities[0],
         perplexity_runtime=perplexities[1],
         perplexity_stored=None if stored is None else perplexities[2],
@@ -394,12 +398,27 @@ def _greedy(logits: Array, wanted: Array, made: Array, count: int, near: float) 
     both = min(len(wanted), len(made), count)
     differ = np.flatnonzero(wanted[:both] != made[:both])
     if not len(differ):
-        # A runtime that broken numbers made stop early is wrong, too.
-        return Greedy(count, both, 0, int(both < count))
+        # A runtime that broken numbers made stop early is wrong, too, and nothing behind that is compared.
+        stopped = int(both < count)
+        return Greedy(both + stopped, both, 0, stopped)
     at = int(differ[0])
     row = logits[at]
     tie = bool(row[wanted[at]] - row[made[at]] <= near)
     return Greedy(at + 1, at, int(tie), int(not tie))
+
+
+def _likeliest(reference: Sequence[Array], made: Sequence[Array], near: float) -> Greedy:
+    """At every position, float32 [n, vocab_size] of each window, which token comes first."""
+    found = Greedy(0, 0, 0, 0)
+    for wanted, logits in zip(reference, made, strict=True):
+        chosen, rows = logits.argmax(-1), np.arange(len(wanted))
+        # Written so that NaN is no tie.
+        gap = wanted.max(-1) - wanted[rows, chosen]
+        equal = chosen == wanted.argmax(-1)
+        ties = ~equal & (gap <= near)
+        counts = (len(wanted), int(equal.sum()), int(ties.sum()), int((~equal & ~ties).sum()))
+        found = _add(found, Greedy(*counts))
+    return found
 
 
 def _fitting(prompts: Sequence[Array], room: int) -> list[Array]:

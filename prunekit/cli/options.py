@@ -77,6 +77,14 @@ BaselineRevision = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
 ReportFile = Annotated[Path | None, typer.Option("--output", "-o", help=f"{OUTPUT}: a JSON file.", show_default=False)]
+PricesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        help="A TOML file of prices, such as dollars_per_hour = 1.2: adds what tokens and answers cost.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help=DEVICE)]
 Dtype = Annotated[str, typer.Option(help=f"{DTYPE}: auto (as stored), float32, bfloat16 or float16.")]
 Check = Annotated[

@@ -6,60 +6,24 @@ One interface for every runtime: what is timed is a :class:`prunekit.models.runn
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.models.runner import Runner, TorchRunner
 from prunekit.plan.shape import ModelShape
+from prunekit.profiling.bench_report import BatchResult, BenchConfig, BenchReport, ModelFacts
+from prunekit.profiling.energy import Energy, estimated_energy, measure_energy, open_sensor
+from prunekit.profiling.prices import throughput
+from prunekit.profiling.turns import Until, take_turns
 from prunekit.utils.machine import cpu_threads, describe_machine
+from prunekit.utils.measuring.load import Counters, load_during, read_counters
 from prunekit.utils.progress import progress
-from prunekit.utils.timing import Clock, Comparison, check_counts, compare, order, prompt_ids
+from prunekit.utils.timing import Clock, compare, order, prompt_ids
 
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Prompts of ``prompt`` tokens, then ``tokens`` decode steps, for each batch size; ``repeats`` measured runs of
-    each model after ``warmup`` that are thrown away. ``threads`` is for the CPU (default: as torch chose)."""
-
-    batch: tuple[int, ...] = (1,)
-    prompt: int = 128
-    tokens: int = 32
-    repeats: int = 10
-    warmup: int = 2
-    threads: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.batch:
-            raise PrunekitError("Name at least one batch size.")
-        least = {"prompt": 1, "tokens": 1, "repeats": 2, "warmup": 0, "seed": 0}
-        checks = [(name, getattr(self, name), bound) for name, bound in least.items()]
-        checks += [("batch", size, 1) for size in self.batch]
-        check_counts(checks, self.threads)
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """Time to first token (``ttft``, one prefill) and time per output token (``tpot``) at one batch size."""
-
-    batch: int
-    ttft: Comparison
-    tpot: Comparison
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a model costs to hold. ``decode_bytes`` are the weight bytes that one decode step reads; ``peak_bytes`` is
-    None where it was not measured."""
-
-    name: str
-    parameters: int
-    weight_bytes: int
-    kv_bytes_per_token: int
-    decode_bytes: int
-    file_bytes: int | None = None
-    peak_bytes: int | None = None
+# The machine is watched for so long before anything is timed.
+_WATCHED = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,31 +56,6 @@ class Contender:
         )
 
 
-@dataclass(frozen=True)
-class BenchReport:
-    """Everything ``prunekit bench`` says."""
-
-    dense: ModelFacts
-    pruned: ModelFacts
-    results: tuple[BatchResult, ...]
-    config: BenchConfig
-    machine: dict[str, Any]
-    runtime: str
-    dtype: str
-    peak_how: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values only. Times are in seconds; ratios are pruned/dense."""
-        data = asdict(self)
-        for result, made in zip(self.results, data["results"], strict=True):
-            for name in ("ttft", "tpot"):
-                made[name]["verdict"] = getattr(result, name).verdict
-        for name in ("parameters", "weight_bytes", "kv_bytes_per_token", "decode_bytes", "file_bytes", "peak_bytes"):
-            dense, pruned = getattr(self.dense, name), getattr(self.pruned, name)
-            data.setdefault("ratios", {})[name] = pruned / dense if dense and pruned is not None else None
-        return data
-
-
 def bench(
     dense: Contender,
     pruned: Contender,
@@ -127,8 +66,12 @@ def bench(
     peak_how: str | None = None,
     device: str = "cpu",
     clock: Clock = time.perf_counter,
+    now: Clock = time.monotonic,
+    counters: Callable[[], Counters] = read_counters,
 ) -> BenchReport:
     """Time ``dense`` and ``pruned`` in turns (A B B A …), so that drift of the machine hits both alike.
+
+    ``clock`` times a run, ``now`` says when ``config.max_minutes`` are up, and ``counters`` what the machine does.
 
     ``runtime``, ``dtype`` and ``device`` are for the report; transformers models tell the last two themselves. On CUDA
     the peak memory of transformers models is measured here, unless their facts hold it. Elsewhere it must be measured
@@ -152,7 +95,9 @@ def bench(
         for each in both:
             _check_logits(each, config.seed)
         machine = describe_machine(place)
-        results = tuple(_batch(both, size, config, clock) for size in config.batch)
+        watched = load_during(_WATCHED)
+        results = tuple(_batch(both, size, config, clock, now, counters) for size in config.batch)
+        energy = _energy(both, config, str(place), results)
         facts = [each.facts for each in both]
         if models and place.type == "cuda" and facts[0].peak_bytes is None:
             facts = [
@@ -161,7 +106,7 @@ def bench(
             peak_how = (
                 "torch.cuda.max_memory_allocated over one run at the largest batch, less the other model's weights"
             )
-    return BenchReport(facts[0], facts[1], results, config, machine, runtime, dtype, peak_how)
+    return BenchReport(facts[0], facts[1], results, config, machine, runtime, dtype, peak_how, watched, energy)
 
 
 def _check_logits(contender: Contender, seed: int) -> None:
@@ -233,27 +178,64 @@ def ideal_decode_ratio(dense: ModelFacts, pruned: ModelFacts, config: BenchConfi
     return second / first
 
 
-def _batch(both: tuple[Contender, Contender], size: int, config: BenchConfig, clock: Clock) -> BatchResult:
+def _batch(
+    both: tuple[Contender, Contender],
+    size: int,
+    config: BenchConfig,
+    clock: Clock,
+    now: Clock,
+    counters: Callable[[], Counters],
+) -> BatchResult:
     ids = prompt_ids(size, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
-    prefill: tuple[list[float], list[float]] = ([], [])
-    decode: tuple[list[float], list[float]] = ([], [])
-    turns = order(config.repeats)
-    with progress(f"Timing at batch size {size}", 2 * config.warmup + len(turns)) as advance:
+    with progress(f"Warming up at batch size {size}", 2 * config.warmup) as advance:
         for index in order(config.warmup):
             both[index].runner.greedy(ids, config.tokens + 1)
             advance()
-        for index in turns:
-            # The first token comes from the prefill.
-            run = both[index].runner.greedy(ids, config.tokens + 1, clock)
-            prefill[index].append(run.ttft)
-            decode[index].append(run.tpot)
-            advance()
-    dense, pruned = both
-    return BatchResult(
-        size,
-        compare(prefill[0], prefill[1], ideal_prefill_ratio(dense.shape, pruned.shape, config.prompt)),
-        compare(decode[0], decode[1], ideal_decode_ratio(dense.facts, pruned.facts, config, size)),
+    made = take_turns(
+        # The first token comes from the prefill.
+        lambda index: both[index].runner.greedy(ids, config.tokens + 1, clock),
+        Until(config.repeats, 60 * config.max_minutes / len(config.batch)),
+        f"Timing at batch size {size}",
+        now=now,
+        counters=counters,
     )
+    dense, pruned = both
+    ideals = (
+        ideal_prefill_ratio(dense.shape, pruned.shape, config.prompt),
+        ideal_decode_ratio(dense.facts, pruned.facts, config, size),
+    )
+    ttft, tpot = (
+        replace(found, doubts=(*made.doubts, *found.doubts))
+        for found in (compare(*made.ttft, ideals[0]), compare(*made.tpot, ideals[1]))
+    )
+    return BatchResult(size, ttft, tpot, made.stopped, made.load)
+
+
+def _energy(
+    both: tuple[Contender, Contender], config: BenchConfig, device: str, results: tuple[BatchResult, ...]
+) -> Energy | None:
+    """At the largest batch size; None where nobody asked."""
+    if not config.energy and config.assume_watts is None:
+        return None
+    result = max(results, key=lambda each: each.batch)
+    made = None
+    if config.energy:
+        ids = prompt_ids(result.batch, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
+
+        def run(index: int) -> int:
+            both[index].runner.greedy(ids, config.tokens + 1)
+            return result.batch * (config.tokens + 1)
+
+        try:
+            made = measure_energy(open_sensor(device), run, result.batch)
+        except PrunekitError as error:
+            made = Energy("not measured", result.batch, str(error).rstrip("."))
+        if made.status == "measured" or config.assume_watts is None:
+            return made
+    assert config.assume_watts is not None
+    pairs = ((result.ttft.dense, result.tpot.dense), (result.ttft.pruned, result.tpot.pruned))
+    rates = [throughput(result.batch, config.tokens, ttft.median, tpot.median)[0] for ttft, tpot in pairs]
+    return estimated_energy(config.assume_watts, result.batch, (rates[0], rates[1]), made.why if made else None)
 
 
 def _cuda_peak(model: Any, config: BenchConfig) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunekit.errors import PrunekitError
+from prunekit.utils.measuring.doubts import Doubt, median_interval, of_ratio
+from prunekit.utils.measuring.doubts import quantile as percentile
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +44,18 @@ class Summary:
 @dataclass(frozen=True)
 class Comparison:
     """One quantity of both models in seconds, the ratio pruned/dense of runs that followed each other, and the ratio
-    that the work alone would give. Below 1 the pruned model is faster."""
+    that the work alone would give. Below 1 the pruned model is faster.
+
+    ``interval`` holds the median ratio with 95 % (order statistics; None for fewer than six runs); ``doubts`` are the
+    reasons not to believe these figures.
+    """
 
     dense: Summary
     pruned: Summary
     ratio: Summary
     ideal_ratio: float
+    interval: tuple[float, float] | None = None
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -56,20 +64,36 @@ class Comparison:
             return "faster"
         return "slower" if self.ratio.p20 > 1 else "no gain shown"
 
+    @property
+    def believed(self) -> bool:
+        return not self.doubts
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Linear interpolation between order statistics (numpy's default)."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: the fields, the verdict, and whether to believe it: ``flags`` for programs, ``why`` in
+        sentences."""
+        data = asdict(self)
+        del data["doubts"]
+        return {
+            **data,
+            "verdict": self.verdict,
+            "believed": self.believed,
+            "flags": [each.flag for each in self.doubts],
+            "why": [each.why for each in self.doubts],
+        }
 
 
 def compare(dense: Sequence[float], pruned: Sequence[float], ideal: float) -> Comparison:
-    """Summaries of both, and of the ratios of the runs that were taken next to each other."""
+    """Summaries of both, and of the ratios of the runs that were taken next to each other, with what in these numbers
+    speaks against believing them."""
     ratios = [after / before for before, after in zip(dense, pruned, strict=True)]
-    return Comparison(Summary.of(dense), Summary.of(pruned), Summary.of(ratios), ideal)
+    return Comparison(
+        Summary.of(dense),
+        Summary.of(pruned),
+        Summary.of(ratios),
+        ideal,
+        median_interval(ratios),
+        tuple(of_ratio(dense, pruned, ideal)),
+    )
 
 
 def turns(names: Sequence[_T], rounds: int) -> Iterator[_T]:

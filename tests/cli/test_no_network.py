@@ -73,6 +73,8 @@ def test_commands_on_local_models_open_no_connection(tmp_path):
         "4",
         "--new-tokens",
         "2",
+        "--max-minutes",
+        "0",
         "--repeats",
         "2",
         "--warmup",

@@ -28,7 +28,19 @@ from prunekit.utils.files.listed_folder import is_plain
 from tests.support.command import save_tiny
 from tests.support.tiny import tiny_config
 
-FAST = ("--no-memory", "--repeats", "2", "--warmup", "0", "--prompt-tokens", "4", "--new-tokens", "2")
+FAST = (
+    "--no-memory",
+    "--max-minutes",
+    "0",
+    "--repeats",
+    "2",
+    "--warmup",
+    "0",
+    "--prompt-tokens",
+    "4",
+    "--new-tokens",
+    "2",
+)
 Made = Callable[[str], Path]
 
 

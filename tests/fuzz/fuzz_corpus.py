@@ -23,7 +23,7 @@ TEMPLATE = (
 _DRAWN = ("--set", "sequences=4", "--set", "length=16", "--set", "ffn_multiple=1", "--device", "cpu")
 _TEXT = ("--calib", "{text}", "--device", "cpu")
 _MIXED = ("--calib", "{text}:0.5,self:0.5", "--device", "cpu")
-_ONCE = ("--repeats", "2", "--warmup", "0", "--no-memory")
+_ONCE = ("--repeats", "2", "--max-minutes", "0", "--warmup", "0", "--no-memory")
 _KEPT = ("--set", "sequences=2", "--set", "length=8", "--set", "ffn_multiple=1", "--device", "cpu")
 
 # The result is checked where a plan is spoiled; there too would be half of the time.

@@ -69,7 +69,7 @@ def test_from_a_model_to_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         result = prunekit.evaluate(smaller, baseline=source, **options)
         assert result.perplexity > 1 and result.results[0].kl is not None
         assert prunekit.evaluate(smaller, **options).perplexity == pytest.approx(result.perplexity)
-        config = BenchConfig(prompt=8, tokens=2, repeats=2, warmup=0)
+        config = BenchConfig(prompt=8, tokens=2, repeats=2, warmup=0, max_minutes=0)
         report = prunekit.bench(smaller, baseline=source, config=config, device="cpu")
         assert report.pruned.parameters == plan.shape.parameters < report.dense.parameters
         exported = prunekit.export_model(smaller, "hf", tmp_path / "exported", layout="uniform")

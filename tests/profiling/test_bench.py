@@ -18,7 +18,7 @@ from prunekit.utils.timing import Summary, compare, order, percentile, prompt_id
 from tests.support.tiny import MODEL_TYPES, VOCAB, random_plan, rebuilt_model, tiny_model
 from tests.support.tiny_text import tiny_tokenizer
 
-FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1)
+FAST = BenchConfig(batch=(1, 2), prompt=8, tokens=3, repeats=3, warmup=1, max_minutes=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_models_take_turns_and_warm_up(models, monkeypatch):
         return Decoded(None, *((2.0, 0.2), (1.0, 0.1))[index])
 
     monkeypatch.setattr(TorchRunner, "greedy", greedy)
-    config = BenchConfig(batch=(1, 4), prompt=8, tokens=3, repeats=4, warmup=2)
+    config = BenchConfig(batch=(1, 4), prompt=8, tokens=3, repeats=4, warmup=2, max_minutes=0)
     report = bench(*contenders(models), config)
     for size in (1, 4):
         warm = [index for index, batch, measured in calls if batch == size and not measured]
@@ -167,7 +167,9 @@ def test_report_counts_what_is_there(models):
 def test_threads_are_set_and_put_back(models):
     before = torch.get_num_threads()
     other = 1 if before > 1 else 2
-    report = bench(*contenders(models), BenchConfig(prompt=4, tokens=1, repeats=2, warmup=0, threads=other))
+    report = bench(
+        *contenders(models), BenchConfig(prompt=4, tokens=1, repeats=2, warmup=0, threads=other, max_minutes=0)
+    )
     assert report.machine["threads"] == other
     assert torch.get_num_threads() == before
 
@@ -201,8 +203,10 @@ def test_command(tmp_path, monkeypatch):
         lambda model, *rest, **known: measured.get(model) or measure_peak(model, *rest, **known),
     )
     out = tmp_path / "bench.json"
+    (tmp_path / "prices.toml").write_text("dollars_per_hour = 3.6\ndollars_per_kwh = 0.36\n")
     arguments = ["bench", str(tmp_path / "pruned"), "--baseline", str(tmp_path / "dense"), "--prompt-tokens", "8"]
-    arguments += ["--new-tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
+    arguments += ["--max-minutes", "0", "--new-tokens", "2", "--repeats", "2", "--device", "cpu", "-o", str(out)]
+    arguments += ["--prices", str(tmp_path / "prices.toml"), "--energy", "--assume-watts", "50"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert "ideal" in done.stdout
@@ -211,6 +215,21 @@ def test_command(tmp_path, monkeypatch):
     assert [report["dense"]["file_bytes"], report["pruned"]["file_bytes"]] == sizes
     assert report["dense"]["peak_bytes"] == 500
     assert report["pruned"]["peak_bytes"] > 0
+    # Two runs are too few to be believed, and the row says so.
+    first = report["results"][0]["ttft"]
+    assert not report["believed"] and not first["believed"] and "few" in first["flags"]
+    assert "2 runs are too few for an interval of the median; take at least 6." in first["why"]
+    assert "believed" in done.stdout and "Do not believe" in done.stdout
+    assert report["results"][0]["load"]["seconds"] > 0 and report["load_before"]["cpus"] >= 1
+    # $3.6 an hour are a thousandth of a dollar a second; 50 W of electricity at $0.36 a kWh are 5e-6.
+    seconds = first["pruned"]["median"] + 2 * report["results"][0]["tpot"]["pruned"]["median"]
+    (cost, *_) = report["cost"]["rows"]
+    assert cost["utilisation"] == 1.0 and cost["dollars_per_request"]["pruned"] == pytest.approx(0.001 * seconds)
+    assert cost["dollars_per_million_tokens"]["pruned"] == pytest.approx(1e6 * 0.001 * seconds / 3)
+    assert report["energy"]["status"] == "estimated"
+    power = report["cost"]["electricity_dollars_per_million_tokens"]["pruned"]
+    assert power == pytest.approx(1e6 * 50 * seconds / 3 / 3.6e6 * 0.36)
+    assert "≈" in done.stdout and "What it costs at $3.6 an hour" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -233,3 +252,17 @@ def test_the_decode_runtime_is_timed_through_the_same_interface(models):
     assert made.tokens.tolist() == wanted.tokens.tolist()
     assert made.ttft > 0 and made.tpot > 0
     np.testing.assert_allclose(runner.logits(ids[0]), TorchRunner(models[1]).logits(ids[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--prices", "none.toml"), "does not exist"),
+        (("--max-minutes", "-1"), "minutes of a measurement must be from 0"),
+        (("--max-minutes", "nan"), "minutes of a measurement must be from 0"),
+        (("--assume-watts", "0"), "watts that are assumed must be above 0"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_loaded(command, words, said):
+    ended = command("bench", "no/model", "--baseline", "no/model", *words)
+    assert ended.code == 2 and said in ended.err

@@ -131,10 +131,11 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "generate in 8 bits": lambda model, shared: ["generate", model, "-p", "abc", "--quantize", "int8"],
     "bench": lambda model, shared: [
         "bench", model, "--baseline", shared / "model", "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 2,
+        "--max-minutes", 0,
     ],
     "bench of a baseline": lambda model, shared: [
         "bench", shared / "model", "--baseline", model, "--prompt-tokens", 4, "--new-tokens", 2,
-        "--runtime", "prunekit",
+        "--max-minutes", 0, "--runtime", "prunekit",
     ],
     **{
         f"export to {target}": (

@@ -79,7 +79,11 @@ class Exports:
             parity[each] = folders[-1][1]
         small = self.context.sizes.is_tiny
         config = BenchConfig(
-            prompt=8 if small else 128, tokens=2 if small else 32, repeats=2 if small else 5, warmup=0 if small else 2
+            prompt=8 if small else 128,
+            tokens=2 if small else 32,
+            repeats=2 if small else 5,
+            warmup=0 if small else 2,
+            max_minutes=0,
         )
         # Processes of their own measure memory, which takes long: once a target.
         memory = not small and variant == VARIANTS[0]

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import app, console, deliver, table
+from prunekit.cli.common import app, deliver
+from prunekit.cli.tables.bench import show
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
 
 if TYPE_CHECKING:
     from prunekit.models.runner import TorchRunner
-    from prunekit.profiling.compare import BenchReport
-    from prunekit.utils.timing import Comparison
 
 
 @app.command("bench")
@@ -36,6 +35,13 @@ def bench_command(
     prompt_tokens: Annotated[int, typer.Option(help=f"{o.PROMPT_TOKENS}.")] = 128,
     new_tokens: Annotated[int, typer.Option(help=f"{o.NEW_TOKENS}.")] = 32,
     repeats: o.Repeats = 10,
+    max_minutes: Annotated[
+        float,
+        typer.Option(
+            help="Take more runs for at most so long, until the 95 % interval of every median ratio is at most 5 % "
+            "wide; 0 takes --repeats runs."
+        ),
+    ] = 2.0,
     warmup: o.Warmup = 2,
     threads: o.Threads = None,
     memory: Annotated[
@@ -66,6 +72,19 @@ def bench_command(
             "tokenizers that are code. Say it only if you trust who made them: they can do all that you can.",
         ),
     ] = False,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Measure joules a token at the largest batch size with Zeus, for about two minutes more; where there "
+            "is no counter, say why.",
+        ),
+    ] = False,
+    assume_watts: Annotated[
+        float | None,
+        typer.Option(help="Where energy is not measured, estimate it from these watts.", show_default=False),
+    ] = None,
+    prices: o.PricesFile = None,
     seed: o.Seed = 0,
     revision: o.Revision = None,
     baseline_revision: o.BaselineRevision = None,
@@ -73,12 +92,30 @@ def bench_command(
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:
-    """Time prefill and decode of a pruned model and the one it came from, taking turns in one run."""
-    from prunekit.profiling.compare import BenchConfig
+    """Time prefill and decode of a pruned model and the one it came from, taking turns in one run.
 
-    config = BenchConfig(tuple(batch_size or [1]), prompt_tokens, new_tokens, repeats, warmup, threads, seed)
+    A figure that should not be believed says so and why: other processes were busy, runs do not repeat, or numbers
+    contradict each other.
+    """
+    from prunekit.profiling.bench_report import BenchConfig
+    from prunekit.profiling.costs import costs
+    from prunekit.profiling.prices import Prices
+
+    config = BenchConfig(
+        tuple(batch_size or [1]),
+        prompt_tokens,
+        new_tokens,
+        repeats,
+        warmup,
+        threads,
+        seed,
+        max_minutes,
+        energy,
+        assume_watts,
+    )
     if output is not None:
-        check_output_file(output, overwrite, what="report", inputs=local(model, baseline))
+        check_output_file(output, overwrite, what="report", inputs=local(model, baseline, prices))
+    priced = None if prices is None else Prices.load(prices)
     if runtime in ("torch", "prunekit"):
         if keep_exports is not None:
             raise PrunekitError(f"--keep-exports is for other runtimes; {runtime} runs the checkpoint itself.")
@@ -110,7 +147,9 @@ def bench_command(
             trust_remote_code=trust_remote_code,
             device=device,
         )
-    deliver(report.to_dict(), output, as_json, lambda: _print(report), overwrite)
+    cost = None if priced is None else costs(report, priced)
+    data = {**report.to_dict(), "cost": None if cost is None else cost.to_dict()}
+    deliver(data, output, as_json, lambda: show(report, cost), overwrite)
 
 
 def _runner(runtime: str) -> type[TorchRunner]:
@@ -121,60 +160,3 @@ def _runner(runtime: str) -> type[TorchRunner]:
     from prunekit.kernels.runtime.bench_runner import KernelRunner
 
     return KernelRunner
-
-
-def _print(report: BenchReport) -> None:
-    machine, config = report.machine, report.config
-    out = console()
-    out.print(
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['device']}, {report.runtime}, {report.dtype}, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}",
-        highlight=False,
-    )
-    sizes = table("What it takes", "", report.dense.name, report.pruned.name, "ratio")
-    rows = (
-        ("parameters", "parameters", 1e6, "M"),
-        ("weight files", "file_bytes", 2**20, "MiB"),
-        ("weights", "weight_bytes", 2**20, "MiB"),
-        ("weights read a decode step", "decode_bytes", 2**20, "MiB"),
-        ("KV cache a token", "kv_bytes_per_token", 2**10, "KiB"),
-        ("peak memory", "peak_bytes", 2**20, "MiB"),
-    )
-    for title, name, unit, suffix in rows:
-        dense, pruned = getattr(report.dense, name), getattr(report.pruned, name)
-        if dense and pruned is not None:
-            sizes.add_row(
-                title, f"{dense / unit:,.1f} {suffix}", f"{pruned / unit:,.1f} {suffix}", f"{pruned / dense:.3f}"
-            )
-    out.print(sizes)
-    shown = table(
-        f"What it gains (prompt {config.prompt}, {config.tokens} tokens decoded, {config.repeats} runs each)",
-        "",
-        "dense ms",
-        "pruned ms",
-        "ratio",
-        "p20 to p80",
-        "ideal",
-        "verdict",
-        caption="Medians. Ratio: pruned/dense of neighbouring runs, below 1 is faster. Ideal: FLOPs for the first "
-        "token, bytes read for the others. No gain is shown where p20 to p80 includes 1.",
-    )
-    for result in report.results:
-        shown.add_row(*_row(f"first token, batch {result.batch}", result.ttft))
-        shown.add_row(*_row(f"each further token, batch {result.batch}", result.tpot))
-    out.print(shown)
-    if report.peak_how:
-        out.print(f"Peak memory: {report.peak_how}.", highlight=False)
-
-
-def _row(title: str, comparison: Comparison) -> tuple[str, ...]:
-    ratio = comparison.ratio
-    return (
-        title,
-        f"{comparison.dense.median * 1e3:,.2f}",
-        f"{comparison.pruned.median * 1e3:,.2f}",
-        f"{ratio.median:.3f}",
-        f"{ratio.p20:.3f} to {ratio.p80:.3f}",
-        f"{comparison.ideal_ratio:.3f}",
-        comparison.verdict,
-    )

@@ -16,6 +16,8 @@ from prunekit.utils.files.replacing import EXPORT, PROFILE, local
 
 if TYPE_CHECKING:
     from prunekit.export.export import Exported
+    from prunekit.export.parity import Greedy, Parity
+    from prunekit.export.quality import TextQuality
     from prunekit.export.target import Options
 
 _SPECIAL = "For some targets"
@@ -59,8 +61,18 @@ def export_command(
         ),
     ] = "auto",
     verify: Annotated[bool, typer.Option(help="Run the result and compare it with PyTorch.")] = True,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{o.TEXT}: to measure perplexity on before and after, {o.FILES}, a Hugging Face dataset id, "
+            "wikitext, or builtin; its first 2,048 tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help=f"{o.BASELINE}: on --text.", show_default=False)] = None,
     overwrite: o.Overwrite = False,
     revision: o.Revision = None,
+    baseline_revision: o.BaselineRevision = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help=f"{o.TRUST}: a tokenizer in the checkpoint.")
     ] = False,
@@ -90,7 +102,11 @@ def export_command(
     from prunekit.export.target import Options
 
     options = Options(dtype, context_length, tensor_parallel, aot, layout, pad_ffn, trust_remote_code, device)  # type: ignore[arg-type]
+    if baseline is not None and text is None:
+        raise PrunekitError("--baseline is measured on a text; name one with --text.")
     if profile is not None:
+        if text is not None:
+            raise PrunekitError("--text is for one target; name it with --to, or leave --text out.")
         _export_profile(model, revision, profile, output, options, overwrite, verify, as_json)
         return
     assert to is not None
@@ -101,10 +117,12 @@ def export_command(
     from prunekit.models.source import resolve
     from prunekit.utils.files.atomic import check_output_folder
 
-    check_output_folder(output, overwrite, kind=EXPORT, inputs=local(model))
+    check_output_folder(output, overwrite, kind=EXPORT, inputs=local(model, text, baseline))
     check_packages(target(to), verify, kind_of(device))
     chosen_device(target(to), options)
-    made = export(resolve(model, revision=revision), to, output, options, overwrite=overwrite, verify=verify)
+    dense = None if baseline is None else resolve(baseline, revision=baseline_revision)
+    source = resolve(model, revision=revision)
+    made = export(source, to, output, options, overwrite=overwrite, verify=verify, text=text, dense=dense)
     if as_json:
         print_json(made.to_dict())
     else:
@@ -197,27 +215,42 @@ def _print(made: Exported) -> None:
         out.print(f"Note: {note}")
     if made.parity is None:
         out.print(f"Not verified: {made.unverified}.")
-        return
-    parity = made.parity
-    greedy = parity.greedy
-    shown = table("Compared with PyTorch", "", "found", "allowed")
+    else:
+        _print_parity(made.parity)
+    if made.quality is not None:
+        _print_quality(made.quality, made.dtype)
+
+
+def _print_quality(quality: TextQuality, dtype: str) -> None:
+    names = {"dense": "dense, float32", "pruned": "the checkpoint, float32", "exported": f"the export, {dtype}"}
+    shown = table(f"On {quality.text}, {quality.tokens:,} tokens in windows of {quality.window}", "", "perplexity")
+    for name, loss in quality.losses:
+        shown.add_row(names[name], loss.said)
+    console().print(shown)
+
+
+def _print_parity(parity: Parity) -> None:
+    out = console()
+    shown = table(
+        "Compared with PyTorch",
+        *("", "found", "allowed"),
+        caption="Tied: another token, but a near tie: PyTorch's logits of both are nearer than the tolerance.",
+    )
     shown.add_row(
         f"logits, {parity.tokens} tokens, rms", f"{parity.logits.rms_relative:.2g}", f"{parity.tolerance.rms:g}"
     )
     shown.add_row("logits, largest", f"{parity.logits.largest_relative:.2g}", f"{parity.tolerance.largest:g}")
     shown.add_row("through the KV cache, rms", f"{parity.cached.rms_relative:.2g}", f"{parity.tolerance.rms:g}")
-    ties = f" ({greedy.near_ties} near ties)" if greedy.near_ties else ""
-    shown.add_row("greedy tokens equal", f"{greedy.equal} of {greedy.compared}{ties}", "all")
+    shown.add_row("greedy tokens", _counted(parity.greedy), "no other")
     if parity.together is not None:
-        both = parity.together
-        ties = f" ({both.near_ties} near ties)" if both.near_ties else ""
-        shown.add_row("tokens of unequal prompts in one batch", f"{both.equal} of {both.compared}{ties}", "all")
+        shown.add_row("the same, prompts in one batch", _counted(parity.together), "no other")
+    shown.add_row("likeliest token, all positions", _counted(parity.likeliest), "")
     shown.add_row(
         "perplexity, PyTorch and here", f"{parity.perplexity_reference:.3f}, {parity.perplexity_runtime:.3f}", ""
     )
     if parity.weights is not None:
         shown.add_row("stored weights, worst row", f"{parity.weights[0]:.2g}", f"{parity.tolerance.weight:g}")
-    shown.add_row("same most likely token", f"{parity.agreement:.1%}", "")
+        shown.add_row("likeliest token as before rounding", f"{parity.agreement:.1%}", "")
     out.print(shown)
     if left := parity.runtime.get("on_cpu"):
         nodes = sum(parity.runtime["nodes"].values())
@@ -225,3 +258,8 @@ def _print(made: Exported) -> None:
             f"{sum(left.values())} of {nodes} nodes stay on the CPU: "
             f"{', '.join(f'{count} {kind}' for kind, count in left.items())}."
         )
+
+
+def _counted(found: Greedy) -> str:
+    """ "43: 41 equal, 2 tied, 0 other", which add up."""
+    return f"{found.compared}: {found.equal} equal, {found.near_ties} tied, {found.wrong} other"

@@ -14,8 +14,9 @@ from prunekit.utils.files.hashes import sha256
 Seen = dict[str, tuple[int, ...]]
 """Each file's device, number, size and times of change, as they were when it was hashed."""
 
-# Left by downloads and file managers. No runtime reads them: what they would read must be listed.
-_NOT_OURS = (".cache", ".git", ".gitattributes", ".DS_Store")
+# Left by downloads and file managers, and by bench.py of an export. No runtime reads them: what they would read must be
+# listed.
+_NOT_OURS = (".cache", ".git", ".gitattributes", ".DS_Store", "bench.json")
 
 
 def check_listed(folder: Path, files: Mapping[str, str], manifest: str) -> Seen:

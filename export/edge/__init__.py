@@ -1,0 +1,1 @@
+"""bench.py of an export folder: what the model costs on the box that it runs on, without prunekit."""
