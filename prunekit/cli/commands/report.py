@@ -29,14 +29,7 @@ def report_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a page of HTML. Its figures lie beside it as .json.")
     ] = Path("report.html"),
-    prices: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file of prices, such as dollars_per_hour = 1.2: adds what tokens and answers cost. "
-            "docs/report.md lists the others.",
-            show_default=False,
-        ),
-    ] = None,
+    prices: o.PricesFile = None,
     show_texts: Annotated[
         bool,
         typer.Option(
