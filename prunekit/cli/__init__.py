@@ -2,7 +2,8 @@
 
 # In the order in which help lists them.
 # isort: off
-from prunekit.cli.commands import analyze, plan, prune, recover, methods, inspect, evaluate, generate, export  # noqa: F401
+from prunekit.cli.commands import analyze, candidates  # noqa: F401
+from prunekit.cli.commands import plan, prune, recover, methods, inspect, evaluate, generate, export  # noqa: F401
 from prunekit.cli.commands import bench, latency_table, demo  # noqa: F401
 
 # isort: on
