@@ -313,8 +313,8 @@ def test_fallbacks_are_counted_and_the_rounding_that_avoids_them_is_named(
     dense = row(found, "dense q4_k_m")
     assert dense.fallbacks == {"ffn": 0, "heads": 0, "hidden_size": 0, "avoidable_bytes": 0} and dense.advice is None
     rounded = Recipe.from_dict({**recipe.to_dict(), "round_for": "gguf", "ffn_multiple": None})
-    found = compared(source, tmp_path / "rounded", rounded, params="0.6", ships_as="gguf:q4_k_m")
-    both = row(found, "0.6 q4_k_m")
+    found = compared(source, tmp_path / "rounded", rounded, params="0.75", ships_as="gguf:q4_k_m")
+    both = row(found, "0.75 q4_k_m")
     assert both.fallbacks is not None and both.fallbacks["ffn"] == 0 and both.advice is None
 
 
