@@ -37,6 +37,7 @@ class Point:
 def draw_pareto(points: Sequence[Point], title: str, path: Path, overwrite: bool = False) -> None:
     """Every point with its interval, and a line through the front. Written atomically."""
     figure, axis = single_axis("file size, MiB")
+    figure.set_size_inches(7.6, 4.2)
     best = sorted((each.mebibytes, each.loss) for each in points if each.is_best)
     if len(best) > 1:
         axis.step(*zip(*best, strict=True), where="post", color=_FRONT, linewidth=1.0, zorder=1)
@@ -56,11 +57,14 @@ def draw_pareto(points: Sequence[Point], title: str, path: Path, overwrite: bool
             zorder=2,
         )
         told.add(label)
-        axis.annotate(_plain(each.name), (each.mebibytes, each.loss), xytext=(6, 5), textcoords="offset points", size=8)
+        # The marker tells what the format's name would.
+        label = _plain(each.name.split(" ")[0])
+        axis.annotate(label, (each.mebibytes, each.loss), xytext=(6, 5), textcoords="offset points", size=8)
     axis.set_ylabel("loss added, nats a token")
-    axis.set_title(_plain(title), loc="left", size=10)
+    axis.set_title(f"{_plain(title)}\nfilled: on the Pareto front; bars: 95 % intervals", loc="left", size=9)
     if told:
-        axis.legend(frameon=False, fontsize=8)
+        # Above the axes: inside them it would lie on points.
+        axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     axis.margins(x=0.12, y=0.15)
     save_figure(figure, path, overwrite)
 
