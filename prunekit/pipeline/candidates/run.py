@@ -16,11 +16,11 @@ from prunekit.pipeline.candidates.asked import Format, Sizes, read_format, read_
 from prunekit.pipeline.candidates.costs import Place, read_tables
 from prunekit.pipeline.candidates.folder import write_folder
 from prunekit.pipeline.candidates.kept import Kept, Measured
-from prunekit.pipeline.candidates.overlap import MUCH, same_file, share_seen
-from prunekit.pipeline.candidates.pareto import with_front
+from prunekit.pipeline.candidates.overlap import share_seen
 from prunekit.pipeline.candidates.plans import GGUF, check_sizes, loss_of_rounding, plan_for
-from prunekit.pipeline.candidates.result import Candidates
+from prunekit.pipeline.candidates.result import Candidates, with_front
 from prunekit.pipeline.candidates.rows import Candidate, Facts, rows_of
+from prunekit.pipeline.candidates.words import advice, how_made, not_measured, shared_text
 from prunekit.plan.goals import parse_size
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
@@ -149,7 +149,7 @@ class _Work:
             _log.warning("Sizes and quality in %s are not measured: %s", self.format_ and self.format_.text, missing)
         calibration = calibration_text(first.recipe.calibration, tokenizer, dense)
         seen = share_seen(judge.ids, calibration.input_ids)
-        shared = self._shared(seen)
+        shared = shared_text(self.text, first.recipe.calibration.source, seen)
         if shared is not None:
             _log.warning("%s", shared)
         kept = Kept.of(
@@ -165,7 +165,7 @@ class _Work:
         facts = Facts(source.shape, source.dtype, source_name(self.text), self.format_, place)
         rows = [row for each in found for row in rows_of(each, facts)]
         told = dict(zip((size.name for size in self.sizes), rounding, strict=True))
-        rows = [replace(row, advice=_advice(row.fallbacks, told.get(row.name.split(" ")[0]))) for row in rows]
+        rows = [replace(row, advice=advice(row.fallbacks, told.get(row.name.split(" ")[0]))) for row in rows]
         result = found[0].own.result
         return Candidates(
             model={
@@ -191,7 +191,7 @@ class _Work:
             context=place.context,
             memory=place.memory,
             rows=with_front(rows),
-            not_measured=tuple(self._not_measured(shared, missing, place)),
+            not_measured=not_measured(shared, self.format_, missing, bool(place.tables)),
         )
 
     def _dense(self, dense: DenseModel, judge: Judge, kept: Kept, missing: str | None) -> Candidate:
@@ -205,7 +205,7 @@ class _Work:
         """What is known of a size, and what is not, measured."""
         from prunekit.pipeline.candidates.quality import failed, solved_in_memory
 
-        digest, how = plan.file_digest(), _how(plan)
+        digest, how = plan.file_digest(), how_made(plan)
         own = kept.measured("prune", digest)
         shipped = self._kept_shipped(digest, kept, missing)
         if own is not None and (shipped is not None or self.format_ is None):
@@ -258,56 +258,3 @@ class _Work:
         if config.recipe.rounding.round_for == GGUF:
             return None
         return loss_of_rounding(self.source, config, dense, calibration, plan)
-
-    def _shared(self, seen: float) -> str | None:
-        """What to say where quality is measured on text that was calibrated on."""
-        calib = self.configs[0].recipe.calibration.source
-        if same_file(self.text, calib):
-            return (
-                "The text that quality is measured on is the calibration text too, so quality looks better than it is; "
-                "give other text of the same kind with --eval."
-            )
-        if seen > MUCH:
-            return (
-                f"{seen:.0%} of the text that quality is measured on is in the calibration text too, so quality looks "
-                "better than it is; give other text of the same kind with --eval."
-            )
-        return None
-
-    def _not_measured(self, shared: str | None, missing: str | None, place: Place) -> list[str]:
-        told = [] if shared is None else [shared]
-        told.append("Recovery training: quality is that before it. It brings a pruned model nearer to the dense one.")
-        if self.format_ is not None and missing is not None:
-            told.append(f"Sizes and quality in {self.format_.text}: {missing}")
-        elif self.format_ is not None and self.format_.rounds:
-            told.append(
-                f"The runtime of {self.format_.target.name}: quality is computed by PyTorch with the weights of the "
-                "file, and the runtime rounds activations too. prunekit export compares the two."
-            )
-        how = "tables predict its ratios" if place.tables else "its ratios are ideal ones"
-        told.append(f"Latency: {how}. Use prunekit bench on what you choose.")
-        told.append("Activations and the runtime's own memory: memory and users count weights and KV cache alone.")
-        return told
-
-
-def _how(plan: Plan) -> str:
-    recipe = plan.read_recipe()
-    done = ["pruned"]
-    if recipe is not None and recipe.refit is not None and plan.cuts:
-        done += ["refitted", *(["rescaled"] if recipe.rescale is not None else [])]
-    elif plan.added_biases:
-        done.append("compensated by biases")
-    return f"{', '.join(done)} in memory, before recovery training"
-
-
-def _advice(fallbacks: Any, loss: float | None) -> str | None:
-    """What to do about tensors that fell back because of pruned widths."""
-    count = 0 if fallbacks is None else fallbacks["ffn"] + fallbacks["heads"]
-    if not count:
-        return None
-    cost = "" if loss is None else f" By the loss curves that costs {loss:+.4f} nats a token (predicted, before refit)."
-    return (
-        f"{count} tensors fell back because FFN widths or query heads don't fill blocks of 256, which takes "
-        f"{fallbacks['avoidable_bytes']:,} bytes more than they would. --round-for gguf keeps to widths that do, at "
-        f"the same number of parameters.{cost}"
-    )
