@@ -307,15 +307,18 @@ def test_fallbacks_are_counted_and_the_rounding_that_avoids_them_is_named(
     pytest.importorskip("llama_cpp")
     found = compared(source, tmp_path / "out", recipe, ships_as="gguf:q4_k_m")
     each = row(found, "0.7 q4_k_m")
-    assert each.fallbacks is not None and each.fallbacks["ffn"] > 0 and each.fallbacks["hidden_size"] == 0
+    assert each.fallbacks is not None and each.fallbacks["of_pruned_widths"] > 0
     assert each.advice is not None and "--round-for gguf" in each.advice and "bytes more" in each.advice
     assert "fell back to larger types" in each.figures["file_bytes"].how
     dense = row(found, "dense q4_k_m")
-    assert dense.fallbacks == {"ffn": 0, "heads": 0, "hidden_size": 0, "avoidable_bytes": 0} and dense.advice is None
+    assert dense.fallbacks == dict.fromkeys(each.fallbacks, 0) and dense.advice is None
+    # No other tensor of this model has rows that pruning changes.
+    assert each.fallbacks["tensors"] == each.fallbacks["of_pruned_widths"]
+    assert each.fallbacks["bytes"] == each.fallbacks["of_pruned_widths_bytes"] > 0
     rounded = Recipe.from_dict({**recipe.to_dict(), "round_for": "gguf", "ffn_multiple": None})
     found = compared(source, tmp_path / "rounded", rounded, params="0.75", ships_as="gguf:q4_k_m")
     both = row(found, "0.75 q4_k_m")
-    assert both.fallbacks is not None and both.fallbacks["ffn"] == 0 and both.advice is None
+    assert both.fallbacks is not None and both.fallbacks["tensors"] == 0 and both.advice is None
 
 
 def test_a_format_that_does_not_round_is_the_row_itself(source: Source, recipe: Recipe, tmp_path: Path) -> None:

@@ -117,23 +117,6 @@ def block_of(kind: str) -> int:
     return int(GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
 
 
-def fallback_counts(found: Iterable[Fallback]) -> dict[str, int]:
-    """How many tensors fell back because of the FFN's width, the number of query heads, the model's hidden size (which
-    no pruning changes), and how many bytes those of the first two cost."""
-    ffn, heads, hidden = 0, 0, 0
-    extra = 0
-    for each in found:
-        if ".ffn_down." in each.name:
-            ffn += 1
-        elif ".attn_output." in each.name:
-            heads += 1
-        else:
-            hidden += 1
-            continue
-        extra += each.extra_bytes
-    return {"ffn": ffn, "heads": heads, "hidden_size": hidden, "avoidable_bytes": extra}
-
-
 def padding_gain(tensors: Mapping[str, Tensor], found: Iterable[Fallback], multiple: int) -> int:
     """Bytes that a file gets smaller by (negative: larger) where every FFN is padded to a multiple of channels."""
     wished = {each.name: each.wished for each in found}

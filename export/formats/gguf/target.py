@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
 from prunekit.export.formats.gguf.architectures import WINDOWED, architecture_of, window_of
-from prunekit.export.formats.gguf.quantize import (
-    DIRECT,
-    QUANTISED,
-    fallback_counts,
-    fallback_notes,
-    fallbacks,
-    quantise,
-)
+from prunekit.export.formats.gguf.quantize import DIRECT, QUANTISED, fallback_notes, fallbacks, quantise
 from prunekit.export.formats.gguf.rope import rotation_of
 from prunekit.export.formats.gguf.runner import LlamaCppRunner, check_cuda, gguf_file
 from prunekit.export.formats.gguf.token_check import check_tokens
@@ -109,7 +102,6 @@ class Gguf(Target):
         tensors = read_header(file).tensors
         found = fallbacks(tensors.values(), job.dtype, wishes)
         facts["fallback_bytes"] = sum(each.extra_bytes for each in found)
-        facts["fallback_tensors"] = fallback_counts(found)
         # Of an embedding table that is no head as well, a step reads one row.
         lookup = tensors["token_embd.weight"].nbytes if "output.weight" in tensors else 0
         read = sum(tensor.nbytes for tensor in tensors.values()) - lookup

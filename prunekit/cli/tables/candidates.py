@@ -20,7 +20,7 @@ _LEGEND = (
 )
 _COSTS = (
     "Exact, but for what has ≈, which is predicted. Memory: file and KV cache of one user. KV: a token's cache. First "
-    "and further: time to the first token and of each further one, as a share of the dense model's. Minutes: to prune."
+    "and next: time to the first token and of each further one, as a share of the dense model's. Min: minutes to prune."
 )
 
 
@@ -28,7 +28,7 @@ def show_candidates(made: Candidates) -> None:
     """Print the rows, their notes, and what was not measured."""
     out = console()
     said = made.evaluation
-    users = "users" if made.memory is None else f"users in {made.memory / 1e9:,.3g} GB"
+    room = "" if made.memory is None else f", {made.memory / 1e9:,.3g} GB for all"
     quality = table(
         f"Quality on {said['source']} ({said['tokens_predicted'] or 0:,} tokens, windows of {said['length']})",
         "",
@@ -36,11 +36,15 @@ def show_candidates(made: Candidates) -> None:
         caption=_LEGEND,
     )
     costs = table(
-        f"What each costs (KV cache of {made.context:,} tokens a user)",
+        f"What each costs (KV cache of {made.context:,} tokens a user{room})",
         "",
-        *("M params", "file MiB", "memory MiB", "KV KiB", users, "first", "further", "minutes"),
+        *("M params", "file MiB", "memory MiB", "KV KiB", "users", "first", "next", "min"),
         caption=_COSTS,
     )
+    for shown in (quality, costs):
+        # A figure that is cut off would be another one.
+        for column in shown.columns:
+            column.overflow = "fold"
     for row in made.rows:
         quality.add_row(*_quality(row))
         costs.add_row(*_costs(row))
@@ -76,8 +80,8 @@ def _costs(row: Row) -> list[str]:
         _cell(figures["memory_bytes"], 2**20, 1),
         _cell(figures["kv_bytes_per_token"], 2**10, 1),
         _cell(figures["users"]),
-        _cell(figures["ttft_ratio"], digits=3),
-        _cell(figures["tpot_ratio"], digits=3),
+        _cell(figures["ttft_ratio"], digits=2),
+        _cell(figures["tpot_ratio"], digits=2),
         _cell(figures["prune_minutes"], digits=1),
     ]
 

@@ -13,7 +13,7 @@ from prunekit.evaluation.perplexity import TextResult
 from prunekit.plan import Plan
 from prunekit.utils.files.cache import cache_place, read_kept, write_kept
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

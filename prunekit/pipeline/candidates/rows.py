@@ -110,8 +110,29 @@ def _rounded(candidate: Candidate, facts: Facts, format_: Format) -> Row:
         },
         _verdict(made),
         notes=_notes(made),
-        fallbacks=made.facts.get("fallbacks"),
+        fallbacks=_fallbacks(made, candidate, facts.dense),
     )
+
+
+def _fallbacks(made: Measured, candidate: Candidate, dense: ModelShape) -> dict[str, int] | None:
+    """Tensors that are stored in a larger type than wished and the bytes that costs: all, and those of widths that
+    pruning chose, which another rounding would avoid."""
+    told = made.facts.get("fallbacks")
+    if told is None:
+        return None
+    ours: list[int] = []
+    for place, keep in enumerate(() if candidate.plan is None else candidate.plan.layers):
+        before, now = dense.layers[keep.index], keep.shape
+        if now.intermediate_size != before.intermediate_size and str(place) in told["ffn"]:
+            ours.append(told["ffn"][str(place)])
+        if now.num_attention_heads != before.num_attention_heads and str(place) in told["heads"]:
+            ours.append(told["heads"][str(place)])
+    return {
+        "tensors": told["tensors"],
+        "bytes": told["bytes"],
+        "of_pruned_widths": len(ours),
+        "of_pruned_widths_bytes": sum(ours),
+    }
 
 
 def _notes(made: Measured | None) -> tuple[str, ...]:
@@ -123,9 +144,7 @@ def _file_bytes(made: Measured | None, format_: Format) -> Figure:
         return unknown(made.why if made is not None and made.why else "it was not exported")
     what = "file" if "kv_bytes_per_token" in made.facts else "folder"
     how = f"{what} that prunekit export --to {format_.target.name} --dtype {format_.dtype} writes"
-    counts = made.facts.get("fallbacks") or {}
-    fell = sum(counts.get(name, 0) for name in ("ffn", "heads", "hidden_size"))
-    if fell:
+    if fell := (made.facts.get("fallbacks") or {}).get("tensors"):
         how += f"; {fell} tensors fell back to larger types"
     return exact(int(made.facts["file_bytes"]), how)
 

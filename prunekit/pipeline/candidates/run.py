@@ -191,7 +191,7 @@ class _Work:
             context=place.context,
             memory=place.memory,
             rows=with_front(rows),
-            not_measured=not_measured(shared, self.format_, missing, bool(place.tables)),
+            not_measured=not_measured(self.text, shared, self.format_, missing, bool(place.tables)),
         )
 
     def _dense(self, dense: DenseModel, judge: Judge, kept: Kept, missing: str | None) -> Candidate:

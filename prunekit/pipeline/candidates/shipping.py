@@ -84,9 +84,25 @@ def _export(small: Source, format_: Format, folder: Path) -> dict[str, Any]:
     if "file" in made.written.facts:
         file = folder / str(made.written.facts["file"])
         facts |= {"file_bytes": file.stat().st_size, "kv_bytes_per_token": _gguf_kv_bytes(file)}
-    if "fallback_tensors" in made.written.facts:
-        facts["fallbacks"] = dict(made.written.facts["fallback_tensors"])
+    if "fallback_bytes" in made.written.facts:
+        facts["fallbacks"] = _fallbacks(file, format_.dtype, int(made.written.facts["fallback_bytes"]))
     return facts
+
+
+def _fallbacks(file: Path, dtype: str, extra: int) -> dict[str, Any]:
+    """How many tensors are stored in a larger type than wished, because their rows don't fill its blocks, and the bytes
+    ``extra`` that this costs; by layer, those of the tensors whose rows are as long as the FFN or the query heads."""
+    from prunekit.export.formats.gguf.quantize import fallbacks
+    from prunekit.models.gguf.header import read_header
+
+    found = fallbacks(read_header(file).tensors.values(), dtype)
+    by_part: dict[str, dict[str, int]] = {"ffn": {}, "heads": {}}
+    for each in found:
+        _, layer, *rest = each.name.split(".")
+        part = {"ffn_down": "ffn", "attn_output": "heads"}.get(rest[0]) if rest else None
+        if part is not None:
+            by_part[part][layer] = each.extra_bytes
+    return {"tensors": len(found), "bytes": extra, **by_part}
 
 
 def _gguf_kv_bytes(file: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prunekit.data.sources import BUILTIN
 from prunekit.pipeline.candidates.asked import Format
 from prunekit.pipeline.candidates.overlap import MUCH, same_file
 from prunekit.plan import Plan
@@ -24,10 +25,14 @@ def shared_text(text: str, calib: str, seen: float) -> str | None:
     )
 
 
-def not_measured(shared: str | None, format_: Format | None, missing: str | None, has_table: bool) -> tuple[str, ...]:
+def not_measured(
+    text: str, shared: str | None, format_: Format | None, missing: str | None, has_table: bool
+) -> tuple[str, ...]:
     """What the figures leave open. ``shared`` is the word on shared text, ``missing`` says why nothing could be
     exported in ``format_``."""
     told = [] if shared is None else [shared]
+    if text == BUILTIN:
+        told.append("Your own text: quality is that on built-in prose. Give text of your work with --eval.")
     told.append("Recovery training: quality is that before it. It brings a pruned model nearer to the dense one.")
     if format_ is not None and missing is not None:
         told.append(f"Sizes and quality in {format_.text}: {missing}")
@@ -54,13 +59,13 @@ def how_made(plan: Plan) -> str:
 
 
 def advice(fallbacks: Mapping[str, int] | None, loss: float | None) -> str | None:
-    """What to do about tensors that fell back because of pruned widths."""
-    count = 0 if fallbacks is None else fallbacks["ffn"] + fallbacks["heads"]
-    if fallbacks is None or not count:
+    """What to do about tensors that fell back because of pruned widths; ``loss`` is what the curves say that costs."""
+    if fallbacks is None or not fallbacks["of_pruned_widths"]:
         return None
     cost = "" if loss is None else f" By the loss curves that costs {loss:+.4f} nats a token (predicted, before refit)."
     return (
-        f"{count} tensors fell back because FFN widths or query heads don't fill blocks of 256, which takes "
-        f"{fallbacks['avoidable_bytes']:,} bytes more than they would. --round-for gguf keeps to widths that do, at "
+        f"{fallbacks['tensors']} tensors are stored in larger types, because their rows don't fill blocks of 256. Of "
+        f"these {fallbacks['of_pruned_widths']} have widths that pruning chose, and take "
+        f"{fallbacks['of_pruned_widths_bytes']:,} bytes more. --round-for gguf keeps to widths that fill blocks, at "
         f"the same number of parameters.{cost}"
     )
