@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prunekit.kernels import generate, optimize
     from prunekit.models.source import resolve
     from prunekit.pipeline import make_plan, prune, recover
+    from prunekit.pipeline.candidates.run import candidates
     from prunekit.plan import Plan
     from prunekit.profiling.run import bench
     from prunekit.report.write import write_report
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "PrunekitError",
     "bench",
+    "candidates",
     "check",
     "evaluate",
     "export_model",
@@ -54,6 +56,7 @@ _HOME = {
     "Plan": "plan",
     "PrunekitError": "errors",
     "bench": "profiling.run",
+    "candidates": "pipeline.candidates.run",
     "check": "evaluation.check",
     "evaluate": "evaluation.run",
     "export_model": "export.export",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from prunekit.checkpoint.card import model_card
-from prunekit.checkpoint.layout import Layout, configuration
+from prunekit.checkpoint.layout import Layout, configuration, padded
 from prunekit.checkpoint.manifest import Written, write_manifest
 from prunekit.checkpoint.overrides import LAYER, Overrides
 from prunekit.checkpoint.record import FIELD, pruning_record, read_record
@@ -74,10 +74,14 @@ def rebuild(
 
 
 def cut_tensors(
-    source: Source, plan: Plan, dtype: torch.dtype, weights: Mapping[str, torch.Tensor] | None = None
+    source: Source,
+    plan: Plan,
+    dtype: torch.dtype | None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    ffn_multiple: int = 1,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that :func:`rebuild` would write of ``source`` in ``dtype``, by their new names."""
-    shapes = plan.shape.layers
+    """The tensors that :func:`rebuild` would write of ``source`` in ``dtype`` (None: as stored), by their new names."""
+    shapes = [padded(shape, ffn_multiple) for shape in plan.shape.layers]
     return iter(_TensorCutter(source, plan, lambda place: shapes[place], dtype, weights or {}))
 
 

@@ -101,45 +101,46 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=F
 Repeats = Annotated[int, typer.Option(help="Measured runs, of which medians are taken.")]
 Warmup = Annotated[int, typer.Option(help="Runs before measuring.")]
 
-_TARGET, _METHOD = "Target (at least one; all are met)", "Method and text"
+TARGET, _METHOD = "Target (at least one; all are met)", "Method and text"
+CONTEXT, LATENCY_TABLE = "Tokens of context", "What latency is predicted by"
 
 Params = Annotated[
     str | None,
-    typer.Option(help="Keep this share (0.8) or number (1.0B) of all parameters.", rich_help_panel=_TARGET),
+    typer.Option(help="Keep this share (0.8) or number (1.0B) of all parameters.", rich_help_panel=TARGET),
 ]
 Blocks = Annotated[
     str | None,
-    typer.Option(help="Keep this share (0.79) of the decoder blocks' parameters.", rich_help_panel=_TARGET),
+    typer.Option(help="Keep this share (0.79) of the decoder blocks' parameters.", rich_help_panel=TARGET),
 ]
-Weights = Annotated[str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=_TARGET)]
+Weights = Annotated[str | None, typer.Option(help="Keep at most this much in weights (4GiB).", rich_help_panel=TARGET)]
 Flops = Annotated[
     str | None,
     typer.Option(
         help="Keep this share (0.75) or number (200M) of FLOPs a token; this, --kv-cache and --latency are for "
         "the default method.",
-        rich_help_panel=_TARGET,
+        rich_help_panel=TARGET,
     ),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
         "--context",
-        help="Earlier tokens that a token attends to, for --flops.",
+        help=f"{CONTEXT}: how many earlier ones a token attends to, for --flops.",
         show_default="0",
-        rich_help_panel=_TARGET,
+        rich_help_panel=TARGET,
     ),
 ]
 KvCache = Annotated[
     str | None,
-    typer.Option(help="Keep this share (0.5) or size (12KB) of the KV cache of a token.", rich_help_panel=_TARGET),
+    typer.Option(help="Keep this share (0.5) or size (12KB) of the KV cache of a token.", rich_help_panel=TARGET),
 ]
 Latency = Annotated[
     str | None,
-    typer.Option(help="Keep this share (0.7) or time (12ms) of the predicted latency.", rich_help_panel=_TARGET),
+    typer.Option(help="Keep this share (0.7) or time (12ms) of the predicted latency.", rich_help_panel=TARGET),
 ]
 LatencyTable = Annotated[
     Path | None,
-    typer.Option(help="What --latency is predicted by: see prunekit latency-table.", rich_help_panel=_TARGET),
+    typer.Option(help=f"{LATENCY_TABLE}: by it --latency is met; see prunekit latency-table.", rich_help_panel=TARGET),
 ]
 Calib = Annotated[
     str | None,

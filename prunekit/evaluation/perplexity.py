@@ -30,9 +30,9 @@ class TextResult:
     ``nll`` is the mean negative log-likelihood in nats over ``tokens_predicted`` tokens and ``perplexity`` its
     exponential; ``nll_standard_error`` comes from how windows differ (None with one window). Against the baseline:
     ``nll_increase`` with the standard error of the paired difference, ``kl`` the mean KL(baseline || model) in nats
-    per token, ``agreement`` the share of tokens for which both models rank the same token first. Where the baseline's
-    tokenizer gives other tokens these four are None, and ``bits_per_byte``, the loss in bits a byte of UTF-8, compares
-    the two.
+    per token, ``agreement`` the share of tokens for which both models rank the same token first, both with standard
+    errors of the same kind. Where the baseline's tokenizer gives other tokens these are None, and ``bits_per_byte``,
+    the loss in bits a byte of UTF-8, compares the two.
     """
 
     text: str
@@ -53,6 +53,8 @@ class TextResult:
     agreement: float | None = None
     bits_per_byte: float | None = None
     baseline_bits_per_byte: float | None = None
+    kl_standard_error: float | None = None
+    agreement_standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,18 @@ def _evaluate_text(
         return TextResult(**shared)
     dense_nll, _ = _mean(sums.baseline_nll, sums.tokens)
     increase, increase_error = _mean([a - b for a, b in zip(sums.nll, sums.baseline_nll, strict=True)], sums.tokens)
+    kl, kl_error = _mean(sums.kl, sums.tokens)
+    agreement, agreement_error = _mean(sums.agree, sums.tokens)
     return TextResult(
         **shared,
         baseline_nll=dense_nll,
         baseline_perplexity=_exp(dense_nll),
         nll_increase=increase,
         nll_increase_standard_error=increase_error,
-        kl=sum(sums.kl) / total,
-        agreement=sum(sums.agree) / total,
+        kl=kl,
+        kl_standard_error=kl_error,
+        agreement=agreement,
+        agreement_standard_error=agreement_error,
     )
 
 

@@ -89,7 +89,7 @@ def make_plan(
     from prunekit.models.source import as_source
     from prunekit.pruning.planner import compute_plan
 
-    config = _config(goals, method, effort, calib, recipe, dtype=dtype, device=device)
+    config = plan_config(goals, method, effort, calib, recipe, dtype=dtype, device=device)
     return compute_plan(as_source(source, revision=revision), config)
 
 
@@ -135,7 +135,7 @@ def prune(
                 raise PrunekitError(f"{loop} cuts by {method}, and the recipe is one of {recipe.method.name}.")
             method = DEFAULT
     if plan is None:
-        config = _config(goals, method, effort, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
+        config = plan_config(goals, method, effort, calib, recipe, store_dtype=store_dtype, dtype=dtype, device=device)
     elif any(value is not None for value in goals.values()):
         raise PrunekitError("A plan already has its goals: give a plan or goals, not both.")
     if layout not in LAYOUTS:
@@ -334,7 +334,7 @@ def solve(
     return told(plan, text), compensate(dense, plan, recipe, text, batch_size)
 
 
-def _config(
+def plan_config(
     goals: Mapping[str, Any],
     method: str,
     effort: str | None,

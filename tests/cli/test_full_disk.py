@@ -101,6 +101,15 @@ def test_files(
     refused(ended, tmp_path)
 
 
+def test_candidates(model: Path, command: Command, tmp_path: Path) -> None:
+    """What was measured is kept: with room, the same command has only the folder to write."""
+    told = ("--params", "0.7", "--method", "magnitude", *QUICK, "--length", "16", "--max-tokens", "64")
+    with room(20_000):
+        ended = command("candidates", model, "-o", tmp_path / "out", *told)
+    refused(ended, tmp_path)
+    assert command("candidates", model, "-o", tmp_path / "out", *told).code == 0
+
+
 def test_a_picture(model: Path, command: Command, tmp_path: Path) -> None:
     """The plan, which is whole, stays."""
     plan = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.7", "--method", "magnitude", *QUICK)

@@ -15,7 +15,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 # The most that people read.
 LIMITS = {"plan": 21, "prune": 31}
 # What names a model on a hub, and where its revision is named.
-MODELS = ("analyze", "plan", "prune", "recover", "eval", "generate", "export", "bench", "latency-table")
+MODELS = ("analyze", "candidates", "plan", "prune", "recover", "eval", "generate", "export", "bench", "latency-table")
 
 
 def options(command: str) -> list[Any]:

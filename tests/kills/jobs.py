@@ -114,6 +114,18 @@ def prune_job(made: Made) -> Job:
     return Job("out", run, lambda out: _quietly("prune", made.model, "-o", out, *arguments, "--blocks", "0.9"))
 
 
+def candidates_job(made: Made) -> Job:
+    told = ("--calib", made.text, "--method", "magnitude", *QUICK, "--length", 32, "--max-tokens", 256)
+
+    def run(out: Path, flags: tuple[str, ...], sizes: str = "0.7") -> None:
+        _command("candidates", made.model, "-o", out, *told, "--params", sizes, *flags)
+
+    def old(out: Path) -> None:
+        _quietly("candidates", made.model, "-o", out, *told, "--params", "0.9,0.7")
+
+    return Job("out", run, old)
+
+
 TRAINING = set_options(text_length=16, text_held_out=2, batch_tokens=32, learning_rate=1e-4)
 
 
@@ -214,6 +226,7 @@ JOBS: dict[str, Callable[[Made], Job]] = {
     "table": table_job,
     "plan": plan_job,
     "prune": prune_job,
+    "candidates": candidates_job,
     "recover": recover_job,
     "stages": stages_job,
     "hf": export_job("hf"),

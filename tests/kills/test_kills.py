@@ -23,6 +23,7 @@ ALL = os.environ.get("PRUNEKIT_KILLS") == "all"
 NEEDS = {
     "plan": None,
     "prune": None,
+    "candidates": None,
     "recover": None,
     "stages": None,
     "hf": None,

@@ -20,6 +20,7 @@ NAMES = (
     "resolve",
     "Plan",
     "make_plan",
+    "candidates",
     "rebuild",
     "prune",
     "recover",

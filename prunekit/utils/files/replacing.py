@@ -37,7 +37,8 @@ CHECKPOINT = Kind("model that prunekit wrote", "prunekit.json", "prunekit-checkp
 EXPORT = Kind("export", "prunekit-export.json", "prunekit-export")
 PROFILE = Kind("exported profile", "prunekit-profile.json", "prunekit-profile")
 DEMO = Kind("demo", "prunekit-demo.json", "prunekit-demo")
-KINDS = (CHECKPOINT, EXPORT, PROFILE, DEMO)
+CANDIDATES = Kind("set of candidates", "prunekit-candidates.json", "prunekit-candidates-folder")
+KINDS = (CHECKPOINT, EXPORT, PROFILE, DEMO, CANDIDATES)
 
 # Of every entry below a folder what tells whether it was changed.
 Snapshot = dict[str, tuple[int, int, int]]

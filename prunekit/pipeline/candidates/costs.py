@@ -1,0 +1,122 @@
+"""What a candidate costs where it runs: bytes of weights and KV cache, users that fit, predicted latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prunekit.errors import PrunekitError
+from prunekit.pipeline.candidates.figure import Figure, exact, predicted, unknown
+from prunekit.plan.latency_table import LatencyTable
+from prunekit.plan.shape import LayerShape, ModelShape
+
+PHASES = {"prefill": "ttft_ratio", "decode": "tpot_ratio"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where it will run: ``context`` tokens of each user, prompt and answer, ``memory`` bytes (None: not said), and
+    latency tables by their phase."""
+
+    context: int
+    memory: int | None
+    tables: Mapping[str, LatencyTable]
+
+
+def read_tables(tables: Sequence[LatencyTable], dense: ModelShape) -> dict[str, LatencyTable]:
+    """Latency tables by phase. Raises PrunekitError where one is of another model, or two are of one phase."""
+    made: dict[str, LatencyTable] = {}
+    for table in tables:
+        table.check(dense)
+        phase = str(table.conditions.get("phase"))
+        if phase in made:
+            raise PrunekitError(f"Two latency tables are of {phase}; give one of prefill and one of decode at most.")
+        made[phase] = table
+    return made
+
+
+def memory_figures(weights: Figure, kv_bytes: int, place: Place, kv_how: str) -> dict[str, Figure]:
+    """Bytes of KV cache a token, of weights and one user's cache together, and how many users fit."""
+    kv = exact(kv_bytes, f"keys and values of all layers, {kv_how}")
+    if weights.value is None:
+        why = f"the size of the weights is not known: {weights.how}"
+        return {"kv_bytes_per_token": kv, "memory_bytes": unknown(why), "users": unknown(why)}
+    held, cache = int(weights.value), kv_bytes * place.context
+    how = (
+        f"file size plus the KV cache of one user with {place.context:,} tokens; activations and the runtime's own "
+        "memory are not counted"
+    )
+    total = exact(held + cache, how)
+    return {"kv_bytes_per_token": kv, "memory_bytes": total, "users": _users(held, cache, place)}
+
+
+def _users(weights: int, cache: int, place: Place) -> Figure:
+    if place.memory is None:
+        return unknown("say how much memory there is, with --device-memory 8GB")
+    how = (
+        f"(memory of {place.memory:,} bytes − file size) / KV cache of {place.context:,} tokens, rounded down; "
+        "activations and the runtime's own memory are not counted"
+    )
+    if not cache:
+        return unknown("the model has no KV cache")
+    return exact(max(0, (place.memory - weights) // cache), how)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a decode step reads of the weights, in bytes, and whether weights are rounded below 16 bits."""
+
+    weight_bytes: int | None
+    rounded: bool = False
+
+
+def latency_figures(
+    dense: ModelShape,
+    layers: Sequence[LayerShape],
+    shape: ModelShape,
+    read: Read,
+    of_dense: Read,
+    kv: int,
+    dense_kv: int,
+    place: Place,
+) -> dict[str, Figure]:
+    """Predicted time to the first token and of each further one, as shares of the unquantised dense model's: by a
+    latency table of the phase where there is one, else what operations and bytes alone would give. ``layers`` are by
+    the layers of the dense model, ``shape`` is the pruned model's."""
+    made: dict[str, Figure] = {}
+    for phase, name in PHASES.items():
+        table = place.tables.get(phase)
+        if table is not None and not read.rounded:
+            cost, said = table.cost(), table.conditions
+            ratio = cost.of(layers) / cost.of(dense.layers)
+            how = (
+                f"latency table of {phase}: {said.get('batch')} x {said.get('length')} tokens, {said.get('dtype')}, in "
+                "PyTorch; other runtimes gain otherwise"
+            )
+            made[name] = predicted(ratio, how)
+        else:
+            made[name] = _ideal(phase, dense, shape, read, of_dense, kv, dense_kv, place.context)
+    return made
+
+
+def _ideal(
+    phase: str, dense: ModelShape, shape: ModelShape, read: Read, of_dense: Read, kv: int, dense_kv: int, context: int
+) -> Figure:
+    if phase == "prefill":
+        if read.rounded:
+            return unknown(
+                "how fast rounded weights are multiplied depends on the runtime: measure it with prunekit bench"
+            )
+        # On average a token of a prompt attends to half of it.
+        ratio = shape.flops_per_token(context // 2) / dense.flops_per_token(context // 2)
+        return predicted(
+            ratio, "ideal: operations alone, at best; give a --latency-table, or measure with prunekit bench"
+        )
+    if read.weight_bytes is None or of_dense.weight_bytes is None:
+        return unknown("the bytes that a step reads are not known")
+    ratio = (read.weight_bytes + kv * context) / (of_dense.weight_bytes + dense_kv * context)
+    return predicted(
+        ratio,
+        f"ideal: bytes read at {context:,} tokens of context alone, at best; give a --latency-table, or measure with "
+        "prunekit bench",
+    )

@@ -1,0 +1,71 @@
+"""A figure that says where it comes from: measured, predicted, exact, or not measured and why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["measured", "predicted", "exact", "not measured"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``value`` with its 95 % interval from ``low`` to ``high`` where it has one; ``how`` says in a short sentence
+    where it comes from, or why there is none."""
+
+    value: float | int | None
+    status: Status
+    how: str
+    low: float | None = None
+    high: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only: what no float holds is null."""
+        return {
+            "value": _finite(self.value),
+            "status": self.status,
+            "low": _finite(self.low),
+            "high": _finite(self.high),
+            "how": self.how,
+        }
+
+
+def exact(value: float | int, how: str) -> Figure:
+    return Figure(value, "exact", how)
+
+
+def predicted(value: float, how: str) -> Figure:
+    return Figure(value, "predicted", how)
+
+
+def unknown(why: str) -> Figure:
+    return Figure(None, "not measured", why)
+
+
+def measured(
+    value: float, error: float | None, count: int, how: str, *, least: float = -math.inf, most: float = math.inf
+) -> Figure:
+    """A mean over ``count`` windows with its standard ``error``: the interval is Student's with count - 1 degrees of
+    freedom, cut at what can be (``least``, ``most``). None for ``error``: no interval."""
+    if error is None or not math.isfinite(error) or not math.isfinite(value):
+        return Figure(value, "measured", how)
+    reach = _quantile(count - 1) * error
+    return Figure(value, "measured", how, max(least, value - reach), min(most, value + reach))
+
+
+def mapped(figure: Figure, function: Any, how: str) -> Figure:
+    """A rising ``function`` of a figure and of the ends of its interval."""
+    low, high = (None if each is None else function(each) for each in (figure.low, figure.high))
+    return Figure(None if figure.value is None else function(figure.value), figure.status, how, low, high)
+
+
+def _quantile(degrees: int) -> float:
+    """The 97.5 % point of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    return None if value is None or not math.isfinite(value) else value

@@ -1,0 +1,260 @@
+"""Several sizes of one model, before any is made: plans, measured quality, file sizes, memory, users."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import PrunekitError
+from prunekit.evaluation.windows import EvalConfig
+from prunekit.pipeline import plan_config, solve
+from prunekit.pipeline.candidates.asked import Format, Sizes, read_format, read_sizes
+from prunekit.pipeline.candidates.costs import Place, read_tables
+from prunekit.pipeline.candidates.folder import write_folder
+from prunekit.pipeline.candidates.kept import Kept, Measured
+from prunekit.pipeline.candidates.overlap import share_seen
+from prunekit.pipeline.candidates.plans import GGUF, check_sizes, loss_of_rounding, plan_for
+from prunekit.pipeline.candidates.result import Candidates, with_front
+from prunekit.pipeline.candidates.rows import Candidate, Facts, rows_of
+from prunekit.pipeline.candidates.words import advice, how_made, not_measured, shared_text
+from prunekit.plan.goals import parse_size
+from prunekit.plan.latency_table import LatencyTable
+from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.utils.files.replacing import CANDIDATES, local
+
+if TYPE_CHECKING:
+    from prunekit.data.mixture import CalibrationText
+    from prunekit.models.dense import DenseModel
+    from prunekit.models.source import Source
+    from prunekit.pipeline.candidates.asked import Size
+    from prunekit.pipeline.candidates.quality import Judge
+    from prunekit.plan import Plan
+    from prunekit.pruning.planner import PlanConfig
+
+CONTEXT, TOKENS = 2048, 16384
+"""Of a user's KV cache, and of the text that quality is measured on, unless told otherwise."""
+_LONGEST = 10**9
+_log = logging.getLogger("prunekit")
+
+
+def candidates(
+    model: Source | str,
+    out: str | Path,
+    *,
+    params: Sizes = None,
+    blocks: Sizes = None,
+    kv_cache: str | None = None,
+    method: str = DEFAULT,
+    effort: str | None = None,
+    calib: str | None = None,
+    recipe: Recipe | None = None,
+    text: str = "builtin",
+    config: EvalConfig | None = None,
+    ships_as: str | None = None,
+    context: int = CONTEXT,
+    memory: str | int | None = None,
+    latency_tables: Sequence[LatencyTable | str | Path] = (),
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> Candidates:
+    """Compare several sizes of ``model`` before any is made, as `prunekit candidates` does, and write the folder
+    ``out``: `candidates.json`, a plan for each size, a picture.
+
+    ``params`` or ``blocks`` list the sizes ("0.9,0.8" or [0.9, 0.8]), as :func:`prunekit.prune` takes one; ``kv_cache``
+    is a goal of all. What is measured of the model (the loss curves of the default method) is measured once. Every size
+    is then pruned in memory as its plan says, with all that the recipe computes, and evaluated on ``text`` beside the
+    dense model, the first 16,384 tokens unless ``config`` says otherwise. ``ships_as`` names a format ("gguf:q4_k_m"):
+    every size is exported to a temporary folder to know its size, and where the format has fewer than 16 bits its
+    quality. ``context`` tokens of each user and the device's ``memory`` ("8GB") say how many fit, ``latency_tables``
+    (one of prefill, one of decode) predict times.
+
+    Finished work is kept in the cache: after an interruption the same call goes on. Raises PrunekitError where
+    something makes no sense or can't be met, before the work where that can be known.
+
+    >>> made = candidates("smollm2-135m", "sizes", params=[0.9, 0.8], text="held.jsonl")  # doctest: +SKIP
+    >>> [(row.name, row.figures["loss_added"].value) for row in made.rows]  # doctest: +SKIP
+    [('dense', 0.0), ('0.9', 0.071), ('0.8', 0.214)]
+    """
+    sizes = read_sizes(params, blocks, kv_cache)
+    configs = [plan_config(each.goals, method, effort, calib, recipe, dtype=dtype, device=device) for each in sizes]
+    format_ = None if ships_as is None else read_format(ships_as)
+    config = config or EvalConfig(max_tokens=TOKENS)
+    tables = [each if isinstance(each, LatencyTable) else LatencyTable.load(each) for each in latency_tables]
+    place = Place(_tokens(context), None if memory is None else parse_size(_bytes(memory), "--device-memory"), {})
+    from prunekit.evaluation.check import check_there
+    from prunekit.models.source import as_source
+    from prunekit.utils.files.atomic import check_output_folder
+
+    out = Path(out)
+    named = model if isinstance(model, str) else str(model.path)
+    files = [each for each in latency_tables if not isinstance(each, LatencyTable)]
+    inputs = local(named, calib, text, *files)
+    check_output_folder(out, overwrite, kind=CANDIDATES, inputs=inputs)
+    check_there(text)
+    source = as_source(model, revision=revision)
+    place = replace(place, tables=read_tables(tables, source.shape))
+    check_sizes(source, configs)
+    made = _Work(source, sizes, configs, format_, text, config, out).all(place)
+    write_folder(made, out, overwrite, inputs)
+    return replace(made, path=out)
+
+
+def _tokens(context: int) -> int:
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= _LONGEST:
+        raise PrunekitError(f"--context must be a number of tokens from 1 to {_LONGEST:,}, got {context!r}.")
+    return context
+
+
+def _bytes(memory: str | int) -> str:
+    return f"{memory}B" if isinstance(memory, int) else memory
+
+
+@dataclass
+class _Work:
+    """One comparison: what is asked for, checked."""
+
+    source: Source
+    sizes: Sequence[Size]
+    configs: Sequence[PlanConfig]
+    format_: Format | None
+    text: str
+    config: EvalConfig
+    out: Path
+
+    def all(self, place: Place) -> Candidates:
+        """Measure everything."""
+        from prunekit.data.calibration import check_length
+        from prunekit.data.mixture import calibration_text
+        from prunekit.data.sources import source_name
+        from prunekit.models.dense import DenseModel
+        from prunekit.models.source import load_tokenizer, pick_device
+        from prunekit.pipeline.candidates.quality import Judge
+        from prunekit.pipeline.candidates.shipping import why_not
+        from prunekit.utils.machine import describe_machine
+        from prunekit.utils.provenance import model_label, versions
+
+        source, first = self.source, self.configs[0]
+        dense = DenseModel(source, dtype=first.dtype, device=first.device)
+        tokenizer = load_tokenizer(source)
+        judge = Judge(dense, tokenizer, self.text, self.config)
+        check_length(first.recipe.calibration, source.config)
+        missing = None if self.format_ is None else why_not(self.format_)
+        if missing is not None:
+            _log.warning("Sizes and quality in %s are not measured: %s", self.format_ and self.format_.text, missing)
+        calibration = calibration_text(first.recipe.calibration, tokenizer, dense)
+        seen = share_seen(judge.ids, calibration.input_ids)
+        shared = shared_text(self.text, first.recipe.calibration.source, seen)
+        if shared is not None:
+            _log.warning("%s", shared)
+        kept = Kept.of(
+            "quality", source.fingerprint, judge.digest, first.dtype, str(pick_device(first.device)), versions()
+        )
+        plans = [plan_for(source, each, dense, calibration) for each in self.configs]
+        rounding = [
+            self._rounding(each, dense, calibration, plan) for each, plan in zip(self.configs, plans, strict=True)
+        ]
+        found = [self._dense(dense, judge, kept, missing)]
+        for size, each in zip(self.sizes, plans, strict=True):
+            found.append(self._pruned(size, each, dense, judge, kept, missing))
+        facts = Facts(source.shape, source.dtype, source_name(self.text), self.format_, place)
+        rows = [row for each in found for row in rows_of(each, facts)]
+        told = dict(zip((size.name for size in self.sizes), rounding, strict=True))
+        rows = [replace(row, advice=advice(row.fallbacks, told.get(row.name.split(" ")[0]))) for row in rows]
+        result = found[0].own.result
+        return Candidates(
+            model={
+                "name": model_label(source.name),
+                "fingerprint": source.fingerprint,
+                "parameters": source.shape.parameters,
+                "family": source.family.model_type,
+            },
+            machine=describe_machine(pick_device(first.device)),
+            versions=versions(),
+            calibration=calibration.describe(),
+            evaluation={
+                "source": source_name(self.text),
+                "tokens": len(judge.ids),
+                "tokens_predicted": None if result is None else result.tokens_predicted,
+                "windows": None if result is None else result.windows,
+                "length": min(self.config.length, len(judge.ids)),
+                "stride": self.config.step,
+                "sha256": judge.digest,
+                "shared_with_calibration": round(seen, 4),
+            },
+            ships_as=None if self.format_ is None else self.format_.text,
+            context=place.context,
+            memory=place.memory,
+            rows=with_front(rows),
+            not_measured=not_measured(self.text, shared, self.format_, missing, bool(place.tables)),
+        )
+
+    def _dense(self, dense: DenseModel, judge: Judge, kept: Kept, missing: str | None) -> Candidate:
+        own = kept.measured("dense") or kept.keep(judge.of_dense(), "dense")
+        shipped = self._shipped("dense", judge, kept, missing, None, None)
+        return Candidate("dense", None, own, shipped, "nothing is pruned")
+
+    def _pruned(
+        self, size: Size, plan: Plan, dense: DenseModel, judge: Judge, kept: Kept, missing: str | None
+    ) -> Candidate:
+        """What is known of a size, and what is not, measured."""
+        from prunekit.pipeline.candidates.quality import failed, solved_in_memory
+
+        digest, how = plan.file_digest(), how_made(plan)
+        own = kept.measured("prune", digest)
+        shipped = self._kept_shipped(digest, kept, missing)
+        if own is not None and (shipped is not None or self.format_ is None):
+            return Candidate(size.name, plan, own, shipped, how)
+        judge.prepare()
+        options = {"dtype": dense.dtype, "device": dense.device}
+        try:
+            model, solved, weights, seconds = solved_in_memory(self.source, plan, lambda: solve(dense, plan), **options)
+        except PrunekitError as error:
+            return Candidate(size.name, plan, failed(error), failed(error) if self.format_ else None, how)
+        if own is None:
+            own = kept.keep(replace(judge.of(model), seconds=seconds), "prune", digest)
+        # Room for what is exported.
+        del model
+        gc.collect()
+        shipped = self._shipped(digest, judge, kept, missing, solved, weights)
+        return Candidate(size.name, plan, own, shipped, how)
+
+    def _kept_shipped(self, digest: str, kept: Kept, missing: str | None) -> Measured | None:
+        if self.format_ is None:
+            return None
+        return Measured(why=missing) if missing is not None else kept.measured(self.format_.text, digest)
+
+    def _shipped(
+        self, digest: str, judge: Judge, kept: Kept, missing: str | None, plan: Plan | None, weights: Any
+    ) -> Measured | None:
+        """The export of the model of that plan's ``digest``."""
+        found = self._kept_shipped(digest, kept, missing)
+        if self.format_ is None or found is not None:
+            return found
+        from prunekit.pipeline.candidates.shipping import shipped
+
+        if self.format_.rounds:
+            judge.prepare()
+        # Beside the result, where there is to be space: a temporary folder elsewhere may be small.
+        parent = self.out.absolute().parent
+        beside = parent if parent.is_dir() else None
+        device = self.configs[0].device
+        made = shipped(self.source, self.format_, judge, device, beside, plan, weights)
+        # What failed may work the next time.
+        return kept.keep(made, self.format_.text, digest) if made.facts else made
+
+    def _rounding(
+        self, config: PlanConfig, dense: DenseModel, calibration: CalibrationText, plan: Plan
+    ) -> float | None:
+        """What the widths that K-quants want would cost, where they are asked about."""
+        format_ = self.format_
+        if format_ is None or format_.target.name != GGUF or "_k" not in format_.dtype:
+            return None
+        if config.recipe.rounding.round_for == GGUF:
+            return None
+        return loss_of_rounding(self.source, config, dense, calibration, plan)

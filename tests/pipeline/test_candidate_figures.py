@@ -1,0 +1,189 @@
+"""The arithmetic behind candidates: sizes, intervals, users, latency, the front, shared text."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunekit.errors import PrunekitError
+from prunekit.pipeline.candidates.asked import read_format, read_sizes
+from prunekit.pipeline.candidates.costs import Place, Read, latency_figures, memory_figures, read_tables
+from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, unknown
+from prunekit.pipeline.candidates.overlap import share_seen
+from prunekit.pipeline.candidates.result import front
+from prunekit.plan.shape import LayerShape, ModelShape
+from tests.plan.test_latency_table import SHAPE, made_up
+
+HERE = Place(1000, None, {})
+
+
+def test_sizes_are_named_as_they_are_said() -> None:
+    sizes = read_sizes("0.9, 80%,1.0b", None)
+    assert [size.name for size in sizes] == ["0.9", "0.8", "1.0B"]
+    assert [size.target.text for size in sizes] == ["--params 0.9", "--params 80%", "--params 1.0b"]
+    (one,) = read_sizes(None, 0.5, "0.7")
+    assert one.target.text == "--blocks 0.5 --kv-cache 0.7"
+    assert [size.name for size in read_sizes([0.9, "0.8"], None)] == ["0.9", "0.8"]
+
+
+@pytest.mark.parametrize(
+    ("params", "blocks", "said"),
+    [
+        (None, None, "Say the sizes to compare"),
+        ("0.9", "0.9", "one of the two"),
+        ("", None, "empty place"),
+        ("0.9,,0.8", None, "empty place"),
+        ([], None, "empty place"),
+        ("0.8,0.9,80%", None, "names 80% twice"),
+        ("0", None, "must keep something"),
+        ("1.5", None, "neither a share below 1 nor a count"),
+        (None, "1.5", "not a share"),
+        ("-0.5", None, "not a target"),
+        ("0.9;0.8", None, "not a target"),
+        ("nan", None, "not a target"),
+        (",".join(f"0.{number}" for number in range(100, 200)), None, "64 are compared at most"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(params: str | None, blocks: str | None, said: str) -> None:
+    with pytest.raises(PrunekitError, match=said):
+        read_sizes(params, blocks)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gguff:q4_k_m", "did you mean 'gguf'"),
+        ("gguf:q4_k_x", "no dtype 'q4_k_x'"),
+        ("", "no format"),
+        ("\x1b[2J", "x1b"),
+    ],
+)
+def test_unknown_formats_are_refused(text: str, said: str) -> None:
+    with pytest.raises(PrunekitError, match=said):
+        read_format(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "rounds"),
+    [
+        ("gguf:q4_k_m", "gguf:q4_k_m", True),
+        ("gguf", "gguf:f16", False),
+        ("onnx:float32", "onnx:fp32", False),
+        ("onnx-genai:int4", "onnx-genai:int4", True),
+        ("hf:bfloat16", "hf:bf16", False),
+    ],
+)
+def test_formats(text: str, named: str, rounds: bool) -> None:
+    found = read_format(text)
+    assert (found.text, found.rounds) == (named, rounds)
+
+
+def test_an_interval_by_hand() -> None:
+    # Four windows: 3 degrees of freedom, for which tables have 3.182.
+    figure = measured(0.2, 0.01, 4, "how")
+    assert (figure.low, figure.high) == (pytest.approx(0.2 - 0.03182, abs=1e-5), pytest.approx(0.23182, abs=1e-5))
+    assert measured(0.01, 0.01, 4, "how", least=0).low == 0
+    assert measured(0.99, 0.01, 4, "how", most=1).high == 1
+    for error in (None, math.nan, math.inf):
+        figure = measured(0.2, error, 1, "how")
+        assert (figure.value, figure.low, figure.high) == (0.2, None, None)
+    perplexity = mapped(measured(1.0, 0.1, 4, "how"), math.exp, "how")
+    assert perplexity.value == pytest.approx(math.e) and perplexity.low == pytest.approx(math.exp(1 - 0.3182), abs=1e-4)
+
+
+def test_what_no_float_holds_is_null() -> None:
+    told = Figure(math.inf, "measured", "how", math.nan, 1.0).to_dict()
+    assert told == {"value": None, "status": "measured", "low": None, "high": 1.0, "how": "how"}
+
+
+def test_users_by_hand() -> None:
+    """2 KV heads of 16 numbers in 3 layers: 2 · 2 · 16 · 3 numbers of 2 bytes a token are 384 bytes."""
+    kv = SHAPE.kv_bytes_per_token(2)
+    assert kv == 384
+    weights, place = exact(1_000_000, "file"), Place(1000, 4_000_000, {})
+    figures = memory_figures(weights, kv, place, "16 bits each")
+    # (4,000,000 − 1,000,000) / 384,000 = 7.8.
+    assert figures["users"].value == 7 and figures["users"].status == "exact"
+    assert figures["memory_bytes"].value == 1_384_000 and figures["kv_bytes_per_token"].value == 384
+    small = Place(1000, 900_000, {})
+    assert memory_figures(weights, kv, small, "")["users"].value == 0
+    without = memory_figures(weights, kv, HERE, "")["users"]
+    assert without.value is None and without.status == "not measured" and "--device-memory" in without.how
+    lost = memory_figures(unknown("no llama.cpp"), kv, place, "")
+    assert lost["users"].value is None and "no llama.cpp" in lost["memory_bytes"].how
+
+
+def test_latency_by_a_table_by_hand() -> None:
+    """4 query heads take 4 ms, 100 channels 10 ms and the rest 1 ms: 43 ms; half of the channels in each: 28 ms."""
+    table = made_up({50: 5e-3, 100: 10e-3})
+    place = Place(8, None, read_tables([table], SHAPE))
+    half = [LayerShape(4, 2, 50)] * 3
+    shape, read = SHAPE.with_layers(half), Read(10)
+    figures = latency_figures(SHAPE, half, shape, read, Read(20), 1, 2, place)
+    assert figures["tpot_ratio"].value == pytest.approx(28 / 43) and figures["tpot_ratio"].status == "predicted"
+    assert "latency table of decode" in figures["tpot_ratio"].how and "ideal" in figures["ttft_ratio"].how
+    flops = shape.flops_per_token(4) / SHAPE.flops_per_token(4)
+    assert figures["ttft_ratio"].value == pytest.approx(flops)
+    # A dropped layer takes no time.
+    dropped = [LayerShape(4, 2, 100), LayerShape(0, 0, 0), LayerShape(4, 2, 100)]
+    figures = latency_figures(SHAPE, dropped, SHAPE.with_layers(dropped[::2]), read, Read(20), 1, 2, place)
+    assert figures["tpot_ratio"].value == pytest.approx(29 / 43)
+
+
+def test_ideal_latency_by_hand() -> None:
+    rounded = latency_figures(
+        SHAPE, SHAPE.layers, SHAPE, Read(1000, rounded=True), Read(4000), 2, 4, Place(100, None, {})
+    )
+    assert rounded["tpot_ratio"].value == pytest.approx((1000 + 200) / (4000 + 400))
+    assert rounded["ttft_ratio"].value is None and rounded["ttft_ratio"].status == "not measured"
+    nobody = latency_figures(SHAPE, SHAPE.layers, SHAPE, Read(None), Read(4000), 2, 4, HERE)
+    assert nobody["tpot_ratio"].value is None
+
+
+def test_tables_of_others_or_of_one_phase_are_refused() -> None:
+    table = made_up({100: 10e-3})
+    with pytest.raises(PrunekitError, match="Two latency tables are of decode"):
+        read_tables([table, table], SHAPE)
+    with pytest.raises(PrunekitError, match="another geometry"):
+        read_tables([table], ModelShape(32, 16, 128, False, (LayerShape(4, 2, 100),) * 3))
+
+
+_NUMBERS = st.integers(0, 6).map(float)
+
+
+@given(st.lists(st.none() | st.tuples(_NUMBERS, _NUMBERS), max_size=12))
+def test_the_front_by_its_properties(points: list[tuple[float, float] | None]) -> None:
+    told = front(points)
+    known = [point for point in points if point is not None]
+    best = {point for point, on in zip(points, told, strict=True) if on and point}
+    assert not any(on for point, on in zip(points, told, strict=True) if point is None)
+    assert bool(best) == bool(known)
+    # Along the front what is larger is better, and everything else is beaten by one of the front.
+    assert all(a[0] < b[0] and a[1] > b[1] for a, b in pairwise(sorted(best)))
+    for point in known:
+        assert (point in best) != any(b != point and b[0] <= point[0] and b[1] <= point[1] for b in best)
+
+
+def test_shared_text_is_found_and_chance_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(0, 50, (2000,), generator=generator)
+    other = torch.randint(0, 50, (20, 64), generator=generator)
+    assert share_seen(text, other) == 0
+    assert share_seen(text, text[:1984].reshape(31, 64)) == pytest.approx(1984 / 2000)
+    other[3, :40] = text[500:540]
+    assert share_seen(text, other) == pytest.approx(40 / 2000)
+    assert share_seen(text[:20], other) == 0 and share_seen(text, other[:, :20]) == 0
+
+
+def test_the_front_does_not_depend_on_the_order() -> None:
+    rng = random.Random(0)
+    points = [(rng.random(), rng.random()) for _ in range(50)]
+    told = dict(zip(points, front(points), strict=True))
+    rng.shuffle(points)
+    assert dict(zip(points, front(points), strict=True)) == told
