@@ -17,11 +17,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prunekit.cli.launch import begin, end_all, is_quiet
+from prunekit.cli.launch import begin, end_all, is_quiet, is_silenced
+from prunekit.cli.long_command import LogFile, Quiet, Verbose, told_before
 from prunekit.errors import PrunekitError
 from prunekit.utils.files import leftovers
 from prunekit.utils.files.atomic import write_text
 from prunekit.utils.names import printable, sentence
+from prunekit.utils.phases import telling
 from prunekit.utils.process import ranks
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
@@ -67,7 +69,11 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log: LogFile = None,
 ) -> None:
+    told_before(quiet=quiet, verbose=verbose, log=log)
     begin(context.invoked_subcommand, note)
 
 
@@ -122,7 +128,8 @@ def fail(message: str, as_json: bool) -> int:
 
 def note(text: str) -> None:
     """Say something that a user should know, on stderr; the run goes on."""
-    if not is_quiet():
+    telling.say(text)
+    if not is_quiet() and not is_silenced():
         print(f"prunekit: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 

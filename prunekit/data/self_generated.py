@@ -15,7 +15,10 @@ from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
+from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.phases.telling import keeping
+from prunekit.utils.phases.titles import OWN_TEXT
 from prunekit.utils.process.ranks import from_first, in_order, is_first, rounds, share_of
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
@@ -46,6 +49,9 @@ class Writer:
     write: Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
+Sampler = Callable[[int, int, Advance], "torch.Tensor"]
+"""Samples a chunk of that number and so many sequences, and tells of them."""
+
 Writing = Callable[["Source", str], AbstractContextManager[Writer | None]]
 """What gives a :class:`Writer` of a model on a device for a while, or None where the plain model is to sample."""
 
@@ -72,40 +78,48 @@ def written_chunks(
     config: Any,
     *,
     writer: Writer | None = None,
-    use: str = "calibration",
     option: str = "--calib",
 ) -> Generator[torch.Tensor, None, None]:
     """The blocks of :func:`self_written` [n, config.length], some at a time, so that no more is in memory: from the
-    ``writer`` where one is given. ``use`` says what the text is for, ``option`` names it in errors.
+    ``writer`` where one is given. ``option`` names the text in errors.
 
     Close it where not all is asked for: the model computes in another dtype meanwhile.
     """
     # Rank 0's cache is that of all.
     files: list[Any] = from_first(lambda: [[str(file), size] for file, size in _files(dense, config, writer)])
     left = config.sequences
-    sampler: Callable[[int, int], torch.Tensor] | None = None
-    with progress(f"Writing {use} text", sum(size for _, size in files)) as advance, ExitStack() as stack:
+    sampler: Sampler | None = None
+    total = sum(size for _, size in files)
+    done = 0
+    shown = {"tokens": total * config.length, "kept_in": Path(files[0][0]).parent if files else None}
+    with progress(OWN_TEXT, total, **shown) as advance, ExitStack() as stack:
         for some in rounds(range(len(files))):
             at = [Path(files[chunk][0]) for chunk in some]
             kept: list[Any] = from_first(partial(list, map(read_kept_tensors, at)))
             missing = [place for place, tensors in enumerate(kept) if tensors is None]
             made = []
-            for place in share_of(missing):
+            mine = share_of(missing)
+            for place in mine:
                 if sampler is None and writer is not None:
                     sampler = _asking(writer, dense.source.config.vocab_size, first, config)
                 elif sampler is None:
                     model = stack.enter_context(_computing(dense))
                     sampler = _sampler(model, dense.source.name, first, config, option)
-                made.append(sampler(some[place], files[some[place]][1]))
+                made.append(sampler(some[place], files[some[place]][1], advance))
             for place, block in zip(missing, in_order(made, len(missing)), strict=True):
                 kept[place] = {"ids": block}
                 if is_first():
                     write_kept_tensors(at[place], kept[place])
-            for chunk, tensors in zip(some, kept, strict=True):
+            for place, (chunk, tensors) in enumerate(zip(some, kept, strict=True)):
                 size = files[chunk][1]
+                done += size
+                # What was sampled here was told of token by token.
+                if place not in mine:
+                    advance(size, kept=place not in missing)
+                if at[place].is_file():
+                    keeping("text that the model wrote", done, total)
                 yield tensors["ids"][:left]
                 left -= size
-                advance(size)
 
 
 def unwritten(dense: DenseModel, config: Any, *, writer: Writer | None = None) -> list[int]:
@@ -162,10 +176,10 @@ def _starts(vocabulary: int, first: int | None, size: int, generator: torch.Gene
     return starts
 
 
-def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> Callable[[int, int], torch.Tensor]:
+def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> Sampler:
     import torch
 
-    def written(chunk: int, size: int) -> torch.Tensor:
+    def written(chunk: int, size: int, advance: Advance) -> torch.Tensor:
         seed = int.from_bytes(_digest(config.seed, chunk), "little")
         starts = _starts(vocabulary, first, size, torch.Generator().manual_seed(seed))
         ids = writer.write(starts, config.length, seed)
@@ -174,23 +188,24 @@ def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> 
                 f"The writer {writer.name} must continue {size} starts to int64 [{size}, {config.length}], but gave "
                 f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}, or other starts."
             )
+        advance(size)
         return ids.contiguous()
 
     return written
 
 
-def _sampler(model: Any, name: str, first: int | None, config: Any, option: str) -> Callable[[int, int], torch.Tensor]:
+def _sampler(model: Any, name: str, first: int | None, config: Any, option: str) -> Sampler:
     import torch
 
     from prunekit.utils.numerics.finite import blame_layer
 
     vocabulary = model.config.vocab_size
 
-    def written(chunk: int, size: int) -> torch.Tensor:
+    def written(chunk: int, size: int, advance: Advance) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(_digest(config.seed, chunk), "little"))
         starts = _starts(vocabulary, first, size, generator)
         try:
-            return _continue(model, starts, config.length, generator)
+            return _continue(model, starts, config.length, generator, advance)
         except _NotFinite:
             blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
@@ -205,8 +220,10 @@ class _NotFinite(Exception):
     """The model gave NaN or infinite logits."""
 
 
-def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
-    """``starts`` [B, 1] continued to [B, length]."""
+def _continue(
+    model: Any, starts: torch.Tensor, length: int, generator: torch.Generator, advance: Advance
+) -> torch.Tensor:
+    """``starts`` [B, 1] continued to [B, length]. ``advance`` is told of parts of B sequences."""
     import torch
 
     from prunekit.utils.numerics.categorical import sampled
@@ -232,6 +249,7 @@ def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Ge
                 raise _NotFinite
             # The generator is the CPU's, so that a device changes nothing else.
             made[:, place + 1] = sampled(logits, generator, torch.float64).cpu()
+            advance(len(starts) / (length - 1))
     return made
 
 

@@ -87,10 +87,12 @@ def make_plan(
     0.7996
     """
     from prunekit.models.source import as_source
-    from prunekit.pruning.planner import compute_plan
+    from prunekit.pruning.planner import compute_plan, plan_phases
+    from prunekit.utils.phases.telling import phases
 
     config = _config(goals, method, effort, calib, recipe, dtype=dtype, device=device)
-    return compute_plan(as_source(source, revision=revision), config)
+    with phases(*plan_phases(config.recipe)):
+        return compute_plan(as_source(source, revision=revision), config)
 
 
 def prune(
@@ -192,36 +194,31 @@ def prune(
             writing=text_writer,
         )
         return Pruned(whole, made.plan, made.written, made)
-    whole = as_source(source, revision=revision)
-    dense = DenseModel(whole, dtype=dtype, device=device)
-    if config is not None and config.recipe.method.rotates:
-        from prunekit.pruning.slicegpt import slice_model
+    from prunekit.pipeline.phases import prune_phases
+    from prunekit.utils.phases.telling import phases
 
+    told: Any = config.recipe if config is not None else plan
+    with phases(*prune_phases(told, plan is not None and computes(plan))):
+        whole = as_source(source, revision=revision)
+        dense = DenseModel(whole, dtype=dtype, device=device)
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        return Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
-    from prunekit.checkpoint.manifest import written_once
-    from prunekit.checkpoint.rebuild import rebuild
+        if config is not None and config.recipe.method.rotates:
+            from prunekit.pruning.slicegpt import slice_model
 
-    if config is not None:
-        from prunekit.pruning.planner import compute_plan
+            return Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
+        from prunekit.checkpoint.manifest import written_once
+        from prunekit.checkpoint.rebuild import rebuild
 
-        plan = compute_plan(whole, config, dense)
-    assert plan is not None
-    solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
-    del dense
-    written = written_once(
-        lambda: rebuild(
-            whole,
-            solved,
-            out,
-            layout=layout,  # type: ignore[arg-type]
-            dtype=store_dtype,
-            weights=weights,
-            overwrite=overwrite,
-            max_shard_bytes=shard_bytes,
-        )
-    )
-    return Pruned(whole, solved, written)
+        if config is not None:
+            from prunekit.pruning.planner import compute_plan
+
+            plan = compute_plan(whole, config, dense)
+        assert plan is not None
+        solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+        del dense
+        options |= {"layout": layout, "dtype": store_dtype, "weights": weights}
+        written = written_once(lambda: rebuild(whole, solved, out, **options))
+        return Pruned(whole, solved, written)
 
 
 def recover(

@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, deliver, table
+from prunekit.cli.long_command import long
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @app.command("bench")
+@long
 def bench_command(
     model: o.Model,
     baseline: o.Baseline,

@@ -17,16 +17,20 @@ from prunekit.models.slicing import cut_layer
 from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep
 from prunekit.plan.allocations import OptimalConfig
-from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.plan.shape import Kind, LayerShape, ModelShape
+from prunekit.pruning.curves.costs import SCALE, CurveCosts, both, in_layers
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_curves
 from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.advance import Advance
+from prunekit.utils.phases.telling import keeping, unneeded
+from prunekit.utils.phases.titles import CURVES, FISHER, WHOLE
 from prunekit.utils.process import ranks
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
-    from prunekit.pruning.curves.curve_store import CurveStore
+    from prunekit.pruning.curves.curve_store import CurveStore, Removed
     from prunekit.pruning.curves.divergence import Divergence
 
 
@@ -110,17 +114,13 @@ class Session:
             self._draw_missing(known, store, measured, advance)
         else:
             advance(self.curve_steps())
+            unneeded(FISHER, "not needed")
+            with progress(CURVES, len(known), kept_in=self.store) as step:
+                step(len(known), kept=True)
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
         removed = ranks.shared([store.removed(index) for index in range(len(known))])
-        places = [(index, kind) for index in range(len(known)) for kind in kinds]
-        missing = [(index, kind) for index, kind in places if kind not in removed[index]]
-        advance(len(places) - len(missing))
-        for some in ranks.rounds(missing):
-            found = [measured().of(index, kind, None) for index, kind in ranks.share_of(some)]
-            for (index, kind), loss in zip(some, ranks.in_order(found, len(some)), strict=True):
-                removed[index][kind] = loss
-                store.keep_removed(index, removed[index])
-                advance()
+        if kinds:
+            self._measure_whole(kinds, removed, store, measured, advance)
         made = []
         for index, curves in enumerate(known):
             assert curves is not None
@@ -128,6 +128,32 @@ class Session:
                 curves = curves.without(kind, removed[index][kind])
             made.append(curves)
         return tuple(made)
+
+    def _measure_whole(
+        self,
+        kinds: Sequence[Kind],
+        removed: list[Removed],
+        store: CurveStore,
+        divergence: Callable[[], Divergence],
+        advance: Advance,
+    ) -> None:
+        """Put what is lost without a whole sub-layer into ``removed``, where it is missing."""
+        places = [(index, kind) for index in range(len(removed)) for kind in kinds]
+        missing = [(index, kind) for index, kind in places if kind not in removed[index]]
+        deep = len(removed)
+        work = {"": float(sum(deep - index for index, _ in places))}
+        with progress(WHOLE, len(places), work=work, kept_in=self.store) as step:
+            for index, kind in places:
+                if (index, kind) not in missing:
+                    step(cost=deep - index, kept=True)
+            advance(len(places) - len(missing))
+            for some in ranks.rounds(missing):
+                found = [divergence().of(index, kind, None) for index, kind in ranks.share_of(some)]
+                for (index, kind), loss in zip(some, ranks.in_order(found, len(some)), strict=True):
+                    removed[index][kind] = loss
+                    store.keep_removed(index, removed[index])
+                    step(cost=deep - index)
+                    advance()
 
     def _draw_missing(
         self,
@@ -145,41 +171,51 @@ class Session:
         size = max(1, self._batch_size // 2)
         there = {index for index, each in enumerate(known) if each is not None}
         sums = FisherStore(self.store, len(known))
-        fisher = output_fisher(
-            self.model,
-            self.family,
-            ids[: self._fisher_sequences(ids)],
-            batch_size=size,
-            seed=self.seed,
-            fast=self._fast,
-            store=sums,
-            known=there,
-            advance=advance,
-        )
-        advance(len(there))
-        drawn = layer_curves(
-            self.model,
-            self.family,
-            self.source,
-            ids,
-            fisher,
-            batch_size=self._batch_size,
-            fast=self._fast,
-            known=there,
-            advance=advance,
-        )
-        for some in ranks.rounds([index for index in range(len(known)) if index not in there]):
-            # A rank without a layer in the last round asks too: what is drawn is summed up over all.
-            own = next(drawn, None)
-            mine = []
-            if own is not None:
-                index, curves, cuts = own
-                mine.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
-            for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
-                known[index] = made
-                store.keep(index, made)
-                advance()
+        some_ids = ids[: self._fisher_sequences(ids)]
+        with progress(FISHER, -(-len(some_ids) // size), tokens=some_ids.numel(), kept_in=self.store) as step:
+            fisher = output_fisher(
+                self.model,
+                self.family,
+                some_ids,
+                batch_size=size,
+                seed=self.seed,
+                fast=self._fast,
+                store=sums,
+                known=there,
+                advance=both(step, advance),
+            )
+        costs = CurveCosts(self.source)
+        with progress(CURVES, len(known), work=costs.work(), kept_in=self.store) as step:
+            for index in sorted(there):
+                costs.leave_out(step, index)
+            advance(len(there))
+            drawn = layer_curves(
+                self.model,
+                self.family,
+                self.source,
+                ids,
+                fisher,
+                batch_size=self._batch_size,
+                fast=self._fast,
+                known=there,
+                advance=in_layers(step, advance),
+            )
+            for some in ranks.rounds([index for index in range(len(known)) if index not in there]):
+                # A rank without a layer in the last round asks too: what is drawn is summed up over all.
+                own = next(drawn, None)
+                mine = []
+                if own is not None:
+                    index, curves, cuts = own
+                    mine.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
+                for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
+                    known[index] = made
+                    store.keep(index, made)
+                    step(kind=SCALE, cost=costs.scale(index))
+                    advance()
+                    if self.store is not None:
+                        keeping("loss curves, by layers", sum(each is not None for each in known), len(known))
         sums.forget()
+        keeping("Fisher information, by sequences", 0, 0)
 
     def divergence(self) -> Divergence:
         """Measures what a changed sub-layer does to predictions, on some of the calibration text: where there is enough

@@ -24,6 +24,7 @@ from prunekit.models.families import Family
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
+from prunekit.pruning.curves.costs import CurveCosts
 from prunekit.pruning.curves.output_fisher import Fisher, stream_size
 from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.finite import check_computed, in_layer
@@ -146,18 +147,18 @@ def layer_curves(
                 for earlier in range(reached, index):
                     for kind in KINDS:
                         _pass(parts, earlier, kind, stream)
-                        advance()
+                        advance(kept=True)
                 for kind in KINDS:
                     moments = _input_moments(parts, index, kind, stream)
                     moments.add_up(onto=owner)
                     if owner == ranks.rank():
                         seen[kind] = moments
                     else:
-                        advance()
+                        advance(kept=True)
                 reached = index + 1
             if reached > missing[-1]:
                 # Nothing is drawn of what follows.
-                advance(len(KINDS) * (len(shape.layers) - reached))
+                advance(len(KINDS) * (len(shape.layers) - reached), kept=True)
             for index in ranks.share_of(some):
                 yield index, *_eliminated(parts, index, shape, seen, fisher, ridge, advance)
 
@@ -213,7 +214,7 @@ def _eliminated(
         if cut is not None:
             check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
             cuts[kind] = cut
-        advance()
+        advance(kind=kind, cost=CurveCosts(shape).elimination(index, kind))
     return LayerCurves(ffn, heads), cuts
 
 
