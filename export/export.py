@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,13 @@ from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchang
 from prunekit.utils.files.replacing import EXPORT
 from prunekit.utils.files.sizes import folder_bytes
 from prunekit.utils.names import nearest
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.progress import aside, progress
 from prunekit.utils.provenance import installed, model_label, versions
 
 MANIFEST = EXPORT.manifest
 PARITY = "parity.json"
+COMPARING = "comparing with PyTorch"
 MANIFEST_VERSION = 1
 
 
@@ -86,16 +89,21 @@ def export(
     options = options or Options()
     device = chosen_device(target, options)
     job = prepared(target, source, options, device=device)
+    compared = verify and target.unverified is None
     with ExitStack() as stack:
+        stack.enter_context(phases(_writing(target), *([COMPARING] if compared else [])))
         folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
         if any(layer != padded(layer, multiple) for layer in source.shape.layers):
             # Beside the export: a temporary folder elsewhere may be small.
             beside = stack.enter_context(temporary_folder(out.name, folder.parent))
-            rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
+            with aside("padding"):
+                rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source, device)
         try:
-            written = target.write(job, folder)
+            with progress(_writing(target), 1) as advance:
+                written = target.write(job, folder)
+                advance()
         finally:
             job.release()
         left_out = job.generation.left_out(written.placed)
@@ -106,13 +114,18 @@ def export(
         origin = read_origin(source.name, source.path)
         copy_legal_files(source.path, origin, folder)
         (folder / "README.md").write_text(_readme(job, target, written, origin), encoding="utf-8")
-        parity, unverified = _verified(job, target, folder, verify)
+        with progress(COMPARING, 1) if compared else nullcontext():
+            parity, unverified = _verified(job, target, folder, verify)
         if parity is not None:
             check_parity(f"The {target.name} export of {model_label(source.name)}", parity, job)
             (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
         _write_manifest(folder, job, target, written, parity, unverified)
         file_bytes = folder_bytes(folder)
     return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified, kind_of(device))
+
+
+def _writing(target: Target) -> str:
+    return f"writing {target.name}"
 
 
 def chosen_device(target: Target, options: Options) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prunekit.pipeline import make_plan, prune, recover
     from prunekit.plan import Plan
     from prunekit.profiling.run import bench
+    from prunekit.utils.phases.telling import progress
 
 __all__ = [
     "Plan",
@@ -43,6 +44,7 @@ __all__ = [
     "generate",
     "make_plan",
     "optimize",
+    "progress",
     "prune",
     "rebuild",
     "recover",
@@ -58,6 +60,7 @@ _HOME = {
     "generate": "kernels",
     "make_plan": "pipeline",
     "optimize": "kernels",
+    "progress": "utils.phases.telling",
     "prune": "pipeline",
     "rebuild": "checkpoint.rebuild",
     "recover": "pipeline",

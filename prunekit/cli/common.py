@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from prunekit.utils.files import leftovers
 from prunekit.utils.files.atomic import write_text
 from prunekit.utils.names import printable, sentence
 from prunekit.utils.phases import telling
+from prunekit.utils.phases.run import latest
+from prunekit.utils.phases.words import count
 from prunekit.utils.process import ranks
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
@@ -215,9 +218,19 @@ def _say_stopped(number: int) -> None:
     if left:
         words = f"{', '.join(map(str, left))} could not be removed; delete it, or the next run there will"
     else:
-        words = "nothing half-written was left behind"
+        words = "nothing half-written was left behind" + _what_is_kept()
     if left or not is_quiet():
         print(f"prunekit: stopped; {printable(words)}.", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _what_is_kept() -> str:
+    """What a run that was stopped has kept, and what goes on from there."""
+    run = latest()
+    if run is None or not run.kept:
+        return ""
+    kept = " and ".join(f"{what} ({count(done)} of {count(whole)})" for what, (done, whole) in list(run.kept.items()))
+    command = shlex.join(["prunekit", *sys.argv[1:]])
+    return f"; {kept} were kept, and the same command goes on from there: {command}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

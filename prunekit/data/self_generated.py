@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
+from prunekit.utils.advance import Advance
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
-from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.phases.telling import keeping
 from prunekit.utils.phases.titles import OWN_TEXT
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
+    from prunekit.plan.shape import ModelShape
 
 # Sequences that are sampled together, and kept as one file in the cache: so many, and of the last ones a multiple of
 # the other number.
 CHUNK = 64
 _FEW = 8
 _RECIPE = 3
+# Operations a number of a head for every earlier token: 4, at a third of the speed of products.
+_SLOW_ATTENTION = 12
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,14 @@ def written_chunks(
     sampler: Sampler | None = None
     total = sum(size for _, size in files)
     done = 0
-    shown = {"tokens": total * config.length, "kept_in": Path(files[0][0]).parent if files else None}
+    shape = dense.source.shape
+    head = 2 * shape.vocab_size * shape.hidden_size
+    each = sum(head + cost_of_place(shape, place) for place in range(config.length - 1))
+    shown: dict[str, Any] = {
+        "work": {"": total * each},
+        "tokens": total * config.length,
+        "kept_in": Path(files[0][0]).parent if files else None,
+    }
     with progress(OWN_TEXT, total, **shown) as advance, ExitStack() as stack:
         for some in rounds(range(len(files))):
             at = [Path(files[chunk][0]) for chunk in some]
@@ -104,7 +114,7 @@ def written_chunks(
                     sampler = _asking(writer, dense.source.config.vocab_size, first, config)
                 elif sampler is None:
                     model = stack.enter_context(_computing(dense))
-                    sampler = _sampler(model, dense.source.name, first, config, option)
+                    sampler = _sampler(model, dense.source.name, shape, first, config, option)
                 made.append(sampler(some[place], files[some[place]][1], advance))
             for place, block in zip(missing, in_order(made, len(missing)), strict=True):
                 kept[place] = {"ids": block}
@@ -117,7 +127,7 @@ def written_chunks(
                 if place not in mine:
                     advance(size, kept=place not in missing)
                 if at[place].is_file():
-                    keeping("text that the model wrote", done, total)
+                    keeping("sequences that the model wrote", done, total)
                 yield tensors["ids"][:left]
                 left -= size
 
@@ -194,7 +204,13 @@ def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> 
     return written
 
 
-def _sampler(model: Any, name: str, first: int | None, config: Any, option: str) -> Sampler:
+def cost_of_place(shape: ModelShape, place: float) -> float:
+    """What one more token costs behind so many others, in operations of all layers."""
+    heads = sum(layer.num_attention_heads for layer in shape.layers)
+    return 2.0 * shape.block_parameters + _SLOW_ATTENTION * place * heads * shape.head_dim
+
+
+def _sampler(model: Any, name: str, shape: ModelShape, first: int | None, config: Any, option: str) -> Sampler:
     import torch
 
     from prunekit.utils.numerics.finite import blame_layer
@@ -205,7 +221,7 @@ def _sampler(model: Any, name: str, first: int | None, config: Any, option: str)
         generator = torch.Generator().manual_seed(int.from_bytes(_digest(config.seed, chunk), "little"))
         starts = _starts(vocabulary, first, size, generator)
         try:
-            return _continue(model, starts, config.length, generator, advance)
+            return _continue(model, shape, starts, config.length, generator, advance)
         except _NotFinite:
             blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
@@ -221,7 +237,7 @@ class _NotFinite(Exception):
 
 
 def _continue(
-    model: Any, starts: torch.Tensor, length: int, generator: torch.Generator, advance: Advance
+    model: Any, shape: ModelShape, starts: torch.Tensor, length: int, generator: torch.Generator, advance: Advance
 ) -> torch.Tensor:
     """``starts`` [B, 1] continued to [B, length]. ``advance`` is told of parts of B sequences."""
     import torch
@@ -229,6 +245,7 @@ def _continue(
     from prunekit.utils.numerics.categorical import sampled
 
     made = torch.empty(len(starts), length, dtype=torch.int64)
+    head = 2 * shape.vocab_size * shape.hidden_size
     made[:, :1] = starts
     device = model.get_input_embeddings().weight.device
     cache = _room_for(length, model.config.num_hidden_layers)
@@ -249,7 +266,7 @@ def _continue(
                 raise _NotFinite
             # The generator is the CPU's, so that a device changes nothing else.
             made[:, place + 1] = sampled(logits, generator, torch.float64).cpu()
-            advance(len(starts) / (length - 1))
+            advance(len(starts) / (length - 1), cost=len(starts) * (head + cost_of_place(shape, place)))
     return made
 
 

@@ -233,12 +233,22 @@ def ideal_decode_ratio(dense: ModelFacts, pruned: ModelFacts, config: BenchConfi
     return second / first
 
 
+def timing(size: int) -> str:
+    """What the phase is called in which that batch size is timed."""
+    return f"timing at batch size {size}"
+
+
+def memory_of(name: str) -> str:
+    """What the phase is called in which the peak memory of a model is measured."""
+    return f"peak memory of {name}"
+
+
 def _batch(both: tuple[Contender, Contender], size: int, config: BenchConfig, clock: Clock) -> BatchResult:
     ids = prompt_ids(size, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
     prefill: tuple[list[float], list[float]] = ([], [])
     decode: tuple[list[float], list[float]] = ([], [])
     turns = order(config.repeats)
-    with progress(f"Timing at batch size {size}", 2 * config.warmup + len(turns)) as advance:
+    with progress(timing(size), 2 * config.warmup + len(turns)) as advance:
         for index in order(config.warmup):
             both[index].runner.greedy(ids, config.tokens + 1)
             advance()

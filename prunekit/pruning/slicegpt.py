@@ -39,8 +39,8 @@ from prunekit.plan import Plan, whole_plan
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.finite import watched_layers
-from prunekit.utils.process.ranks import rounds, share_of, sum_over_ranks
 from prunekit.utils.phases.titles import TURNING
+from prunekit.utils.process.ranks import rounds, share_of, sum_over_ranks
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 

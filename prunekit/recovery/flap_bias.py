@@ -19,8 +19,8 @@ from prunekit.plan import Plan
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.channel_moments import ChannelMoments, merge_over_ranks
 from prunekit.utils.numerics.finite import check_made, watched_layers
-from prunekit.utils.process.ranks import rounds, share_of
 from prunekit.utils.phases.titles import BIASES
+from prunekit.utils.process.ranks import rounds, share_of
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ NAMES = (
     "export_model",
     "optimize",
     "generate",
+    "progress",
     "PrunekitError",
 )
 

@@ -118,7 +118,8 @@ def recover(
             console().print(curve_table(made))
             if not made.used:
                 note(
-                    "No step came nearer to the dense model than what was given, so the weights are those that were given."
+                    "No step came nearer to the dense model than what was given, so the weights are those that were "
+                    "given."
                 )
             console().print(f"Checkpoint written to {output} ({made.written.architecture}).")
         looks = {"dtype": dtype, "device": device, "baseline_revision": teacher_revision}

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from prunekit.pruning.curves.divergence import Divergence
 
 
+BY_LAYERS = "loss curves of layers"
+
+
 class Session:
     """Holds a model, what of each source layer it still has, and how to score it.
 
@@ -114,9 +117,10 @@ class Session:
             self._draw_missing(known, store, measured, advance)
         else:
             advance(self.curve_steps())
-            unneeded(FISHER, "not needed")
+            unneeded(FISHER, "not needed, for all loss curves are kept")
             with progress(CURVES, len(known), kept_in=self.store) as step:
                 step(len(known), kept=True)
+            keeping(BY_LAYERS, len(known), len(known))
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
         removed = ranks.shared([store.removed(index) for index in range(len(known))])
         if kinds:
@@ -213,9 +217,9 @@ class Session:
                     step(kind=SCALE, cost=costs.scale(index))
                     advance()
                     if self.store is not None:
-                        keeping("loss curves, by layers", sum(each is not None for each in known), len(known))
+                        keeping(BY_LAYERS, sum(each is not None for each in known), len(known))
         sums.forget()
-        keeping("Fisher information, by sequences", 0, 0)
+        keeping("the Fisher information of sequences", 0, 0)
 
     def divergence(self) -> Divergence:
         """Measures what a changed sub-layer does to predictions, on some of the calibration text: where there is enough

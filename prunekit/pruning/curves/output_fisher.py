@@ -136,7 +136,7 @@ def output_fisher(
                     collect(len(some))
                 done += sum(map(len, some))
                 if store is not None and store.keep(done, made, generator.get_state()):
-                    keeping("Fisher information, by sequences", done, len(ids))
+                    keeping("the Fisher information of sequences", done, len(ids))
                 advance(len(some))
     finally:
         for handle in handles:

@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -59,6 +60,9 @@ class Lines:
     def say(self, text: str) -> None:
         """Whoever says it shows it on stderr."""
 
+    def announce(self, text: str) -> None:
+        self._write(text)
+
     def end(self, failed: bool) -> None:
         self._let_out()
 
@@ -66,10 +70,11 @@ class Lines:
         assert self._run is not None
         now = self._run.clock()
         if now - self._last >= self._every:
-            self._last = now
             self._put(line(event, self._verbose))
 
     def _put(self, text: str) -> None:
+        assert self._run is not None
+        self._last = self._run.clock()
         if self._held is None or not self._silent:
             self._write(text)
         else:
@@ -118,10 +123,8 @@ class Log(Lines):
     def close(self) -> None:
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            try:
+            with suppress(OSError):
                 handle.close()
-            except OSError:
-                pass
 
     def _stamped(self, text: str) -> None:
         if self._handle is None:

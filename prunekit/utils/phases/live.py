@@ -37,6 +37,10 @@ class OnTerminal:
     def say(self, text: str) -> None:
         """Whoever says it shows it."""
 
+    def announce(self, text: str) -> None:
+        self._stop()
+        self._console.print(text, markup=False, emoji=False, highlight=False)
+
     def end(self, failed: bool) -> None:
         self._stop()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 # What was foreseen counts as much as this share of the work done.
 _TRUST = 0.04
 # The share of a phase's time, foreseen, that what was seen so far has to reach before it says much of what follows.
-_DOUBT = 0.3
+_DOUBT = 0.03
 
 
 class Pace:
@@ -53,6 +53,16 @@ class Pace:
         # A step that takes longer than expected still leaves all that come after it.
         after = ahead * max(0.0, 1 - 1 / steps) if steps > 0 else 0.0
         return max(ahead - (now - self._last), after)
+
+    @property
+    def share_done(self) -> float:
+        """The share of the work that was done, kept work left out."""
+        return sum(self._done.values()) / self._whole if self._whole > 0 else 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds that the work done took."""
+        return sum(self._spent.values())
 
     def _rate(self, kind: str) -> float | None:
         """Seconds for a unit of work."""

@@ -29,6 +29,8 @@ class Watcher(Protocol):
 
     def say(self, text: str) -> None: ...
 
+    def announce(self, text: str) -> None: ...
+
     def end(self, failed: bool) -> None: ...
 
 
@@ -75,7 +77,8 @@ class Run:
         """What is kept of this run for a later one: how much of how much, by what it is."""
         self.undeclared: list[str] = []
         self.more = False
-        self._memory, self._memory_at, self._bytes = memory, float("-inf"), None
+        self._memory, self._memory_at = memory, float("-inf")
+        self._bytes: int | None = None
         self._pending: list[_Expected] = []
         self._open: list[Phase] = []
         self._count = 0
@@ -106,6 +109,11 @@ class Run:
         for each in self.watchers:
             each.say(text)
 
+    def announce(self, text: str) -> None:
+        """A sentence that they show."""
+        for each in self.watchers:
+            each.announce(text)
+
     def expect(self, titles: Sequence[str], owner: object) -> None:
         """Phases that will come, in any order; the same title may come several times."""
         with self._lock:
@@ -133,6 +141,13 @@ class Run:
         """How long phases will take, by their titles."""
         with self._lock:
             self._foreseen.update(seconds)
+
+    def foreseen(self) -> float | None:
+        """Seconds that all phases which are to come will take; None where one of them is of unknown length."""
+        with self._lock:
+            if self.more or not all(each.title in self._foreseen for each in self._pending):
+                return None
+            return sum(self._foreseen[each.title] for each in self._pending)
 
     @property
     def busy(self) -> bool:
@@ -191,7 +206,7 @@ class Run:
             self._count += 1
         now = self.clock()
         foreseen = self._foreseen.get(title)
-        expected = None if foreseen is None else foreseen * self._correction()
+        expected = None if foreseen is None else foreseen * self._correction(now)
         pace = Pace(total, work, expected, now)
         made = Phase(title, self._count if counted else 0, pace, now, tokens, place, parts, foreseen)
         self._open.append(made)
@@ -211,8 +226,13 @@ class Run:
             self._open.remove(made)
             self._tell("ended", made)
 
-    def _correction(self) -> float:
-        return correction(self._past, sum(self._foreseen.values()))
+    def _correction(self, now: float) -> float:
+        pairs = [*self._past]
+        for phase in self._open:
+            share = phase.pace.share_done if phase.foreseen is not None else 0.0
+            if share and phase.foreseen is not None:
+                pairs.append((phase.foreseen * share, phase.pace.spent))
+        return correction(pairs, sum(self._foreseen.values()))
 
     def advance(self, phase: Phase, steps: float, note: str, kind: str, cost: float | None, kept: bool) -> None:
         """``phase`` came ``steps`` further."""
@@ -262,7 +282,7 @@ class Run:
             kept=phase.kept,
             seconds=seconds,
             left=left,
-            left_in_all=self._left_in_all(left),
+            left_in_all=self._left_in_all(left, now),
             memory=self._memory_now(now),
             tokens_per_second=speed,
             place=phase.place,
@@ -270,11 +290,11 @@ class Run:
             more=self.more,
         )
 
-    def _left_in_all(self, left: float | None) -> float | None:
+    def _left_in_all(self, left: float | None, now: float) -> float | None:
         """What is left with all phases that follow; None where one of them is of unknown length."""
         if left is None or self.more or not all(each.title in self._foreseen for each in self._pending):
             return None
-        return left + self._correction() * sum(self._foreseen[each.title] for each in self._pending)
+        return left + self._correction(now) * sum(self._foreseen[each.title] for each in self._pending)
 
     def _memory_now(self, now: float) -> int | None:
         if now - self._memory_at >= _MEMORY_EVERY:
@@ -340,5 +360,6 @@ def running(run: Run) -> Iterator[Run]:
         raise
     else:
         run.finish()
+        _latest.clear()
     finally:
         current.reset(token)

@@ -34,6 +34,9 @@ class _Heard:
     def say(self, text: str) -> None:
         """Sentences are logged."""
 
+    def announce(self, text: str) -> None:
+        """Events hold what it says."""
+
     def end(self, failed: bool) -> None:
         """The last phase has told."""
 
@@ -76,7 +79,7 @@ def phases(*titles: str, more: bool = False) -> Iterator[Run | None]:
     first of several ranks.
     """
     run = current.get()
-    if run is not None and run.busy or not is_first():
+    if (run is not None and run.busy) or not is_first():
         yield None
         return
     with nullcontext(run) if run is not None else running(Run(_watchers())) as made:

@@ -61,19 +61,22 @@ def line(event: ProgressEvent, verbose: bool = False) -> str:
     begin = number(event) + printable(event.title)
     if event.what == "unneeded":
         return f"{begin}: {printable(event.note) or 'not needed'}"
+    begun = event.what == "begun"
     words = _ended(event) if event.what == "ended" else _under_way(event)
     if verbose:
         if event.tokens_per_second:
             words.append(f"{event.tokens_per_second:,.0f} tokens/s")
         if event.kept and event.what != "ended":
-            words.append(f"{count(event.kept)} kept from an earlier run")
+            words.append(f"{count(event.kept)} of them kept from an earlier run")
         if event.what == "ended" and event.memory is not None:
             words.append(size(event.memory))
-        if event.place:
+        if event.place and begun:
             words.append(f"kept in {printable(event.place)}")
     if event.what == "ended":
         return f"{begin}: {', '.join(words)}"
     steps = f" {count(event.done)}/{count(event.total)}" if event.total > 1 else ""
+    if begun:
+        steps += " begins"
     note = f" ({printable(event.note)})" if event.note else ""
     return f"{begin}{steps}{note}" + "".join(f", {word}" for word in words)
 
@@ -97,9 +100,7 @@ def _under_way(event: ProgressEvent) -> list[str]:
         if event.left_in_all is not None and about(event.left_in_all) != about(event.left):
             words[-1] += " of this phase"
             words.append(f"{about(event.left_in_all)} in all")
-    elif event.left_in_all is not None:
-        words.append(f"about {about(event.left_in_all)} left in all")
-    else:
+    elif event.what == "step":
         words.append(f"{duration(event.seconds)} so far")
     if event.memory is not None:
         words.append(size(event.memory))
