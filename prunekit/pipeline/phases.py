@@ -22,7 +22,9 @@ def prune_phases(asked: Recipe | Plan, computes: bool) -> tuple[str, ...]:
         recipe = asked.read_recipe()
         if recipe is None or not computes:
             return (WRITING,)
-        return (*text_phases(recipe.calibration.source), *solve_phases(recipe), WRITING)
+        # A plan that was just made has its text with it.
+        text = () if asked.text is not None else text_phases(recipe.calibration.source)
+        return (*text, *solve_phases(recipe), WRITING)
     if asked.method.rotates:
         return (*text_phases(asked.calibration.source), TURNING, WRITING)
     return (*plan_phases(asked), *solve_phases(asked), WRITING)

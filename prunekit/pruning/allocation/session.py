@@ -17,20 +17,20 @@ from prunekit.models.slicing import cut_layer
 from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep
 from prunekit.plan.allocations import OptimalConfig
-from prunekit.plan.shape import Kind, LayerShape, ModelShape
-from prunekit.pruning.curves.costs import SCALE, CurveCosts, both, in_layers
+from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.pruning.curves.costs import RULER, SCALE, CurveCosts, both, in_layers
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_curves
 from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.advance import Advance
 from prunekit.utils.phases.telling import keeping, unneeded
-from prunekit.utils.phases.titles import CURVES, FISHER, WHOLE
+from prunekit.utils.phases.titles import CURVES, FISHER
 from prunekit.utils.process import ranks
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
-    from prunekit.pruning.curves.curve_store import CurveStore, Removed
+    from prunekit.pruning.curves.curve_store import CurveStore
     from prunekit.pruning.curves.divergence import Divergence
 
 
@@ -108,6 +108,7 @@ class Session:
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
         from prunekit.pruning.curves.curve_store import CurveStore, from_first_rank
+        from prunekit.pruning.curves.whole import measure_whole
 
         store = CurveStore(self.store)
         known = from_first_rank([store.curves(index) for index in range(self.source.num_hidden_layers)])
@@ -124,7 +125,7 @@ class Session:
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
         removed = ranks.shared([store.removed(index) for index in range(len(known))])
         if kinds:
-            self._measure_whole(kinds, removed, store, measured, advance)
+            measure_whole(kinds, removed, store, measured, advance)
         made = []
         for index, curves in enumerate(known):
             assert curves is not None
@@ -132,32 +133,6 @@ class Session:
                 curves = curves.without(kind, removed[index][kind])
             made.append(curves)
         return tuple(made)
-
-    def _measure_whole(
-        self,
-        kinds: Sequence[Kind],
-        removed: list[Removed],
-        store: CurveStore,
-        divergence: Callable[[], Divergence],
-        advance: Advance,
-    ) -> None:
-        """Put what is lost without a whole sub-layer into ``removed``, where it is missing."""
-        places = [(index, kind) for index in range(len(removed)) for kind in kinds]
-        missing = [(index, kind) for index, kind in places if kind not in removed[index]]
-        deep = len(removed)
-        work = {"": float(sum(deep - index for index, _ in places))}
-        with progress(WHOLE, len(places), work=work, kept_in=self.store) as step:
-            for index, kind in places:
-                if (index, kind) not in missing:
-                    step(cost=deep - index, kept=True)
-            advance(len(places) - len(missing))
-            for some in ranks.rounds(missing):
-                found = [divergence().of(index, kind, None) for index, kind in ranks.share_of(some)]
-                for (index, kind), loss in zip(some, ranks.in_order(found, len(some)), strict=True):
-                    removed[index][kind] = loss
-                    store.keep_removed(index, removed[index])
-                    step(cost=deep - index)
-                    advance()
 
     def _draw_missing(
         self,
@@ -188,7 +163,7 @@ class Session:
                 known=there,
                 advance=both(step, advance),
             )
-        costs = CurveCosts(self.source)
+        costs = CurveCosts(self.source, ids.numel(), self._scale_sequences(ids) * ids.shape[1])
         with progress(CURVES, len(known), work=costs.work(), kept_in=self.store) as step:
             for index in sorted(there):
                 costs.leave_out(step, index)
@@ -204,13 +179,18 @@ class Session:
                 known=there,
                 advance=in_layers(step, advance),
             )
-            for some in ranks.rounds([index for index in range(len(known)) if index not in there]):
+            todo = [index for index in range(len(known)) if index not in there]
+            first = ranks.share_of(todo)[0] if ranks.share_of(todo) else None
+            for some in ranks.rounds(todo):
                 # A rank without a layer in the last round asks too: what is drawn is summed up over all.
                 own = next(drawn, None)
                 mine = []
                 if own is not None:
                     index, curves, cuts = own
-                    mine.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
+                    ruler = divergence()
+                    if index == first:
+                        step(0, kind=RULER, cost=costs.ruler)
+                    mine.append(scaled(index, curves, self.source.layers[index], cuts, ruler))
                 for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
                     known[index] = made
                     store.keep(index, made)
@@ -227,8 +207,7 @@ class Session:
         from prunekit.pruning.curves.divergence import Divergence
 
         ids = self._text()
-        # One sequence alone would say too little, however long.
-        count = max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
+        count = self._scale_sequences(ids)
         # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
         unseen = ids[len(self._curve_text()) :][:count]
         some = unseen if len(unseen) == count else ids[:count]
@@ -256,6 +235,10 @@ class Session:
         ids = self._curve_text()
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
         return batches + 3 * self.source.num_hidden_layers
+
+    def _scale_sequences(self, ids: torch.Tensor) -> int:
+        # One sequence alone would say too little, however long.
+        return max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
 
     def _fisher_sequences(self, ids: torch.Tensor) -> int:
         return min(len(ids), -(-self._drawing.fisher_tokens // ids.shape[1]))

@@ -137,7 +137,7 @@ def layer_curves(
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     missing = [index for index in range(len(shape.layers)) if index not in known]
-    reached = 0
+    reached, costs = 0, CurveCosts(shape, ids.numel(), 0)
     with torch.no_grad():
         stream = [parts.embed(batch) for batch in ranks.share_of(ids.split(parts.at_a_time(batch_size)))]
         # To eliminate takes longer than to sum up: that is done for as many layers as there are ranks at once.
@@ -160,7 +160,7 @@ def layer_curves(
                 # Nothing is drawn of what follows.
                 advance(len(KINDS) * (len(shape.layers) - reached), kept=True)
             for index in ranks.share_of(some):
-                yield index, *_eliminated(parts, index, shape, seen, fisher, ridge, advance)
+                yield index, *_eliminated(parts, index, shape, seen, fisher, ridge, advance, costs)
 
 
 def _input_moments(parts: Sublayers, index: int, kind: Kind, stream: list[torch.Tensor]) -> Moments:
@@ -192,6 +192,7 @@ def _eliminated(
     fisher: Fisher,
     ridge: float,
     advance: Advance,
+    costs: CurveCosts,
 ) -> tuple[LayerCurves, dict[Kind, Cut]]:
     """The curves and cuts of a layer, whose moments ``seen`` are used up."""
     dense, cuts = shape.layers[index], {}
@@ -214,7 +215,7 @@ def _eliminated(
         if cut is not None:
             check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
             cuts[kind] = cut
-        advance(kind=kind, cost=CurveCosts(shape).elimination(index, kind))
+        advance(kind=kind, cost=costs.elimination(index, kind))
     return LayerCurves(ffn, heads), cuts
 
 

@@ -15,7 +15,7 @@ from typing import TextIO
 from prunekit.errors import PrunekitError
 from prunekit.utils.names import printable
 from prunekit.utils.phases.event import ProgressEvent
-from prunekit.utils.phases.run import Run
+from prunekit.utils.phases.watcher import Watched
 from prunekit.utils.phases.words import duration, line
 
 # Seconds between two lines of one phase; in detail; and how long a run is silent, for most are over by then.
@@ -34,10 +34,10 @@ class Lines:
         self._every = _EVERY_IN_DETAIL if verbose else _EVERY
         self._silent = 0.0 if verbose else silent
         self._held: list[str] | None = []
-        self._run: Run | None = None
+        self._run: Watched | None = None
         self._last = 0.0
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Watched) -> None:
         self._run, self._last = run, run.began
 
     def see(self, event: ProgressEvent) -> None:
@@ -107,7 +107,7 @@ class Log(Lines):
         self._command, self._broken = command, False
         self._handle: TextIO | None = _opened(file)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Watched) -> None:
         super().begin(run)
         self._stamped(f"prunekit {printable(self._command)}".rstrip())
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from prunekit.utils.phases.event import ProgressEvent
-from prunekit.utils.phases.run import Run
+from prunekit.utils.phases.watcher import Watched
 from prunekit.utils.phases.words import line
 
 _A_SECOND = 4
@@ -18,9 +18,9 @@ class OnTerminal:
     def __init__(self, console: Any, verbose: bool = False):
         self._console, self._verbose = console, verbose
         self._live: Any = None
-        self._run: Run | None = None
+        self._run: Watched | None = None
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Watched) -> None:
         self._run = run
 
     def see(self, event: ProgressEvent) -> None:

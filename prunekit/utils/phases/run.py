@@ -7,55 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Protocol
 
+from prunekit.utils.advance import Advance
 from prunekit.utils.machine import memory_now
 from prunekit.utils.phases.event import ProgressEvent, What
 from prunekit.utils.phases.pace import Pace, correction
+from prunekit.utils.phases.phase import Expected, Phase
+from prunekit.utils.phases.watcher import Watcher
+from prunekit.utils.phases.words import count
 
 # Memory is asked for at most every so many seconds, and watchers are called so often where no step is made.
 _MEMORY_EVERY, _TICK = 0.5, 1.0
-
-
-class Watcher(Protocol):
-    """Who is told: of every event, and every second of how things stand, from another thread."""
-
-    def begin(self, run: Run) -> None: ...
-
-    def see(self, event: ProgressEvent) -> None: ...
-
-    def tick(self) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def announce(self, text: str) -> None: ...
-
-    def end(self, failed: bool) -> None: ...
-
-
-@dataclass(eq=False)
-class Phase:
-    """A phase that is under way."""
-
-    title: str
-    number: int
-    pace: Pace
-    began: float
-    tokens: int | None = None
-    place: str | None = None
-    # Where it consists of others: how many.
-    parts: bool = False
-    foreseen: float | None = None
-    kept: float = 0.0
-    note: str = ""
-    inner: str = ""
-
-
-@dataclass(frozen=True)
-class _Expected:
-    title: str
-    owner: object
 
 
 class Run:
@@ -79,7 +41,7 @@ class Run:
         self.more = False
         self._memory, self._memory_at = memory, float("-inf")
         self._bytes: int | None = None
-        self._pending: list[_Expected] = []
+        self._pending: list[Expected] = []
         self._open: list[Phase] = []
         self._count = 0
         self._foreseen: dict[str, float] = {}
@@ -117,7 +79,7 @@ class Run:
     def expect(self, titles: Sequence[str], owner: object) -> None:
         """Phases that will come, in any order; the same title may come several times."""
         with self._lock:
-            self._pending += [_Expected(title, owner) for title in titles]
+            self._pending += [Expected(title, owner) for title in titles]
 
     def drop(self, owner: object) -> None:
         """Of the phases that ``owner`` expected, none will come any more."""
@@ -132,7 +94,7 @@ class Run:
             if found is not None:
                 self._skip(found, why)
 
-    def _skip(self, expected: _Expected, why: str) -> None:
+    def _skip(self, expected: Expected, why: str) -> None:
         self._pending.remove(expected)
         self._count += 1
         self._tell("unneeded", Phase(expected.title, self._count, Pace(1), self.clock(), note=why))
@@ -165,16 +127,16 @@ class Run:
         place: str | None = None,
         parts: bool = False,
         counted: bool = True,
-    ) -> Iterator[Step]:
+    ) -> Iterator[Advance]:
         """A phase of ``total`` steps while the block runs; what happens inside another phase is a part of that."""
         with self._lock:
             if self._open:
                 outer = self._open[0]
-                step: Step = _Inner(self, outer, title, total)
+                step = self._told_inside(outer, title, total)
                 made = None
             else:
                 made = self._begin(title, total, work, tokens, place, parts, counted)
-                step = _Outer(self, made)
+                step = self._told(made)
         try:
             yield step
         except BaseException:
@@ -186,6 +148,27 @@ class Run:
             self._end(made)
         else:
             outer.inner = ""
+
+    def _told(self, phase: Phase) -> Advance:
+        def told(
+            steps: float = 1, note: str = "", *, kind: str = "", cost: float | None = None, kept: bool = False
+        ) -> None:
+            self.advance(phase, steps, note, kind, cost, kept)
+
+        return told
+
+    def _told_inside(self, outer: Phase, title: str, total: float) -> Advance:
+        done = 0.0
+
+        def told(
+            steps: float = 1, note: str = "", *, kind: str = "", cost: float | None = None, kept: bool = False
+        ) -> None:
+            nonlocal done
+            done += steps
+            words = title + (f" {count(done)}/{count(total)}" if total > 1 else "")
+            self.tell_inner(outer, words, steps / total if total else 0.0)
+
+        return told
 
     def _begin(
         self,
@@ -300,42 +283,6 @@ class Run:
         if now - self._memory_at >= _MEMORY_EVERY:
             self._bytes, self._memory_at = self._memory(), now
         return self._bytes
-
-
-class Step:
-    """What is told of the steps of a phase: an :class:`prunekit.utils.advance.Advance`."""
-
-    def __call__(
-        self, steps: float = 1, note: str = "", *, kind: str = "", cost: float | None = None, kept: bool = False
-    ) -> None:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class _Outer(Step):
-    run: Run
-    phase: Phase
-
-    def __call__(
-        self, steps: float = 1, note: str = "", *, kind: str = "", cost: float | None = None, kept: bool = False
-    ) -> None:
-        self.run.advance(self.phase, steps, note, kind, cost, kept)
-
-
-@dataclass
-class _Inner(Step):
-    run: Run
-    phase: Phase
-    title: str
-    total: float
-    done: float = field(default=0.0)
-
-    def __call__(
-        self, steps: float = 1, note: str = "", *, kind: str = "", cost: float | None = None, kept: bool = False
-    ) -> None:
-        self.done += steps
-        words = self.title + (f" {self.done:,.0f}/{self.total:,.0f}" if self.total > 1 else "")
-        self.run.tell_inner(self.phase, words, steps / self.total if self.total else 0.0)
 
 
 current: ContextVar[Run | None] = ContextVar("prunekit_run", default=None)

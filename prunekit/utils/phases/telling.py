@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunekit.errors import PrunekitError
 from prunekit.utils.phases.event import Listener, ProgressEvent
 from prunekit.utils.phases.lines import Log, on_stderr
-from prunekit.utils.phases.run import Run, Watcher, current, running
+from prunekit.utils.phases.run import Run, current, running
+from prunekit.utils.phases.watcher import Watched, Watcher
 from prunekit.utils.process.ranks import is_first
 
 
@@ -22,7 +24,7 @@ class _Heard:
     def __init__(self, listener: Listener):
         self._listener = listener
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Watched) -> None:
         """It is told of events alone."""
 
     def see(self, event: ProgressEvent) -> None:
@@ -125,7 +127,11 @@ def command_run(command: str, *, quiet: bool, verbose: bool, log: Path | None) -
     file = None if log is None else Log(log, command, verbose)
     try:
         with running(Run(told if file is None else [*told, file])) as run:
-            yield run
+            try:
+                yield run
+            except PrunekitError as error:
+                run.say(str(error))
+                raise
     finally:
         if file is not None:
             file.close()

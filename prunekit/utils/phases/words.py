@@ -31,7 +31,7 @@ def about(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min"
     hours, minutes = divmod(10 * round(seconds / 600), 60)
-    if hours < 48:
+    if hours < 100:
         return f"{hours} h" + (f" {minutes:02} min" if minutes else "")
     return f"{round(seconds / 86400):d} days"
 
