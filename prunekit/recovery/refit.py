@@ -79,14 +79,13 @@ def refit_cost(shape: ModelShape, keep: LayerKeep, index: int, kind: Kind, token
     """Operations that one sub-layer of a refit takes, about."""
     dense, left = shape.layers[index], keep.shape
     if kind == "ffn":
-        whole, width, kept = shape.ffn_parameters(dense), dense.intermediate_size, left.intermediate_size
+        whole, kept = shape.ffn_parameters(dense), left.intermediate_size
     else:
-        whole, width = shape.attention_parameters(dense), dense.num_attention_heads * shape.head_dim
-        kept = left.num_attention_heads * shape.head_dim
+        whole, kept = shape.attention_parameters(dense), left.num_attention_heads * shape.head_dim
     if not kept:
         return 2.0 * tokens * whole
-    # The dense sub-layer on both streams, the cut one, the moments, and what solves them.
-    passes = 2.0 * tokens * whole * (2 + kept / width)
+    # The dense sub-layer on both streams, the cut projection, the moments, and what solves them.
+    passes = 2.0 * tokens * (2 * whole + kept * shape.hidden_size)
     return passes + 1.3 * tokens * kept * (kept + shape.hidden_size) + kept**2 * (kept / 3 + 2 * shape.hidden_size)
 
 

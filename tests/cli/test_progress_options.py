@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def slowly(self, *args):
     time.sleep(0.04)
 Run.advance = slowly
 """
+PROMPTS = ("--generate", "--prompts", 2, "--prompt-tokens", 8, "--new-tokens", 4)
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
 
@@ -133,7 +135,7 @@ def test_phases_of_other_commands_are_known(
 ) -> None:
     name = words[0]
     more: dict[str, tuple[object, ...]] = {
-        "eval": ("--text", text, "--baseline", model, "--length", 32, "--max-tokens", 128, "--generate"),
+        "eval": ("--text", text, "--baseline", model, "--length", 32, *PROMPTS),
         "bench": ("--baseline", model, "--repeats", 2, "--warmup", 0, "--prompt-tokens", 4, "--new-tokens", 2),
         "analyze": ("--calib", text, "-o", tmp_path / "a.json", *set_options(sequences=4, length=16)),
         "export": ("--to", "hf", "-o", tmp_path / "out"),
@@ -178,7 +180,7 @@ def test_on_a_terminal(model: Path, text: Path, tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=120)
     shown = seen.decode(errors="replace")
     assert process.returncode == 0, shown
-    assert b"[" in out and b"\x1b[" not in out
+    assert b"Checkpoint written" in out and b"\x1b[" not in out
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"\[4/8\] loss curves [1-3]/4, about \d+ s left", plain)
     stayed = [line for line in plain.replace("\r", "\n").splitlines() if re.match(r"\[\d/8\] [^:]+: ", line)]
@@ -234,7 +236,7 @@ def test_ctrl_c_between_two_layers(model: Path, text: Path, tmp_path: Path) -> N
         process = start(*pruning(model, text, tmp_path / "out"), code=slow)
         folder = tmp_path / "cache" / "curves"
         while process.poll() is None and len([*folder.glob("*/layer-*.json")]) < 2:
-            pass
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

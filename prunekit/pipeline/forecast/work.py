@@ -115,7 +115,8 @@ class Work:
 
     def _refit(self, rates: Rates) -> float:
         cut = sum((self.share * width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
-        passes = self._layers() * (2 + self.share) * rates.forward
+        # The dense layers on both streams, and their output projections once more.
+        passes = self._layers() * (2 + self.share / 4) * rates.forward
         solved = rates.elimination * self.share**3 * sum(map(self._solved, self.dense.layers)) / 3
         return self.text.refit * (passes + 1.3 * cut * rates.moments) + (solved if self.text.refit else 0.0)
 

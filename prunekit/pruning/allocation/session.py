@@ -194,10 +194,10 @@ class Session:
                 for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
                     known[index] = made
                     store.keep(index, made)
-                    step(kind=SCALE, cost=costs.scale(index))
-                    advance()
                     if self.store is not None:
                         keeping(BY_LAYERS, sum(each is not None for each in known), len(known))
+                    step(kind=SCALE, cost=costs.scale(index))
+                    advance()
         sums.forget()
         keeping("the Fisher information of sequences", 0, 0)
 

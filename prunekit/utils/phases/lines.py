@@ -19,7 +19,7 @@ from prunekit.utils.phases.watcher import Watched
 from prunekit.utils.phases.words import duration, line
 
 # Seconds between two lines of one phase; in detail; and how long a run is silent, for most are over by then.
-_EVERY, _EVERY_IN_DETAIL, _SILENT = 60.0, 10.0, 5.0
+_EVERY, _EVERY_IN_DETAIL, _SILENT = 60.0, 10.0, 20.0
 # What a log file begins with: only such a one is written to.
 _OWN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d prunekit")
 _STAMP = "%Y-%m-%d %H:%M:%S"
