@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunekit.export.contender import contender, exports
+from prunekit.export.contender import contender, exporting, exports
+from prunekit.export.export import OpenedExport
 from prunekit.export.target import CPU
-from prunekit.profiling.compare import BenchConfig, BenchReport, bench, check_room
+from prunekit.profiling.compare import BenchConfig, BenchReport, bench, check_room, timing
 from prunekit.profiling.memory import HOW, HOW_ON_GPU, measure_peak
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.progress import progress
+
+_BOTH = ("dense", "pruned")
 
 
 def bench_exports(
@@ -30,26 +35,27 @@ def bench_exports(
     too long.
     """
     room = config.prompt + config.tokens + 1
-    with exports(
-        names,
-        runtime,
-        dtype,
-        revisions=revisions,
-        batch=max(config.batch),
-        at_least=room,
-        keep=keep,
-        trust_remote_code=trust_remote_code,
-        device=device,
-    ) as opened:
+    phases_of_both = [*map(exporting, names), *[f"peak memory, {each}" for each in _BOTH if memory]]
+    with (
+        phases(*phases_of_both, *map(timing, config.batch)),
+        exports(
+            names,
+            runtime,
+            dtype,
+            revisions=revisions,
+            batch=max(config.batch),
+            at_least=room,
+            keep=keep,
+            trust_remote_code=trust_remote_code,
+            device=device,
+        ) as opened,
+    ):
         for each in opened:
             check_room(each.name, each.context_length, config)
         place = opened[0].place(device)
-        peaks = [
-            measure_peak(str(each.path), config, runtime=runtime, own=each.own, seen=each.seen, device=place)
-            if memory
-            else None
-            for each in opened
-        ]
+        peaks: list[int | None] = [None, None]
+        if memory:
+            peaks = [_peak(title, each, config, runtime, place) for title, each in zip(_BOTH, opened, strict=True)]
         dense, pruned = (
             contender(each, config.threads, peak_bytes=peak, device=place)
             for each, peak in zip(opened, peaks, strict=True)
@@ -57,3 +63,11 @@ def bench_exports(
         how = (HOW if place == CPU else HOW_ON_GPU) if memory else None
         with dense.runner, pruned.runner:
             return bench(dense, pruned, config, runtime=runtime, dtype=opened[0].dtype, peak_how=how, device=place)
+
+
+def _peak(title: str, opened: OpenedExport, config: BenchConfig, runtime: str, device: str) -> int | None:
+    with progress(f"peak memory, {title}", 1) as advance:
+        own, seen = opened.own, opened.seen
+        made = measure_peak(str(opened.path), config, runtime=runtime, own=own, seen=seen, device=device)
+        advance()
+    return made

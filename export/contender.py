@@ -14,6 +14,8 @@ from prunekit.export.target import CPU, DEFAULT_CONTEXT, Options
 from prunekit.models.source import Source, resolve
 from prunekit.profiling.compare import Contender, ModelFacts
 from prunekit.utils.files.leftovers import temporary_folder
+from prunekit.utils.phases.telling import unneeded
+from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label
 
 
@@ -68,12 +70,15 @@ def exports(
             if is_export(folder)
         }
         for (name, revision), folder in zip(asked, folders, strict=True):
-            if folder not in made:
+            if folder in made:
+                unneeded(exporting(name), "taken as it is")
+            else:
                 source = resolve(name, revision=revision)
                 options = Options(
                     wanted, _context(source, at_least), trust_remote_code=trust_remote_code, device=device
                 )
-                export(source, runtime, folder, options)
+                with progress(exporting(name), 1):
+                    export(source, runtime, folder, options)
                 made[folder] = matching(name, read_export(folder, own=True))
         opened = tuple(made[folder] for folder in folders)
         if len({each.dtype for each in opened}) > 1:
@@ -83,6 +88,11 @@ def exports(
         if len(places := {each.place(device) for each in opened}) > 1:
             raise PrunekitError(f"These exports run on {' and '.join(sorted(places))}; say which with --device.")
         yield opened
+
+
+def exporting(name: str) -> str:
+    """What the phase is called in which that model is exported."""
+    return f"export of {model_label(name)}"
 
 
 def contender(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,13 @@ from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchang
 from prunekit.utils.files.replacing import EXPORT
 from prunekit.utils.files.sizes import folder_bytes
 from prunekit.utils.names import nearest
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.progress import aside, progress
 from prunekit.utils.provenance import installed, model_label, versions
 
 MANIFEST = EXPORT.manifest
 PARITY = "parity.json"
+COMPARING = "comparing with PyTorch"
 MANIFEST_VERSION = 1
 
 
@@ -107,16 +110,21 @@ def export(
     given = None if text is None else own_text(job, text)
     if dense is not None:
         check_baseline(job, dense)
+    compared = verify and target.unverified is None
     with ExitStack() as stack:
+        stack.enter_context(phases(_writing(target), *([COMPARING] if compared else [])))
         folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
         if any(layer != padded(layer, multiple) for layer in source.shape.layers):
             # Beside the export: a temporary folder elsewhere may be small.
             beside = stack.enter_context(temporary_folder(out.name, folder.parent))
-            rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
+            with aside("padding"):
+                rebuild(source, whole_plan(source.shape), beside / "model", ffn_multiple=multiple)
             job = prepared(target, replace(resolve(f"{beside}/model"), name=source.name), options, source, device)
         try:
-            written = target.write(job, folder)
+            with progress(_writing(target), 1) as advance:
+                written = target.write(job, folder)
+                advance()
         finally:
             job.release()
         left_out = job.generation.left_out(written.placed)
@@ -129,7 +137,8 @@ def export(
         script = bench_script(target.name)
         if script is not None:
             (folder / SCRIPT).write_text(script, encoding="utf-8")
-        parity, unverified, exported = _verified(job, target, folder, verify, given)
+        with progress(COMPARING, 1) if compared else nullcontext():
+            parity, unverified, exported = _verified(job, target, folder, verify, given)
         if parity is not None:
             check_parity(f"The {target.name} export of {model_label(source.name)}", parity, job)
             (folder / PARITY).write_text(json.dumps(_parity_report(job, target, parity), indent=1) + "\n")
@@ -143,6 +152,10 @@ def export(
         _write_manifest(folder, job, target, written, parity, unverified, quality)
         file_bytes = folder_bytes(folder)
     return Exported(out, target.name, job.dtype, file_bytes, written, parity, unverified, kind_of(device), quality)
+
+
+def _writing(target: Target) -> str:
+    return f"writing {target.name}"
 
 
 def chosen_device(target: Target, options: Options) -> str:

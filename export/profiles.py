@@ -15,6 +15,8 @@ from prunekit.plan.rounding import rounding_preset
 from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import PROFILE
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label
 
 MANIFEST = PROFILE.manifest
@@ -210,11 +212,13 @@ def export_profile(
     options = options or Options()
     made: list[tuple[Choice, Exported]] = []
     left_out: list[tuple[Choice, str]] = []
-    with new_folder(out, overwrite, kind=PROFILE, inputs=source.inputs) as folder:
+    titles = [choice.folder for choice in profile.choices]
+    with new_folder(out, overwrite, kind=PROFILE, inputs=source.inputs) as folder, phases(*titles):
         for choice in profile.choices:
             wanted = replace(options, dtype=choice.dtype, pad_ffn=_padding(choice, source, options))
             try:
-                exported = export(source, choice.target, folder / choice.folder, wanted, verify=verify)
+                with progress(choice.folder, 1):
+                    exported = export(source, choice.target, folder / choice.folder, wanted, verify=verify)
                 made.append((choice, replace(exported, path=out / choice.folder)))
             except PrunekitError as error:
                 left_out.append((choice, str(error)))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prunekit.plan import Plan
     from prunekit.profiling.run import bench
     from prunekit.report.write import write_report
+    from prunekit.utils.phases.telling import progress
 
 __all__ = [
     "Plan",
@@ -46,6 +47,7 @@ __all__ = [
     "generate",
     "make_plan",
     "optimize",
+    "progress",
     "prune",
     "rebuild",
     "recover",
@@ -63,6 +65,7 @@ _HOME = {
     "generate": "kernels",
     "make_plan": "pipeline",
     "optimize": "kernels",
+    "progress": "utils.phases.telling",
     "prune": "pipeline",
     "rebuild": "checkpoint.rebuild",
     "recover": "pipeline",

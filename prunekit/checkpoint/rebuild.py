@@ -27,6 +27,7 @@ from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.leftovers import output_of
 from prunekit.utils.files.replacing import CHECKPOINT, local
 from prunekit.utils.numerics.finite import check_made, check_weight, is_finite
+from prunekit.utils.phases.titles import WRITING
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label
 
@@ -117,7 +118,7 @@ def write_checkpoint(
         # First, for it may be refused, and the weights take long.
         copy_tokenizer(source, folder, config=config)
         try:
-            total = write_shards(folder, tensors, tensors.count, max_shard_bytes, "Rebuilding")
+            total = write_shards(folder, tensors, tensors.count, max_shard_bytes, WRITING)
         except SafetensorError as error:
             raise PrunekitError(
                 f"The weights could not be written to {output_of(out)} ({error}). Free some space or choose another "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,10 @@ from prunekit.cli.common import note
 from prunekit.cli.tables.verdicts import show_check
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.verdict import BROKEN
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.phases.titles import CHECK
 from prunekit.utils.process.ranks import from_first
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
@@ -30,6 +34,11 @@ def check_asked(text: str, most: float | None) -> None:
         raise PrunekitError("--max-loss-added needs a check to look at; leave out --check none, or the limit.")
 
 
+def then_checked(text: str) -> AbstractContextManager[Any]:
+    """The phase of :func:`checked` comes after what the block does, unless the ``text`` is none."""
+    return nullcontext() if text == NONE else phases(CHECK)
+
+
 def limit_of(most: float | None) -> None:
     """Refuse a limit that makes no sense."""
     if most is not None and not most >= 0:
@@ -47,7 +56,9 @@ def checked(
     def look() -> dict[str, Any]:
         from prunekit.evaluation.check import check
 
-        found = check(str(output), baseline, text=text, **options)
+        # Both models read a text and write one.
+        with progress(CHECK, 4, parts=True):
+            found = check(str(output), baseline, text=text, **options)
         if show:
             show_check(output.resolve().name, found)
         return found.to_dict()

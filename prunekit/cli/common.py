@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -17,11 +18,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prunekit.cli.launch import begin, end_all, is_quiet
+from prunekit.cli.launch import begin, end_all, is_quiet, is_silenced
+from prunekit.cli.long_command import LogFile, Quiet, Verbose, told_before
 from prunekit.errors import PrunekitError
 from prunekit.utils.files import leftovers
 from prunekit.utils.files.atomic import write_text
 from prunekit.utils.names import printable, sentence
+from prunekit.utils.phases import telling
+from prunekit.utils.phases.run import latest
+from prunekit.utils.phases.words import count
 from prunekit.utils.process import ranks
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
@@ -67,7 +72,11 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log: LogFile = None,
 ) -> None:
+    told_before(quiet=quiet, verbose=verbose, log=log)
     begin(context.invoked_subcommand, note)
 
 
@@ -122,7 +131,8 @@ def fail(message: str, as_json: bool) -> int:
 
 def note(text: str) -> None:
     """Say something that a user should know, on stderr; the run goes on."""
-    if not is_quiet():
+    telling.say(text)
+    if not is_quiet() and not is_silenced():
         print(f"prunekit: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 
@@ -208,9 +218,19 @@ def _say_stopped(number: int) -> None:
     if left:
         words = f"{', '.join(map(str, left))} could not be removed; delete it, or the next run there will"
     else:
-        words = "nothing half-written was left behind"
+        words = "nothing half-written was left behind" + _what_is_kept()
     if left or not is_quiet():
         print(f"prunekit: stopped; {printable(words)}.", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _what_is_kept() -> str:
+    """What a run that was stopped has kept, and what goes on from there."""
+    run = latest()
+    if run is None or not run.kept:
+        return ""
+    kept = " and ".join(f"{what} ({count(done)} of {count(whole)})" for what, (done, whole) in list(run.kept.items()))
+    command = shlex.join(["prunekit", *sys.argv[1:]])
+    return f"; {kept} were kept, and the same command goes on from there: {command}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

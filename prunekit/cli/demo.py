@@ -14,7 +14,7 @@ from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import DEMO, local
 from prunekit.utils.process.child import Ended, run_python
-from prunekit.utils.progress import console
+from prunekit.utils.terminal import SafeConsole
 
 MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
@@ -59,7 +59,7 @@ def run(output: Path, blocks: str, calib: str, text: str, overwrite: bool, *, qu
 
     def step(name: str, what: str, work: Callable[[], Any]) -> Any:
         if not quiet:
-            console.print(f"[bold]{what}[/bold]")
+            SafeConsole(stderr=True).print(f"[bold]{what}[/bold]")
         start = time.perf_counter()
         result = work()
         seconds[name] = round(time.perf_counter() - start, 1)

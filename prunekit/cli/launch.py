@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
@@ -16,6 +16,7 @@ from prunekit.utils.process.launcher import launched
 from prunekit.utils.process.stopping import undisturbed
 
 _sharing: set[str] = set()
+_silenced = False
 
 
 def on_all_ranks(command: Callable[..., None]) -> Callable[..., None]:
@@ -50,6 +51,22 @@ def begin(command: str | None, note: Callable[[str], None]) -> None:
 def is_quiet() -> bool:
     """Whether it is not for this process to tell the user of anything."""
     return not ranks.is_first()
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Where ``wanted``, the user is told of errors alone while the block runs."""
+    global _silenced
+    before, _silenced = _silenced, wanted
+    try:
+        yield
+    finally:
+        _silenced = before
+
+
+def is_silenced() -> bool:
+    """Whether the user wants to be told of errors alone."""
+    return _silenced
 
 
 def end_all(code: int, message: str, tell: Callable[[], None] = lambda: None) -> None:

@@ -15,7 +15,9 @@ from prunekit.data.self_generated import self_written
 from prunekit.data.sources import SELF, source_name
 from prunekit.data.tokenised import bos, first_token
 from prunekit.errors import PrunekitError
+from prunekit.utils.phases.titles import OWN_TEXT, READING
 from prunekit.utils.process.ranks import from_first
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +132,11 @@ def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseMode
     return made[0] if len(made) == 1 else Mixed(config, tuple(made))
 
 
+def text_phases(source: str) -> tuple[str, ...]:
+    """The phases in which :func:`calibration_text` makes the text that ``source`` asks for."""
+    return tuple(OWN_TEXT if name == SELF else READING for name, _ in parse_mix(source))
+
+
 def split(total: int, shares: Sequence[float], texts: str = "calibration texts", what: str = "sequences") -> list[int]:
     """Whole numbers in these proportions that add up to ``total``, none of them 0. Raises PrunekitError where there is
     too little of ``what`` for so many ``texts``."""
@@ -150,7 +157,9 @@ def _read(config: CalibrationConfig, tokenizer: Any) -> Calibration:
         made = load_calibration(config, tokenizer)
         return [made.blocks, made.text_sha256, made.read]
 
-    blocks, digest, read = from_first(told)
+    with progress(READING, 1) as advance:
+        blocks, digest, read = from_first(told)
+        advance()
     return Calibration(config, blocks, digest, read=read)
 
 

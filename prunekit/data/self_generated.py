@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
+from prunekit.utils.advance import Advance
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.phases.telling import keeping
+from prunekit.utils.phases.titles import OWN_TEXT
 from prunekit.utils.process.ranks import from_first, in_order, is_first, rounds, share_of
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
 
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
+    from prunekit.plan.shape import ModelShape
 
 # Sequences that are sampled together, and kept as one file in the cache: so many, and of the last ones a multiple of
 # the other number.
 CHUNK = 64
 _FEW = 8
 _RECIPE = 3
+# Operations a number of a head for every earlier token: 4, at a third of the speed of products.
+_SLOW_ATTENTION = 12
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class Writer:
     name: str
     write: Callable[[torch.Tensor, int, int], torch.Tensor]
 
+
+Sampler = Callable[[int, int, Advance], "torch.Tensor"]
+"""Samples a chunk of that number and so many sequences, and tells of them."""
 
 Writing = Callable[["Source", str], AbstractContextManager[Writer | None]]
 """What gives a :class:`Writer` of a model on a device for a while, or None where the plain model is to sample."""
@@ -72,40 +81,55 @@ def written_chunks(
     config: Any,
     *,
     writer: Writer | None = None,
-    use: str = "calibration",
     option: str = "--calib",
 ) -> Generator[torch.Tensor, None, None]:
     """The blocks of :func:`self_written` [n, config.length], some at a time, so that no more is in memory: from the
-    ``writer`` where one is given. ``use`` says what the text is for, ``option`` names it in errors.
+    ``writer`` where one is given. ``option`` names the text in errors.
 
     Close it where not all is asked for: the model computes in another dtype meanwhile.
     """
     # Rank 0's cache is that of all.
     files: list[Any] = from_first(lambda: [[str(file), size] for file, size in _files(dense, config, writer)])
     left = config.sequences
-    sampler: Callable[[int, int], torch.Tensor] | None = None
-    with progress(f"Writing {use} text", sum(size for _, size in files)) as advance, ExitStack() as stack:
+    sampler: Sampler | None = None
+    total = sum(size for _, size in files)
+    done = 0
+    shape = dense.source.shape
+    head = 2 * shape.vocab_size * shape.hidden_size
+    each = sum(head + cost_of_place(shape, place) for place in range(config.length - 1))
+    shown: dict[str, Any] = {
+        "work": {"": total * each},
+        "tokens": total * config.length,
+        "kept_in": Path(files[0][0]).parent if files else None,
+    }
+    with progress(OWN_TEXT, total, **shown) as advance, ExitStack() as stack:
         for some in rounds(range(len(files))):
             at = [Path(files[chunk][0]) for chunk in some]
             kept: list[Any] = from_first(partial(list, map(read_kept_tensors, at)))
             missing = [place for place, tensors in enumerate(kept) if tensors is None]
             made = []
-            for place in share_of(missing):
+            mine = share_of(missing)
+            for place in mine:
                 if sampler is None and writer is not None:
                     sampler = _asking(writer, dense.source.config.vocab_size, first, config)
                 elif sampler is None:
                     model = stack.enter_context(_computing(dense))
-                    sampler = _sampler(model, dense.source.name, first, config, option)
-                made.append(sampler(some[place], files[some[place]][1]))
+                    sampler = _sampler(model, dense.source.name, shape, first, config, option)
+                made.append(sampler(some[place], files[some[place]][1], advance))
             for place, block in zip(missing, in_order(made, len(missing)), strict=True):
                 kept[place] = {"ids": block}
                 if is_first():
                     write_kept_tensors(at[place], kept[place])
-            for chunk, tensors in zip(some, kept, strict=True):
+            for place, (chunk, tensors) in enumerate(zip(some, kept, strict=True)):
                 size = files[chunk][1]
+                done += size
+                # What was sampled here was told of token by token.
+                if place not in mine:
+                    advance(size, kept=place not in missing)
+                if at[place].is_file():
+                    keeping("sequences that the model wrote", done, total)
                 yield tensors["ids"][:left]
                 left -= size
-                advance(size)
 
 
 def unwritten(dense: DenseModel, config: Any, *, writer: Writer | None = None) -> list[int]:
@@ -162,10 +186,10 @@ def _starts(vocabulary: int, first: int | None, size: int, generator: torch.Gene
     return starts
 
 
-def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> Callable[[int, int], torch.Tensor]:
+def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> Sampler:
     import torch
 
-    def written(chunk: int, size: int) -> torch.Tensor:
+    def written(chunk: int, size: int, advance: Advance) -> torch.Tensor:
         seed = int.from_bytes(_digest(config.seed, chunk), "little")
         starts = _starts(vocabulary, first, size, torch.Generator().manual_seed(seed))
         ids = writer.write(starts, config.length, seed)
@@ -174,23 +198,30 @@ def _asking(writer: Writer, vocabulary: int, first: int | None, config: Any) -> 
                 f"The writer {writer.name} must continue {size} starts to int64 [{size}, {config.length}], but gave "
                 f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}, or other starts."
             )
+        advance(size)
         return ids.contiguous()
 
     return written
 
 
-def _sampler(model: Any, name: str, first: int | None, config: Any, option: str) -> Callable[[int, int], torch.Tensor]:
+def cost_of_place(shape: ModelShape, place: float) -> float:
+    """What one more token costs behind so many others, in operations of all layers."""
+    heads = sum(layer.num_attention_heads for layer in shape.layers)
+    return 2.0 * shape.block_parameters + _SLOW_ATTENTION * place * heads * shape.head_dim
+
+
+def _sampler(model: Any, name: str, shape: ModelShape, first: int | None, config: Any, option: str) -> Sampler:
     import torch
 
     from prunekit.utils.numerics.finite import blame_layer
 
     vocabulary = model.config.vocab_size
 
-    def written(chunk: int, size: int) -> torch.Tensor:
+    def written(chunk: int, size: int, advance: Advance) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(_digest(config.seed, chunk), "little"))
         starts = _starts(vocabulary, first, size, generator)
         try:
-            return _continue(model, starts, config.length, generator)
+            return _continue(model, shape, starts, config.length, generator, advance)
         except _NotFinite:
             blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
@@ -205,13 +236,16 @@ class _NotFinite(Exception):
     """The model gave NaN or infinite logits."""
 
 
-def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
-    """``starts`` [B, 1] continued to [B, length]."""
+def _continue(
+    model: Any, shape: ModelShape, starts: torch.Tensor, length: int, generator: torch.Generator, advance: Advance
+) -> torch.Tensor:
+    """``starts`` [B, 1] continued to [B, length]. ``advance`` is told of parts of B sequences."""
     import torch
 
     from prunekit.utils.numerics.categorical import sampled
 
     made = torch.empty(len(starts), length, dtype=torch.int64)
+    head = 2 * shape.vocab_size * shape.hidden_size
     made[:, :1] = starts
     device = model.get_input_embeddings().weight.device
     cache = _room_for(length, model.config.num_hidden_layers)
@@ -232,6 +266,7 @@ def _continue(model: Any, starts: torch.Tensor, length: int, generator: torch.Ge
                 raise _NotFinite
             # The generator is the CPU's, so that a device changes nothing else.
             made[:, place + 1] = sampled(logits, generator, torch.float64).cpu()
+            advance(len(starts) / (length - 1), cost=len(starts) * (head + cost_of_place(shape, place)))
     return made
 
 

@@ -19,6 +19,7 @@ from prunekit.data.packed.filling import (
     PartFile,
     file_names,
     read_into,
+    reading,
     sampling,
     take_part,
     write_into,
@@ -34,6 +35,7 @@ from prunekit.utils.files.atomic import new_folder, read_json
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.listed_folder import check_listed
 from prunekit.utils.names import printable
+from prunekit.utils.phases.titles import OWN_TEXT
 from prunekit.utils.process.ranks import barrier, is_first
 
 if TYPE_CHECKING:
@@ -116,6 +118,12 @@ def pack_text(
         (made / MANIFEST).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     barrier()
     return open_text(folder)
+
+
+def packing_phases(source: str) -> tuple[str, ...]:
+    """The phases of :func:`pack_text`: what the model writes comes last."""
+    names = [name for name, _ in parse_mix(source, OPTION)]
+    return (*(reading(name) for name in names if name != SELF), *([OWN_TEXT] if SELF in names else []))
 
 
 def expected(config: TextConfig, tokens: int, dense: DenseModel, *, writer: Writer | None = None) -> Expected:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunekit.data.sources import source_name
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.phases import reads
 from prunekit.evaluation.windows import EvalConfig, batches, eval_mode, shortened, windows
 from prunekit.utils.files.leftovers import TemporaryFolder
 from prunekit.utils.progress import progress
@@ -95,7 +96,7 @@ def _written(
     with (
         eval_mode(model),
         file.open("wb") as handle,
-        progress(f"{name} reads {source_name(text)}", len(spans)) as advance,
+        progress(reads(name, text), len(spans), tokens=len(ids)) as advance,
         torch.no_grad(),
     ):
         for block, first in batches(ids, spans, config.batch_size, start):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.phases import continues
 from prunekit.evaluation.windows import eval_mode
 from prunekit.models.runner import TorchRunner
 from prunekit.utils.numerics.finite import NotFinite
@@ -273,7 +274,7 @@ def continued(
     prompts = pick_prompts(tokens, config, None if tokenizer is None else bos(tokenizer), text)
     ends = _end_tokens(model, tokenizer)
     made: list[list[int]] = []
-    with eval_mode(model), progress(f"{name} continues {text}", len(prompts)) as advance:
+    with eval_mode(model), progress(continues(name, text), len(prompts)) as advance:
         runner = TorchRunner(model)
         for at in range(0, len(prompts), config.batch_size):
             batch = prompts[at : at + config.batch_size].numpy()

@@ -13,6 +13,7 @@ from prunekit.data.sources import source_name
 from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.baseline import Baseline, Beside, Kept, scored_states
+from prunekit.evaluation.phases import reads
 from prunekit.evaluation.windows import EvalConfig, batches, eval_mode, read_texts, shortened, windows
 from prunekit.utils.numerics.finite import NotFinite
 from prunekit.utils.progress import progress
@@ -158,7 +159,7 @@ def _evaluate_text(
 
     spans = windows(len(ids), config.length, config.step)
     sums = _Sums([], [], [], [], [])
-    with progress(f"Evaluating on {source_name(text)}", len(spans)) as advance, torch.no_grad():
+    with progress(reads(name, text), len(spans), tokens=len(ids)) as advance, torch.no_grad():
         for block, first in batches(ids, spans, config.batch_size, start):
             _score(model, baseline, block, first, sums, name, text)
             advance(len(block))

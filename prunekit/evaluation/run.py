@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, overload
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.measured import Comparison, Measured
 from prunekit.evaluation.perplexity import Evaluation, check_vocabularies
+from prunekit.evaluation.phases import evaluation_phases
 from prunekit.evaluation.turns import Asked, Turn, baseline_said, measured
 from prunekit.evaluation.windows import EvalConfig
 from prunekit.models.source import as_source, load_tokenizer
 from prunekit.models.tokenizer.same_tokens import first_difference
 from prunekit.utils.numerics.finite import check_files
+from prunekit.utils.phases.telling import phases
 from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
@@ -134,11 +136,13 @@ def compare(
             check_files(each.source.weight_files())
             if dense is not None and not apart:
                 check_vocabularies(each.vocabulary, dense.vocabulary)
-    said = None if dense is None else baseline_said(dense, asked, apart)
-    return Comparison(
-        tuple(measured(each, said, asked) for each in pruned),
-        None if dense is None else dense.source.shape.parameters,
-    )
+    wanted = {"writes": continuations is not None, "tasks": tasks is not None}
+    with phases(*evaluation_phases([each.name for each in everyone], texts, **wanted)):
+        said = None if dense is None else baseline_said(dense, asked, apart)
+        return Comparison(
+            tuple(measured(each, said, asked) for each in pruned),
+            None if dense is None else dense.source.shape.parameters,
+        )
 
 
 def _labels(sources: Sequence[Source]) -> list[str]:

@@ -26,6 +26,8 @@ from prunekit.models.tokenizer.names import TEMPLATES
 from prunekit.plan.shape import ModelShape
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import local
+from prunekit.utils.progress import aside
+from prunekit.utils.provenance import model_label
 from prunekit.utils.quiet import quiet, reason
 
 if TYPE_CHECKING:
@@ -253,7 +255,7 @@ def load_model(source: Source, *, dtype: str = "auto", device: str = "auto") -> 
         options["attn_implementation"] = source.family.attn_implementation
     wanted = pick_dtype(dtype) or source.dtype
     try:
-        with quiet():
+        with aside(f"loading {model_label(source.name)}"), quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=wanted,

@@ -86,11 +86,18 @@ def make_plan(
     >>> plan.share_of_blocks  # doctest: +SKIP
     0.7996
     """
+    from prunekit.models.dense import DenseModel
     from prunekit.models.source import as_source
-    from prunekit.pruning.planner import compute_plan
+    from prunekit.pipeline.forecast.tell import foretell
+    from prunekit.pruning.planner import compute_plan, plan_phases
+    from prunekit.utils.phases.telling import phases
 
     config = plan_config(goals, method, effort, calib, recipe, dtype=dtype, device=device)
-    return compute_plan(as_source(source, revision=revision), config)
+    with phases(*plan_phases(config.recipe)):
+        whole = as_source(source, revision=revision)
+        dense = DenseModel(whole, dtype=dtype, device=device)
+        foretell(dense, config.recipe, _share(whole, config), stored=0)
+        return compute_plan(whole, config, dense)
 
 
 def prune(
@@ -170,58 +177,60 @@ def prune(
     if recover is not None:
         from prunekit.kernels.runtime.text_writer import text_writer
         from prunekit.pipeline.stages import prune_and_recover, read_recovery
+        from prunekit.utils.phases.telling import phases
 
         asked = config or plan
         assert asked is not None
         training = read_recovery(recover, asked, loop, dtype)
         whole = as_source(source, revision=revision)
-        made = prune_and_recover(
-            whole,
-            out,
-            asked,
-            training,
-            recover,
-            lambda dense, plan: solve(dense, plan, calib=calib, batch_size=batch_size),
-            layout=layout,
-            dtype=dtype,
-            device=device,
-            store_dtype=store_dtype,
-            max_shard_bytes=shard_bytes,
-            overwrite=overwrite,
-            beside=_draw,
-            writing=text_writer,
-        )
+        # How many stages there will be is found out on the way.
+        with phases(more=True):
+            made = prune_and_recover(
+                whole,
+                out,
+                asked,
+                training,
+                recover,
+                lambda dense, plan: solve(dense, plan, calib=calib, batch_size=batch_size),
+                layout=layout,
+                dtype=dtype,
+                device=device,
+                store_dtype=store_dtype,
+                max_shard_bytes=shard_bytes,
+                overwrite=overwrite,
+                beside=_draw,
+                writing=text_writer,
+            )
         return Pruned(whole, made.plan, made.written, made)
-    whole = as_source(source, revision=revision)
-    dense = DenseModel(whole, dtype=dtype, device=device)
-    if config is not None and config.recipe.method.rotates:
-        from prunekit.pruning.slicegpt import slice_model
+    from prunekit.pipeline.forecast.tell import foretell
+    from prunekit.pipeline.phases import prune_phases
+    from prunekit.utils.phases.telling import phases
 
+    told: Any = config.recipe if config is not None else plan
+    with phases(*prune_phases(told, plan is not None and computes(plan))):
+        whole = as_source(source, revision=revision)
+        dense = DenseModel(whole, dtype=dtype, device=device)
+        left = _share(whole, config) if config is not None else plan.share_of_blocks if plan is not None else 1.0
+        stored = (pick_dtype(store_dtype) or whole.dtype).itemsize
+        foretell(dense, told, left, stored=stored, out=out)
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
-        return Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
-    from prunekit.checkpoint.manifest import written_once
-    from prunekit.checkpoint.rebuild import rebuild
+        if config is not None and config.recipe.method.rotates:
+            from prunekit.pruning.slicegpt import slice_model
 
-    if config is not None:
-        from prunekit.pruning.planner import compute_plan
+            return Pruned(whole, *slice_model(whole, config, out, dense=dense, **options))
+        from prunekit.checkpoint.manifest import written_once
+        from prunekit.checkpoint.rebuild import rebuild
 
-        plan = compute_plan(whole, config, dense)
-    assert plan is not None
-    solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
-    del dense
-    written = written_once(
-        lambda: rebuild(
-            whole,
-            solved,
-            out,
-            layout=layout,  # type: ignore[arg-type]
-            dtype=store_dtype,
-            weights=weights,
-            overwrite=overwrite,
-            max_shard_bytes=shard_bytes,
-        )
-    )
-    return Pruned(whole, solved, written)
+        if config is not None:
+            from prunekit.pruning.planner import compute_plan
+
+            plan = compute_plan(whole, config, dense)
+        assert plan is not None
+        solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
+        del dense
+        options |= {"layout": layout, "dtype": store_dtype, "weights": weights}
+        written = written_once(lambda: rebuild(whole, solved, out, **options))
+        return Pruned(whole, solved, written)
 
 
 def recover(
@@ -264,12 +273,14 @@ def recover(
     from prunekit.recovery.training.progress import Listener
     from prunekit.recovery.training.run import Budget
     from prunekit.recovery.training.run import recover as train
+    from prunekit.utils.phases.telling import phases
+    from prunekit.utils.phases.titles import WRITING
 
     budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
     config, texts = training_of(text, seed, settings or {})
     pick_dtype(store_dtype)
     check_training_dtype(dtype)
-    with _told(listener or Listener(), tensorboard) as told:
+    with _told(listener or Listener(), tensorboard) as told, phases(WRITING):
         return train(
             as_source(source, revision=revision),
             as_source(teacher, revision=teacher_revision),
@@ -332,6 +343,17 @@ def solve(
     if recipe.refit:
         return told(plan, text), refit_plan(dense, plan, recipe, text, batch_size).weights
     return told(plan, text), compensate(dense, plan, recipe, text, batch_size)
+
+
+def _share(source: Source, config: PlanConfig) -> float:
+    """About which share of the blocks a plan will leave. Raises PrunekitError where the target can't be met."""
+    from prunekit.pruning.planner import read_task
+
+    if config.recipe.method.rotates:
+        return 1.0
+    shape, task = source.shape, read_task(source, config)
+    outside = shape.parameters - shape.block_parameters
+    return min(1.0, max(0.0, (task.problem.budget - outside) / shape.block_parameters))
 
 
 def plan_config(

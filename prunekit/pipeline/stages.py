@@ -13,14 +13,16 @@ from prunekit.errors import PrunekitError
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer
 from prunekit.pipeline.asked import Recovery, check_training_dtype
+from prunekit.pipeline.phases import solve_phases
 from prunekit.plan import Plan
 from prunekit.plan.goals import parse_count
 from prunekit.plan.training import recovery_of
-from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, read_task
+from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, planning_phases, read_task
 from prunekit.pruning.stages import before_the_last, stage_shares
 from prunekit.recovery.stages.run import Cut, Cutter, prune_and_train
 from prunekit.recovery.stages.shares import check_stages
 from prunekit.recovery.training.run import Budget, Recovered, told_by_content
+from prunekit.utils.phases.telling import phases
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +69,9 @@ class GoalCutter:
         dense = self._dense if so_far is None else DenseModel(source, dtype=config.dtype, device=config.device)
         self._let_go()
         asked = config.target.text if number == count else f"{config.target.text}, stage {number} of {count}"
-        plan = compute_plan(source, config, dense, Stage(self._budgets.part(target), so_far, text, asked))
-        plan, weights = self._solve(dense, plan)
+        with phases(*planning_phases(config.recipe), *solve_phases(config.recipe)):
+            plan = compute_plan(source, config, dense, Stage(self._budgets.part(target), so_far, text, asked))
+            plan, weights = self._solve(dense, plan)
         if count > 1:
             history = [{"stage": number, **row} for row in plan.provenance["history"]]
             plan = replace(plan, provenance={**plan.provenance, "history": history})

@@ -16,7 +16,7 @@ from prunekit.plan.shape import ModelShape
 from prunekit.profiling.bench_report import BatchResult, BenchConfig, BenchReport, ModelFacts
 from prunekit.profiling.energy import Energy, estimated_energy, measure_energy, open_sensor
 from prunekit.profiling.prices import throughput
-from prunekit.profiling.turns import Until, take_turns
+from prunekit.profiling.turns import Until, take_turns, until_narrow
 from prunekit.utils.machine import cpu_threads, describe_machine
 from prunekit.utils.measuring.load import Counters, load_during, read_counters
 from prunekit.utils.progress import progress
@@ -178,6 +178,25 @@ def ideal_decode_ratio(dense: ModelFacts, pruned: ModelFacts, config: BenchConfi
     return second / first
 
 
+def timing_phases(size: int, config: BenchConfig) -> tuple[str, ...]:
+    """What the phases are called in which that batch size is timed."""
+    title = _timing(size)
+    return (_warming(size), title, *([until_narrow(title)] if config.max_minutes else []))
+
+
+def memory_of(name: str) -> str:
+    """What the phase is called in which the peak memory of a model is measured."""
+    return f"peak memory of {name}"
+
+
+def _warming(size: int) -> str:
+    return f"warm-up at batch size {size}"
+
+
+def _timing(size: int) -> str:
+    return f"timing at batch size {size}"
+
+
 def _batch(
     both: tuple[Contender, Contender],
     size: int,
@@ -187,7 +206,7 @@ def _batch(
     counters: Callable[[], Counters],
 ) -> BatchResult:
     ids = prompt_ids(size, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
-    with progress(f"Warming up at batch size {size}", 2 * config.warmup) as advance:
+    with progress(_warming(size), 2 * config.warmup) as advance:
         for index in order(config.warmup):
             both[index].runner.greedy(ids, config.tokens + 1)
             advance()
@@ -195,7 +214,7 @@ def _batch(
         # The first token comes from the prefill.
         lambda index: both[index].runner.greedy(ids, config.tokens + 1, clock),
         Until(config.repeats, 60 * config.max_minutes / len(config.batch)),
-        f"Timing at batch size {size}",
+        _timing(size),
         now=now,
         counters=counters,
     )

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import as_source, load_model, pick_device
 from prunekit.profiling import compare
-from prunekit.profiling.compare import BenchConfig, BenchReport, Contender, check_room, check_vocabularies
+from prunekit.profiling.compare import (
+    BenchConfig,
+    BenchReport,
+    Contender,
+    check_room,
+    check_vocabularies,
+    memory_of,
+    timing_phases,
+)
 from prunekit.profiling.memory import HOW, measure_peak
 from prunekit.utils.numerics.finite import check_files
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label
 
 if TYPE_CHECKING:
@@ -49,23 +59,29 @@ def bench(
     check_vocabularies((dense_name, sizes[0]), (pruned_name, sizes[1]))
     peaks: list[int | None] = [None, None]
     apart = memory and pick_device(device).type == "cpu"
-    if apart:
-        for source in sources:
-            check_files(source.weight_files())
-        # Before anything is loaded here, so that both don't have to fit at once with a third copy.
-        peaks = [
-            measure_peak(str(source.path), config, dtype, name=name, runtime=runtime)
-            for source, name in zip(sources, names, strict=True)
-        ]
-    dense, pruned = (
-        Contender.of_model(
-            load_model(source, dtype=dtype, device=device),
-            source.shape,
-            name,
-            runner=runner,
-            file_bytes=sum(path.stat().st_size for path in source.weight_files()),
-            peak_bytes=peak,
+    timed = [title for size in config.batch for title in timing_phases(size, config)]
+    with phases(*map(memory_of, names if apart else ()), *timed):
+        if apart:
+            for source in sources:
+                check_files(source.weight_files())
+            # Before anything is loaded here, so that both don't have to fit at once with a third copy.
+            peaks = [_peak(source, config, dtype, name, runtime) for source, name in zip(sources, names, strict=True)]
+        dense, pruned = (
+            Contender.of_model(
+                load_model(source, dtype=dtype, device=device),
+                source.shape,
+                name,
+                runner=runner,
+                file_bytes=sum(path.stat().st_size for path in source.weight_files()),
+                peak_bytes=peak,
+            )
+            for source, name, peak in zip(sources, names, peaks, strict=True)
         )
-        for source, name, peak in zip(sources, names, peaks, strict=True)
-    )
-    return compare.bench(dense, pruned, config, runtime=runtime, peak_how=HOW if apart else None)
+        return compare.bench(dense, pruned, config, runtime=runtime, peak_how=HOW if apart else None)
+
+
+def _peak(source: Source, config: BenchConfig, dtype: str, name: str, runtime: str) -> int | None:
+    with progress(memory_of(name), 1) as advance:
+        made = measure_peak(str(source.path), config, dtype, name=name, runtime=runtime)
+        advance()
+    return made

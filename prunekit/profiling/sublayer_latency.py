@@ -80,7 +80,7 @@ def measure_table(
         bench = _Bench(source, config, wanted, place)
         cases = bench.cases()
         samples: list[list[float]] = [[] for _ in cases]
-        with progress("Timing sub-layers", len(cases) * (config.warmup + config.repeats)) as advance:
+        with progress("timing sub-layers", len(cases) * (config.warmup + config.repeats)) as advance:
             for turn, index in enumerate(turns(range(len(cases)), config.warmup + config.repeats)):
                 seconds = _sample(cases[index], bench.input, place, clock)
                 if turn >= len(cases) * config.warmup:

@@ -53,6 +53,11 @@ class Turns:
         )
 
 
+def until_narrow(title: str) -> str:
+    """What further turns are called."""
+    return f"{title}, until the range is narrow"
+
+
 def take_turns(
     run: Callable[[int], Decoded],
     until: Until,
@@ -77,7 +82,7 @@ def take_turns(
     with progress(title, len(fixed)) as advance:
         take(fixed)
     if until.seconds > 0:
-        with progress(f"{title}, until the range is narrow", MOST_TURNS - until.repeats) as advance:
+        with progress(until_narrow(title), MOST_TURNS - until.repeats) as advance:
             while not made.are_narrow(until.narrow):
                 if now() - begin >= until.seconds or len(made.ttft[0]) >= MOST_TURNS:
                     made.stopped = "time"

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.data.calibration import CalibrationConfig, check_length, check_tokens
-from prunekit.data.mixture import calibration_text
+from prunekit.data.mixture import CalibrationText, calibration_text, text_phases
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.pruning.importance import score
+from prunekit.pruning.importance.scores import Scores
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.pruning.stability import FEWEST, stability
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.phases.titles import SCORING
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -134,24 +137,8 @@ def analyze(
     find(importance)
     find_layer(layer_importance)
     check_length(calibration, source.config)
-    dense = DenseModel(source, dtype=dtype, device=device)
-    text = calibration_text(calibration, load_tokenizer(source), dense)
-    check_tokens(text.blocks, source.config)
-    model = dense.share()
-    tell_of_idle_ranks(calibration.sequences, calibration.batch_size, importance)
-    batches = -(-calibration.sequences // calibration.batch_size)
-    with progress("Scoring", calibration.sequences if importance == "taylor2" else batches) as advance:
-        scores = score(
-            model,
-            source.family,
-            source.shape,
-            text.input_ids,
-            importance_name=importance,
-            layer_importance_name=layer_importance,
-            batch_size=calibration.batch_size,
-            seed=calibration.seed,
-            on_batch=advance,
-        )
+    with phases(*text_phases(calibration.source), SCORING):
+        scores, text = _scored(source, calibration, importance, layer_importance, dtype, device)
     assert scores.layer_importance is not None
     values = scores.layer_importance.tolist()
     order = sorted(range(len(values)), key=lambda index: -values[index])
@@ -181,6 +168,30 @@ def analyze(
         text.describe(),
         order_by_chance.tau if order_by_chance else None,
     )
+
+
+def _scored(
+    source: Source, calibration: CalibrationConfig, importance: str, layer_importance: str, dtype: str, device: str
+) -> tuple[Scores, CalibrationText]:
+    dense = DenseModel(source, dtype=dtype, device=device)
+    text = calibration_text(calibration, load_tokenizer(source), dense)
+    check_tokens(text.blocks, source.config)
+    model = dense.share()
+    tell_of_idle_ranks(calibration.sequences, calibration.batch_size, importance)
+    batches = -(-calibration.sequences // calibration.batch_size)
+    with progress(SCORING, calibration.sequences if importance == "taylor2" else batches) as advance:
+        made = score(
+            model,
+            source.family,
+            source.shape,
+            text.input_ids,
+            importance_name=importance,
+            layer_importance_name=layer_importance,
+            batch_size=calibration.batch_size,
+            seed=calibration.seed,
+            on_batch=advance,
+        )
+    return made, text
 
 
 def _idle(ffn: torch.Tensor) -> float:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.calibration import check_length, check_tokens
-from prunekit.data.mixture import CalibrationText, calibration_text
+from prunekit.data.mixture import CalibrationText, calibration_text, text_phases
 from prunekit.errors import PrunekitError
 from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
 from prunekit.plan import LayerKeep, Plan, encode_ranges, whole_plan
-from prunekit.plan.allocations import AdaptConfig, DropConfig, OptimalConfig
+from prunekit.plan.allocations import MEASURED, AdaptConfig, DropConfig, OptimalConfig
 from prunekit.plan.budgets import Budgets
 from prunekit.plan.goals import Target
 from prunekit.plan.methods import Method
@@ -32,8 +32,10 @@ from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.pruning.reasons import explain
+from prunekit.utils.advance import untold
 from prunekit.utils.files.cache import cache_place
 from prunekit.utils.numerics.bf16 import has_fast_products
+from prunekit.utils.phases.titles import CURVES, FISHER, SCORING, WHOLE, WIDTHS
 from prunekit.utils.process.ranks import is_first
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
@@ -78,6 +80,18 @@ class Task:
     counted: ModelShape
     changes: dict[str, Any]
     compensation: dict[str, Any]
+
+
+def planning_phases(recipe: Recipe) -> tuple[str, ...]:
+    """The phases of :func:`compute_plan` that follow the text."""
+    if not recipe.method.allocation.draws_curves:
+        return (SCORING,)
+    return (FISHER, CURVES, *([WHOLE] if {*MEASURED} & {*recipe.method.units} else []), WIDTHS)
+
+
+def plan_phases(recipe: Recipe) -> tuple[str, ...]:
+    """The phases of :func:`compute_plan`."""
+    return (*text_phases(recipe.calibration.source), *planning_phases(recipe))
 
 
 def read_task(source: Source, config: PlanConfig, stage: Stage | None = None) -> Task:
@@ -182,10 +196,14 @@ def compute_plan(
     task, session, calibration = made.task, made.session, made.calibration
     problem, budgets, rounding = task.problem, task.budgets, task.problem.rounding
     allocate = allocation(method.allocation.name)
-    with progress(f"Planning ({method.label})", _steps(session, method, problem.budget)) as advance:
-        if isinstance(session, StoredSession):
-            session.on_layer = advance
-        allocated = allocate(session, problem, advance, method.allocation)
+    if method.allocation.draws_curves:
+        # In phases of its own.
+        allocated = allocate(session, problem, untold, method.allocation)
+    else:
+        with progress(SCORING, _steps(session, method, problem.budget)) as advance:
+            if isinstance(session, StoredSession):
+                session.on_layer = advance
+            allocated = allocate(session, problem, advance, method.allocation)
     keeps = agreed(allocated.keeps)
     # Costs are of layers by their place in the source: what is dropped is there and has nothing.
     kept = {keep.index: keep.shape for keep in keeps}
@@ -245,8 +263,7 @@ def _why(
 
 def draw_curves(made: Prepared, method: Method) -> tuple[LayerCurves, ...]:
     """The loss curves of a method that plans by them."""
-    with progress(f"Planning ({method.label})", _steps(made.session, method, made.task.problem.budget)) as advance:
-        return made.session.curves(advance, method.units)
+    return made.session.curves(untold, method.units)
 
 
 def _loaded_session(
@@ -280,9 +297,6 @@ def _loaded_session(
 def _steps(session: Session, method: Method, budget: int) -> int:
     """How often ``advance`` is to be expected: weights alone are read a layer at a time, and adapt takes 1/T of the
     blocks a scoring pass."""
-    if method.allocation.draws_curves:
-        whole = len({"attention-layer", "ffn-layer"} & set(method.units))
-        return session.curve_steps() + session.source.num_hidden_layers * whole
     if isinstance(session, StoredSession):
         return session.source.num_hidden_layers + 1
     if not isinstance(method.allocation, AdaptConfig):

@@ -39,6 +39,7 @@ from prunekit.plan import Plan, whole_plan
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.finite import watched_layers
+from prunekit.utils.phases.titles import TURNING
 from prunekit.utils.process.ranks import rounds, share_of, sum_over_ranks
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
@@ -88,7 +89,7 @@ def slice_model(
     check_tokens(calibration.blocks, source.config)
     model = dense.share()
     batches = -(-len(calibration.input_ids) // text.batch_size)
-    with progress("Turning (slicegpt)", batches) as advance:
+    with progress(TURNING, batches) as advance:
         axes, shares = principal_axes(model, source.family, calibration.input_ids, text.batch_size, advance)
     computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
     del model

@@ -19,6 +19,7 @@ from prunekit.plan import Plan
 from prunekit.utils.advance import Advance, untold
 from prunekit.utils.numerics.channel_moments import ChannelMoments, merge_over_ranks
 from prunekit.utils.numerics.finite import check_made, watched_layers
+from prunekit.utils.phases.titles import BIASES
 from prunekit.utils.process.ranks import rounds, share_of
 from prunekit.utils.progress import progress
 
@@ -94,7 +95,7 @@ def compensate(
     """:func:`output_biases` of the ``dense`` model on the ``calibration`` text that ``plan`` was made with by
     ``recipe`` (:func:`prunekit.data.from_plan.text_of`)."""
     size = batch_size or recipe.calibration.batch_size
-    with progress("Compensating", -(-len(calibration.input_ids) // size)) as advance:
+    with progress(BIASES, -(-len(calibration.input_ids) // size)) as advance:
         return output_biases(
             dense.share(), dense.source.family, plan, calibration.input_ids, batch_size=size, advance=advance
         )

@@ -14,7 +14,7 @@ import torch
 
 from prunekit.checkpoint.trained import plan_of, with_recovery
 from prunekit.data.self_generated import Writing
-from prunekit.data.token_file import PackedText, open_text, pack_text
+from prunekit.data.token_file import PackedText, open_text, pack_text, packing_phases
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_model
 from prunekit.recovery.expected import expected_kl
@@ -32,6 +32,8 @@ from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
 from prunekit.utils.numerics.recompute import free_bytes
+from prunekit.utils.phases.telling import keeping, phases, unneeded
+from prunekit.utils.phases.titles import TRAINING, TRIAL
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, shared
 from prunekit.utils.progress import progress
@@ -107,6 +109,17 @@ class Lessons:
 
         Raises PrunekitError where the loss is not finite, or something can't be written.
         """
+        with phases(*packing_phases(self.text.source), TRIAL, TRAINING):
+            return self._train(source, kept, span_of, listener, carried)
+
+    def _train(
+        self,
+        source: Source,
+        kept: Checkpoints,
+        span_of: Callable[[Callable[[], float]], Span],
+        listener: Listener,
+        carried: bool,
+    ) -> Trained:
         made = self._seats(source)
         standing = self._begin(made, kept, source, carried)
         trial = cache(lambda: self._trial(made, standing, listener))
@@ -188,10 +201,15 @@ class Lessons:
 
     def _trial(self, made: _Seats, standing: Standing, listener: Listener) -> Trial:
         length = self.text.length
-        return run_trial(made.student, made.teacher, self.config, standing, length, self.sequences, listener.note)
+        with progress(TRIAL, 1) as advance:
+            tried = run_trial(made.student, made.teacher, self.config, standing, length, self.sequences, listener.note)
+            advance()
+        return tried
 
     def _packed(self, tokens: int, dense: DenseModel, note: Callable[[str], None]) -> PackedText:
         if from_first(self.folder.text.is_dir):
+            for title in packing_phases(self.text.source):
+                unneeded(title, "kept from an earlier run")
             return open_text(self.folder.text)
         with self._writing(self.teacher, self._device) as writer:
             packed = pack_text(self.folder.text, self.text, tokens, self._tokenizer, dense, writer=writer)
@@ -270,7 +288,7 @@ class _Clock:
 @contextmanager
 def _shown(steps: int, step_tokens: int, listener: Listener) -> Iterator[Events]:
     """Events that move a progress bar and tell the listener."""
-    with progress("Training", steps) as advance:
+    with progress(TRAINING, steps, tokens=steps * step_tokens) as advance:
         smooth = 0.0
         kl: list[float] = []
 
@@ -326,6 +344,7 @@ class Trained:
         }
         plan = with_recovery(self.plan, told)
         state.save(self.kept, self.source, plan, self.training.student, self.optimizer, standing)
+        keeping("steps of the training", standing.step, steps)
 
     def finish(self, store_dtype: str, like: Source | None = None) -> Final:
         """The weights to write, rounded to the precision in which they will be stored (auto: as ``like`` stores them),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prunekit.recovery.refit import Refitted, layer_weights, refit
+from prunekit.recovery.refit import Refitted, layer_weights, refit, refit_work
 from prunekit.recovery.rescale import final_hidden, rescale, split_text
-from prunekit.utils.progress import progress
+from prunekit.utils.phases.titles import REFIT, RESCALING
+from prunekit.utils.progress import aside, progress
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ def refit_plan(
     model, family, fast = dense.take(), dense.source.family, dense.dtype == "auto"
 
     def solve(text: torch.Tensor) -> Refitted:
-        with progress("Refitting", 2 * plan.source.num_hidden_layers) as advance:
+        steps = 2 * plan.source.num_hidden_layers
+        with progress(REFIT, steps, work=refit_work(plan, text.numel()), tokens=text.numel()) as advance:
             return refit(
                 model,
                 family,
@@ -51,9 +53,10 @@ def refit_plan(
         return solve(ids)
     ids, kept_back = split_text(scales, ids, calibration.written)
     # While the model is still the dense one.
-    wanted = final_hidden(model, kept_back, scales.batch_size, fast)
+    with aside("the dense model's answers"):
+        wanted = final_hidden(model, kept_back, scales.batch_size, fast)
     made = solve(ids)
-    with progress("Rescaling", scales.steps(len(kept_back))) as advance:
+    with progress(RESCALING, scales.steps(len(kept_back)), tokens=kept_back.numel()) as advance:
         made.rescaled = rescale(
             model,
             kept_back,

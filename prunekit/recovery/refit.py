@@ -16,7 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
 from prunekit.models.slicing import coupling_index, cut_layer, unit_slots
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
-from prunekit.plan import LayerKeep
+from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.settings import RefitConfig
 from prunekit.plan.shape import ModelShape
 from prunekit.recovery.rescale import Rescaled
@@ -69,10 +69,37 @@ def refit(
             for kind in KINDS:
                 with in_layer(index):
                     walk.step(dense, cut, keep, index, kind, config)
-                advance()
+                advance(kind=kind, cost=refit_cost(shape, keep, index, kind, ids.numel()))
             layers[index] = cut
     made.weights = layer_weights(model, keeps)
     return made
+
+
+def refit_cost(shape: ModelShape, keep: LayerKeep, index: int, kind: Kind, tokens: int) -> float:
+    """Operations that one sub-layer of a refit takes, about."""
+    dense, left = shape.layers[index], keep.shape
+    if kind == "ffn":
+        whole, kept = shape.ffn_parameters(dense), left.intermediate_size
+    else:
+        whole, kept = shape.attention_parameters(dense), left.num_attention_heads * shape.head_dim
+    if not kept:
+        return 2.0 * tokens * whole
+    # The dense sub-layer on both streams, the cut projection, the moments, and what solves them.
+    passes = 2.0 * tokens * (2 * whole + kept * shape.hidden_size)
+    return passes + 1.3 * tokens * kept * (kept + shape.hidden_size) + kept**2 * (kept / 3 + 2 * shape.hidden_size)
+
+
+def refit_work(plan: Plan, tokens: int) -> dict[str, float]:
+    """What all sub-layers of each kind take, on so many ``tokens``."""
+    keeps = {keep.index: keep for keep in plan.layers}
+    indices = range(plan.source.num_hidden_layers)
+    return {
+        kind: sum(
+            refit_cost(plan.source, keeps.get(index, LayerKeep(index, (), (), ())), index, kind, tokens)
+            for index in indices
+        )
+        for kind in KINDS
+    }
 
 
 def layer_weights(model: Any, keeps: tuple[LayerKeep, ...]) -> dict[str, torch.Tensor]:

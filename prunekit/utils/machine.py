@@ -97,3 +97,14 @@ def _status(name: str) -> int | None:
     except OSError:
         pass
     return None
+
+
+def memory_now() -> int | None:
+    """Resident memory of this process now, on any system that tells."""
+    found = resident_bytes()
+    if found is None:
+        import psutil
+
+        with suppress(psutil.Error):
+            found = psutil.Process().memory_info().rss
+    return found

@@ -10,9 +10,10 @@ import pytest
 import typer
 
 from prunekit.cli import app
+from prunekit.cli.long_command import TELLING
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-# The most that people read.
+# The most that people read, beside what every long command has in a panel of its own: --quiet, --verbose and --log.
 LIMITS = {"plan": 21, "prune": 31}
 # What names a model on a hub, and where its revision is named.
 MODELS = ("analyze", "candidates", "plan", "prune", "recover", "eval", "generate", "export", "bench", "latency-table")
@@ -29,7 +30,8 @@ def meaning(option: Any) -> str:
 
 @pytest.mark.parametrize("command", LIMITS)
 def test_few_options(command: str) -> None:
-    assert len(options(command)) <= LIMITS[command]
+    own = [each for each in options(command) if each.name not in TELLING]
+    assert len(own) <= LIMITS[command]
 
 
 def test_an_option_means_the_same_in_every_command() -> None:
@@ -47,6 +49,13 @@ def test_an_option_means_the_same_in_every_command() -> None:
 
 def test_every_option_is_explained() -> None:
     assert all(each.help for command in COMMANDS for each in options(command))
+
+
+def test_long_commands_tell_of_progress_alike() -> None:
+    long = {command for command in COMMANDS if {*TELLING} <= {each.name for each in options(command)}}
+    assert long == {*COMMANDS} - {"methods", "inspect"}
+    before = {each.name for each in typer.main.get_command(app).params}  # type: ignore[attr-defined]
+    assert {*TELLING} <= before
 
 
 def test_a_revision_can_be_named_wherever_a_model_is() -> None:

@@ -31,6 +31,7 @@ NAMES = (
     "optimize",
     "generate",
     "write_report",
+    "progress",
     "PrunekitError",
 )
 

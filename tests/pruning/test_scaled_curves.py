@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.goals import parse_target
-from prunekit.plan.methods import METHODS
+from prunekit.plan.recipe import Recipe
 from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import LayerShape
 from prunekit.pruning.allocation import Problem
@@ -21,7 +20,10 @@ from prunekit.pruning.allocation.optimal import optimal
 from prunekit.pruning.curves import scale
 from prunekit.pruning.curves.divergence import Divergence
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves, cut_heads, cut_width
-from prunekit.pruning.planner import _steps
+from prunekit.pruning.planner import planning_phases
+from prunekit.utils.phases.event import ProgressEvent
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.phases.telling import progress as listened
 from tests.support.tiny import VOCAB, tiny_model
 from tests.support.tiny_session import logits, nothing, tiny_session
 
@@ -176,6 +178,13 @@ def test_progress_ends_at_its_end(units: tuple[str, ...]) -> None:
     budgets = parse_target(None, "0.8", None).budgets(shape, 4, shape)
     assert budgets.parameters is not None
     problem = Problem(budgets.parameters, Rounding(1), units, budgets=budgets)
-    steps: list[int] = []
-    optimal(session, problem, lambda count=1: steps.append(count))
-    assert sum(steps) == _steps(session, replace(METHODS["prunekit"], units=units), budgets.parameters)
+    events: list[ProgressEvent] = []
+    with listened(events.append), phases(*planning_phases(Recipe.of("prunekit", units=units))) as run:
+        optimal(session, problem, nothing)
+    assert run is not None and run.undeclared == []
+    ended = [each for each in events if each.what == "ended"]
+    assert [each.phase for each in ended] == [*range(1, ended[0].phases + 1)]
+    assert all(each.done == pytest.approx(each.total) for each in ended)
+    # The last step of each leaves nothing to do.
+    last = {each.title: each.left for each in events if each.what == "step"}
+    assert all(left == pytest.approx(0, abs=1e-6) for left in last.values())

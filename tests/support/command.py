@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from prunekit.cli import main
+from prunekit.utils.phases import lines
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
 
@@ -64,6 +65,9 @@ def with_method(arguments: tuple[object, ...]) -> list[str]:
 
 def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """``command("plan", path, ...)`` runs prunekit's entry point in this process."""
+
+    # However slow the machine is: a run is silent unless it is told to talk.
+    monkeypatch.setattr(lines, "_SILENT", float("inf"))
 
     def command(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["prunekit", *with_method(arguments)])

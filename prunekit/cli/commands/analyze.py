@@ -11,6 +11,7 @@ from prunekit.cli import options as o
 from prunekit.cli.asked import text_asked
 from prunekit.cli.common import app, console, deliver, table
 from prunekit.cli.launch import on_all_ranks
+from prunekit.cli.long_command import long
 from prunekit.cli.tables.plan import bar
 from prunekit.report.pictures import check_different, check_picture, draw_importance
 from prunekit.utils.files.atomic import check_output_file
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 @app.command()
 @on_all_ranks
+@long
 def analyze(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("analysis.json"),

@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, deliver
+from prunekit.cli.long_command import long
 from prunekit.cli.tables.bench import show
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import check_output_file
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @app.command("bench")
+@long
 def bench_command(
     model: o.Model,
     baseline: o.Baseline,

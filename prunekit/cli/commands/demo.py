@@ -9,12 +9,14 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json
+from prunekit.cli.long_command import long
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.replacing import DEMO, local
 from prunekit.utils.names import readable
 
 
 @app.command()
+@long
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")] = Path("demo-output"),
     blocks: o.Blocks = "0.8",

@@ -10,6 +10,7 @@ import typer
 from prunekit.cli import options as o
 from prunekit.cli.checking import exit_code, limit_of
 from prunekit.cli.common import app, deliver
+from prunekit.cli.long_command import long
 from prunekit.cli.tables.comparison import show_all
 from prunekit.cli.tables.evaluation import show
 from prunekit.errors import PrunekitError
@@ -18,6 +19,7 @@ from prunekit.utils.files.replacing import local
 
 
 @app.command("eval")
+@long
 def evaluate_command(
     models: o.Models,
     baseline: Annotated[str | None, typer.Option(help=f"{o.BASELINE}.", show_default=False)] = None,

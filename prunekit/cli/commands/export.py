@@ -11,6 +11,7 @@ from rich.text import Text
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
+from prunekit.cli.long_command import long
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.replacing import EXPORT, PROFILE, local
 
@@ -24,6 +25,7 @@ _SPECIAL = "For some targets"
 
 
 @app.command("export")
+@long
 def export_command(
     model: Annotated[
         str | None, typer.Argument(help="A checkpoint: folder, hub id, .gguf file.", show_default=False)

@@ -10,6 +10,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
+from prunekit.cli.long_command import long
 from prunekit.errors import PrunekitError
 from prunekit.utils.names import readable
 
@@ -28,6 +29,7 @@ class Quantize(str, Enum):
 
 
 @app.command("generate")
+@long
 def generate_command(
     model: o.Model,
     prompt: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.common import app, console, print_json, table
+from prunekit.cli.long_command import long
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @app.command("latency-table")
+@long
 def latency_table_command(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("latency.json"),

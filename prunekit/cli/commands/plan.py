@@ -11,6 +11,7 @@ from prunekit.cli import options as o
 from prunekit.cli.asked import read_asked
 from prunekit.cli.common import app, console, print_json
 from prunekit.cli.launch import on_all_ranks
+from prunekit.cli.long_command import long
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.cli.tables.reasons import why_tables
 from prunekit.report.pictures import check_different, check_picture
@@ -21,6 +22,7 @@ from prunekit.utils.process.ranks import from_first
 
 @app.command()
 @on_all_ranks
+@long
 def plan(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("plan.json"),

@@ -9,9 +9,10 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.asked import read_asked, read_settings, split_settings
-from prunekit.cli.checking import check_asked, checked
+from prunekit.cli.checking import check_asked, checked, then_checked
 from prunekit.cli.common import app, console, note, print_json
 from prunekit.cli.launch import on_all_ranks
+from prunekit.cli.long_command import TELLING, long
 from prunekit.cli.tables.plan import plan_summary, plan_tables
 from prunekit.cli.tables.recovery import curve_table, stage_table
 from prunekit.cli.telling import say, training_listener
@@ -19,7 +20,7 @@ from prunekit.errors import PrunekitError
 from prunekit.plan.training import LOOPS, recovery_knobs
 
 # What still has a meaning where a finished plan is applied.
-_FILES = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json"}
+_FILES = {"model", "output", "plan", "layout", "store_dtype", "max_shard", "overwrite", "revision", "json", *TELLING}
 _WITH_PLAN = _FILES | {"check", "max_loss_added"}
 # What says on which text and how, where projections or biases are still to be computed.
 _COMPUTING = {"calib", "settings", "dtype", "device"}
@@ -30,6 +31,7 @@ _TRAINED = {"recover", "settings", "dtype", "device"} | _TRAINING
 
 @app.command()
 @on_all_ranks
+@long
 def prune(
     command: typer.Context,
     model: o.Model,
@@ -107,35 +109,36 @@ def prune(
     if recover:
         told: dict[str, Any] = {"settings": training, "listener": training_listener(json)}
         trained = pipeline.Recovery(tokens=tokens, minutes=minutes, text=text, stages=stages, **told)
-    pruned = pipeline.prune(
-        model,
-        output,
-        plan=file,
-        **({"method": loop} if loop else {}),
-        recipe=made_by,
-        calib=calib,
-        batch_size=batch_size,
-        layout=layout,
-        store_dtype=store_dtype,
-        max_shard=max_shard,
-        overwrite=overwrite,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        recover=trained,
-        **goals,
-    )
-    made, written, recovered = pruned.plan, pruned.written, pruned.recovered
-    stored = (pick_dtype(store_dtype) or pruned.source.dtype).itemsize
-    if not json:
-        console().print(plan_tables(made, stored))
-        if recovered is not None:
-            console().print(stage_table(recovered) if len(recovered.stages) > 1 else curve_table(recovered))
-            if not recovered.stages[-1]["used_step"]:
-                note("No step of the last training came nearer to the dense model than what it began with.")
-        size = f"{written.weight_bytes:,} weight bytes"
-        console().print(f"Checkpoint written to {output} ({written.architecture}, {size}).")
-    seen, code = checked(output, pruned.source, check, max_loss_added, show=not json, dtype=dtype, device=device)
+    with then_checked(check):
+        pruned = pipeline.prune(
+            model,
+            output,
+            plan=file,
+            **({"method": loop} if loop else {}),
+            recipe=made_by,
+            calib=calib,
+            batch_size=batch_size,
+            layout=layout,
+            store_dtype=store_dtype,
+            max_shard=max_shard,
+            overwrite=overwrite,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            recover=trained,
+            **goals,
+        )
+        made, written, recovered = pruned.plan, pruned.written, pruned.recovered
+        stored = (pick_dtype(store_dtype) or pruned.source.dtype).itemsize
+        if not json:
+            console().print(plan_tables(made, stored))
+            if recovered is not None:
+                console().print(stage_table(recovered) if len(recovered.stages) > 1 else curve_table(recovered))
+                if not recovered.stages[-1]["used_step"]:
+                    note("No step of the last training came nearer to the dense model than what it began with.")
+            size = f"{written.weight_bytes:,} weight bytes"
+            console().print(f"Checkpoint written to {output} ({written.architecture}, {size}).")
+        seen, code = checked(output, pruned.source, check, max_loss_added, show=not json, dtype=dtype, device=device)
     if json:
         summary = plan_summary(made, stored)
         said = {"checkpoint": str(output), "layout": layout, "architecture": written.architecture, **summary}

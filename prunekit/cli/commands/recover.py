@@ -9,9 +9,10 @@ import typer
 
 from prunekit.cli import options as o
 from prunekit.cli.asked import split_settings
-from prunekit.cli.checking import check_asked, checked
+from prunekit.cli.checking import check_asked, checked, then_checked
 from prunekit.cli.common import app, console, note
 from prunekit.cli.launch import on_all_ranks
+from prunekit.cli.long_command import long
 from prunekit.cli.tables.recovery import curve_table
 from prunekit.cli.telling import say, training_listener
 from prunekit.plan.knobs import split_setting
@@ -24,6 +25,7 @@ def complete_training(incomplete: str) -> list[str]:
 
 @app.command()
 @on_all_ranks
+@long
 def recover(
     model: Annotated[str, typer.Argument(help="The pruned model: a local folder or a hub id.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")],
@@ -91,35 +93,37 @@ def recover(
     check_asked(check, max_loss_added)
     others, told = split_settings(settings, training_knobs())
     # Of an unknown one, training_of says what there is.
-    made = pipeline.recover(
-        model,
-        teacher,
-        output,
-        text=text,
-        tokens=tokens,
-        minutes=minutes,
-        settings={**told, **dict(map(split_setting, others))},
-        seed=seed,
-        store_dtype=store_dtype,
-        max_shard=max_shard,
-        checkpoint_minutes=checkpoint_minutes,
-        overwrite=overwrite,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        teacher_revision=teacher_revision,
-        tensorboard=tensorboard,
-        listener=training_listener(json),
-    )
-    if not json:
-        console().print(curve_table(made))
-        if not made.used:
-            note(
-                "No step came nearer to the dense model than what was given, so the weights are those that were given."
-            )
-        console().print(f"Checkpoint written to {output} ({made.written.architecture}).")
-    looks = {"dtype": dtype, "device": device, "baseline_revision": teacher_revision}
-    seen, code = checked(output, teacher, check, max_loss_added, show=not json, **looks)
+    with then_checked(check):
+        made = pipeline.recover(
+            model,
+            teacher,
+            output,
+            text=text,
+            tokens=tokens,
+            minutes=minutes,
+            settings={**told, **dict(map(split_setting, others))},
+            seed=seed,
+            store_dtype=store_dtype,
+            max_shard=max_shard,
+            checkpoint_minutes=checkpoint_minutes,
+            overwrite=overwrite,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            teacher_revision=teacher_revision,
+            tensorboard=tensorboard,
+            listener=training_listener(json),
+        )
+        if not json:
+            console().print(curve_table(made))
+            if not made.used:
+                note(
+                    "No step came nearer to the dense model than what was given, so the weights are those that were "
+                    "given."
+                )
+            console().print(f"Checkpoint written to {output} ({made.written.architecture}).")
+        looks = {"dtype": dtype, "device": device, "baseline_revision": teacher_revision}
+        seen, code = checked(output, teacher, check, max_loss_added, show=not json, **looks)
     if json:
         said = {"checkpoint": str(output), "recovery": made.facts}
         say(said if seen is None else {**said, "check": seen})

@@ -80,13 +80,18 @@ class PartFile:
             file.write(values.tobytes())
 
 
+def reading(source: str) -> str:
+    """What the phase is called in which that text is read."""
+    return f"reading {source_name(source)}"
+
+
 def read_into(file: PartFile, source: str, config: TextConfig, tokenizer: Any, model: Any) -> dict[str, Any]:
     """Fill ``file`` from a text that is read. Returns what is told of how."""
     import torch
 
     chats = Chats(tokenizer)
     parts = pieces(source, field=config.field, split=config.split, render=chats)
-    with progress(f"Reading {source_name(source)}", file.most) as advance:
+    with progress(reading(source), file.most) as advance:
         for group in tokenised(parts, tokenizer):
             before = file.windows
             ids = np.fromiter(chain.from_iterable(piece.ids for piece in group), np.int64)
@@ -126,7 +131,7 @@ def _chunks(
     sequences: int, config: TextConfig, tokenizer: Any, dense: DenseModel, writer: Writer | None
 ) -> Generator[torch.Tensor, None, None]:
     asked = sampling(config, sequences)
-    return written_chunks(dense, first_token(tokenizer), asked, writer=writer, use="training", option=OPTION)
+    return written_chunks(dense, first_token(tokenizer), asked, writer=writer, option=OPTION)
 
 
 def sampling(config: TextConfig, sequences: int) -> CalibrationConfig:

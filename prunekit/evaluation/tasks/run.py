@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.phases import answers
 from prunekit.evaluation.tasks.task_data import TaskData
 from prunekit.evaluation.tasks.task_types import PreparedTasks, TaskResult, TasksConfig
 from prunekit.utils.files.cache import cache_place, read_kept, write_kept
+from prunekit.utils.phases.telling import keeping, unneeded
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import installed
 
@@ -87,6 +89,9 @@ def score_tasks(
                 results[task] = scored.score(task)
                 if task in kept:
                     write_kept(kept[task], asdict(results[task]))
+                    keeping(f"the tasks of {name}", len(results), len(prepared.tasks))
+    else:
+        unneeded(answers(name), f"all {len(results)} tasks kept from an earlier run")
     return {task: results[task] for task in prepared.tasks}
 
 
@@ -96,7 +101,7 @@ class _Scorer:
     def __init__(self, prepared: PreparedTasks, model: Any, tokenizer: Any, name: str, total: int):
         self.prepared = prepared
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self._bar = progress(f"{name} answers", total)
+        self._bar = progress(answers(name), total)
         self._task: Any = None
 
     def __enter__(self) -> _Scorer:

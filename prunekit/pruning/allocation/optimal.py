@@ -16,6 +16,8 @@ from prunekit.pruning.allocation.knapsack import choose
 from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_shape
 from prunekit.utils.advance import Advance
+from prunekit.utils.phases.titles import WIDTHS
+from prunekit.utils.progress import progress
 
 # Widths of one FFN that the integer programme chooses among; what lies between them is settled afterwards.
 _LEVELS = 48
@@ -26,7 +28,9 @@ def optimal(session: Session, problem: Problem, advance: Advance, config: Optima
     whose scale is measured (:mod:`prunekit.pruning.curves.scale`): a mixed-integer programme (HiGHS) picks heads and an
     FFN width for every layer, then FFNs take up what is left, the best gain a channel first."""
     curves = session.curves(advance, problem.units)
-    shapes = solve(session.source, problem, curves)
+    with progress(WIDTHS, 1) as step:
+        shapes = solve(session.source, problem, curves)
+        step()
     keeps = without_empty(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, curves, shapes, strict=True)
     )

@@ -18,16 +18,23 @@ from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep
 from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.pruning.curves.costs import RULER, SCALE, CurveCosts, both, in_layers
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_curves
 from prunekit.pruning.curves.output_fisher import output_fisher
 from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.advance import Advance
+from prunekit.utils.phases.telling import keeping, unneeded
+from prunekit.utils.phases.titles import CURVES, FISHER
 from prunekit.utils.process import ranks
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     from prunekit.pruning.curves.curve_store import CurveStore
     from prunekit.pruning.curves.divergence import Divergence
+
+
+BY_LAYERS = "loss curves of layers"
 
 
 class Session:
@@ -101,6 +108,7 @@ class Session:
         """
         # Here, for the GPU check allocates widths on machines that have torch and little else.
         from prunekit.pruning.curves.curve_store import CurveStore, from_first_rank
+        from prunekit.pruning.curves.whole import measure_whole
 
         store = CurveStore(self.store)
         known = from_first_rank([store.curves(index) for index in range(self.source.num_hidden_layers)])
@@ -110,17 +118,14 @@ class Session:
             self._draw_missing(known, store, measured, advance)
         else:
             advance(self.curve_steps())
+            unneeded(FISHER, "not needed, for all loss curves are kept")
+            with progress(CURVES, len(known), kept_in=self.store) as step:
+                step(len(known), kept=True)
+            keeping(BY_LAYERS, len(known), len(known))
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
         removed = ranks.shared([store.removed(index) for index in range(len(known))])
-        places = [(index, kind) for index in range(len(known)) for kind in kinds]
-        missing = [(index, kind) for index, kind in places if kind not in removed[index]]
-        advance(len(places) - len(missing))
-        for some in ranks.rounds(missing):
-            found = [measured().of(index, kind, None) for index, kind in ranks.share_of(some)]
-            for (index, kind), loss in zip(some, ranks.in_order(found, len(some)), strict=True):
-                removed[index][kind] = loss
-                store.keep_removed(index, removed[index])
-                advance()
+        if kinds:
+            measure_whole(kinds, removed, store, measured, advance)
         made = []
         for index, curves in enumerate(known):
             assert curves is not None
@@ -145,41 +150,56 @@ class Session:
         size = max(1, self._batch_size // 2)
         there = {index for index, each in enumerate(known) if each is not None}
         sums = FisherStore(self.store, len(known))
-        fisher = output_fisher(
-            self.model,
-            self.family,
-            ids[: self._fisher_sequences(ids)],
-            batch_size=size,
-            seed=self.seed,
-            fast=self._fast,
-            store=sums,
-            known=there,
-            advance=advance,
-        )
-        advance(len(there))
-        drawn = layer_curves(
-            self.model,
-            self.family,
-            self.source,
-            ids,
-            fisher,
-            batch_size=self._batch_size,
-            fast=self._fast,
-            known=there,
-            advance=advance,
-        )
-        for some in ranks.rounds([index for index in range(len(known)) if index not in there]):
-            # A rank without a layer in the last round asks too: what is drawn is summed up over all.
-            own = next(drawn, None)
-            mine = []
-            if own is not None:
-                index, curves, cuts = own
-                mine.append(scaled(index, curves, self.source.layers[index], cuts, divergence()))
-            for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
-                known[index] = made
-                store.keep(index, made)
-                advance()
+        some_ids = ids[: self._fisher_sequences(ids)]
+        with progress(FISHER, -(-len(some_ids) // size), tokens=some_ids.numel(), kept_in=self.store) as step:
+            fisher = output_fisher(
+                self.model,
+                self.family,
+                some_ids,
+                batch_size=size,
+                seed=self.seed,
+                fast=self._fast,
+                store=sums,
+                known=there,
+                advance=both(step, advance),
+            )
+        costs = CurveCosts(self.source, ids.numel(), self._scale_sequences(ids) * ids.shape[1])
+        with progress(CURVES, len(known), work=costs.work(), kept_in=self.store) as step:
+            for index in sorted(there):
+                costs.leave_out(step, index)
+            advance(len(there))
+            drawn = layer_curves(
+                self.model,
+                self.family,
+                self.source,
+                ids,
+                fisher,
+                batch_size=self._batch_size,
+                fast=self._fast,
+                known=there,
+                advance=in_layers(step, advance),
+            )
+            todo = [index for index in range(len(known)) if index not in there]
+            first = ranks.share_of(todo)[0] if ranks.share_of(todo) else None
+            for some in ranks.rounds(todo):
+                # A rank without a layer in the last round asks too: what is drawn is summed up over all.
+                own = next(drawn, None)
+                mine = []
+                if own is not None:
+                    index, curves, cuts = own
+                    ruler = divergence()
+                    if index == first:
+                        step(0, kind=RULER, cost=costs.ruler)
+                    mine.append(scaled(index, curves, self.source.layers[index], cuts, ruler))
+                for index, made in zip(some, of_all_ranks(mine, len(some)), strict=True):
+                    known[index] = made
+                    store.keep(index, made)
+                    if self.store is not None:
+                        keeping(BY_LAYERS, sum(each is not None for each in known), len(known))
+                    step(kind=SCALE, cost=costs.scale(index))
+                    advance()
         sums.forget()
+        keeping("the Fisher information of sequences", 0, 0)
 
     def divergence(self) -> Divergence:
         """Measures what a changed sub-layer does to predictions, on some of the calibration text: where there is enough
@@ -192,8 +212,7 @@ class Session:
     def scale_rows(self) -> slice:
         """Which sequences of the calibration text :meth:`divergence` reads."""
         ids = self._text()
-        # One sequence alone would say too little, however long.
-        count = max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
+        count = self._scale_sequences(ids)
         # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
         seen = len(self._curve_text())
         return slice(seen, seen + count) if len(ids) - seen >= count else slice(0, count)
@@ -220,6 +239,10 @@ class Session:
         ids = self._curve_text()
         batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
         return batches + 3 * self.source.num_hidden_layers
+
+    def _scale_sequences(self, ids: torch.Tensor) -> int:
+        # One sequence alone would say too little, however long.
+        return max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
 
     def _fisher_sequences(self, ids: torch.Tensor) -> int:
         return min(len(ids), -(-self._drawing.fisher_tokens // ids.shape[1]))

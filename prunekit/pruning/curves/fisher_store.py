@@ -46,18 +46,20 @@ class FisherStore:
         counts = {count for count, _ in self._files() if count <= most}
         return next((found for count in sorted(counts, reverse=True) if (found := self._read(count))), None)
 
-    def keep(self, sequences: int, sums: dict[tuple[int, Kind], torch.Tensor], state: torch.Tensor) -> None:
-        """Keep these, called as in :class:`FisherSums`, in place of earlier ones, if those have become old."""
+    def keep(self, sequences: int, sums: dict[tuple[int, Kind], torch.Tensor], state: torch.Tensor) -> bool:
+        """Keep these, called as in :class:`FisherSums`, in place of earlier ones, if those have become old. Returns
+        whether that was done."""
         started = time.monotonic()
         if self.folder is None or started - self._kept_at < max(_EVERY, self._took / _SHARE):
-            return
+            return False
         for index in range(self.layers):
             own = {str(kind): sums[index, kind] for kind in KINDS if (index, kind) in sums}
             write_kept_tensors(self._file(sequences, index), {**own, "state": state})
-        if all(self._file(sequences, index).is_file() for index in range(self.layers)):
+        if whole := all(self._file(sequences, index).is_file() for index in range(self.layers)):
             self._remove(but=sequences)
         self._kept_at = time.monotonic()
         self._took = self._kept_at - started
+        return whole
 
     def forget(self) -> None:
         """Take away what is kept."""

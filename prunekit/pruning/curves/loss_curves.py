@@ -24,6 +24,7 @@ from prunekit.models.families import Family
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
 from prunekit.plan import LayerKeep
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
+from prunekit.pruning.curves.costs import CurveCosts
 from prunekit.pruning.curves.output_fisher import Fisher, stream_size
 from prunekit.utils.advance import Advance
 from prunekit.utils.numerics.finite import check_computed, in_layer
@@ -141,7 +142,7 @@ def layer_curves(
     """
     parts = Sublayers(model, family, ids.shape[1], fast)
     missing = [index for index in range(len(shape.layers)) if index not in known]
-    reached = 0
+    reached, costs = 0, CurveCosts(shape, ids.numel(), 0)
     with torch.no_grad():
         stream = [parts.embed(batch) for batch in ranks.share_of(ids.split(parts.at_a_time(batch_size)))]
         # To eliminate takes longer than to sum up: that is done for as many layers as there are ranks at once.
@@ -151,20 +152,20 @@ def layer_curves(
                 for earlier in range(reached, index):
                     for kind in KINDS:
                         _pass(parts, earlier, kind, stream)
-                        advance()
+                        advance(kept=True)
                 for kind in KINDS:
                     moments = _input_moments(parts, index, kind, stream)
                     moments.add_up(onto=owner)
                     if owner == ranks.rank():
                         seen[kind] = moments
                     else:
-                        advance()
+                        advance(kept=True)
                 reached = index + 1
             if reached > missing[-1]:
                 # Nothing is drawn of what follows.
-                advance(len(KINDS) * (len(shape.layers) - reached))
+                advance(len(KINDS) * (len(shape.layers) - reached), kept=True)
             for index in ranks.share_of(some):
-                yield index, *_eliminated(parts, index, shape, seen, fisher, ridge, advance)
+                yield index, *_eliminated(parts, index, shape, seen, fisher, ridge, advance, costs)
 
 
 def _input_moments(parts: Sublayers, index: int, kind: Kind, stream: list[torch.Tensor]) -> Moments:
@@ -196,6 +197,7 @@ def _eliminated(
     fisher: Fisher,
     ridge: float,
     advance: Advance,
+    costs: CurveCosts,
 ) -> tuple[LayerCurves, dict[Kind, Cut]]:
     """The curves and cuts of a layer, whose moments ``seen`` are used up."""
     dense, cuts = shape.layers[index], {}
@@ -218,7 +220,7 @@ def _eliminated(
         if cut is not None:
             check_computed(cut.projection, index, f"what was solved for its {parts.output_name(kind)}")
             cuts[kind] = cut
-        advance()
+        advance(kind=kind, cost=costs.elimination(index, kind))
     return LayerCurves(ffn, heads), cuts
 
 

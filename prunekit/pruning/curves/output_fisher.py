@@ -17,6 +17,7 @@ from prunekit.utils.numerics.bf16 import fast_products
 from prunekit.utils.numerics.categorical import pass_over, sampled
 from prunekit.utils.numerics.finite import check_computed, watched_layers
 from prunekit.utils.numerics.frozen import frozen
+from prunekit.utils.phases.telling import keeping
 from prunekit.utils.process.ranks import gathered, rank, rounds, size
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def output_fisher(
     if begun is not None:
         generator.set_state(begun.state)
         done = begun.sequences
-        advance(-(-done // batch_size))
+        advance(-(-done // batch_size), kept=True)
     try:
         with frozen(model), watched_layers(parts.layers):
             for some in rounds(ids[done:].split(batch_size) if done < len(ids) else ()):
@@ -134,8 +135,8 @@ def output_fisher(
                 if size() > 1:
                     collect(len(some))
                 done += sum(map(len, some))
-                if store is not None:
-                    store.keep(done, made, generator.get_state())
+                if store is not None and store.keep(done, made, generator.get_state()):
+                    keeping("the Fisher information of sequences", done, len(ids))
                 advance(len(some))
     finally:
         for handle in handles:

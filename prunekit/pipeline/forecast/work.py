@@ -1,0 +1,136 @@
+"""How long each phase of planning and pruning takes, from the rates of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prunekit.data.self_generated import cost_of_place
+from prunekit.pipeline.forecast.trial import Rates
+from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.utils.phases import titles
+
+# What is not worth a measurement: to choose widths, to read a text, to open a model, and bytes a second to write.
+_WIDTHS, _READING, _OPENING, _WRITTEN = 2.0, 1.0, 1.0, 2e8
+# Scores that are kept of one layer by a pass for each layer, and what a look at a result reads and writes.
+_CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """How much text each phase takes, in tokens: what the model has yet to write itself in chunks of so many sequences
+    (``unwritten``), curves, their metric and their scale; the refit, and rescaling. ``passes`` are those that score."""
+
+    length: int
+    batch_size: int
+    unwritten: tuple[int, ...] = ()
+    curves: int = 0
+    fisher: int = 0
+    scale: int = 0
+    refit: int = 0
+    rescaling: int = 0
+    scored: int = 0
+    passes: float = 0.0
+    gradients: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with a model of shape ``dense``, of whose blocks a ``share`` stays, stored in ``stored``
+    bytes."""
+
+    dense: ModelShape
+    share: float
+    text: Text
+    stored: int
+
+    def seconds(self, rates: Rates, ranks: int = 1) -> dict[str, float]:
+        """By phases. Ranks share out the text."""
+        found = {
+            titles.READING: _READING,
+            titles.OWN_TEXT: self._own_text(rates),
+            titles.SCORING: self._scoring(rates),
+            titles.FISHER: self._fisher(rates),
+            titles.CURVES: self._curves(rates),
+            titles.WHOLE: self._scale(rates, 2),
+            titles.REFIT: self._refit(rates),
+            titles.RESCALING: self.text.rescaling * self._through(rates, self.share, back=True),
+            titles.BIASES: self.text.scored * self._through(rates, 1.0, back=False),
+        }
+        found = {title: seconds / ranks for title, seconds in found.items()}
+        return {
+            **found,
+            titles.WIDTHS: _WIDTHS,
+            titles.WRITING: _OPENING + self.stored / _WRITTEN,
+            titles.CHECK: self._check(rates),
+        }
+
+    def operations(self) -> float:
+        """About how many products there are in all, twice: whether a trial is worth its time."""
+        text = self.text
+        tokens: float = sum(text.unwritten) * text.length + text.curves + 3 * text.fisher + 3 * text.refit
+        tokens += 3 * text.rescaling + 3 * text.scored * text.passes + text.scale * self.dense.num_hidden_layers
+        solved = sum(map(self._solved, self.dense.layers)) if text.curves else 0.0
+        return 2.0 * self.dense.parameters * tokens + solved
+
+    def _layers(self) -> float:
+        """In the largest ones' worth of products, by which rates are."""
+        return self.dense.block_parameters / max(map(self.dense.layer_parameters, self.dense.layers))
+
+    def _through(self, rates: Rates, share: float, *, back: bool) -> float:
+        """Seconds of a token through all layers and the head, and back."""
+        layer = rates.forward + (rates.backward if back else 0.0)
+        return share * self._layers() * layer + self.dense.vocab_size * (rates.head_back if back else rates.head)
+
+    def _own_text(self, rates: Rates) -> float:
+        length, whole = self.text.length, sum(self.text.unwritten)
+        if not whole:
+            return 0.0
+        together = max(self.text.unwritten)
+        step = self._layers() * rates.decode * cost_of_place(self.dense, length / 2) / cost_of_place(self.dense, 0)
+        step += self.dense.vocab_size * rates.decode_head
+        return (length - 1) * step * whole / together
+
+    def _scoring(self, rates: Rates) -> float:
+        return self.text.passes * self.text.scored * self._through(rates, 1.0, back=self.text.gradients)
+
+    def _fisher(self, rates: Rates) -> float:
+        products = 2 * self.dense.num_hidden_layers * self.dense.hidden_size**2
+        return self.text.fisher * (self._through(rates, 1.0, back=True) + products * rates.moments)
+
+    def _curves(self, rates: Rates) -> float:
+        if not self.text.curves:
+            return 0.0
+        moments = sum(float(width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
+        summed = self.text.curves * (self._layers() * rates.forward + moments * rates.moments)
+        eliminated = rates.elimination * sum(map(self._solved, self.dense.layers))
+        return summed + eliminated + self._scale(rates, 2) + self.text.scale * self._through(rates, 1.0, back=False)
+
+    def _scale(self, rates: Rates, kinds: int) -> float:
+        """Passes from each layer on."""
+        count = self.dense.num_hidden_layers
+        behind = kinds * sum(count - index for index in range(count)) / count * self._layers()
+        heads = kinds * count * self.dense.vocab_size
+        return self.text.scale * (behind * rates.forward + heads * rates.head)
+
+    def _refit(self, rates: Rates) -> float:
+        cut = sum((self.share * width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
+        # The dense layers on both streams, and their output projections once more.
+        passes = self._layers() * (2 + self.share / 4) * rates.forward
+        solved = rates.elimination * self.share**3 * sum(map(self._solved, self.dense.layers)) / 3
+        return self.text.refit * (passes + 1.3 * cut * rates.moments) + (solved if self.text.refit else 0.0)
+
+    def _check(self, rates: Rates) -> float:
+        reading = _CHECKED_TOKENS * (1 + self.share) * self._through(rates, 1.0, back=False) / 2
+        return 2 * reading + 4 * _OPENING + 2 * _SHOWN * _SHOWN_TOKENS * self._through(rates, 1.0, back=False)
+
+    def _widths(self, layer: LayerShape) -> tuple[int, int]:
+        return layer.num_attention_heads * self.dense.head_dim, layer.intermediate_size
+
+    def _solved(self, layer: LayerShape) -> float:
+        return float(sum(width**2 * (width + self.dense.hidden_size) for width in self._widths(layer)))
+
+
+def total(seconds: Mapping[str, float], phases: tuple[str, ...]) -> float:
+    """Of those phases."""
+    return sum(seconds.get(title, 0.0) for title in phases)
