@@ -7,7 +7,7 @@ from pathlib import Path
 from prunekit.export.contender import contender, exporting, exports
 from prunekit.export.export import OpenedExport
 from prunekit.export.target import CPU
-from prunekit.profiling.compare import BenchConfig, BenchReport, bench, check_room, timing
+from prunekit.profiling.compare import BenchConfig, BenchReport, bench, check_room, timing_phases
 from prunekit.profiling.memory import HOW, HOW_ON_GPU, measure_peak
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.progress import progress
@@ -37,7 +37,7 @@ def bench_exports(
     room = config.prompt + config.tokens + 1
     phases_of_both = [*map(exporting, names), *[f"peak memory, {each}" for each in _BOTH if memory]]
     with (
-        phases(*phases_of_both, *map(timing, config.batch)),
+        phases(*phases_of_both, *(title for size in config.batch for title in timing_phases(size, config))),
         exports(
             names,
             runtime,

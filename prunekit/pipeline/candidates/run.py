@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.data.mixture import text_phases
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.windows import EvalConfig
 from prunekit.pipeline import plan_config, solve
@@ -25,6 +26,8 @@ from prunekit.plan.goals import parse_size
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
 from prunekit.utils.files.replacing import CANDIDATES, local
+from prunekit.utils.phases.telling import phases
+from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     from prunekit.data.mixture import CalibrationText
@@ -100,7 +103,9 @@ def candidates(
     source = as_source(model, revision=revision)
     place = replace(place, tables=read_tables(tables, source.shape))
     check_sizes(source, configs)
-    made = _Work(source, sizes, configs, format_, text, config, out).all(place)
+    rows = map(_row, (_DENSE, *(each.name for each in sizes)))
+    with phases(*text_phases(configs[0].recipe.calibration.source), _PLANS, *rows):
+        made = _Work(source, sizes, configs, format_, text, config, out).all(place)
     write_folder(made, out, overwrite, inputs)
     return replace(made, path=out)
 
@@ -113,6 +118,14 @@ def _tokens(context: int) -> int:
 
 def _bytes(memory: str | int) -> str:
     return f"{memory}B" if isinstance(memory, int) else memory
+
+
+_DENSE, _PLANS = "dense", "plans"
+
+
+def _row(name: str) -> str:
+    """What the phase is called in which a size is pruned in memory and measured."""
+    return f"quality of {name}"
 
 
 @dataclass
@@ -155,13 +168,19 @@ class _Work:
         kept = Kept.of(
             "quality", source.fingerprint, judge.digest, first.dtype, str(pick_device(first.device)), versions()
         )
-        plans = [plan_for(source, each, dense, calibration) for each in self.configs]
-        rounding = [
-            self._rounding(each, dense, calibration, plan) for each, plan in zip(self.configs, plans, strict=True)
-        ]
-        found = [self._dense(dense, judge, kept, missing)]
-        for size, each in zip(self.sizes, plans, strict=True):
-            found.append(self._pruned(size, each, dense, judge, kept, missing))
+        plans, rounding = [], []
+        with progress(_PLANS, len(self.configs)) as advance:
+            for each in self.configs:
+                plans.append(plan_for(source, each, dense, calibration))
+                rounding.append(self._rounding(each, dense, calibration, plans[-1]))
+                advance()
+        with progress(_row(_DENSE), 1) as advance:
+            found = [self._dense(dense, judge, kept, missing)]
+            advance()
+        for size, plan in zip(self.sizes, plans, strict=True):
+            with progress(_row(size.name), 1) as advance:
+                found.append(self._pruned(size, plan, dense, judge, kept, missing))
+                advance()
         facts = Facts(source.shape, source.dtype, source_name(self.text), self.format_, place)
         rows = [row for each in found for row in rows_of(each, facts)]
         told = dict(zip((size.name for size in self.sizes), rounding, strict=True))

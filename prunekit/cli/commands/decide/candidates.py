@@ -10,11 +10,13 @@ import typer
 from prunekit.cli import options as o
 from prunekit.cli.asked import recipe_of
 from prunekit.cli.common import app, console, print_json
+from prunekit.cli.long_command import long
 from prunekit.cli.tables.candidates import show_candidates
 from prunekit.errors import PrunekitError
 
 
 @app.command("candidates")
+@long
 def candidates_command(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder.")] = Path("candidates"),
