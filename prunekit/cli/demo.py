@@ -1,23 +1,30 @@
-"""The main job on a real model: plan, prune, rebuild, load again in other processes, compare."""
+"""The main job on a real model: sizes compared, two pruned, exported, timed, and one page that decides."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import DEMO, local
+from prunekit.utils.phases.telling import phases
 from prunekit.utils.process.child import Ended, run_python
-from prunekit.utils.terminal import SafeConsole
+from prunekit.utils.progress import progress
+
+if TYPE_CHECKING:
+    from prunekit.report.write import Report
 
 MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
+# Enough to tell the methods apart, and read within seconds.
+_TOKENS = "4096"
+_TITLE = "SmolLM2-135M: is a smaller one worth it?"
 
 # Run without prunekit: whoever gets the checkpoint needs no more than torch and transformers.
 _PLAIN_LOAD = """
@@ -38,81 +45,122 @@ print(json.dumps({
 """
 
 
+SIZES, SMALLER, ADAPT, ONNX, GGUF = map(Path, ("sizes", "smaller", "adapt-pruner", "smaller-onnx", "smaller-gguf"))
+EVAL, BENCH = Path("eval.json"), Path("bench.json")
+
+
 @dataclass(frozen=True)
-class DemoReport:
-    """What the demo saw, for machines and for people."""
+class Step:
+    """One command of `prunekit`. ``title`` says what it does, ``words`` are what a user would type after prunekit, in
+    which a Path is within the demo's folder; ``says`` is the file that gets what it prints as JSON."""
 
+    title: str
+    words: tuple[str | Path, ...]
+    says: str | None = None
+
+    @property
+    def command(self) -> str:
+        return f"prunekit {' '.join(map(str, self.words))}"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo has made: the page, and its own notes ``data`` (commands, seconds, what a plain load answered)."""
+
+    report: Report
     data: dict[str, Any]
-    markdown: str
 
 
-def run(output: Path, blocks: str, calib: str, text: str, overwrite: bool, *, quiet: bool = False) -> DemoReport:
-    """Do it all below ``output``, which appears only when everything went well."""
-    from prunekit.checkpoint.rebuild import rebuild
-    from prunekit.models.source import resolve
-    from prunekit.plan.goals import parse_target
-    from prunekit.plan.recipe import Recipe
-    from prunekit.pruning.planner import PlanConfig, compute_plan
-    from prunekit.report.pictures import draw_widths
-
-    seconds: dict[str, float] = {}
-
-    def step(name: str, what: str, work: Callable[[], Any]) -> Any:
-        if not quiet:
-            SafeConsole(stderr=True).print(f"[bold]{what}[/bold]")
-        start = time.perf_counter()
-        result = work()
-        seconds[name] = round(time.perf_counter() - start, 1)
-        return result
-
-    config = PlanConfig(
-        target=parse_target(None, blocks, None),
-        recipe=Recipe.of("adapt-pruner", calib=calib),
-    )
-    with new_folder(output, overwrite, kind=DEMO, inputs=local(calib, text)) as folder:
-        checkpoint = folder / "checkpoint"
-        source = step("load", f"1. {MODEL}: converting its GGUF file to safetensors (once)", lambda: resolve(MODEL))
-        plan = step("plan", "2. Adapt-Pruner decides widths, 2 % at a time", lambda: compute_plan(source, config))
-        plan.save(folder / "plan.json")
-        draw_widths(plan, folder / "widths.png")
-        written = step("rebuild", "3. Cutting the weights to these widths", lambda: rebuild(source, plan, checkpoint))
-        plain = step(
-            "load_plain",
-            "4. Loading it in a process that has only torch and transformers",
-            lambda: _answer(run_python(code=_PLAIN_LOAD, arguments=[str(checkpoint), PROMPT])),
+def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
+    """The commands of the demo, in their order. What needs a runtime that is not installed is left out."""
+    given = () if calib is None else ("--calib", calib)
+    read = ("--max-tokens", _TOKENS)
+    shipped = ("--for", "gguf:q8_0") if _there("gguf") else ()
+    quick = ("candidates", MODEL, "--blocks", blocks, "--effort", "quick", *given)
+    cut = ("prune", MODEL, "--method", "adapt-pruner", "--blocks", blocks, *given)
+    judged = ("eval", SMALLER, ADAPT, "--baseline", MODEL, "--text", text, *read)
+    plan = SIZES / f"plan-{float(blocks):g}.json"
+    made = [
+        Step("sizes compared before one is made", (*quick, "--eval", text, *read, *shipped, "-o", SIZES)),
+        Step("pruned by the default method", ("prune", MODEL, "--plan", plan, *given, "-o", SMALLER), "prune.json"),
+        Step("pruned by adapt-pruner", (*cut, "-o", ADAPT), "prune-adapt-pruner.json"),
+        Step("quality of both", (*judged, "-o", EVAL)),
+        Step("latency and memory, in turns", ("bench", SMALLER, "--baseline", MODEL, "-o", BENCH)),
+    ]
+    if _there("onnx") and _there("onnxruntime"):
+        made.append(Step("exported to ONNX", ("export", SMALLER, "--to", "onnx", "-o", ONNX)))
+    if _there("gguf"):
+        unchecked = () if _there("llama_cpp") else ("--no-verify",)
+        made.append(
+            Step("exported to GGUF", ("export", SMALLER, "--to", "gguf", "--dtype", "q8_0", *unchecked, "-o", GGUF))
         )
-        quality = step(
-            "eval",
-            "5. Perplexity and agreement with the dense model, in another process",
-            lambda: _prunekit("eval", str(checkpoint), "--baseline", MODEL, "--text", text),
-        )
-        speed = step(
-            "bench",
-            "6. Latency and memory, dense and pruned in turns",
-            lambda: _prunekit("bench", str(checkpoint), "--baseline", MODEL),
-        )
-        data = {
-            "model": MODEL,
-            "share_of_blocks": plan.share_of_blocks,
-            "share_of_parameters": plan.share_of_parameters,
-            "widths": [layer.intermediate_size for layer in plan.shape.layers],
-            "num_key_value_heads": [layer.num_key_value_heads for layer in plan.shape.layers],
-            "architecture": written.architecture,
-            "loaded": plain,
-            "quality": quality,
-            "speed": speed,
-            "seconds": seconds,
-        }
-        report = DemoReport(data, markdown(data))
-        (folder / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(report.markdown, encoding="utf-8")
+    return tuple(made)
+
+
+def run(output: Path, blocks: str, calib: str | None, text: str, overwrite: bool) -> Demo:
+    """Do it all below ``output``, which appears only when everything went well. Raises PrunekitError with what a step
+    said where it failed."""
+    from prunekit.report.write import write_report
+
+    calib, text = (None if each is None else _absolute(each) for each in (calib, text))  # type: ignore[assignment]
+    planned = steps(_share(blocks), calib, text)
+    done: list[dict[str, Any]] = []
+    loading = "loaded by torch and transformers alone"
+    with (
+        phases(*(step.title for step in planned), loading),
+        new_folder(output, overwrite, kind=DEMO, inputs=local(calib, text)) as folder,
+    ):
+        for step in planned:
+            with progress(step.title, 1) as advance:
+                done.append({"step": step.title, "command": step.command, "seconds": _take(step, folder)})
+                advance()
+        with progress(loading, 1) as advance:
+            plain = _answer(run_python(code=_PLAIN_LOAD, arguments=[str(folder / "smaller"), PROMPT]))
+            advance()
+        report = write_report(_files(folder), folder / "report.html", title=_TITLE)
+        data = {"model": MODEL, "prompt": PROMPT, "loaded": plain, "steps": done}
+        (folder / "demo.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         manifest = {"format": DEMO.format, "version": 1, "files": digests(folder)}
         (folder / DEMO.manifest).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return report
+    # Under the name that it has now.
+    names = {field: output / getattr(report, field).name for field in ("page", "kpis")}
+    return Demo(replace(report, **names), data)
 
 
-def _prunekit(*arguments: str) -> Any:
-    return _answer(run_python(module="prunekit", arguments=[*arguments, "--json"]))
+def _files(folder: Path) -> list[Path]:
+    """What the report is about, of what the steps have left."""
+    told = (SIZES, SMALLER, ADAPT, "prune.json", "prune-adapt-pruner.json", EVAL, BENCH, ONNX, GGUF)
+    return [folder / name for name in told if (folder / name).exists()]
+
+
+def _take(step: Step, folder: Path) -> float:
+    """Run a step in a process of its own. Returns its seconds."""
+    start = time.perf_counter()
+    words = [str(folder / word) if isinstance(word, Path) else word for word in step.words]
+    said = _answer(run_python(module="prunekit", arguments=[*words, "--json"]))
+    if step.says is not None:
+        (folder / step.says).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return round(time.perf_counter() - start, 1)
+
+
+def _share(blocks: str) -> str:
+    """One size as a share. Raises PrunekitError where it is none."""
+    try:
+        share = float(blocks)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise PrunekitError(f"The demo keeps a share of the blocks, such as --blocks 0.8, not {blocks!r}.")
+    return blocks
+
+
+def _absolute(name: str) -> str:
+    """A file by its whole name: steps run elsewhere."""
+    return str(Path(name).absolute()) if Path(name).is_file() else name
+
+
+def _there(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def _answer(ended: Ended) -> Any:
@@ -121,53 +169,3 @@ def _answer(ended: Ended) -> Any:
         raise PrunekitError(f"A step of the demo failed: {ended.reason.removeprefix('prunekit: ')}")
     # Libraries may print warnings first; the report is the JSON object at the end.
     return json.loads(ended.out[ended.out.find("{") :])
-
-
-def markdown(data: dict[str, Any]) -> str:
-    """The demo's table, as it stands in the README."""
-    result, (bench,) = data["quality"]["results"][0], data["speed"]["results"]
-    dense, pruned = data["speed"]["dense"], data["speed"]["pruned"]
-    machine = data["speed"]["machine"]
-
-    def size(name: str, unit: float, digits: int = 1) -> str:
-        a, b = dense[name], pruned[name]
-        if a is None or b is None:  # not every system tells the peak memory of a process
-            return "not known | not known | |"
-        return f"{a / unit:,.{digits}f} | {b / unit:,.{digits}f} | {b / a:.3f} |"
-
-    def timing(name: str) -> str:
-        made = bench[name]
-        ratio = made["ratio"]
-        return (
-            f"{made['dense']['median'] * 1e3:,.1f} | {made['pruned']['median'] * 1e3:,.1f} | {ratio['median']:.3f} "
-            f"({ratio['p20']:.3f} to {ratio['p80']:.3f}; ideal {made['ideal_ratio']:.3f}) |"
-        )
-
-    seconds = data["seconds"]
-    return "\n".join(
-        [
-            f"SmolLM2-135M-Instruct, {data['share_of_blocks']:.2%} of its decoder blocks "
-            f"({data['share_of_parameters']:.2%} of all parameters) left by adapt-pruner, no training.",
-            "",
-            "| | dense | pruned | pruned/dense |",
-            "|---|---|---|---|",
-            f"| parameters, M | {size('parameters', 1e6)}",
-            f"| weight files, MiB | {size('file_bytes', 2**20)}",
-            f"| peak memory, MiB | {size('peak_bytes', 2**20)}",
-            f"| KV cache a token, KiB | {size('kv_bytes_per_token', 2**10)}",
-            f"| first token (prompt of {data['speed']['config']['prompt']}), ms | {timing('ttft')}",
-            f"| each further token, ms | {timing('tpot')}",
-            f"| perplexity ({result['text']}, {result['tokens_predicted']:,} tokens, windows of {result['length']}) | "
-            f"{result['baseline_perplexity']:.2f} | {result['perplexity']:.2f} | "
-            f"{result['perplexity'] / result['baseline_perplexity']:.3f} |",
-            f"| same most likely token | | {result['agreement']:.1%} | |",
-            f"| KL(dense to pruned), nats a token | | {result['kl']:.3f} | |",
-            "",
-            f"FFN widths by layer (1536 in the dense model): {', '.join(map(str, data['widths']))}.",
-            f"Measured on {machine['cpu']}, {machine['threads']} threads, {data['speed']['dtype']}, torch "
-            f"{machine['torch']}, transformers {machine['transformers']}. Seconds: "
-            + ", ".join(f"{name} {value}" for name, value in seconds.items())
-            + ".",
-            "",
-        ]
-    )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.common import app, console, print_json, table
-
-if TYPE_CHECKING:
-    from prunekit.report.write import Report
+from prunekit.cli.common import app, print_json
+from prunekit.cli.tables.decision import show_decision
 
 
 @app.command("report")
@@ -54,41 +52,4 @@ def report_command(
     if json:
         print_json({"page": str(made.page), **made.data})
     else:
-        _print(made)
-
-
-def _print(made: Report) -> None:
-    out = console()
-    shown = table("Models", "", "", "loss added, nats", "first token", "further token", "MiB of files", "verdict")
-    shown.columns[1].justify = "left"
-    shown.columns[1].overflow = "fold"
-    for row in made.data["rows"]:
-        figures = row["decision"]
-        verdict = "–" if row["row"] == "dense" else (row["verdict"] or {}).get("verdict", "not measured")
-        name = row["name"] if row["form"] == "checkpoint" else f"{row['name']}, {row['form']}"
-        cells = [_said(figures[key], unit) for key, unit in _COLUMNS]
-        shown.add_row(row["row"], name, *cells, verdict)
-    out.print(shown)
-    out.print(made.data["summary"])
-    for each in made.data["contradictions"]:
-        out.print(f"Note: {each}")
-    if made.data["not_measured"]:
-        out.print(f"Not measured: {len(made.data['not_measured'])} things, which the page lists.")
-    out.print(f"Page written to {made.page}, its figures to {made.kpis}.")
-
-
-_COLUMNS = (
-    ("loss_added", "{:+.3f}"),
-    ("ttft_ratio", "{:.3f} ×"),
-    ("tpot_ratio", "{:.3f} ×"),
-    ("file_bytes", "{:,.1f}"),
-)
-
-
-def _said(figure: dict[str, Any], form: str) -> str:
-    """A figure and, unless it was measured or counted, its status."""
-    if figure["value"] is None:
-        return figure["status"]
-    value = figure["value"] / 2**20 if form == "{:,.1f}" else figure["value"]
-    told = form.format(value)
-    return told if figure["status"] in ("measured", "exact") else f"{told} ({figure['status']})"
+        show_decision(made)
