@@ -116,7 +116,13 @@ $(EXECUTORCH)/.installed: $(VENV)/.installed
 	  $(if $(SYSTEM_TORCH),|| { echo "No ExecuTorch or torchao here: their tests are skipped."; mkdir -p $(EXECUTORCH); })
 	touch $@
 
-demo: $(VENV)/.installed
+# The runtime of the demo's ONNX export.
+$(VENV)/.exports: $(VENV)/.installed
+	$(PIP) install --quiet $(if $(SYSTEM_TORCH),--no-build-isolation) --editable ".[onnx]" $(if $(SYSTEM_TORCH),|| \
+	  echo "ONNX Runtime can't be had here: the demo leaves that export out.")
+	touch $@
+
+demo: $(VENV)/.exports
 	$(VENV)/bin/prunekit demo --overwrite
 
 PYTEST := $(VENV)/bin/python -m pytest -q

@@ -72,16 +72,18 @@ class Demo:
 
 
 def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
-    """The commands of the demo, in their order. What needs a runtime that is not installed is left out."""
+    """The commands of the demo, in their order: without ONNX Runtime, no ONNX."""
     given = () if calib is None else ("--calib", calib)
     read = ("--max-tokens", _TOKENS)
-    shipped = ("--for", "gguf:q8_0") if _there("gguf") else ()
     quick = ("candidates", MODEL, "--blocks", blocks, "--effort", "quick", *given)
     cut = ("prune", MODEL, "--method", "adapt-pruner", "--blocks", blocks, *given)
     judged = ("eval", SMALLER, ADAPT, "--baseline", MODEL, "--text", text, *read)
     plan = SIZES / f"plan-{float(blocks):g}.json"
+    # Compiling llama-cpp-python takes minutes: where it is not there, the file is written and not opened.
+    unchecked = () if _there("llama_cpp") else ("--no-verify",)
+    gguf = ("export", SMALLER, "--to", "gguf", "--dtype", "q8_0", *unchecked, "-o", GGUF)
     made = [
-        Step("sizes compared before one is made", (*quick, "--eval", text, *read, *shipped, "-o", SIZES)),
+        Step("sizes compared before one is made", (*quick, "--eval", text, *read, "--for", "gguf:q8_0", "-o", SIZES)),
         Step("pruned by the default method", ("prune", MODEL, "--plan", plan, *given, "-o", SMALLER), "prune.json"),
         Step("pruned by adapt-pruner", (*cut, "-o", ADAPT), "prune-adapt-pruner.json"),
         Step("quality of both", (*judged, "-o", EVAL)),
@@ -89,12 +91,7 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
     ]
     if _there("onnx") and _there("onnxruntime"):
         made.append(Step("exported to ONNX", ("export", SMALLER, "--to", "onnx", "-o", ONNX)))
-    if _there("gguf"):
-        unchecked = () if _there("llama_cpp") else ("--no-verify",)
-        made.append(
-            Step("exported to GGUF", ("export", SMALLER, "--to", "gguf", "--dtype", "q8_0", *unchecked, "-o", GGUF))
-        )
-    return tuple(made)
+    return (*made, Step("exported to GGUF", gguf))
 
 
 def run(output: Path, blocks: str, calib: str | None, text: str, overwrite: bool) -> Demo:
