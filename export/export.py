@@ -12,6 +12,7 @@ from typing import Any
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.phases import reads
 from prunekit.export.device import KINDS, device_facts, kind_of, place
 from prunekit.export.edge.script import SCRIPT, bench_script
 from prunekit.export.parity import Parity, ask, check_parity, judge, sample
@@ -107,12 +108,15 @@ def export(
     options = options or Options()
     device = chosen_device(target, options)
     job = prepared(target, source, options, device=device)
+    if dense is not None and text is None:
+        raise PrunekitError("The baseline is for perplexity on a text of yours: name one, or leave the baseline out.")
     given = None if text is None else own_text(job, text)
     if dense is not None:
         check_baseline(job, dense)
     compared = verify and target.unverified is None
     with ExitStack() as stack:
-        stack.enter_context(phases(_writing(target), *([COMPARING] if compared else [])))
+        read = [] if given is None else [reads(model_label(each.name), given.name) for each in (dense, source) if each]
+        stack.enter_context(phases(_writing(target), *([COMPARING] if compared else []), *read))
         folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
         if any(layer != padded(layer, multiple) for layer in source.shape.layers):

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.phases import reads
 from prunekit.export.target import Job
 from prunekit.models.runner import Array, Runner
 from prunekit.models.source import Source
 from prunekit.utils.progress import progress
+from prunekit.utils.provenance import model_label
 
 # A text is read no further, in windows of so many tokens.
 MOST_TOKENS, WINDOW = 2048, 256
@@ -116,7 +118,7 @@ def check_baseline(job: Job, dense: Source) -> None:
 def in_runtime(runner: Runner, given: OwnText) -> Loss:
     """The loss of an open export. What it can't compute is not measured, and why is said."""
     try:
-        with progress(f"Running the export on {given.name}", len(given.windows)) as advance:
+        with progress(f"the export reads {given.name}", len(given.windows)) as advance:
             losses = []
             for window in given.windows:
                 losses.append(_window_loss(runner.logits(window), window))
@@ -137,7 +139,7 @@ def in_pytorch(source: Source | None, given: OwnText, why: str = "") -> Loss:
     model = StreamedModel(source, torch.float32)
     losses: list[float] = []
     groups = [given.windows[at : at + _TOGETHER] for at in range(0, len(given.windows), _TOGETHER)]
-    with progress(f"{source.name} on {given.name}", len(groups) * source.shape.num_hidden_layers) as advance:
+    with progress(reads(model_label(source.name), given.name), len(groups) * source.shape.num_hidden_layers) as advance:
         for group in groups:
             losses += _losses(model.logits, group, advance)
     return _loss(losses)

@@ -31,6 +31,8 @@ from prunekit.utils.measuring.load import Load, between, load_during, read_count
 FORMAT, VERSION = "prunekit-bench-edge", 1
 MANIFEST = "prunekit-export.json"
 _MOST_RUNS = 1000
+# Runtimes that choose their device by their own build or settings.
+_CHOOSE = ("onnx-genai", "vllm")
 
 
 class Refused(Exception):
@@ -75,6 +77,9 @@ def main(runtime: Callable[[], tuple[Any, Sequence[str]]], folder: Path, words: 
     except Refused as error:
         print(f"bench.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print("bench.py: stopped; nothing was written.", file=sys.stderr)  # noqa: T201
+        return 130
     print(json.dumps(made, indent=1) if asked.json else table(made))  # noqa: T201
     return 0
 
@@ -91,11 +96,16 @@ def measure(
     if not 0 <= asked.max_minutes <= 24 * 60:
         raise Refused(f"--max-minutes must be from 0 to {24 * 60}, got {asked.max_minutes:g}.")
     _check_output(Path(asked.output), asked.overwrite)
-    export, room = _manifest(folder)
+    export, devices, room = _manifest(folder)
     needed = asked.prompt_tokens + asked.new_tokens + 1
     if needed > room:
         raise Refused(f"{needed} tokens are more than the {room} that this export was made for; ask for fewer.")
     device = export["device"] if asked.device == "auto" else asked.device
+    # These choose for themselves, by their build or by what the folder says.
+    own = export["target"] in _CHOOSE and device != export["device"]
+    if own or device not in devices:
+        there = export["device"] if own else " or ".join(devices)
+        raise Refused(f"This export runs on {there}, not on {device}; leave --device out, or export it for {device}.")
     try:
         kind, packages = runtime()
     except ImportError as error:
@@ -163,7 +173,8 @@ def _answer(model: Any, ids: list[int], tokens: int, clock: Callable[[], float])
 
 
 def _figure(seconds: list[float], doubts: list[Doubt], what: str, whose: str) -> dict[str, Any]:
-    found = [*doubts, *of_spread(seconds, what), *of_drift(seconds, whose)]
+    milliseconds = [1e3 * each for each in seconds]
+    found = [*doubts, *of_spread(milliseconds, what, "ms"), *of_drift(seconds, whose)]
     interval = median_interval(seconds)
     return {
         "median": quantile(seconds, 0.5),
@@ -177,8 +188,8 @@ def _figure(seconds: list[float], doubts: list[Doubt], what: str, whose: str) ->
     }
 
 
-def _manifest(folder: Path) -> tuple[dict[str, Any], int]:
-    """Which export this is, and the tokens that it has room for."""
+def _manifest(folder: Path) -> tuple[dict[str, Any], list[str], int]:
+    """Which export this is, what it runs on, and the tokens that it has room for."""
     try:
         data = (folder / MANIFEST).read_bytes()
         told = json.loads(data)
@@ -190,7 +201,7 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], int]:
             "manifest_sha256": hashlib.sha256(data).hexdigest(),
             "device": told["device"]["kind"],
         }
-        return export, int(told["context_length"])
+        return export, [*map(str, told["runs_on"])], int(told["context_length"])
     except (OSError, ValueError, KeyError, TypeError):
         raise Refused(f"{folder / MANIFEST} is missing or damaged; export the model again.") from None
 

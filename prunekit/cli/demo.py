@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -99,7 +100,6 @@ def run(output: Path, blocks: str, calib: str | None, text: str, overwrite: bool
     said where it failed."""
     from prunekit.report.write import write_report
 
-    calib, text = (None if each is None else _absolute(each) for each in (calib, text))  # type: ignore[assignment]
     planned = steps(_share(blocks), calib, text)
     done: list[dict[str, Any]] = []
     loading = "loaded by torch and transformers alone"
@@ -151,11 +151,6 @@ def _share(blocks: str) -> str:
     return blocks
 
 
-def _absolute(name: str) -> str:
-    """A file by its whole name: steps run elsewhere."""
-    return str(Path(name).absolute()) if Path(name).is_file() else name
-
-
 def _there(package: str) -> bool:
     return find_spec(package) is not None
 
@@ -164,5 +159,9 @@ def _answer(ended: Ended) -> Any:
     """What a child printed, parsed. Raises PrunekitError with its last line where it failed."""
     if not ended.ok:
         raise PrunekitError(f"A step of the demo failed: {ended.reason.removeprefix('prunekit: ')}")
-    # Libraries may print warnings first; the report is the JSON object at the end.
-    return json.loads(ended.out[ended.out.find("{") :])
+    # Libraries may print warnings first; the report is the last object that begins at the start of a line.
+    begins = [found.start() for found in re.finditer("^{", ended.out, re.MULTILINE)]
+    try:
+        return json.loads(ended.out[begins[-1] :])
+    except (ValueError, IndexError):
+        raise PrunekitError("A step of the demo printed no result; run its command by itself to see why.") from None

@@ -212,7 +212,8 @@ def prune(
         dense = DenseModel(whole, dtype=dtype, device=device)
         left = _share(whole, config) if config is not None else plan.share_of_blocks if plan is not None else 1.0
         stored = (pick_dtype(store_dtype) or whole.dtype).itemsize
-        foretell(dense, told, left, stored=stored, out=out)
+        if plan is None or computes(plan):
+            foretell(dense, told, left, stored=stored, out=out)
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
         if config is not None and config.recipe.method.rotates:
             from prunekit.pruning.slicegpt import slice_model

@@ -181,12 +181,17 @@ def ideal_decode_ratio(dense: ModelFacts, pruned: ModelFacts, config: BenchConfi
 def timing_phases(size: int, config: BenchConfig) -> tuple[str, ...]:
     """What the phases are called in which that batch size is timed."""
     title = _timing(size)
-    return (_warming(size), title, *([until_narrow(title)] if config.max_minutes else []))
+    energy = [_energy_of(size)] if config.energy and size == max(config.batch) else []
+    return (_warming(size), title, *([until_narrow(title)] if config.max_minutes else []), *energy)
 
 
 def memory_of(name: str) -> str:
     """What the phase is called in which the peak memory of a model is measured."""
     return f"peak memory of {name}"
+
+
+def _energy_of(size: int) -> str:
+    return f"energy at batch size {size}"
 
 
 def _warming(size: int) -> str:
@@ -246,7 +251,8 @@ def _energy(
             return result.batch * (config.tokens + 1)
 
         try:
-            made = measure_energy(open_sensor(device), run, result.batch)
+            with progress(_energy_of(result.batch), 1):
+                made = measure_energy(open_sensor(device), run, result.batch)
         except PrunekitError as error:
             made = Energy("not measured", result.batch, str(error).rstrip("."))
         if made.status == "measured" or config.assume_watts is None:

@@ -29,7 +29,7 @@ class Spent:
 
     joules: float
     seconds: float
-    tokens: int
+    tokens: float
     joules_per_token: float
     above_idle: float | None
 
@@ -173,7 +173,7 @@ def estimated_energy(watts: float, batch: int, rates: tuple[float, float], why: 
     pruned one: an assumption of the user's. ``why`` says why it was not measured, where that was tried."""
     if not (math.isfinite(watts) and 0 < watts <= 1e6):
         raise PrunekitError(f"The watts that are assumed must be above 0 to a million, got {watts!r}.")
-    dense, pruned = (Spent(watts, 1.0, round(rate), watts / rate, None) for rate in rates)
+    dense, pruned = (Spent(watts, 1.0, rate, watts / rate, None) for rate in rates)
     return Energy("estimated", batch, why, f"{watts:g} W were assumed", "as assumed", None, None, None, dense, pruned)
 
 

@@ -205,8 +205,8 @@ def _check_number(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PrunekitError(f"The price {name} takes a number, got {str(value)[:60]!r}; write it without quotes.")
-    least, most = {"utilisation": (0.0, 1.0), "pue": (1.0, 10.0)}.get(name, (0.0, _MOST))
-    positive = name in ("utilisation", "life_years", "dollars_per_hour")
+    least, most = {"utilisation": (0.001, 1.0), "pue": (1.0, 10.0)}.get(name, (0.0, _MOST))
+    positive = name in ("life_years", "dollars_per_hour", "capex_dollars")
     if not (least <= value <= most) or (positive and value == 0):
         above = f"above {least:g}" if positive else f"from {least:g}"
         raise PrunekitError(f"The price {name} must be {above} to {most:g}, got {str(value)[:60]}.")

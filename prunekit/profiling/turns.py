@@ -10,13 +10,15 @@ from typing import Literal
 from prunekit.models.runner import Decoded
 from prunekit.utils.measuring.doubts import NARROW, Doubt, is_narrow, of_machine
 from prunekit.utils.measuring.load import Counters, Load, between, read_counters
+from prunekit.utils.phases.telling import unneeded
 from prunekit.utils.progress import progress
 from prunekit.utils.timing import Clock, order
 
 # Not even with time left: what hundreds of runs don't show is no matter of more of them.
 MOST_TURNS = 1000
-Stopped = Literal["narrow", "time", "fixed"]
-"""Why no more turns were taken: the intervals are narrow, the time is up, or a fixed number was asked for."""
+Stopped = Literal["narrow", "time", "most", "fixed"]
+"""Why no more turns were taken: the intervals are narrow, the time is up, :data:`MOST_TURNS` were taken, or a fixed
+number was asked for."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,25 @@ def take_turns(
             timed = run(index)
             made.ttft[index].append(timed.ttft)
             made.tpot[index].append(timed.tpot)
-            advance()
 
     fixed = order(until.repeats)
     with progress(title, len(fixed)) as advance:
-        take(fixed)
+        for index in fixed:
+            take([index])
+            advance()
     if until.seconds > 0:
-        with progress(until_narrow(title), MOST_TURNS - until.repeats) as advance:
-            while not made.are_narrow(until.narrow):
-                if now() - begin >= until.seconds or len(made.ttft[0]) >= MOST_TURNS:
-                    made.stopped = "time"
-                    break
-                take((0, 1, 1, 0) if len(made.ttft[0]) % 2 == 0 else (1, 0, 0, 1))
-            else:
-                made.stopped = "narrow"
+        made.stopped = "narrow"
+        if made.are_narrow(until.narrow):
+            unneeded(until_narrow(title), "it is narrow already")
+        else:
+            # By the clock: nobody knows how many turns it takes.
+            with progress(until_narrow(title), until.seconds) as advance:
+                while not made.are_narrow(until.narrow):
+                    start = now()
+                    if start - begin >= until.seconds or len(made.ttft[0]) >= MOST_TURNS:
+                        made.stopped = "time" if start - begin >= until.seconds else "most"
+                        break
+                    take((0, 1, 1, 0) if len(made.ttft[0]) % 2 == 0 else (1, 0, 0, 1))
+                    advance(now() - start)
     made.load = between(before, counters())
     return made

@@ -198,7 +198,7 @@ def _measured(
         made[index][kind] = replace(
             made[index][kind],
             alone=mean,
-            alone_standard_error=(spread / len(values)) ** 0.5,
+            alone_standard_error=(spread / len(values)) ** 0.5 if len(values) > 1 else None,
             texts={text: sum(some) / len(some) for text, some in groups.items()} if several else None,
             **ranks,
         )
@@ -237,7 +237,7 @@ def _because(reason: Reason, unit: str, shadow: float | None, protected: bool) -
     if protected:
         return "protected, so nothing may go."
     if reason.gone:
-        return f"the whole costs {_nats(reason.loss)}."
+        return f"all of it is gone, which costs {_nats(reason.loss)}."
     if less is None and reason.whole:
         return "no smaller size is allowed."
     if reason.whole and less is not None:
@@ -255,10 +255,10 @@ def _seen(reason: Reason, layers: int) -> str:
     said = ""
     if reason.rank is not None:
         sure = "" if reason.rank_low == reason.rank_high else f" ({reason.rank_low} to {reason.rank_high} by chance)"
-        said += f" Cut alone it is number {reason.rank}{sure} of {layers}."
+        said += f" Cut alone, its loss is number {reason.rank}{sure} of {layers}, the largest first."
     if reason.texts and reason.alone:
         text, most = max(reason.texts.items(), key=lambda each: each[1])
-        if most > PAYS_MORE * reason.alone:
+        if most >= PAYS_MORE * reason.alone:
             said += f" {text} pays most: {most / reason.alone:.1f} times the mean."
     return said
 

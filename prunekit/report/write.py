@@ -91,6 +91,13 @@ def write_report(
         data=data,
         versions=f"prunekit {installed('prunekit') or '(not installed)'}",
     )
-    write_text(beside, json.dumps(data, indent=1, allow_nan=False) + "\n", overwrite, what="kpis", inputs=inputs)
-    write_text(page_file, html, overwrite, what="page", inputs=inputs)
+    figures = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    new = not beside.exists()
+    write_text(beside, figures, overwrite, what="kpis", inputs=inputs)
+    try:
+        write_text(page_file, html, overwrite, what="page", inputs=inputs)
+    except PrunekitError:
+        if new:
+            beside.unlink(missing_ok=True)
+        raise
     return Report(page_file, beside, data)

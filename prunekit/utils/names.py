@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return _NAME.sub(_spelled, text)
 
 
+def pathless(text: str) -> str:
+    """A sentence with the folders of files left out: what others will read."""
+    return re.sub(r"(?<![\w:/])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:;,]+[\\/])+", "", text)
+
+
 def readable(text: str) -> str:
     """:func:`printable` for a text whose lines and tabs are wanted."""
     return TEXT_CONTROL.sub(_spelled, text.replace("\r\n", "\n"))

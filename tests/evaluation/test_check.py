@@ -83,7 +83,7 @@ def test_prune_ends_in_a_verdict(dense: Path, tmp_path: Path, command: Command) 
     ended = command("prune", dense, "-o", tmp_path / "out", *told)
     assert ended.code == 0, ended.err
     words = " ".join(ended.out.split())
-    assert "Checkpoint written" in words and "Scale of the loss added" in words and "gone on with" in words
+    assert "Checkpoint written" in words and "Scale of the loss added" in words and "continued by" in words
     ended = command("prune", dense, "-o", tmp_path / "again", *told, "--json")
     assert ended.code == 0 and ended.json["check"]["verdict"] in ("fine", "costs quality", "broken")
     assert len(ended.json["check"]["examples"]) == 2
@@ -141,7 +141,7 @@ def test_eval_shows_both_texts_side_by_side(dense: Path, tmp_path: Path, command
     brief = ("--length", "64", "--prompt-tokens", "8", "--new-tokens", "8")
     ended = command("eval", dense, *told, *brief)
     words = " ".join(ended.out.split())
-    assert ended.code == 0 and "gone on with" in words and "Fine: on text.txt the loss is +0.00" in words
+    assert ended.code == 0 and "continued by" in words and "Fine: on text.txt the loss is +0.00" in words
     ended = command("eval", dense, *told, *brief, "--json")
     assert ended.json["verdict"]["verdict"] == FINE and len(ended.json["examples"]) == 2
     ended = command("eval", dense, dense, *told, *brief)

@@ -116,7 +116,7 @@ def test_words_differ_where_reasons_do() -> None:
 def test_a_sublayer_that_is_gone_says_what_it_cost() -> None:
     curves = [_curve(1e-4).without("ffn", 0.011), _curve(50.0), _curve(60.0)]
     made = _explained(curves, gone=8, units=("ffn", "ffn-layer"))
-    assert made["layers"][0]["words"].startswith("FFN 0 of 8: the whole costs 11 mnats.")
+    assert made["layers"][0]["words"].startswith("FFN 0 of 8: all of it is gone, which costs 11 mnats.")
     assert made["layers"][0]["ffn"]["narrower"] is None and made["layers"][0]["ffn"]["loss_without"] == 0.011
 
 

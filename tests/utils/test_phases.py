@@ -477,3 +477,76 @@ def test_what_is_said_is_near_what_is_known(seconds: float) -> None:
 def test_titles_of_strangers_are_spelled_out() -> None:
     event = ProgressEvent("step", 1, 2, "a\x1b[2Jb", note="c\nd")
     assert line(event).startswith(r"[1/2] a\x1b[2Jb (c\nd), ")
+
+
+def test_a_watcher_that_waits_for_its_own_thread_does_not_hang() -> None:
+    """As a terminal does: the thread that draws asks how things stand while it holds the lock that ends drawing."""
+    drawing = threading.Lock()
+    asked = threading.Event()
+
+    class Drawn(Heard):
+        def begin(self, run: Watched) -> None:
+            self.run = run
+
+        def see(self, event: ProgressEvent) -> None:
+            if event.what == "ended":
+                assert asked.wait(5)
+                assert drawing.acquire(timeout=5), "the thread that draws is not let on"
+                drawing.release()
+
+    watcher = Drawn()
+    run, _ = made(watcher)
+
+    def draw() -> None:
+        with drawing:
+            asked.set()
+            watcher.run.now()
+
+    with running(run), progress("a", 1):
+        thread = threading.Thread(target=draw)
+        thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_lines_are_let_out_by_two_threads_at_once() -> None:
+    """Held back for some seconds, by a thread that ticks and by the one that works: none is lost, none comes twice."""
+    for _ in range(50):
+        written: list[str] = []
+        lines = Lines(written.append, silent=20.0)
+        run, clock = made(lines)
+        run.start()
+        for number in range(20):
+            with run.phase(f"phase {number}", 1):
+                pass
+        clock.now += 30
+        threads = [threading.Thread(target=each) for each in (lines.tick, lambda: lines.end(False), lines.tick)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [text.split(":")[0].split("]")[-1].strip() for text in written] == [f"phase {n}" for n in range(20)]
+
+
+def test_a_command_that_ends_by_its_own_code_has_finished(tmp_path: Path) -> None:
+    import typer
+
+    log = Log(tmp_path / "log", "prune x")
+    run, _ = made(log)
+    with pytest.raises(typer.Exit), running(run):
+        raise typer.Exit(3)
+    assert "finished after" in (tmp_path / "log").read_text()
+
+
+def test_a_log_may_be_a_pipe(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    log = Log(tmp_path / "log", "prune x")
+    run, _ = made(log)
+    with running(run), progress("a", 1):
+        pass
+    log.close()
+    assert b"prunekit prune x" in os.read(reader, 1 << 16)
+    os.close(reader)

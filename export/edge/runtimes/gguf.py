@@ -21,7 +21,12 @@ class Model:
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = 999 if device == "cuda" else 0
+        if device == "cuda" and b"CUDA" not in llama_cpp.llama_print_system_info():
+            raise RuntimeError("the installed llama-cpp-python was built without CUDA")
+        # Negative layers are all of them; a negative GPU is none, whatever the build has.
+        options.n_gpu_layers = -1 if device == "cuda" else 0
+        options.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
+        options.main_gpu = 0 if device == "cuda" else -1
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), options)
         if not self._model:
             raise RuntimeError(f"llama.cpp can't load {file.name}")

@@ -100,11 +100,15 @@ def _row(title: str, comparison: Comparison) -> tuple[str, ...]:
 
 
 def _said(before: Load | None, during: Load | None) -> str:
-    """ "other processes kept 0.02 of 2 CPUs busy before, 0.01 while timing"."""
+    """ "other processes kept 0.02 of 2 CPUs busy before, and 0.01 during the timing"."""
     if during is None or during.others is None:
         return "the load of the machine is not measured: this system does not tell it"
-    first = "" if before is None or before.others is None else f"{before.others:.2f} before and "
-    return f"of {during.cpus} CPUs other processes kept {first}{during.others:.2f} while timing busy"
+    if before is None or before.others is None:
+        return f"other processes kept {during.others:.2f} of {during.cpus} CPUs busy during the timing"
+    return (
+        f"other processes kept {before.others:.2f} of {during.cpus} CPUs busy before, and {during.others:.2f} during "
+        "the timing"
+    )
 
 
 def _show_energy(energy: Energy, out: Console) -> None:
@@ -113,8 +117,9 @@ def _show_energy(energy: Energy, out: Console) -> None:
     if energy.dense is None or energy.pruned is None:
         return
     about = "≈ " if energy.status == "estimated" else ""
+    how = energy.method if energy.status == "estimated" else f"{energy.method}; {energy.scope}"
     shown = table(
-        f"Energy at batch {energy.batch}, {energy.status} ({energy.method}; {energy.scope})",
+        f"Energy at batch {energy.batch}, {energy.status} ({how})",
         *("", "dense", "pruned", "ratio"),
     )
     rows = [("joules an output token", energy.dense.joules_per_token, energy.pruned.joules_per_token)]
@@ -159,4 +164,5 @@ def _show_costs(costs: Costs, out: Console) -> None:
 def _pair(both: Pair) -> tuple[str, ...]:
     if both.dense is None or both.pruned is None:
         return ("", "", "")
-    return f"{both.dense:,.4g}", f"{both.pruned:,.4g}", f"{both.pruned / both.dense:.3f}"
+    ratio = f"{both.pruned / both.dense:.3f}" if both.dense else ""
+    return f"{both.dense:,.4g}", f"{both.pruned:,.4g}", ratio

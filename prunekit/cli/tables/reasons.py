@@ -8,6 +8,7 @@ from rich.console import Group
 
 from prunekit.cli.common import table
 from prunekit.pruning.reasons import PAYS_MORE
+from prunekit.utils.names import printable
 
 if TYPE_CHECKING:
     from prunekit.plan import Plan
@@ -37,8 +38,8 @@ def why_tables(plan: Plan) -> Group:
 
 
 def _cells(reason: dict[str, Any]) -> tuple[str, str, str, str]:
-    kept = reason.get("kept", "")
-    width = f"{kept[0] * kept[1]}" if isinstance(kept, list) else f"{kept:,}"
+    kept = reason.get("kept")
+    width = "–" if kept is None else f"{kept[0] * kept[1]}" if isinstance(kept, list) else f"{kept:,}"
     low, high = reason.get("rank_low"), reason.get("rank_high")
     rank = "" if reason.get("rank") is None else str(reason["rank"])
     sure = "" if low == high else f" ({low}-{high})"
@@ -55,8 +56,8 @@ def _pays(reason: dict[str, Any]) -> str:
     texts, mean = reason.get("texts"), reason.get("alone")
     if not texts or not mean:
         return ""
-    text, most = max(texts.items(), key=lambda each: each[1])
-    return str(text) if most > PAYS_MORE * mean else ""
+    text, most = max(texts.items(), key=lambda each: each[1] or 0.0)
+    return printable(str(text)) if (most or 0.0) >= PAYS_MORE * mean else ""
 
 
 def _caption(why: dict[str, Any], pays: list[str]) -> str:
@@ -68,9 +69,9 @@ def _caption(why: dict[str, Any], pays: list[str]) -> str:
     if taus:
         order = " and ".join(f"{tau:.2f} ({'FFN' if kind == 'ffn' else 'heads'})" for kind, tau in taus.items())
         said.append(
-            f"Rank: measured with that sub-layer alone cut, on {why.get('sequences', '?')} sequences, and the ranks "
-            f"that nine of ten draws of them would give. The order agrees with that of such draws by Kendall's tau "
-            f"{order}; 1 is the same order."
+            f"Rank (1 loses most): measured with that sub-layer alone cut, on {why.get('sequences', '?')} sequences, "
+            f"and the ranks that nine of ten draws of them would give. The order agrees with that of such draws by "
+            f"Kendall's tau {order}; 1 is the same order."
         )
     if any(pays):
         said.append(f"Pays most: the text on which that cut costs {PAYS_MORE} times the mean of all or more.")

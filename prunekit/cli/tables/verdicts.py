@@ -48,7 +48,7 @@ def example_table(written: Sequence[tuple[str, Sequence[Example]]]) -> Table:
     """What models of these names, and the dense one, went on with: a column each, a row a prompt."""
     first = written[0][1]
     dense = any(each.baseline is not None for each in first)
-    made = Table(title="The same beginning, gone on with (greedy)", title_justify="left", show_lines=True)
+    made = Table(title="The same beginning, continued by each model (greedy)", title_justify="left", show_lines=True)
     for column in ("beginning", *(["dense model"] if dense else []), *(name for name, _ in written)):
         made.add_column(column, justify="left", ratio=1, overflow="fold")
     for place, example in enumerate(first):

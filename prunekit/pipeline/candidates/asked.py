@@ -29,7 +29,7 @@ class Size:
 
 
 def read_sizes(params: Sizes, blocks: Sizes, kv_cache: str | None = None) -> tuple[Size, ...]:
-    """The sizes that ``params`` or ``blocks`` list ("0.9,0.8", or values one by one), the largest first as they were
+    """The sizes that ``params`` or ``blocks`` list ("0.9,0.8", or values one by one), in the order in which they were
     said; ``kv_cache`` is a goal of all of them. Raises PrunekitError where there is none, one makes no sense, or one is
     there twice."""
     from prunekit.pipeline import read_goals
@@ -50,6 +50,8 @@ def read_sizes(params: Sizes, blocks: Sizes, kv_cache: str | None = None) -> tup
                 f"--{option} names {text} twice (as {made[goal.value, goal.is_share].name}); say it once."
             )
         name = f"{goal.value:g}" if goal.is_share else "".join(text.upper().split())
+        if name in {each.name for each in made.values()}:
+            raise PrunekitError(f"--{option} names two sizes that are both {name} when rounded; leave one out.")
         made[goal.value, goal.is_share] = Size(name, goals, target)
     return tuple(made.values())
 

@@ -48,16 +48,24 @@ def measured(
 ) -> Figure:
     """A mean over ``count`` windows with its standard ``error``: the interval is Student's with count - 1 degrees of
     freedom, cut at what can be (``least``, ``most``). None for ``error``: no interval."""
-    if error is None or not math.isfinite(error) or not math.isfinite(value):
+    if not math.isfinite(value):
+        return unknown(f"too large for a number ({how})")
+    if error is None or not math.isfinite(error):
         return Figure(value, "measured", how)
     reach = _quantile(count - 1) * error
-    return Figure(value, "measured", how, max(least, value - reach), min(most, value + reach))
+    # The value itself may lie outside what can be, by the last bit.
+    low, high = min(value, max(least, value - reach)), max(value, min(most, value + reach))
+    return Figure(value, "measured", how, low, high)
 
 
 def mapped(figure: Figure, function: Any, how: str) -> Figure:
     """A rising ``function`` of a figure and of the ends of its interval."""
-    low, high = (None if each is None else function(each) for each in (figure.low, figure.high))
-    return Figure(None if figure.value is None else function(figure.value), figure.status, how, low, high)
+    value, low, high = (None if each is None else function(each) for each in (figure.value, figure.low, figure.high))
+    if value is not None and not math.isfinite(value):
+        return unknown(f"too large for a number ({how})")
+    if high is not None and not math.isfinite(high):
+        low = high = None
+    return Figure(value, figure.status, how, low, high)
 
 
 def _quantile(degrees: int) -> float:

@@ -18,6 +18,7 @@ from prunekit.evaluation.perplexity import TextResult, evaluate
 from prunekit.evaluation.windows import EvalConfig, read_texts, shortened
 from prunekit.pipeline.candidates.kept import Measured
 from prunekit.utils.files.cache import tensors_digest
+from prunekit.utils.names import pathless
 from prunekit.utils.numerics.finite import NotFinite
 
 if TYPE_CHECKING:
@@ -91,4 +92,4 @@ def solved_in_memory(
 
 def failed(error: PrunekitError) -> Measured:
     """What there is to tell of a candidate that could not be made."""
-    return Measured(why=str(error), broken=isinstance(error, NotFinite))
+    return Measured(why=pathless(str(error)), broken=isinstance(error, NotFinite))

@@ -19,7 +19,6 @@ from prunekit.plan.shape import LayerShape, ModelShape
 if TYPE_CHECKING:
     import torch
 
-AS_MADE = "before recovery training"
 _QUALITY = ("loss_added", "kl", "top1_agreement", "perplexity")
 
 
@@ -224,7 +223,7 @@ def _decode_bytes(shape: ModelShape, facts: Facts) -> int:
 def _latency(
     candidate: Candidate, facts: Facts, read: Read, of_dense: Read, kv: int, rounded: bool
 ) -> dict[str, Figure]:
-    if candidate.plan is None and not rounded:
+    if candidate.plan is None and read == of_dense:
         itself = exact(1.0, "it is what others are compared with")
         return {"ttft_ratio": itself, "tpot_ratio": itself}
     dense = facts.dense
@@ -238,5 +237,8 @@ def _minutes(candidate: Candidate) -> Figure:
         return unknown("nothing is pruned")
     if candidate.own.seconds is None:
         return unknown(candidate.own.why or "it was not pruned")
-    how = "what prunekit prune --plan does took so long here; the check of the result comes on top"
+    how = (
+        "computing took so long when this size was measured; reading the text, writing and the check of the result "
+        "come on top"
+    )
     return predicted(candidate.own.seconds / 60, how)

@@ -20,6 +20,7 @@ from prunekit.pipeline.candidates.kept import Measured
 from prunekit.pipeline.candidates.quality import Judge
 from prunekit.plan import Plan, whole_plan
 from prunekit.utils.files.leftovers import temporary_folder
+from prunekit.utils.names import pathless
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ def shipped(
             if format_.rounds:
                 made = judge.of(_rounded(small, format_, place / "export", device))
     except PrunekitError as error:
-        return Measured(why=str(error), seconds=time.perf_counter() - began)
+        return Measured(why=pathless(str(error)), seconds=time.perf_counter() - began)
     return replace(made, seconds=time.perf_counter() - began, facts=facts)
 
 

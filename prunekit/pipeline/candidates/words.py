@@ -64,8 +64,8 @@ def advice(fallbacks: Mapping[str, int] | None, loss: float | None) -> str | Non
         return None
     cost = "" if loss is None else f" By the loss curves that costs {loss:+.4f} nats a token (predicted, before refit)."
     return (
-        f"{fallbacks['tensors']} tensors are stored in larger types, because their rows don't fill blocks of 256. Of "
-        f"these {fallbacks['of_pruned_widths']} have widths that pruning chose, and take "
-        f"{fallbacks['of_pruned_widths_bytes']:,} bytes more. --round-for gguf keeps to widths that fill blocks, at "
+        f"{fallbacks['tensors']} tensors are stored in larger types, because their rows don't fill blocks of 256. "
+        f"{fallbacks['of_pruned_widths']} of these, with widths that pruning chose, cost "
+        f"{fallbacks['of_pruned_widths_bytes']:,} bytes. --round-for gguf keeps to widths that fill blocks, at "
         f"the same number of parameters.{cost}"
     )

@@ -16,7 +16,7 @@ from prunekit.checkpoint.trained import plan_of
 from prunekit.data.calibration import check_length
 from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
-from prunekit.models.source import load_tokenizer, pick_device, resolve
+from prunekit.models.source import load_tokenizer, resolve
 from prunekit.plan import Plan, compose
 from prunekit.recovery.lessons import Final, Lessons, Trained
 from prunekit.recovery.stages.carry import cut_moments
@@ -24,7 +24,7 @@ from prunekit.recovery.stages.shares import average_work, spans, stage_count, to
 from prunekit.recovery.training import state
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
-from prunekit.recovery.training.run import Budget, Recovered, asked_of, place_of
+from prunekit.recovery.training.run import Budget, Recovered, asked_of, place_of, settled
 from prunekit.recovery.training.run_folder import RunFolder, run_folder
 from prunekit.recovery.training.schedule import Span
 from prunekit.utils.process import ranks
@@ -108,7 +108,6 @@ def prune_and_train(
     written.
     """
     listener = listener if listener and ranks.is_first() else Listener()
-    config = config.on(pick_device(device).type)
     if config.lora:
         check_peft()
     check_length(text, source.config)
@@ -121,6 +120,7 @@ def prune_and_train(
     }
     with run_folder(place_of(out), asked, overwrite) as folder:
         folder.settle(model_name=model_label(source.name), teacher_name=model_label(source.name))
+        config = settled(config, folder, device)
         lessons = Lessons(
             folder,
             source,

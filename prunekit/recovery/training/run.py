@@ -17,7 +17,7 @@ from prunekit.models.tokenizer.same_tokens import first_difference, shown
 from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
-from prunekit.recovery.training.run_folder import end, run_folder
+from prunekit.recovery.training.run_folder import RunFolder, end, run_folder
 from prunekit.utils.files.atomic import check_output_folder
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.replacing import CHECKPOINT, local
@@ -99,7 +99,6 @@ def recover(
     can't be written.
     """
     listener = listener if listener and ranks.is_first() else Listener()
-    config = config.on(pick_device(device).type)
     if config.lora:
         check_peft()
     inputs = (*source.inputs, *teacher.inputs, *local(*text.source.split(",")))
@@ -110,6 +109,7 @@ def recover(
     asked = {"model": source.fingerprint, **asked_of(teacher, text, budget, config, dtype)}
     with run_folder(place_of(out), asked, overwrite) as folder:
         folder.settle(model_name=model_label(source.name), teacher_name=model_label(teacher.name))
+        config = settled(config, folder, device)
         lessons = Lessons(
             folder,
             teacher,
@@ -168,6 +168,14 @@ def _check_pair(source: Source, teacher: Source, tokenizer: Any) -> None:
             f"The tokenizers of {source.name} and {teacher.name} give other tokens, for {shown(text)} among others; "
             "give the dense model that it was pruned from as --teacher."
         )
+
+
+def settled(config: TrainingConfig, folder: RunFolder, device: str) -> TrainingConfig:
+    """``config`` with every setting settled: what was left to the device, as it was when the training began."""
+    config = replace(config, batch_tokens=config.batch_tokens or folder.settled.get("batch_tokens"))
+    config = config.on(pick_device(device).type)
+    folder.settle(batch_tokens=config.batch_tokens)
+    return config
 
 
 def asked_of(teacher: Source, text: TextConfig, budget: Budget, config: TrainingConfig, dtype: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -29,11 +30,15 @@ def priced(grouped: Grouped, prices: Prices | None) -> Grouped:
     if prices is None:
         return grouped
     base = next((row for row in grouped.rows if row.dense), None)
-    rows = [replace(row, claims=(*row.claims, *_costs(row, base, grouped, prices))) for row in grouped.rows]
+    # What no number holds says nothing.
+    found = [
+        [each for each in _costs(row, base, prices) if math.isfinite(each.figure.value or 0.0)] for row in grouped.rows
+    ]
+    rows = [replace(row, claims=(*row.claims, *more)) for row, more in zip(grouped.rows, found, strict=True)]
     return replace(grouped, rows=tuple(rows))
 
 
-def _costs(row: Row, base: Row | None, grouped: Grouped, prices: Prices) -> Iterator[Claim]:
+def _costs(row: Row, base: Row | None, prices: Prices) -> Iterator[Claim]:
     said = "the prices, and output tokens a second as measured"
     share = prices.utilisation or 1.0
     said += f", at {share:.0%} use of the machine"

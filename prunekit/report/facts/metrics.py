@@ -67,7 +67,7 @@ METRICS: dict[str, Metric] = {
     "kv_bytes_per_token": Metric("KV cache a token", "KiB", _scaled(2**10)),
     "file_bytes": Metric("File size", "MiB", _scaled(2**20)),
     "parameters": Metric("Parameters", "M", _scaled(1e6)),
-    "blocks_share": Metric("Left of the decoder blocks", "%", _share),
+    "blocks_share": Metric("Decoder blocks kept", "%", _share),
     "joules_per_token": Metric("Energy", "J/token", plain),
     "dollars_per_million": Metric("Cost", "$/M tokens", plain),
     "dollars_per_request": Metric("Cost of a request", "$", plain),

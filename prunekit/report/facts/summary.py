@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from prunekit.evaluation.verdict import BROKEN, COSTS, FINE
-from prunekit.report.facts.claims import CONTRADICTORY, Judged
+from prunekit.report.facts.claims import CHECKPOINT, CONTRADICTORY, Judged
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import ELSEWHERE, Decision
@@ -21,7 +21,7 @@ def verdict_of(row: Row) -> Judged | None:
 
 def summary(grouped: Grouped, decision: Decision) -> str:
     """What the table comes to, in one sentence that names no more than it shows."""
-    others = [row for row in grouped.rows if not row.dense]
+    others = [row for row in grouped.rows if not (row.dense and row.form == CHECKPOINT)]
     if not others:
         return "These files speak of no model but the dense one, so there is nothing to decide yet."
     judged = [(row, found) for row in others if (found := verdict_of(row)) is not None]
@@ -30,11 +30,15 @@ def summary(grouped: Grouped, decision: Decision) -> str:
             "No file says how good any smaller model is, so the table below shows what would be gained and not what it "
             "costs; run prunekit eval on your own text."
         )
+    unjudged = len(others) - len(judged)
+    of_judged = f" ({unjudged} of {len(others)} were not judged)" if unjudged else ""
     fine = [row for row, found in judged if found.word == FINE]
     if fine:
-        row = min(fine, key=lambda each: _size(each, grouped, decision))
+        row = _smallest(fine, grouped, decision)
         which = (
-            "the only model that is fine" if len(fine) == 1 else f"the smallest of the {len(fine)} models that are fine"
+            f"the only model found fine{of_judged}"
+            if len(fine) == 1
+            else f"the smallest of the {len(fine)} models found fine{of_judged}"
         )
         return f"{_named(row)} is {which} on {_text(row)}: {_figures(row, grouped, decision)}."
     costly = [row for row, found in judged if found.word == COSTS]
@@ -43,10 +47,13 @@ def summary(grouped: Grouped, decision: Decision) -> str:
     if costly:
         row = min(costly, key=lambda each: _loss(each, grouped, decision))
         return (
-            f"No smaller model is fine: the nearest to the dense one, {_named(row)}, costs quality on {_text(row)}: "
-            f"{_figures(row, grouped, decision)}."
+            f"No smaller model was found fine{of_judged}: the nearest to the dense one, {_named(row)}, costs quality "
+            f"on {_text(row)}: {_figures(row, grouped, decision)}."
         )
-    return "Every smaller model here is broken; keep the dense one, prune less, or train what was pruned."
+    return (
+        f"Every smaller model that was judged is broken{of_judged}; keep the dense one, prune less, or train what was "
+        "pruned."
+    )
 
 
 def _named(row: Row) -> str:
@@ -68,7 +75,8 @@ def _figures(row: Row, grouped: Grouped, decision: Decision) -> str:
             bounds = f" (95 % interval {_short(loss.low)} to {_short(loss.high)})"
         text = decision.quality.setup.partition(",")[0]
         where = f" on {text}" if text else ""
-        parts.append(f"the loss rises by {_short(loss.value)} nats a token{where}{bounds}, {loss.status}")
+        moves, by = ("rises", loss.value) if loss.value >= 0 else ("falls", -loss.value)
+        parts.append(f"the loss {moves} by {_short(by)} nats a token{where}{bounds}, {loss.status}")
     for column, words in ((decision.ttft_ratio, "the first token"), (decision.tpot_ratio, "each further token")):
         figure = column.figures[place]
         if figure.value is not None:
@@ -93,10 +101,15 @@ def _file_ratio(place: int, grouped: Grouped, decision: Decision) -> float | Non
     return value / dense if dense and value is not None else None
 
 
-def _size(row: Row, grouped: Grouped, decision: Decision) -> float:
-    value = decision.file_bytes.figures[grouped.rows.index(row)].value
-    if value is not None:
-        return value
+def _smallest(rows: list[Row], grouped: Grouped, decision: Decision) -> Row:
+    """By the sizes of their files where all have one, else by parameters."""
+    sizes = [decision.file_bytes.figures[grouped.rows.index(row)].value for row in rows]
+    if any(size is None for size in sizes):
+        sizes = [_parameters(row) for row in rows]
+    return min(zip(sizes, rows, strict=True), key=lambda each: each[0] or math.inf)[1]
+
+
+def _parameters(row: Row) -> float:
     return max((each.figure.value or 0 for each in row.claims if each.metric == "parameters"), default=math.inf)
 
 
@@ -119,7 +132,9 @@ def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> l
             found.append(f"{title}: of no model. {_HOW.get(column.metric, '')}".strip())
         elif unknown:
             found.append(f"{title}: of {', '.join(unknown)}.")
-    unjudged = [row.letter for row in grouped.rows if not row.dense and verdict_of(row) is None]
+    unjudged = [
+        row.letter for row in grouped.rows if not (row.dense and row.form == CHECKPOINT) and verdict_of(row) is None
+    ]
     if unjudged:
         found.append(f"Verdict: of {', '.join(unjudged)}.")
     return list(dict.fromkeys((*found, *told)))

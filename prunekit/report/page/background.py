@@ -14,7 +14,11 @@ _MOST_REASONS = 400
 
 def reasons(files: Sequence[FileSaid]) -> Markup | None:
     """Why each layer is as wide as it is, where a file says it."""
-    found = [each for file in files for each in file.reading.reasons]
+    # A plan, and the checkpoint that was made by it, say the same.
+    said = {
+        (each.layer, each.words): (each, file) for file in reversed(files) for each in reversed(file.reading.reasons)
+    }
+    found = [each for each, _ in reversed(said.values())]
     if not found:
         return None
     rows = [(f"{each.about}, layer {each.layer}", each.words, each.file) for each in found[:_MOST_REASONS]]

@@ -45,7 +45,7 @@ def side_by_side(grouped: Grouped, files: Sequence[FileSaid], show_texts: bool) 
     made = [_example(number, found, grouped) for number, (_, found) in enumerate(ordered[:_MOST_EXAMPLES], start=1)]
     if len(ordered) > _MOST_EXAMPLES:
         notes.append(element("p", f"{len(ordered) - _MOST_EXAMPLES} more beginnings are not shown."))
-    return section("completions", "The same beginning, gone on with", *notes, *made)
+    return section("completions", "The same beginning, continued by each model", *notes, *made)
 
 
 def _is_public(example: Example) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -156,6 +157,8 @@ def _output(
         rates = throughput(result.count("batch", 1), config.count("tokens", 1), ttft, tpot)
         how = "from the medians, one batch after the other, without a server"
         for metric, rate in zip(("tokens_per_second", "requests_per_second"), rates, strict=True):
+            if not math.isfinite(rate):
+                continue
             claims += measured(subject, form, metric, rate, place, setup, how)
     if any(doubt_of(result.object(phase)) for phase in _PHASES):
         return [replace(each, figure=replace(each.figure, believed=False)) for each in claims]

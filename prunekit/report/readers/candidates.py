@@ -60,6 +60,8 @@ def read(data: Fields, place: Place) -> Reading:
         subject, form = _subject(row, dense, data), _form(row, data)
         subjects.append((subject, form))
         claims += _claims(row, subject, form, setups, dense, place)
+        # Where nothing is rounded, PyTorch has read the text with the model as it is before the export.
+        form = _judged_form(row, form)
         word = row.maybe_text("verdict")
         if word is not None:
             source = setups[_QUALITY[0]]
@@ -99,13 +101,18 @@ def _form(row: Fields, data: Fields) -> str:
     return form_of(target if dtype == meant else "", dtype)
 
 
+def _judged_form(row: Fields, form: str) -> str:
+    """Of what the quality of a row is."""
+    return CHECKPOINT if row.text("kind") in ("dense", "prune") else form
+
+
 def _setups(data: Fields) -> dict[str, str]:
     """What figures of each name were measured under."""
     said = data.maybe_object("evaluation")
     quality = "text not told"
     if said is not None:
         tokens = said.maybe("tokens")
-        digest = next((said.data[key] for key in said.data if "sha" in key and isinstance(said.data[key], str)), None)
+        digest = said.maybe_text("sha256")
         parts = [said.text("source", "text not told"), f"{tokens:,.0f} tokens" if tokens else ""]
         parts.append(f"SHA-256 {clipped(digest)[:12]}" if digest else "")
         quality = ", ".join(filter(None, parts))
@@ -125,7 +132,7 @@ def _claims(
     claims = [
         Claim(
             subject,
-            form,
+            _judged_form(row, form) if name in _QUALITY else form,
             name,
             _figure(figures.object(name), place),
             setups.get(name, ""),

@@ -106,16 +106,18 @@ def of_machine(
     return made
 
 
-def of_spread(values: Sequence[float], what: str) -> list[Doubt]:
-    """``values`` are of runs one after the other, ``what`` names them in a sentence."""
+def of_spread(values: Sequence[float], what: str, unit: str = "") -> list[Doubt]:
+    """``values`` are of runs one after the other, ``what`` names them in a sentence, in which they have that
+    ``unit``."""
+    unit = f" {unit}" if unit else ""
     middle, low, high = (quantile(values, share) for share in (0.5, 0.2, 0.8))
     made = []
     if high - low > WIDE * abs(middle):
         made.append(
             Doubt(
                 "wide",
-                f"p20 to p80 of {what} is {_said(low)} to {_said(high)}, wider than {WIDE:.0%} of the median "
-                f"{_said(middle)}; runs do not repeat.",
+                f"p20 to p80 of {what} is {_said(low)} to {_said(high)}{unit}, wider than {WIDE:.0%} of the "
+                f"median {_said(middle)}{unit}; runs do not repeat.",
             )
         )
     interval = median_interval(values)
@@ -128,7 +130,7 @@ def of_spread(values: Sequence[float], what: str) -> list[Doubt]:
             Doubt(
                 "unsettled",
                 f"After {len(values)} runs the median of {what} is between {_said(interval[0])} and "
-                f"{_said(interval[1])} (95 %), wider than {NARROW:.0%}; take more runs.",
+                f"{_said(interval[1])}{unit} (95 %), wider than {NARROW:.0%}; take more runs.",
             )
         )
     return made
@@ -140,6 +142,8 @@ def of_drift(seconds: Sequence[float], whose: str) -> list[Doubt]:
     if half < 2:
         return []
     first, second = (quantile(part, 0.5) for part in (seconds[:half], seconds[-half:]))
+    if not first or not second:
+        return [Doubt("clock", f"{whose} took less than the clock can tell; take more tokens.")]
     if abs(second / first - 1) <= DRIFT:
         return []
     return [
@@ -161,17 +165,17 @@ def of_ratio(dense: Sequence[float], pruned: Sequence[float], ideal: float) -> l
             Doubt(
                 "better-than-ideal",
                 f"The ratio {middle:.3f} is better than {ideal:.3f}, which the smaller work alone gives; something "
-                "else differed between the models' runs.",
+                "else differed between the models' runs, or the smaller model fits into a cache.",
             )
         )
     of_medians = quantile(pruned, 0.5) / quantile(dense, 0.5)
     sides = (of_medians - 1) * (middle - 1) < 0 and min(abs(of_medians - 1), abs(middle - 1)) > CONTRADICTION / 5
     if sides or abs(of_medians / middle - 1) > CONTRADICTION:
+        differ = "one says slower, the other faster" if sides else f"they should agree within {CONTRADICTION:.0%}"
         made.append(
             Doubt(
                 "contradiction",
-                f"The ratio of the medians is {of_medians:.3f} and the median of the ratios {middle:.3f}; they should "
-                f"agree within {CONTRADICTION:.0%}.",
+                f"The ratio of the medians is {of_medians:.3f} and the median of the ratios {middle:.3f}; {differ}.",
             )
         )
     return [*made, *of_drift(dense, "The dense model"), *of_drift(pruned, "The pruned model")]

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,35 +37,42 @@ class Lines:
         self._held: list[str] | None = []
         self._run: Watched | None = None
         self._last = 0.0
+        # Steps are told of by the thread that works, and ticks by another.
+        self._lock = threading.RLock()
 
     def begin(self, run: Watched) -> None:
         self._run, self._last = run, run.began
 
     def see(self, event: ProgressEvent) -> None:
-        assert self._run is not None
-        # Of loading and the like, that it takes long is all there is to tell.
-        if event.what in ("ended", "unneeded"):
-            if event.phase:
-                self._put(line(event, self._verbose))
-        elif event.what == "begun" and self._verbose:
-            self._put(line(event, True))
-        else:
-            self._now_and_then(event)
+        with self._lock:
+            # Of loading and the like, that it takes long is all there is to tell.
+            if event.what in ("ended", "unneeded"):
+                if event.phase:
+                    self._put(line(event, self._verbose))
+            elif event.what == "begun" and self._verbose:
+                self._put(line(event, True))
+            else:
+                self._now_and_then(event)
 
     def tick(self) -> None:
         assert self._run is not None
-        self._let_out()
-        if self._run.clock() - self._last >= self._every and (event := self._run.now()) is not None:
-            self._now_and_then(event)
+        # Before the lock: a step takes that of the run first.
+        event = self._run.now() if self._run.clock() - self._last >= self._every else None
+        with self._lock:
+            self._let_out()
+            if event is not None:
+                self._now_and_then(event)
 
     def say(self, text: str) -> None:
         """Whoever says it shows it on stderr."""
 
     def announce(self, text: str) -> None:
-        self._write(text)
+        with self._lock:
+            self._write(text)
 
     def end(self, failed: bool) -> None:
-        self._let_out()
+        with self._lock:
+            self._let_out()
 
     def _now_and_then(self, event: ProgressEvent) -> None:
         assert self._run is not None
@@ -94,7 +102,9 @@ def on_stderr(verbose: bool) -> Lines:
     """Lines for whoever reads stderr, as it is when they are written."""
 
     def write(text: str) -> None:
-        print(f"prunekit: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        # Hours of work are worth more than what is said of them: the reader may be gone.
+        with suppress(OSError, ValueError):
+            print(f"prunekit: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     return Lines(write, verbose, _SILENT)
 
@@ -135,7 +145,8 @@ class Log(Lines):
         except (OSError, ValueError) as error:
             # Hours of work are worth more than their log.
             self.close()
-            print(f"prunekit: the log ends here: {error}", file=sys.stderr)  # noqa: T201
+            with suppress(OSError, ValueError):
+                print(f"prunekit: the log ends here: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _opened(file: Path) -> TextIO:
@@ -148,8 +159,10 @@ def _opened(file: Path) -> TextIO:
         raise PrunekitError(
             f"The log {file} can't be written: {error.strerror or error}. Name another file with --log."
         ) from None
-    made = os.fdopen(handle, "a+", encoding="utf-8", errors="backslashreplace")
-    if stat.S_ISREG(os.fstat(handle).st_mode) and os.fstat(handle).st_size:
+    regular = stat.S_ISREG(os.fstat(handle).st_mode)
+    # A pipe has no end to go to, and nothing to read.
+    made = os.fdopen(handle, "a+" if regular else "w", encoding="utf-8", errors="backslashreplace")
+    if regular and os.fstat(handle).st_size:
         made.seek(0)
         try:
             begin = made.read(40)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from prunekit.errors import PrunekitError
 from prunekit.utils.advance import Advance
 from prunekit.utils.machine import memory_now
 from prunekit.utils.phases.event import ProgressEvent, What
@@ -46,7 +47,10 @@ class Run:
         self._count = 0
         self._foreseen: dict[str, float] = {}
         self._past: list[tuple[float, float]] = []
-        self._lock = threading.RLock()
+        # What a run has come to, and the order in which it is told of. Watchers are called without the first: a
+        # terminal has a thread that asks how things stand (:meth:`now`) while it holds a lock that they wait for.
+        self._lock, self._telling = threading.RLock(), threading.RLock()
+        self._ticker: threading.Thread | None = None
         self._stop = threading.Event()
         self._ticking = ticking
 
@@ -54,10 +58,13 @@ class Run:
         for each in self.watchers:
             each.begin(self)
         if self._ticking and self.watchers:
-            threading.Thread(target=self._tick, daemon=True, name="prunekit progress").start()
+            self._ticker = threading.Thread(target=self._tick, daemon=True, name="prunekit progress")
+            self._ticker.start()
 
     def finish(self, failed: bool = False) -> None:
         self._stop.set()
+        if self._ticker is not None and self._ticker is not threading.current_thread():
+            self._ticker.join(2 * _TICK)
         for each in self.watchers:
             each.end(failed)
 
@@ -83,21 +90,32 @@ class Run:
 
     def drop(self, owner: object) -> None:
         """Of the phases that ``owner`` expected, none will come any more."""
-        with self._lock:
+        with self._changing() as events:
             for each in [each for each in self._pending if each.owner is owner]:
-                self._skip(each, "")
+                events.append(self._skip(each, ""))
 
     def unneeded(self, title: str, why: str = "") -> None:
         """The phase ``title``, where it is expected, will not come, because of ``why``."""
-        with self._lock:
+        with self._changing() as events:
             found = next((each for each in self._pending if each.title == title), None)
             if found is not None:
-                self._skip(found, why)
+                events.append(self._skip(found, why))
 
-    def _skip(self, expected: Expected, why: str) -> None:
+    def _skip(self, expected: Expected, why: str) -> ProgressEvent:
         self._pending.remove(expected)
         self._count += 1
-        self._tell("unneeded", Phase(expected.title, self._count, Pace(1), self.clock(), note=why))
+        return self._event("unneeded", Phase(expected.title, self._count, Pace(1), self.clock(), note=why))
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[ProgressEvent]]:
+        """Change something, and have watchers told of the events that the block adds, in their order."""
+        with self._telling:
+            events: list[ProgressEvent] = []
+            with self._lock:
+                yield events
+            for event in events:
+                for each in self.watchers:
+                    each.see(event)
 
     def foresee(self, seconds: Mapping[str, float]) -> None:
         """How long phases will take, by their titles."""
@@ -129,19 +147,22 @@ class Run:
         counted: bool = True,
     ) -> Iterator[Advance]:
         """A phase of ``total`` steps while the block runs; what happens inside another phase is a part of that."""
-        with self._lock:
+        with self._changing() as events:
             if self._open:
                 outer = self._open[0]
                 step = self._told_inside(outer, title, total)
                 made = None
             else:
                 made = self._begin(title, total, work, tokens, place, parts, counted)
+                events.append(self._event("begun", made))
                 step = self._told(made)
         try:
             yield step
         except BaseException:
             with self._lock:
-                if made in self._open:
+                if made is None:
+                    outer.inner = ""
+                elif made in self._open:
                     self._open.remove(made)
             raise
         if made is not None:
@@ -193,11 +214,10 @@ class Run:
         pace = Pace(total, work, expected, now)
         made = Phase(title, self._count if counted else 0, pace, now, tokens, place, parts, foreseen)
         self._open.append(made)
-        self._tell("begun", made)
         return made
 
     def _end(self, made: Phase) -> None:
-        with self._lock:
+        with self._changing() as events:
             if made not in self._open:
                 return
             now = self.clock()
@@ -207,7 +227,7 @@ class Run:
                 if share > 0:
                     self._past.append((made.foreseen * share, now - made.began))
             self._open.remove(made)
-            self._tell("ended", made)
+            events.append(self._event("ended", made))
 
     def _correction(self, now: float) -> float:
         pairs = [*self._past]
@@ -219,32 +239,27 @@ class Run:
 
     def advance(self, phase: Phase, steps: float, note: str, kind: str, cost: float | None, kept: bool) -> None:
         """``phase`` came ``steps`` further."""
-        with self._lock:
+        with self._changing() as events:
             phase.pace.step(steps, self.clock(), kind=kind, cost=cost, kept=kept)
             if kept:
                 phase.kept += steps
             if note:
                 phase.note = note
-            self._tell("step", phase)
+            events.append(self._event("step", phase))
 
     def tell_inner(self, phase: Phase, words: str, steps: float) -> None:
         """A part of ``phase`` came further."""
-        with self._lock:
+        with self._changing() as events:
             phase.inner = words
             if phase.parts and steps:
                 phase.pace.step(steps, self.clock())
             if phase in self._open:
-                self._tell("step", phase)
+                events.append(self._event("step", phase))
 
     def now(self) -> ProgressEvent | None:
         """How the phase that is under way stands; None between two."""
         with self._lock:
             return self._event("step", self._open[0]) if self._open else None
-
-    def _tell(self, what: What, phase: Phase) -> None:
-        event = self._event(what, phase)
-        for each in self.watchers:
-            each.see(event)
 
     def _event(self, what: What, phase: Phase) -> ProgressEvent:
         now = self.clock()
@@ -302,8 +317,12 @@ def running(run: Run) -> Iterator[Run]:
     run.start()
     try:
         yield run
-    except BaseException:
-        run.finish(failed=True)
+    except BaseException as error:
+        # A command that has done its work may end with a code of its own.
+        done = getattr(error, "exit_code", None) is not None and not isinstance(error, PrunekitError)
+        run.finish(failed=not done)
+        if done:
+            _latest.clear()
         raise
     else:
         run.finish()

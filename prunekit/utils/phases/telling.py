@@ -88,8 +88,10 @@ def phases(*titles: str, more: bool = False) -> Iterator[Run | None]:
         owner = object()
         made.expect(titles, owner)
         before, made.more = made.more, made.more or more
-        yield made
-        made.more = before
+        try:
+            yield made
+        finally:
+            made.more = before
         made.drop(owner)
 
 

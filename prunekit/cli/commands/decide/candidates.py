@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -97,13 +98,14 @@ def candidates_command(
     if params is None and blocks is None:
         raise PrunekitError("Name the sizes to compare: --params 0.9,0.8,0.7 or --blocks 0.9,0.8,0.7.")
     asked = {"effort": effort, "calib": calib, "round_for": round_for}
+    used = recipe_of(method, recipe, settings, asked)
     made = candidates(
         model,
         output,
         params=params,
         blocks=blocks,
         kv_cache=kv_cache,
-        recipe=recipe_of(method, recipe, settings, asked),
+        recipe=used,
         text=text,
         config=EvalConfig(length, max_tokens=max_tokens, field=field),
         ships_as=ships_as,
@@ -119,10 +121,15 @@ def candidates_command(
         print_json({"candidates": str(output), **made.to_dict()})
         return
     show_candidates(made)
-    of = f" --revision {revision}" if revision else ""
+    of = ["--revision", revision] if revision else []
     chosen = next((row.plan_file for row in made.rows if row.plan_file), None)
-    text_again = f" --calib {calib}" if calib else ""
+    from prunekit.data.mixture import parse_mix
+
+    # A plan names its text, and no file by its path.
+    read = used.calibration.source
+    again = ["--calib", read] if any(Path(name).is_file() for name, _ in parse_mix(read)) else []
+    words = ["prunekit", "prune", model, *of, "--plan", f"{output}/{chosen}", *again, "-o", "DIR"]
     console().print(
-        f"Written to {output}: candidates.json, pareto.png and a plan for each size. Apply one with: prunekit prune "
-        f"{model}{of} --plan {output}/{chosen}{text_again} -o DIR"
+        f"Written to {output}: candidates.json, pareto.png and a plan for each size. Apply one with: "
+        f"{shlex.join(words)}"
     )
