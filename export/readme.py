@@ -46,7 +46,9 @@ def _timing(target: Target) -> str:
 
 def _on_text(quality: TextQuality, dtype: str) -> str:
     names = {"dense": "dense, float32", "pruned": "this checkpoint, float32", "exported": f"this export, {dtype}"}
-    rows = "".join(f"| {names[name]} | {plain(loss.said)} |\n" for name, loss in quality.losses)
+    # That no dense model was named is nothing for those who read this.
+    shown = [(name, loss) for name, loss in quality.losses if loss.perplexity is not None or name == "exported"]
+    rows = "".join(f"| {names[name]} | {plain(loss.said)} |\n" for name, loss in shown)
     return f"""
 Perplexity on the first {quality.tokens:,} tokens of {plain(quality.text)}, in windows of {quality.window}:
 

@@ -84,7 +84,7 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
     unchecked = () if _there("llama_cpp") else ("--no-verify",)
     gguf = ("export", SMALLER, "--to", "gguf", "--dtype", "q8_0", *unchecked, "-o", GGUF)
     made = [
-        Step("sizes compared before one is made", (*quick, "--eval", text, *read, "--for", "gguf:q8_0", "-o", SIZES)),
+        Step("a size measured before it is made", (*quick, "--eval", text, *read, "--for", "gguf:q8_0", "-o", SIZES)),
         Step("pruned by the default method", ("prune", MODEL, "--plan", plan, *given, "-o", SMALLER), "prune.json"),
         Step("pruned by adapt-pruner", (*cut, "-o", ADAPT), "prune-adapt-pruner.json"),
         Step("quality of both", (*judged, "-o", EVAL)),

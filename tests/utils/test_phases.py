@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -520,7 +521,7 @@ def test_lines_are_let_out_by_two_threads_at_once() -> None:
             with run.phase(f"phase {number}", 1):
                 pass
         clock.now += 30
-        threads = [threading.Thread(target=each) for each in (lines.tick, lambda: lines.end(False), lines.tick)]
+        threads = [threading.Thread(target=each) for each in (lines.tick, partial(lines.end, False), lines.tick)]
         for thread in threads:
             thread.start()
         for thread in threads:

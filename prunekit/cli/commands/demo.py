@@ -25,7 +25,7 @@ def demo(
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Compare sizes of SmolLM2-135M-Instruct, prune one, export it, time it, and write one page that decides.
+    """Measure a size of SmolLM2-135M-Instruct before it is made, then prune, export, time, and write one page.
 
     The default method stands beside adapt-pruner. Every step is a command that you can give yourself; demo.json lists
     them with their seconds.

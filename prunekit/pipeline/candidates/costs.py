@@ -88,7 +88,12 @@ def latency_figures(
         table = place.tables.get(phase)
         if table is not None and not read.rounded:
             cost, said = table.cost(), table.conditions
-            ratio = cost.of(layers) / cost.of(dense.layers)
+            try:
+                ratio = cost.of(layers) / cost.of(dense.layers)
+            except PrunekitError as error:
+                # Such as heads that the table has no time of.
+                made[name] = unknown(str(error).rstrip("."))
+                continue
             how = (
                 f"latency table of {phase}: {said.get('batch')} x {said.get('length')} tokens, {said.get('dtype')}, in "
                 "PyTorch; other runtimes gain otherwise"

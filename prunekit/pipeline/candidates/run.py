@@ -246,7 +246,13 @@ class _Work:
     def _kept_shipped(self, digest: str, kept: Kept, missing: str | None) -> Measured | None:
         if self.format_ is None:
             return None
-        return Measured(why=missing) if missing is not None else kept.measured(self.format_.text, digest)
+        return Measured(why=missing) if missing is not None else kept.measured(*self._export_key(self.format_, digest))
+
+    @staticmethod
+    def _export_key(format_: Format, digest: str) -> tuple[str | None, ...]:
+        """Under which name an export is kept: what writes it decides its bytes."""
+        writers = (f"{each.package} {each.version}" for each in format_.target.writes_with)
+        return (format_.text, digest, *writers)
 
     def _shipped(
         self, digest: str, judge: Judge, kept: Kept, missing: str | None, plan: Plan | None, weights: Any
@@ -265,7 +271,7 @@ class _Work:
         device = self.configs[0].device
         made = shipped(self.source, self.format_, judge, device, beside, plan, weights)
         # What failed may work the next time.
-        return kept.keep(made, self.format_.text, digest) if made.facts else made
+        return kept.keep(made, *self._export_key(self.format_, digest)) if made.facts else made
 
     def _rounding(
         self, config: PlanConfig, dense: DenseModel, calibration: CalibrationText, plan: Plan
