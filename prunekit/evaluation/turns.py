@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,7 @@ from prunekit.evaluation.baseline import Kept, keep
 from prunekit.evaluation.continuations import Continuations, check_room, pick_prompts
 from prunekit.evaluation.measured import Measured
 from prunekit.evaluation.own_tokenizers import Read, compare_apart
-from prunekit.evaluation.windows import EvalConfig, read_texts
+from prunekit.evaluation.windows import EvalConfig, read_texts, token_ids_sha256
 from prunekit.models.source import load_model, pick_device, pick_dtype
 from prunekit.utils.machine import describe_machine
 
@@ -178,14 +177,9 @@ def _origin(own: Turn, dense: Said | None, asked: Asked) -> dict[str, Any]:
     return {
         "fingerprint": own.source.fingerprint,
         "baseline_fingerprint": None if dense is None else dense.fingerprint,
-        "token_ids_sha256": {source_name(text): _digest(ids[:most]) for text, ids in own.tokens.items()},
+        "token_ids_sha256": {source_name(text): token_ids_sha256(ids[:most]) for text, ids in own.tokens.items()},
         "machine": describe_machine(pick_device(own.device)),
     }
-
-
-def _digest(ids: torch.Tensor) -> str:
-    """Of token ids, whatever the machine: as 64-bit numbers, lowest byte first."""
-    return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _report(asked: Asked, own: Results, dense: Said | None, names: dict[str, str]) -> TaskReport:

@@ -52,7 +52,7 @@ def write_report(
     bytes. Raises PrunekitError where a file is of no known kind or damaged, or the page can't be written.
 
     >>> write_report(["eval.json", "bench.json", "smaller/"], "report.html").data["summary"]  # doctest: +SKIP
-    'smaller (row A) is the only model that is fine on held-out.jsonl: ...'
+    'smaller (row A) is the only model found fine on held-out.jsonl: ...'
     """
     page_file = Path(out)
     if page_file.suffix.lower() not in _ENDINGS:

@@ -58,7 +58,7 @@ def test_what_is_printed(command: Command, tmp_path: Path) -> None:
     (tmp_path / "prices.toml").write_text("dollars_per_hour = 2.0\nutilisation = 0.5\n")
     cand = candidates(tmp_path / "cand").parent
     done = command("report", cand, "-o", tmp_path / "r.html", "--prices", tmp_path / "prices.toml", "--title", "Ours")
-    assert not done.code and "plan-0.8 (row B) is the only model that is fine" in " ".join(done.out.split())
+    assert not done.code and "plan-0.8 (row B) is the only model found fine" in " ".join(done.out.split())
     assert "<h1>Ours</h1>" in (tmp_path / "r.html").read_text()
 
 

@@ -221,7 +221,7 @@ def test_candidates(tmp_path: Path) -> None:
     (said,) = read_files([candidates(tmp_path / "cand")])
     pruned = claim(said, "loss_added", "plan-0.8")
     assert (pruned.figure.low, pruned.figure.high, pruned.figure.status) == (0.07, 0.09, "measured")
-    assert pruned.setup == "held.jsonl, 8,192 tokens, SHA-256 cdcdcdcdcdcd"
+    assert pruned.setup == "held.jsonl, 8,192 tokens in windows of 512, float32 on cpu, token ids cdcdcdcdcdcd"
     assert {each.form for each in said.reading.claims} == {"checkpoint", "gguf q4_k_m"}
     assert claim(said, "file_bytes", "dense-model").detail == "16 bits a weight"
     (plan,) = said.reading.plans

@@ -171,17 +171,17 @@ def test_what_was_predicted_fills_what_was_not_measured(tmp_path: Path) -> None:
 def test_the_summary(tmp_path: Path) -> None:
     found = group(read_files([candidates(tmp_path / "cand")]))
     assert summary(found, decide(found)) == (
-        "plan-0.8 (row B) is the only model that is fine on held.jsonl: the loss rises by 0.08 nats a token on "
+        "plan-0.8 (row B) is the only model found fine on held.jsonl: the loss rises by 0.08 nats a token on "
         "held.jsonl (95 % interval 0.07 to 0.09), measured; the first token takes 0.82 of the dense model's time, "
         "predicted; each further token takes 0.82 of the dense model's time, predicted; its files are 0.80 of the "
         "dense model's size."
     )
     costly = grouped_of(tmp_path, evaluation())
     assert summary(costly, decide(costly)).startswith(
-        "No smaller model is fine: the nearest to the dense one, small (row A), costs quality on held.jsonl: the loss "
+        "No smaller model was found fine: the nearest to the dense one, small (row A), costs quality on held.jsonl: "
     )
     broken = grouped_of(tmp_path, evaluation("small", result(added=2.0)))
-    assert summary(broken, decide(broken)).startswith("Every smaller model here is broken")
+    assert summary(broken, decide(broken)).startswith("Every smaller model that was judged is broken;")
     unjudged = grouped_of(tmp_path, bench())
     assert summary(unjudged, decide(unjudged)).startswith("No file says how good any smaller model is")
     assert any(each.startswith("Loss added: of no model.") for each in not_measured(unjudged, decide(unjudged), []))
@@ -212,13 +212,37 @@ def test_costs(tmp_path: Path) -> None:
 
 @given(st.floats(0.01, 100), st.floats(0.0, 3.0))
 def test_agreeing_files_give_the_first_figure(value: float, factor: float) -> None:
-    first = Claim(Subject("a"), CHECKPOINT, "file_bytes", Figure(value, "exact", files=("x",)))
-    second = Claim(Subject("a"), CHECKPOINT, "file_bytes", Figure(value * factor, "exact", files=("y",)))
+    first = Claim(Subject("a"), CHECKPOINT, "parameters", Figure(value, "exact", files=("x",)))
+    second = Claim(Subject("a"), CHECKPOINT, "parameters", Figure(value * factor, "exact", files=("y",)))
     found = resolved([first, second])
     if abs(factor - 1) < 1e-6:
         assert found.value == value and found.files == ("x", "y")
     elif abs(factor - 1) > 1e-5:
         assert found.value is None and found.status == "contradictory"
+
+
+def test_a_files_header_is_no_contradiction() -> None:
+    """538,060,032 bytes of weights, and the file that holds them; but not another file."""
+    sizes = [
+        Claim(Subject("a"), CHECKPOINT, "file_bytes", Figure(size, "exact", files=(file,)))
+        for size, file in ((538_060_032, "x"), (538_090_408, "y"), (484_238_592, "z"))
+    ]
+    assert resolved(sizes[:2]).value == 538_060_032 and resolved(sizes).status == "contradictory"
+
+
+def test_of_two_that_agree_the_believed_one_is_shown() -> None:
+    doubted = Figure(1.0, "measured", files=("x",), believed=False)
+    first, second = (
+        Claim(Subject("a"), CHECKPOINT, "ttft_ratio", each)
+        for each in (doubted, Figure(1.01, "measured", files=("y",)))
+    )
+    assert resolved([first, second]).believed and resolved([first, second]).value == 1.01
+
+
+def test_rows_that_nobody_judged_are_told(tmp_path: Path) -> None:
+    found = grouped_of(tmp_path, evaluation("small", result(added=2.0)), bench())
+    said = summary(found, decide(found))
+    assert said.startswith("Every smaller model that was judged is broken")
 
 
 def test_figures_as_they_are_written() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.mixture import text_phases
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.windows import EvalConfig
+from prunekit.evaluation.windows import EvalConfig, token_ids_sha256
 from prunekit.pipeline import plan_config, solve
 from prunekit.pipeline.candidates.asked import Format, Sizes, read_format, read_sizes
 from prunekit.pipeline.candidates.costs import Place, read_tables
@@ -146,7 +146,7 @@ class _Work:
         from prunekit.data.mixture import calibration_text
         from prunekit.data.sources import source_name
         from prunekit.models.dense import DenseModel
-        from prunekit.models.source import load_tokenizer, pick_device
+        from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
         from prunekit.pipeline.candidates.quality import Judge
         from prunekit.pipeline.candidates.shipping import why_not
         from prunekit.utils.machine import describe_machine
@@ -203,7 +203,9 @@ class _Work:
                 "windows": None if result is None else result.windows,
                 "length": min(self.config.length, len(judge.ids)),
                 "stride": self.config.step,
-                "sha256": judge.digest,
+                "token_ids_sha256": token_ids_sha256(judge.ids),
+                "dtype": str(pick_dtype(first.dtype) or source.dtype).removeprefix("torch."),
+                "device": pick_device(first.device).type,
                 "shared_with_calibration": round(seen, 4),
             },
             ships_as=None if self.format_ is None else self.format_.text,

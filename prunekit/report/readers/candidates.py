@@ -22,7 +22,7 @@ from prunekit.report.facts.claims import (
 )
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.judging import checked_word
-from prunekit.report.readers.place import Place, bits, form_of, machine_words, version_words
+from prunekit.report.readers.place import Place, bits, form_of, machine_words, text_setup, version_words
 from prunekit.report.readers.plan import reasons_of
 from prunekit.utils.files.listed_folder import is_plain
 from prunekit.utils.files.strict_json import parse, read_regular
@@ -111,11 +111,8 @@ def _setups(data: Fields) -> dict[str, str]:
     said = data.maybe_object("evaluation")
     quality = "text not told"
     if said is not None:
-        tokens = said.maybe("tokens")
-        digest = said.maybe_text("sha256")
-        parts = [said.text("source", "text not told"), f"{tokens:,.0f} tokens" if tokens else ""]
-        parts.append(f"SHA-256 {clipped(digest)[:12]}" if digest else "")
-        quality = ", ".join(filter(None, parts))
+        computed = f"{said.text('dtype')} on {said.text('device')}"
+        quality = text_setup(said, said.text("source"), "tokens", computed, said.maybe_text("token_ids_sha256"))
     context, memory = data.maybe("context", 1), data.maybe("memory_bytes", 1)
     room = f"context of {context:,.0f} tokens" if context else ""
     room += f" in {memory / 1e9:,.3g} GB" if memory else ""

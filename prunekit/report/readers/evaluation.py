@@ -8,7 +8,7 @@ from typing import Any
 from prunekit.report.facts.claims import CHECKPOINT, EXACT, MEASURED, Claim, Example, Figure, Judged, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.judging import checked_word, half_width, word_of, worst
-from prunekit.report.readers.place import Place, exact, machine_words, measured
+from prunekit.report.readers.place import Place, exact, machine_words, measured, text_setup
 
 KIND = "evaluation"
 
@@ -78,13 +78,7 @@ def _setup(result: Fields, model: Fields, origin: Fields | None) -> str:
     text = result.text("text")
     digests = origin.maybe_object("token_ids_sha256") if origin else None
     digest = digests.maybe_text(text) if digests else None
-    parts = [text, f"{result.count('tokens_seen'):,} tokens in windows of {result.count('length')}"]
-    stride = result.maybe("stride")
-    if stride is not None and stride != result.count("length"):
-        parts.append(f"one every {stride:.0f}")
-    parts.append(f"{model.text('dtype')} on {model.text('device')}")
-    parts += [f"token ids {digest[:12]}"] if digest else []
-    return ", ".join(parts)
+    return text_setup(result, text, "tokens_seen", f"{model.text('dtype')} on {model.text('device')}", digest)
 
 
 def _claims(result: Fields, subject: Subject, dense: Subject | None, setup: str, place: Place) -> list[Claim]:

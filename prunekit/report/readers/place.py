@@ -97,6 +97,18 @@ def version_words(versions: Fields | None) -> str:
     )
 
 
+def text_setup(said: Fields, text: str, tokens: str, computed: str, digest: str | None) -> str:
+    """Under what a quality was measured: the name of the text, as many of its ``tokens`` (the name of that field), in
+    windows, how it was ``computed``, and which tokens these were."""
+    parts = [text, f"{said.count(tokens):,} tokens in windows of {said.count('length')}"]
+    stride = said.maybe("stride")
+    if stride is not None and stride != said.count("length"):
+        parts.append(f"one every {stride:.0f}")
+    parts.append(computed)
+    parts += [f"token ids {clipped(digest)[:12]}"] if digest else []
+    return ", ".join(parts)
+
+
 def geometry(plan: Plan, subject: Subject, dense: Subject, place: Place) -> tuple[Claim, ...]:
     """What follows from a plan by counting."""
     return (
