@@ -308,7 +308,7 @@ def test_fallbacks_are_counted_and_the_rounding_that_avoids_them_is_named(
     found = compared(source, tmp_path / "out", recipe, ships_as="gguf:q4_k_m")
     each = row(found, "0.7 q4_k_m")
     assert each.fallbacks is not None and each.fallbacks["of_pruned_widths"] > 0
-    assert each.advice is not None and "--round-for gguf" in each.advice and "bytes more" in each.advice
+    assert each.advice is not None and "--round-for gguf" in each.advice and "cost" in each.advice
     assert "fell back to larger types" in each.figures["file_bytes"].how
     dense = row(found, "dense q4_k_m")
     assert dense.fallbacks == dict.fromkeys(each.fallbacks, 0) and dense.advice is None
