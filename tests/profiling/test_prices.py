@@ -91,7 +91,7 @@ def test_a_requests_cost_is_that_of_its_tokens(hour: float, rate: float, share: 
         ("dollars_per_hour = inf", "dollars_per_hour must be above 0"),
         ("dollars_per_hour = 0", "must be above 0"),
         ("dollars_per_kwh = -0.1", "must be from 0"),
-        ("dollars_per_hour = 1\nutilisation = 60", "utilisation must be above 0 to 1, got 60"),
+        ("dollars_per_hour = 1\nutilisation = 60", r"utilisation must be from 0\.001 to 1, got 60"),
         ("dollars_per_hour = 1\npue = 0.9", "pue must be from 1 to 10"),
         ("dollars_per_hour = 1" + "0" * 400, "dollars_per_hour must be above 0"),
         ("dollars_per_hour = 1\ncapex_dollars = 2\nlife_years = 3", "rented machine, and capex_dollars"),

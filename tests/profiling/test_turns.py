@@ -70,7 +70,7 @@ def test_a_fixed_number_of_turns_and_the_most_turns() -> None:
     assert wide.turns(Until(3, 0)).stopped == "fixed" and wide.order == [0, 1, 1, 0, 0, 1]
     endless = Machine(lambda turn: (0.5, 2.0)[turn % 2], seconds=0.0)
     made = endless.turns(Until(2, 60))
-    assert made.stopped == "time" and len(made.ttft[0]) == MOST_TURNS
+    assert made.stopped == "most" and len(made.ttft[0]) == MOST_TURNS
 
 
 def test_after_an_odd_number_of_turns_the_other_one_begins() -> None:

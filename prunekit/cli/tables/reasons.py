@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 
 from prunekit.cli.common import table
-from prunekit.pruning.reasons import PAYS_MORE
 from prunekit.utils.names import printable
 
 if TYPE_CHECKING:
@@ -53,6 +52,9 @@ def _thousandths(price: float | None) -> str:
 
 
 def _pays(reason: dict[str, Any]) -> str:
+    # Here, for it brings torch, which a command's help does without.
+    from prunekit.pruning.reasons import PAYS_MORE
+
     texts, mean = reason.get("texts"), reason.get("alone")
     if not texts or not mean:
         return ""
@@ -74,5 +76,7 @@ def _caption(why: dict[str, Any], pays: list[str]) -> str:
             f"Kendall's tau {order}; 1 is the same order."
         )
     if any(pays):
+        from prunekit.pruning.reasons import PAYS_MORE
+
         said.append(f"Pays most: the text on which that cut costs {PAYS_MORE} times the mean of all or more.")
     return " ".join(said)
