@@ -3,7 +3,6 @@ runtime."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from prunekit.evaluation.phases import reads
 from prunekit.export.target import Job
 from prunekit.models.runner import Array, Runner
 from prunekit.models.source import Source
+from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label
 
@@ -102,8 +102,7 @@ def own_text(job: Job, text: str) -> OwnText:
         if start is not None:
             window[0] = start
         windows.append(window)
-    digest = hashlib.sha256(np.concatenate(windows).astype("<i8").tobytes()).hexdigest()
-    return OwnText(source_name(text), tuple(windows), digest)
+    return OwnText(source_name(text), tuple(windows), token_ids_sha256(np.concatenate(windows)))
 
 
 def check_baseline(job: Job, dense: Source) -> None:

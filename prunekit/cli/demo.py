@@ -1,4 +1,4 @@
-"""The main job on a real model: sizes compared, two pruned, exported, timed, and one page that decides."""
+"""The main job on a real model: a size measured, two pruned, exported, timed, and one page that decides."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.data.sources import SELF
 from prunekit.errors import PrunekitError
 from prunekit.utils.advance import Advance
-from prunekit.utils.files.cache import cache_place
+from prunekit.utils.files.cache import cache_key, cache_place
 from prunekit.utils.files.kept_tensors import read_kept_tensors, write_kept_tensors
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.phases.telling import keeping
@@ -173,8 +172,7 @@ def _folder(source: Source, length: int, seed: int, device: str, writer: Writer 
         "versions": versions(),
         **({} if writer is None else {"writer": writer.name}),
     }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_place(SELF, name, needed=False)
+    return cache_place(SELF, cache_key(key), needed=False)
 
 
 def _starts(vocabulary: int, first: int | None, size: int, generator: torch.Generator) -> torch.Tensor:

@@ -20,8 +20,9 @@ from prunekit.evaluation.baseline import Kept, keep
 from prunekit.evaluation.continuations import Continuations, check_room, pick_prompts
 from prunekit.evaluation.measured import Measured
 from prunekit.evaluation.own_tokenizers import Read, compare_apart
-from prunekit.evaluation.windows import EvalConfig, read_texts, token_ids_sha256
+from prunekit.evaluation.windows import EvalConfig, read_texts
 from prunekit.models.source import load_model, pick_device, pick_dtype
+from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -177,7 +178,9 @@ def _origin(own: Turn, dense: Said | None, asked: Asked) -> dict[str, Any]:
     return {
         "fingerprint": own.source.fingerprint,
         "baseline_fingerprint": None if dense is None else dense.fingerprint,
-        "token_ids_sha256": {source_name(text): token_ids_sha256(ids[:most]) for text, ids in own.tokens.items()},
+        "token_ids_sha256": {
+            source_name(text): token_ids_sha256(ids[:most].cpu().numpy()) for text, ids in own.tokens.items()
+        },
         "machine": describe_machine(pick_device(own.device)),
     }
 

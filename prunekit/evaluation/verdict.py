@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunekit.evaluation.perplexity import Evaluation, TextResult
 
-FINE, COSTS, BROKEN = "fine", "costs quality", "broken"
+FINE, COSTS, BROKEN = WORDS = ("fine", "costs quality", "broken")
+"""The words, the best first."""
 
 # In nats a token on text that neither pruning nor training has seen: a rule of thumb, of which docs/quality.md tells.
 FINE_UP_TO, BROKEN_ABOVE = 0.1, 1.0
@@ -64,17 +65,19 @@ def verdict(texts: Evaluation | None) -> Verdict | None:
     """The verdict on a model by the text that it is worst on; None where there is no baseline that reads the same
     tokens."""
     found = [] if texts is None else [each for each in map(_of, texts.results) if each is not None]
-    return max(found, key=lambda each: (_RANK[each.word], each.loss_added), default=None)
+    return max(found, key=lambda each: (WORDS.index(each.word), each.loss_added), default=None)
 
 
-_RANK = {FINE: 0, COSTS: 1, BROKEN: 2}
+def word_of(loss_added: float, agreement: float | None) -> str:
+    """The verdict on a loss, in nats a token, and the share of first choices that are the dense model's, where that is
+    known."""
+    if agreement is not None and agreement < LEAST_AGREEMENT:
+        return BROKEN
+    return FINE if loss_added <= FINE_UP_TO else COSTS if loss_added <= BROKEN_ABOVE else BROKEN
 
 
 def _of(result: TextResult) -> Verdict | None:
     if result.nll_increase is None or result.agreement is None:
         return None
     added, agreement = result.nll_increase, result.agreement
-    word = FINE if added <= FINE_UP_TO else COSTS if added <= BROKEN_ABOVE else BROKEN
-    if agreement < LEAST_AGREEMENT:
-        word = BROKEN
-    return Verdict(word, result.text, added, result.nll_increase_standard_error, agreement)
+    return Verdict(word_of(added, agreement), result.text, added, result.nll_increase_standard_error, agreement)

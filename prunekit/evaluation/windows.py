@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,11 +56,6 @@ def read_texts(texts: Sequence[str], tokenizer: Any, config: EvalConfig) -> dict
     return {
         text: text_tokens(text, tokenizer, config.max_tokens, field=config.field, split=config.split) for text in texts
     }
-
-
-def token_ids_sha256(ids: torch.Tensor) -> str:
-    """Hex SHA-256 of token ids, whatever the machine: as 64-bit numbers, lowest byte first."""
-    return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -291,6 +292,13 @@ class Plan:
 
 def _units(text: str, limit: int) -> tuple[int, ...]:
     return () if text == "" else decode_ranges(text, limit)
+
+
+def shapes_in_place(keeps: Iterable[LayerKeep], count: int) -> list[LayerShape]:
+    """The shapes that ``keeps`` leaves, one for each of the ``count`` layers that they index: what is dropped has
+    nothing."""
+    kept = {keep.index: keep.shape for keep in keeps}
+    return [kept.get(index, LayerShape(0, 0, 0)) for index in range(count)]
 
 
 def whole_plan(shape: ModelShape) -> Plan:

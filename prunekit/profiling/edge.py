@@ -71,8 +71,8 @@ def edge_of(data: Any, where: str) -> EdgeBench:
         raise PrunekitError(f"{where} is no result of bench.py; run bench.py of an export folder, and give its file.")
     if data.get("version") != VERSION or isinstance(data["version"], bool):
         raise PrunekitError(
-            f"{where} is of version {str(data.get('version'))[:20]} of bench.py, and {VERSION} is known; export the "
-            "model again, and run its bench.py."
+            f"{where} is of version {str(data.get('version'))[:20]} of bench.py, and this prunekit reads version "
+            f"{VERSION}; export the model again, and run its bench.py."
         )
     found = _Fields(where, data)
     export = found.inner("export")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.models.biases import addable
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer, pick_device, pick_dtype
-from prunekit.plan import LayerKeep, Plan, encode_ranges, whole_plan
+from prunekit.plan import Plan, encode_ranges, shapes_in_place, whole_plan
 from prunekit.plan.allocations import MEASURED, AdaptConfig, DropConfig, OptimalConfig
 from prunekit.plan.budgets import Budgets
 from prunekit.plan.goals import Target
@@ -33,7 +31,7 @@ from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
 from prunekit.pruning.reasons import explain
 from prunekit.utils.advance import untold
-from prunekit.utils.files.cache import cache_place
+from prunekit.utils.files.cache import cache_key, cache_place
 from prunekit.utils.numerics.bf16 import has_fast_products
 from prunekit.utils.phases.titles import CURVES, FISHER, SCORING, WHOLE, WIDTHS
 from prunekit.utils.process.ranks import is_first
@@ -205,9 +203,8 @@ def compute_plan(
                 session.on_layer = advance
             allocated = allocate(session, problem, advance, method.allocation)
     keeps = agreed(allocated.keeps)
-    # Costs are of layers by their place in the source: what is dropped is there and has nothing.
-    kept = {keep.index: keep.shape for keep in keeps}
-    layers = [kept.get(index, LayerShape(0, 0, 0)) for index in range(source.shape.num_hidden_layers)]
+    # Costs are of layers by their place in the source.
+    layers = shapes_in_place(keeps, source.shape.num_hidden_layers)
     plan = Plan(
         source=source.shape,
         layers=keeps,
@@ -237,7 +234,7 @@ def compute_plan(
             **({"refit": asdict(recipe.refit)} if recipe.refit else {}),
             **({"rescale": asdict(recipe.rescale)} if recipe.rescale else {}),
             "history": list(allocated.history),
-            **_why(made, allocated.curves, keeps, (pick_dtype(config.store_dtype) or source.dtype).itemsize),
+            **_why(made, allocated.curves, layers, (pick_dtype(config.store_dtype) or source.dtype).itemsize),
             "versions": versions(),
         },
         changes=task.changes,
@@ -250,13 +247,11 @@ def compute_plan(
 
 
 def _why(
-    made: Prepared, curves: Sequence[LayerCurves], keeps: Sequence[LayerKeep], bytes_per_parameter: int
+    made: Prepared, curves: Sequence[LayerCurves], shapes: Sequence[LayerShape], bytes_per_parameter: int
 ) -> dict[str, Any]:
     """Why each layer is as wide as it is, where loss curves decided it."""
     if not curves:
         return {}
-    kept = {keep.index: keep.shape for keep in keeps}
-    shapes = [kept.get(index, LayerShape(0, 0, 0)) for index in range(len(curves))]
     texts = made.calibration.sources[made.session.scale_rows()]
     return {"why": explain(made.session.source, made.task.problem, curves, shapes, texts, bytes_per_parameter)}
 
@@ -311,5 +306,4 @@ def curve_folder(
     """Where the loss curves of that model on that text are kept: a plan for another target finds them there, and one
     that was ended before goes on."""
     key = [source.fingerprint, calibration.fingerprint, computed, asdict(drawing), versions()]
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_place("curves", name)
+    return cache_place("curves", cache_key(key))

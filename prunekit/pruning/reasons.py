@@ -69,12 +69,10 @@ def explain(
     """
     budget = _tightest(problem, source, shapes)
     unit, size = _unit(budget, bytes_per_parameter)
+    prices_in = _Prices(source, problem, budget, size)
     orders: dict[Kind, Stability | None] = {}
     made: list[dict[Kind, Reason]] = [
-        {
-            "attention": _of_attention(source, problem, budget, size, index, curve, shape),
-            "ffn": _of_ffn(source, problem, budget, size, index, curve, shape),
-        }
+        {"attention": prices_in.of_attention(index, curve, shape), "ffn": prices_in.of_ffn(index, curve, shape)}
         for index, (curve, shape) in enumerate(zip(curves, shapes, strict=True))
     ]
     notes = []
@@ -122,58 +120,51 @@ def _unit(budget: Budget, bytes_per_parameter: int) -> tuple[str, float]:
     }[budget.cost.name]
 
 
-def _of_ffn(
-    source: ModelShape,
-    problem: Problem,
-    budget: Budget,
-    size: float,
-    index: int,
-    curve: LayerCurves,
-    shape: LayerShape,
-) -> Reason:
-    dense, width = source.layers[index].intermediate_size, shape.intermediate_size
-    steps: list[int] = []
-    if index not in problem.protected and "ffn" in problem.units and width:
-        narrower = problem.rounding.ffn_down(width - 1, dense)
-        steps = [narrower] * (narrower < width) + [problem.rounding.ffn_up(width + 1, dense)] * (width < dense)
-    prices = {}
-    for other in steps:
-        spent = budget.cost.ffn(index, other) - budget.cost.ffn(index, width)
-        prices[other > width] = _price(curve.ffn.loss_at(width) - curve.ffn.loss_at(other), spent / size)
-    return Reason(width, dense, curve.ffn.loss_at(width), curve.ffn.loss_at(0), prices.get(False), prices.get(True))
+@dataclass(frozen=True)
+class _Prices:
+    """What steps of sub-layers of ``source`` cost of the ``budget``, in units of ``size``."""
 
+    source: ModelShape
+    problem: Problem
+    budget: Budget
+    size: float
 
-def _of_attention(
-    source: ModelShape,
-    problem: Problem,
-    budget: Budget,
-    size: float,
-    index: int,
-    curve: LayerCurves,
-    shape: LayerShape,
-) -> Reason:
-    dense = source.layers[index]
-    heads = (shape.num_key_value_heads, shape.group_size)
-    whole = (dense.num_key_value_heads, dense.group_size)
-    now = curve.heads[heads].loss
-    cheaper: list[float] = []
-    dearer: list[float] = []
-    choices = () if index in problem.protected else problem.rounding.attention_choices(dense, problem.units)
-    for other in choices:
-        spent = budget.cost.attention(index, other) - budget.cost.attention(index, heads)
-        price = _price(now - curve.heads[other].loss, spent / size)
-        if price is not None:
-            (dearer if spent > 0 else cheaper).append(price)
-    without = curve.heads.get((0, 0))
-    # Curves of heads end at one of them: where the whole may not go, that is the least there is.
-    least = min(curve.heads, key=lambda each: each[0] * each[1])
-    lost = without.loss if without else curve.heads[least].loss
-    return Reason(heads, whole, now, lost, min(cheaper, default=None), max(dearer, default=None))
+    def of_ffn(self, index: int, curve: LayerCurves, shape: LayerShape) -> Reason:
+        problem, cost, ffn = self.problem, self.budget.cost, curve.ffn
+        dense, width = self.source.layers[index].intermediate_size, shape.intermediate_size
+        steps: list[int] = []
+        if index not in problem.protected and "ffn" in problem.units and width:
+            narrower = problem.rounding.ffn_down(width - 1, dense)
+            steps = [narrower] * (narrower < width) + [problem.rounding.ffn_up(width + 1, dense)] * (width < dense)
+        prices = {
+            other > width: self._price(
+                ffn.loss_at(width) - ffn.loss_at(other), cost.ffn(index, other) - cost.ffn(index, width)
+            )
+            for other in steps
+        }
+        return Reason(width, dense, ffn.loss_at(width), ffn.loss_at(0), prices.get(False), prices.get(True))
 
+    def of_attention(self, index: int, curve: LayerCurves, shape: LayerShape) -> Reason:
+        problem, cost, dense = self.problem, self.budget.cost, self.source.layers[index]
+        heads = (shape.num_key_value_heads, shape.group_size)
+        whole = (dense.num_key_value_heads, dense.group_size)
+        now = curve.heads[heads].loss
+        cheaper: list[float] = []
+        dearer: list[float] = []
+        choices = () if index in problem.protected else problem.rounding.attention_choices(dense, problem.units)
+        for other in choices:
+            spent = cost.attention(index, other) - cost.attention(index, heads)
+            price = self._price(now - curve.heads[other].loss, spent)
+            if price is not None:
+                (dearer if spent > 0 else cheaper).append(price)
+        # Where the whole may not go, curves of heads end at one of them.
+        least = min(curve.heads, key=lambda each: each[0] * each[1])
+        lost = curve.heads[least].loss
+        return Reason(heads, whole, now, lost, min(cheaper, default=None), max(dearer, default=None))
 
-def _price(saved: float, spent: float) -> float | None:
-    """Nats a token that one unit more saves, or one less costs; None where that changes nothing of the budget."""
-    return saved / spent if spent else None
+    def _price(self, saved: float, spent: int) -> float | None:
+        """Nats a token that one unit more saves, or one less costs; None where that changes nothing of the budget."""
+        return saved / (spent / self.size) if spent else None
 
 
 def _measured(

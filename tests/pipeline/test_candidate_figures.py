@@ -16,8 +16,8 @@ from prunekit.pipeline.candidates.asked import read_format, read_sizes
 from prunekit.pipeline.candidates.costs import Place, Read, latency_figures, memory_figures, read_tables
 from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, unknown
 from prunekit.pipeline.candidates.overlap import share_seen
-from prunekit.pipeline.candidates.result import front
 from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.report.front import front
 from tests.plan.test_latency_table import SHAPE, made_up
 
 HERE = Place(1000, None, {})

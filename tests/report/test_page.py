@@ -19,7 +19,7 @@ from prunekit.errors import PrunekitError
 from prunekit.report.facts.claims import Figure
 from prunekit.report.page.markup import Markup, element, embedded
 from prunekit.report.page.style import CSS
-from prunekit.report.page.tradeoff import Point, front
+from prunekit.report.page.tradeoff import Point, unbeaten
 from prunekit.report.write import write_report
 from tests.fuzz.fuzz_mutations import spoil
 from tests.support.report_files import all_files, bench, candidates, evaluation, generated, write
@@ -223,7 +223,7 @@ def test_the_front() -> None:
         return Point(letter, Figure(x, "exact"), Figure(y, "measured"))
 
     points = [point("a", 1, 3), point("b", 2, 1), point("c", 2, 2), point("d", 3, 1), point("e", 4, 0)]
-    assert [each.letter for each in front(points)] == ["a", "b", "e"]
+    assert [each.letter for each in unbeaten(points)] == ["a", "b", "e"]
 
 
 def test_markup_escapes_all_but_itself() -> None:

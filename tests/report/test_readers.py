@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.verdict import word_of
 from prunekit.report.facts.claims import Claim, Figure, FileSaid
-from prunekit.report.readers.judging import half_width, word_of
+from prunekit.report.readers.judging import half_width
 from prunekit.report.readers.registry import read_files
 from tests.support.report_files import (
     DENSE,

@@ -127,6 +127,7 @@ def edge_bench(**changes: Any) -> Any:
         "ttft": timed(0.05),
         "tpot": timed(0.005),
         "peak_bytes": 7000,
+        "load": {"others": 0.0, "cpus": 2},
         "believed": True,
         **changes,
     }

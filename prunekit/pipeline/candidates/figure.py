@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prunekit.utils.numerics.student import half_interval
+
 Status = Literal["measured", "predicted", "exact", "not measured"]
 
 
@@ -52,7 +54,7 @@ def measured(
         return unknown(f"too large for a number ({how})")
     if error is None or not math.isfinite(error):
         return Figure(value, "measured", how)
-    reach = _quantile(count - 1) * error
+    reach = half_interval(error, count)
     # The value itself may lie outside what can be, by the last bit.
     low, high = min(value, max(least, value - reach)), max(value, min(most, value + reach))
     return Figure(value, "measured", how, low, high)
@@ -66,13 +68,6 @@ def mapped(figure: Figure, function: Any, how: str) -> Figure:
     if high is not None and not math.isfinite(high):
         low = high = None
     return Figure(value, figure.status, how, low, high)
-
-
-def _quantile(degrees: int) -> float:
-    """The 97.5 % point of Student's distribution."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, 0.975))
 
 
 def _finite(value: float | int | None) -> float | int | None:

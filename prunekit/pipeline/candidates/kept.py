@@ -3,7 +3,6 @@ alone."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from prunekit.evaluation.perplexity import TextResult
 from prunekit.plan import Plan
-from prunekit.utils.files.cache import cache_place, read_kept, write_kept
+from prunekit.utils.files.cache import cache_key, cache_place, read_kept, write_kept
 
 _VERSION = 2
 
@@ -37,7 +36,7 @@ class Kept:
 
     @classmethod
     def of(cls, *key: Any) -> Kept:
-        return cls(cache_place("candidates", _digest([_VERSION, *key])))
+        return cls(cache_place("candidates", cache_key([_VERSION, *key])))
 
     def measured(self, *name: str | None) -> Measured | None:
         """What is kept under that name; None where there is nothing, or it is not as it was written."""
@@ -71,8 +70,4 @@ class Kept:
         write_kept(self._file(name), data)
 
     def _file(self, name: tuple[str | None, ...]) -> Path:
-        return self.folder / f"{_digest(list(name))}.json"
-
-
-def _digest(said: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+        return self.folder / f"{cache_key(list(name))}.json"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from prunekit.pipeline.candidates.figure import Figure
 from prunekit.plan import Plan
+from prunekit.report.front import front
 
 Kind = Literal["dense", "prune", "quantise", "both"]
 FORMAT, VERSION = "prunekit-candidates", 1
@@ -108,16 +109,6 @@ class Candidates:
             "rows": [row.to_dict() for row in self.rows],
             "not_measured": list(self.not_measured),
         }
-
-
-def front(points: Sequence[tuple[float, float] | None]) -> list[bool]:
-    """For (cost, loss) of each, less of both is better: whether no other point is at most as large in both and smaller
-    in one. None, where one of the two is not known, is never on the front."""
-    return [point is not None and not any(_beats(other, point) for other in points if other) for point in points]
-
-
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and one[0] <= other[0] and one[1] <= other[1]
 
 
 def with_front(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -13,7 +13,7 @@ from prunekit.pipeline.candidates.costs import Place, Read, latency_figures, mem
 from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, predicted, unknown
 from prunekit.pipeline.candidates.kept import Measured
 from prunekit.pipeline.candidates.result import Row
-from prunekit.plan import Plan
+from prunekit.plan import Plan, shapes_in_place
 from prunekit.plan.shape import LayerShape, ModelShape
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class Candidate:
 
     def layers(self, dense: ModelShape) -> list[LayerShape]:
         """By the layers of the dense model: what was dropped has nothing."""
-        if self.plan is None:
-            return list(dense.layers)
-        kept = {keep.index: keep.shape for keep in self.plan.layers}
-        return [kept.get(index, LayerShape(0, 0, 0)) for index in range(dense.num_hidden_layers)]
+        return [*dense.layers] if self.plan is None else shapes_in_place(self.plan.layers, dense.num_hidden_layers)
 
 
 def rows_of(candidate: Candidate, facts: Facts) -> list[Row]:

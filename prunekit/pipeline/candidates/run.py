@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.mixture import text_phases
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.windows import EvalConfig, token_ids_sha256
+from prunekit.evaluation.windows import EvalConfig
 from prunekit.pipeline import plan_config, solve
 from prunekit.pipeline.candidates.asked import Format, Sizes, read_format, read_sizes
 from prunekit.pipeline.candidates.costs import Place, read_tables
@@ -25,6 +25,7 @@ from prunekit.pipeline.candidates.words import advice, how_made, not_measured, s
 from prunekit.plan.goals import parse_size
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.files.replacing import CANDIDATES, local
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.progress import progress
@@ -203,7 +204,7 @@ class _Work:
                 "windows": None if result is None else result.windows,
                 "length": min(self.config.length, len(judge.ids)),
                 "stride": self.config.step,
-                "token_ids_sha256": token_ids_sha256(judge.ids),
+                "token_ids_sha256": token_ids_sha256(judge.ids.cpu().numpy()),
                 "dtype": str(pick_dtype(first.dtype) or source.dtype).removeprefix("torch."),
                 "device": pick_device(first.device).type,
                 "shared_with_calibration": round(seen, 4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunekit.data.self_generated import cost_of_place
@@ -129,8 +128,3 @@ class Work:
 
     def _solved(self, layer: LayerShape) -> float:
         return float(sum(width**2 * (width + self.dense.hidden_size) for width in self._widths(layer)))
-
-
-def total(seconds: Mapping[str, float], phases: tuple[str, ...]) -> float:
-    """Of those phases."""
-    return sum(seconds.get(title, 0.0) for title in phases)

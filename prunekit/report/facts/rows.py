@@ -31,6 +31,11 @@ class Row:
     verdicts: tuple[Judged, ...]
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is the dense model as PyTorch runs it, which others are compared with."""
+        return self.dense and self.form == CHECKPOINT
+
+    @property
     def title(self) -> str:
         return self.name if self.form == CHECKPOINT else f"{self.name}, {self.form}"
 

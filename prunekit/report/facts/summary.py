@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from prunekit.evaluation.verdict import BROKEN, COSTS, FINE
-from prunekit.report.facts.claims import CHECKPOINT, CONTRADICTORY, Judged
+from prunekit.evaluation.verdict import COSTS, FINE, WORDS
+from prunekit.report.facts.claims import CONTRADICTORY, Judged
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import ELSEWHERE, Decision
 
-_WORDS = (FINE, COSTS, BROKEN)
-
 
 def verdict_of(row: Row) -> Judged | None:
     """The worst of what files say of it."""
-    return max(row.verdicts, key=lambda each: _WORDS.index(each.word), default=None)
+    return max(row.verdicts, key=lambda each: WORDS.index(each.word), default=None)
 
 
 def summary(grouped: Grouped, decision: Decision) -> str:
     """What the table comes to, in one sentence that names no more than it shows."""
-    others = [row for row in grouped.rows if not (row.dense and row.form == CHECKPOINT)]
+    others = [row for row in grouped.rows if not row.is_baseline]
     if not others:
         return "These files speak of no model but the dense one, so there is nothing to decide yet."
     judged = [(row, found) for row in others if (found := verdict_of(row)) is not None]
@@ -132,9 +130,7 @@ def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> l
             found.append(f"{title}: of no model. {_HOW.get(column.metric, '')}".strip())
         elif unknown:
             found.append(f"{title}: of {', '.join(unknown)}.")
-    unjudged = [
-        row.letter for row in grouped.rows if not (row.dense and row.form == CHECKPOINT) and verdict_of(row) is None
-    ]
+    unjudged = [row.letter for row in grouped.rows if not row.is_baseline and verdict_of(row) is None]
     if unjudged:
         found.append(f"Verdict: of {', '.join(unjudged)}.")
     return list(dict.fromkeys((*found, *told)))

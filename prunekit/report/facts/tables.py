@@ -94,7 +94,7 @@ def best(metrics: Sequence[str], grouped: Grouped) -> Column:
     found = [each for metric in metrics for each in columns(metric, grouped)]
     if not found:
         return Column(metrics[0], "", tuple(missing("no file says it") for _ in grouped.rows))
-    dense = {place for place, row in enumerate(grouped.rows) if row.dense and row.form == CHECKPOINT}
+    dense = {place for place, row in enumerate(grouped.rows) if row.is_baseline}
 
     def compares(column: Column) -> bool:
         """With the dense model, which is what is to be decided."""

@@ -20,8 +20,6 @@ from prunekit.report.facts.summary import verdict_of
 from prunekit.report.facts.tables import ELSEWHERE, Column, Decision
 from prunekit.report.page.markup import Markup, element, joined, scrolling
 
-_MISSING = (NOT_MEASURED, CONTRADICTORY)
-
 
 def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
     """One figure: its value, its interval, ``also`` what belongs to it, and its status in words."""
@@ -141,7 +139,7 @@ def _also(column: Column | None, place: int) -> str | None:
 
 
 def _verdict(row: Row) -> Markup:
-    if row.dense and row.form == CHECKPOINT:
+    if row.is_baseline:
         return element("td", "–")
     found = verdict_of(row)
     if found is None:

@@ -10,6 +10,7 @@ from prunekit.report.facts.claims import EXACT, INTERVAL, MEASURED, Figure
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped
 from prunekit.report.facts.tables import Column
+from prunekit.report.front import front
 from prunekit.report.page.markup import Markup, element, scrolling
 from prunekit.report.page.svg import FFN, GUESS, INK, RULE, page_style, svg
 
@@ -46,14 +47,10 @@ def points_of(grouped: Grouped, cost: Column, quality: Column) -> list[Point]:
     ]
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats: none is as cheap and better, or cheaper and as good. From the cheapest on."""
-
-    def beats(a: Point, b: Point) -> bool:
-        return a.place[0] <= b.place[0] and a.place[1] <= b.place[1] and a.place != b.place
-
-    kept = [each for each in points if not any(beats(other, each) for other in points)]
-    return sorted(kept, key=lambda each: each.place)
+def unbeaten(points: Sequence[Point]) -> list[Point]:
+    """Those on the Pareto front, from the cheapest on."""
+    told = zip(points, front([each.place for each in points]), strict=True)
+    return sorted((each for each, best in told if best), key=lambda each: each.place)
 
 
 def plot(grouped: Grouped, cost: Column, quality: Column, number: int) -> Markup | None:
@@ -61,7 +58,7 @@ def plot(grouped: Grouped, cost: Column, quality: Column, number: int) -> Markup
     points = points_of(grouped, cost, quality)
     if len(points) < 2:
         return None
-    best = front(points)
+    best = unbeaten(points)
     title = f"{METRICS[quality.metric].title} against {METRICS[cost.metric].title.lower()}: " + "; ".join(
         f"{each.letter} at {_said(cost, each.x)}, {_said(quality, each.y)}" for each in points
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.place import Place, exact, file_size, form_of, in_memory, machine_words, measured
 
 KIND = "bench"
-_PHASES = ("ttft", "tpot")
+PHASES = {"ttft": "time of the first token", "tpot": "time of each further token"}
 _SPREAD = "p20–p80"
 
 
@@ -42,7 +42,7 @@ def read(data: Fields, place: Place) -> Reading:
         claims += _sizes(data.object(name), subject, form, data, base, place)
     for result in data.objects("results"):
         setup = f"{base}, batch {result.count('batch', 1)}"
-        for phase in _PHASES:
+        for phase in PHASES:
             claims += _times(result.object(phase), phase, both, form, setup, place)
         claims += _output(result, data.object("config"), both, form, setup, place)
         warnings += _doubts(result, both[1].name, place)
@@ -128,19 +128,14 @@ def doubt_of(said: Fields) -> str:
 
 
 def _sentences(said: Fields) -> list[str]:
-    found = []
-    for each in said.values("why"):
-        words = each.get("sentence", each.get("why")) if isinstance(each, Mapping) else each
-        found += [clipped(words, 300).rstrip(".")] if isinstance(words, str) else []
-    return found
+    return [clipped(each, 300).rstrip(".") for each in said.values("why") if isinstance(each, str)]
 
 
 def _doubts(result: Fields, name: str, place: Place) -> list[str]:
-    titles = {"ttft": "time of the first token", "tpot": "time of each further token"}
     batch = result.count("batch", 1)
     return [
-        f"{place.name}: the {titles[phase]} by {name} at batch {batch} is not to be believed: {doubt}."
-        for phase in _PHASES
+        f"{place.name}: the {title} by {name} at batch {batch} is not to be believed: {doubt}."
+        for phase, title in PHASES.items()
         if (doubt := doubt_of(result.object(phase)))
     ]
 
@@ -151,42 +146,54 @@ def _output(
     """Output tokens a second, one batch after the other."""
     claims = []
     for subject, name in zip(both, ("dense", "pruned"), strict=True):
-        ttft, tpot = (result.object(phase).object(name).number("median") for phase in _PHASES)
-        if ttft <= 0 or tpot <= 0:
-            continue
-        rates = throughput(result.count("batch", 1), config.count("tokens", 1), ttft, tpot)
-        how = "from the medians, one batch after the other, without a server"
-        for metric, rate in zip(("tokens_per_second", "requests_per_second"), rates, strict=True):
-            if not math.isfinite(rate):
-                continue
-            claims += measured(subject, form, metric, rate, place, setup, how)
-    if any(doubt_of(result.object(phase)) for phase in _PHASES):
+        times = [result.object(phase).object(name).number("median") for phase in PHASES]
+        claims += rates(
+            subject, form, result.count("batch", 1), config.count("tokens", 1), times, place, setup, "one batch"
+        )
+    if any(doubt_of(result.object(phase)) for phase in PHASES):
         return [replace(each, figure=replace(each.figure, believed=False)) for each in claims]
     return claims
+
+
+def rates(
+    subject: Subject, form: str, batch: int, tokens: int, times: Sequence[float], place: Place, setup: str, what: str
+) -> list[Claim]:
+    """Output tokens and requests a second, by the median ``times`` of the first token and of each of ``tokens`` more;
+    none where the clock was too coarse for them. ``what`` is answered one after the other."""
+    ttft, tpot = times
+    if ttft <= 0 or tpot <= 0:
+        return []
+    how = f"from the medians, {what} after the other, without a server"
+    found = zip(("tokens_per_second", "requests_per_second"), throughput(batch, tokens, ttft, tpot), strict=True)
+    return [
+        claim
+        for metric, rate in found
+        if math.isfinite(rate)
+        for claim in measured(subject, form, metric, rate, place, setup, how)
+    ]
 
 
 def _energy(
     data: Fields, both: tuple[Subject, Subject], form: str, base: str, place: Place
 ) -> tuple[list[Claim], list[str]]:
-    """Joules a token where they were measured, else why not."""
-    claims, lost = [], []
+    """Joules a token where they were measured or estimated, else why not."""
+    said = data.maybe_object("energy")
+    if said is None:
+        return [], []
+    claims = []
     for subject, name in zip(both, ("dense", "pruned"), strict=True):
-        said = data.object(name).maybe_object("energy") or (data.maybe_object("energy") or Fields({}, place.name))
-        said = said.maybe_object(name) or said
-        joules = said.maybe("joules_per_token")
+        spent = said.maybe_object(name)
+        joules = None if spent is None else spent.maybe("joules_per_token")
         if joules is not None:
-            status = said.text("status", MEASURED)
-            words = (said.text("method", ""), said.text("scope", ""))
-            figure = Figure(
-                joules, status if status in (MEASURED, ESTIMATED) else ESTIMATED, how=", ".join(filter(None, words))
-            )
-            figure = Figure(figure.value, figure.status, how=figure.how, files=(place.name,))
+            status = MEASURED if said.text("status", MEASURED) == MEASURED else ESTIMATED
+            how = ", ".join(filter(None, (said.text("method", ""), said.text("scope", ""))))
             # What a sensor measured and what was reckoned from watts never stand in one column.
-            claims.append(Claim(subject, form, "joules_per_token", figure, f"{base}, {figure.status}, {figure.how}"))
-        elif "status" in said:
-            why = said.text("why", said.text("reason", said.text("method", "no reason was given")))
-            lost.append(f"Energy in {place.name}: {why.rstrip('.')}.")
-    return claims, list(dict.fromkeys(lost))
+            setup = f"{base}, {status}, {how}"
+            figure = Figure(joules, status, how=how, files=(place.name,))
+            claims.append(Claim(subject, form, "joules_per_token", figure, setup))
+    if claims:
+        return claims, []
+    return [], [f"Energy in {place.name}: {said.text('why', 'no reason was given').rstrip('.')}."]
 
 
 def _facts(data: Fields) -> list[tuple[str, str]]:

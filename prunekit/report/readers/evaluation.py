@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunekit.evaluation.verdict import WORDS, word_of
 from prunekit.report.facts.claims import CHECKPOINT, EXACT, MEASURED, Claim, Example, Figure, Judged, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.judging import checked_word, half_width, word_of, worst
+from prunekit.report.readers.judging import checked_word, half_width
 from prunekit.report.readers.place import Place, exact, machine_words, measured, text_setup
 
 KIND = "evaluation"
@@ -113,7 +114,7 @@ def _verdicts(model: Fields, subject: Subject, words: list[tuple[str, str]], pla
     if said is not None:
         word, text = checked_word(said, "verdict"), said.text("text", "")
     elif words:
-        word = worst([each for each, _ in words])
+        word = max((each for each, _ in words), key=WORDS.index)
         text = next(text for each, text in words if each == word)
     else:
         return ()

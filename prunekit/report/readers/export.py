@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.verdict import word_of
 from prunekit.report.facts.claims import CHECKPOINT, Claim, Compared, Judged, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.judging import word_of
 from prunekit.report.readers.place import Place, exact, form_of, measured, version_words
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.sizes import folder_bytes

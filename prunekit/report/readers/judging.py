@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from prunekit.evaluation.verdict import BROKEN, BROKEN_ABOVE, COSTS, FINE, FINE_UP_TO, LEAST_AGREEMENT
+from prunekit.evaluation.verdict import WORDS
 from prunekit.report.facts.fields import Fields
-
-_WORDS = (FINE, COSTS, BROKEN)
+from prunekit.utils.numerics.student import half_interval
 
 
 def checked_word(said: Fields, name: str) -> str:
     """A verdict's word. Raises PrunekitError where it is none."""
     word = said.text(name)
-    if word not in _WORDS:
-        raise said.wrong(name, f"one of {', '.join(_WORDS)}")
+    if word not in WORDS:
+        raise said.wrong(name, f"one of {', '.join(WORDS)}")
     return word
-
-
-def word_of(loss_added: float, agreement: float | None) -> str:
-    """The verdict on a loss, in nats a token, and the share of first choices that are the dense model's."""
-    if agreement is not None and agreement < LEAST_AGREEMENT:
-        return BROKEN
-    return FINE if loss_added <= FINE_UP_TO else COSTS if loss_added <= BROKEN_ABOVE else BROKEN
-
-
-def worst(words: list[str]) -> str:
-    return max(words, key=_WORDS.index)
 
 
 def half_width(error: float | None, windows: int | None) -> float | None:
@@ -32,8 +20,4 @@ def half_width(error: float | None, windows: int | None) -> float | None:
     distribution where nobody says how many windows there were. None of a single window."""
     if error is None or (windows is not None and windows < 2):
         return None
-    if windows is None:
-        return 1.96 * error
-    from scipy.special import stdtrit
-
-    return float(stdtrit(windows - 1, 0.975)) * error
+    return 1.96 * error if windows is None else half_interval(error, windows)

@@ -59,6 +59,11 @@ def cache_place(*parts: str, make: bool = True, needed: bool = True) -> Path:
     return place
 
 
+def cache_key(what: Any) -> str:
+    """A name in the cache for what depends on ``what``, JSON values: 32 hex digits."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]], *said: str) -> str:
     """Hex SHA-256 over ``said`` and named tensors: their names, dtypes, shapes and bytes, in the order given."""
     import torch

@@ -1,9 +1,15 @@
-"""SHA-256 of files and of whole folders: what manifests hold."""
+"""SHA-256 of files and of whole folders, which manifests hold, and of tokens."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
+
+
+def token_ids_sha256(ids: Any) -> str:
+    """Hex SHA-256 of an array of token ids, whatever the machine: as 64-bit numbers, lowest byte first."""
+    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
 
 
 def digests(folder: Path) -> dict[str, str]:

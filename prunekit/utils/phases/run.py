@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from prunekit.errors import PrunekitError
 from prunekit.utils.advance import Advance
 from prunekit.utils.machine import memory_now
 from prunekit.utils.phases.event import ProgressEvent, What
@@ -290,9 +289,8 @@ class Run:
 
     def _left_in_all(self, left: float | None, now: float) -> float | None:
         """What is left with all phases that follow; None where one of them is of unknown length."""
-        if left is None or self.more or not all(each.title in self._foreseen for each in self._pending):
-            return None
-        return left + self._correction(now) * sum(self._foreseen[each.title] for each in self._pending)
+        others = self.foreseen()
+        return None if left is None or others is None else left + self._correction(now) * others
 
     def _memory_now(self, now: float) -> int | None:
         if now - self._memory_at >= _MEMORY_EVERY:
@@ -315,17 +313,16 @@ def running(run: Run) -> Iterator[Run]:
     token = current.set(run)
     _latest[:] = [run]
     run.start()
+    done = False
     try:
         yield run
+        done = True
     except BaseException as error:
         # A command that has done its work may end with a code of its own.
-        done = getattr(error, "exit_code", None) is not None and not isinstance(error, PrunekitError)
+        done = hasattr(error, "exit_code")
+        raise
+    finally:
         run.finish(failed=not done)
         if done:
             _latest.clear()
-        raise
-    else:
-        run.finish()
-        _latest.clear()
-    finally:
         current.reset(token)
