@@ -12,7 +12,7 @@ from typing import Any
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.phases import reads
+from prunekit.evaluation.phases import reading_work, reads
 from prunekit.export.device import KINDS, device_facts, kind_of, place
 from prunekit.export.edge.script import SCRIPT, bench_script
 from prunekit.export.parity import Parity, ask, check_parity, judge, sample
@@ -41,7 +41,9 @@ from prunekit.utils.files.leftovers import temporary_folder
 from prunekit.utils.files.listed_folder import Seen, check_listed, check_unchanged
 from prunekit.utils.files.replacing import EXPORT
 from prunekit.utils.files.sizes import folder_bytes
+from prunekit.utils.machine import speed_key
 from prunekit.utils.names import nearest
+from prunekit.utils.phases.run import Run
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.progress import aside, progress
 from prunekit.utils.provenance import installed, model_label, versions
@@ -116,7 +118,9 @@ def export(
     compared = verify and target.unverified is None
     with ExitStack() as stack:
         read = [] if given is None else [reads(model_label(each.name), given.name) for each in (dense, source) if each]
-        stack.enter_context(phases(_writing(target), *([COMPARING] if compared else []), *read))
+        run = stack.enter_context(phases(_writing(target), *([COMPARING] if compared else []), *read))
+        if run is not None:
+            _weigh(run, job, target, given, dense)
         folder = stack.enter_context(new_folder(out, overwrite, kind=EXPORT, inputs=source.inputs))
         multiple = job.options.pad_ffn or 1
         if any(layer != padded(layer, multiple) for layer in source.shape.layers):
@@ -160,6 +164,18 @@ def export(
 
 def _writing(target: Target) -> str:
     return f"writing {target.name}"
+
+
+def _weigh(run: Run, job: Job, target: Target, given: OwnText | None, dense: Source | None) -> None:
+    """What is remembered of an earlier export says how long this one takes: no trial is like it."""
+    place, options = speed_key(CPU), job.options
+    parameters = float(job.source.shape.parameters)
+    for title in (_writing(target), COMPARING):
+        run.weigh({title: parameters}, [title, target.name, job.dtype, options.pad_ffn, given is not None, *place])
+    if given is not None:
+        read = [each for each in (dense, job.source) if each is not None]
+        work = {reads(model_label(each.name), given.name): reading_work(each.shape, given.tokens, 1) for each in read}
+        run.weigh(work, ["reads", "float32", *place])
 
 
 def chosen_device(target: Target, options: Options) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from prunekit.data.sources import source_name
+from prunekit.plan.shape import ModelShape
+
+# Products that the softmax over one entry of the vocabulary takes as long as: by SmolLM2-135M on a CPU.
+_SOFTMAX = 300
 
 
 def reads(name: str, text: str) -> str:
@@ -30,3 +34,9 @@ def evaluation_phases(names: Iterable[str], texts: Iterable[str], *, writes: boo
         yield from (continues(name, text) for text in texts if writes)
         if tasks:
             yield answers(name)
+
+
+def reading_work(shape: ModelShape, tokens: int, heads: int) -> float:
+    """Products of a model that reads so many tokens, where logits of so many models are made of it: of none where
+    hidden states are kept for later, of two where a model is compared with a baseline."""
+    return float(tokens) * (shape.block_parameters + heads * shape.vocab_size * (shape.hidden_size + _SOFTMAX))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, overload
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.measured import Comparison, Measured
 from prunekit.evaluation.perplexity import Evaluation, check_vocabularies
-from prunekit.evaluation.phases import evaluation_phases
+from prunekit.evaluation.phases import continues, evaluation_phases, reading_work, reads
 from prunekit.evaluation.turns import Asked, Turn, baseline_said, measured
-from prunekit.evaluation.windows import EvalConfig
-from prunekit.models.source import as_source, load_tokenizer
+from prunekit.evaluation.windows import EvalConfig, windows
+from prunekit.models.source import as_source, load_tokenizer, pick_device
 from prunekit.models.tokenizer.same_tokens import first_difference
+from prunekit.utils.machine import speed_key
 from prunekit.utils.numerics.finite import check_files
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.provenance import model_label
@@ -137,12 +138,42 @@ def compare(
             if dense is not None and not apart:
                 check_vocabularies(each.vocabulary, dense.vocabulary)
     wanted = {"writes": continuations is not None, "tasks": tasks is not None}
-    with phases(*evaluation_phases([each.name for each in everyone], texts, **wanted)):
+    with phases(*evaluation_phases([each.name for each in everyone], texts, **wanted)) as run:
+        if run is not None:
+            place = speed_key(pick_device(device))
+            run.weigh(_reading(pruned, dense, asked, apart), ["reads", dtype, *place])
+            run.weigh(_writing(everyone, asked), ["continues", dtype, *place])
         said = None if dense is None else baseline_said(dense, asked, apart)
         return Comparison(
             tuple(measured(each, said, asked) for each in pruned),
             None if dense is None else dense.source.shape.parameters,
         )
+
+
+def _reading(pruned: Sequence[Turn], dense: Turn | None, asked: Asked, apart: bool) -> dict[str, float]:
+    """How much work it is to read each text, by the titles of the phases."""
+    found = {}
+    for turn, heads in [
+        *([] if dense is None else [(dense, int(apart))]),
+        *((each, 1 if dense is None or apart else 2) for each in pruned),
+    ]:
+        for text, ids in turn.tokens.items():
+            count = len(ids) if asked.config.max_tokens is None else min(len(ids), asked.config.max_tokens)
+            read = len(windows(count, asked.config.length, asked.config.step)) * min(count, asked.config.length)
+            found[reads(turn.name, text)] = reading_work(turn.source.shape, read, heads)
+    return found
+
+
+def _writing(everyone: Sequence[Turn], asked: Asked) -> dict[str, float]:
+    """How much work it is to go on with prompts of each text."""
+    if asked.continuations is None:
+        return {}
+    count = asked.continuations.prompts * asked.continuations.new_tokens
+    return {
+        continues(turn.name, text): float(count) * turn.source.shape.parameters
+        for turn in everyone
+        for text in turn.tokens
+    }
 
 
 def _labels(sources: Sequence[Source]) -> list[str]:

@@ -21,6 +21,7 @@ from prunekit.plan.methods import Method
 from prunekit.plan.recipe import Recipe
 from prunekit.plan.shape import PRUNE_THE_ORIGINAL, LayerShape, ModelShape
 from prunekit.pruning.allocation import Problem, allocation
+from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.allocation.drop import check_droppable
 from prunekit.pruning.allocation.feasibility import check_protected, check_reachable
@@ -198,7 +199,7 @@ def compute_plan(
         # In phases of its own.
         allocated = allocate(session, problem, untold, method.allocation)
     else:
-        with progress(SCORING, _steps(session, method, problem.budget)) as advance:
+        with progress(SCORING, _steps(session, method, problem)) as advance:
             if isinstance(session, StoredSession):
                 session.on_layer = advance
             allocated = allocate(session, problem, advance, method.allocation)
@@ -289,15 +290,14 @@ def _loaded_session(
     return session, computed
 
 
-def _steps(session: Session, method: Method, budget: int) -> int:
-    """How often ``advance`` is to be expected: weights alone are read a layer at a time, and adapt takes 1/T of the
-    blocks a scoring pass."""
+def _steps(session: Session, method: Method, problem: Problem) -> int:
+    """How often ``advance`` is to be expected: weights alone are read a layer at a time, and adapt looks again after
+    each step."""
     if isinstance(session, StoredSession):
         return session.source.num_hidden_layers + 1
     if not isinstance(method.allocation, AdaptConfig):
         return 1
-    shape = session.source
-    return max(1, round((shape.parameters - budget) / shape.block_parameters * method.allocation.steps) + 1)
+    return rounds(session.source, problem, method.allocation)
 
 
 def curve_folder(

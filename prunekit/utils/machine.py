@@ -22,6 +22,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def speed_key(device: Any) -> list[Any]:
+    """What decides how fast this process computes: processor, threads, device."""
+    import torch
+
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return [cpu_name(), torch.get_num_threads(), name]
+
+
 def describe_machine(device: Any) -> dict[str, Any]:
     """Processor, device, threads and versions: what another run must share to be compared with this one."""
     import torch

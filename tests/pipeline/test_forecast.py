@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,5 +80,6 @@ def test_the_sentence() -> None:
 def test_every_family_can_be_tried(model_type: str, tmp_path: Path) -> None:
     source = resolve(str(save_tiny(tmp_path / "model", model_type)))
     with one_thread():
-        rates = measure(source, dtype=source.dtype, device=torch.device("cpu"), length=16, together=2)
+        options: dict[str, Any] = {"dtype": source.dtype, "device": torch.device("cpu"), "length": 16, "together": 2}
+        rates = measure(source, **options, needs="weight_gradients")
     assert all(0 < rate < 1 for name, rate in vars(rates).items() if name != "backward")

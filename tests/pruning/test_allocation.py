@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
-from prunekit.plan.allocations import ALLOCATIONS
+from prunekit.plan.allocations import ALLOCATIONS, AdaptConfig
 from prunekit.plan.budgets import Budgets
 from prunekit.plan.knobs import knobs_of
 from prunekit.plan.rounding import Rounding, rounding_preset
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.allocation import ALLOCATION, Problem
-from prunekit.pruning.allocation.adapt import normalised
+from prunekit.pruning.allocation.adapt import normalised, rounds
 from prunekit.pruning.allocation.feasibility import check_reachable
 from tests.support.fake_session import SMOLLM2, FakeSession
 
@@ -53,6 +53,20 @@ def test_adapt_gives_important_layers_more() -> None:
     plan = allocate("adapt", FakeSession(SMOLLM2, importance=importance), Problem(budget, Rounding(ffn_multiple=1)))
     widths = [layer.intermediate_size for layer in plan.shape.layers]
     assert widths == sorted(widths) and widths[0] < widths[-1]
+
+
+@pytest.mark.parametrize("share", [0.95, 0.8, 0.5])
+@pytest.mark.parametrize("attention_ratio", [1.0, 0.0])
+def test_rounds_of_adapt_are_known_before(share: float, attention_ratio: float) -> None:
+    """SmolLM2's heads go by thirds of a layer: 14 rounds to 80 %, where the share of the blocks alone says 11."""
+    budget = SMOLLM2.parameters - int((1 - share) * SMOLLM2.block_parameters)
+    problem = Problem(budget, Rounding(ffn_multiple=1))
+    session = FakeSession(SMOLLM2)
+    allocate("adapt", session, problem, attention_ratio=attention_ratio)
+    told = rounds(SMOLLM2, problem, AdaptConfig(attention_ratio=attention_ratio))
+    assert told == pytest.approx(len(session.scored), rel=0.1, abs=1)
+    if (share, attention_ratio) == (0.8, 1.0):
+        assert told == 14
 
 
 def test_adapt_matches_the_papers_schedule() -> None:

@@ -72,6 +72,55 @@ def work_through(pace: Pace, clock: Clock, steps: list[tuple[str, float, float]]
     return seen
 
 
+def test_more_steps_than_expected() -> None:
+    """12 of 11 is never said."""
+    run, clock = made(heard := Heard())
+    with running(run), phases("scoring"), progress("scoring", 2) as advance:
+        for _ in range(3):
+            clock.now += 1
+            advance()
+    assert [(each.done, each.total) for each in heard.events if each.what == "step"] == [(1, 2), (2, 2), (3, 3)]
+
+
+def test_phases_alike_tell_how_long_the_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_CACHE", str(tmp_path))
+    run, clock = made(heard := Heard())
+    with running(run), phases("dense reads", "pruned reads") as told:
+        assert told is run
+        run.weigh({"dense reads": 10, "pruned reads": 8}, ["test", "alike"])
+        with progress("dense reads", 4) as advance:
+            clock.now += 5
+            advance()
+            # 15 s of this one, and 16 s of the other, of which 2 s a unit are seen so far.
+            assert heard.events[-1].left_in_all == pytest.approx(15 + 16)
+            for _ in range(3):
+                clock.now += 5
+                advance()
+        with progress("pruned reads", 4):
+            assert heard.events[-1].left == pytest.approx(16)
+            clock.now += 16
+    run, clock = made(heard := Heard())
+    with running(run), phases("dense reads"):
+        run.weigh({"dense reads": 5}, ["test", "alike"])
+        with progress("dense reads", 4):
+            # As long a unit as the last time.
+            assert heard.events[-1].left == pytest.approx(10)
+
+
+def test_a_phase_of_several_is_not_taken_for_the_whole() -> None:
+    """Where nobody knows how long the next one takes."""
+    run, clock = made(heard := Heard())
+    with running(run), phases("one", "two"):
+        with progress("one", 2) as advance:
+            clock.now += 20
+            advance()
+            assert "about 20 s left of this phase, 5.0 GB" in line(heard.events[-1])
+        with progress("two", 2) as advance:
+            clock.now += 20
+            advance()
+            assert "about 20 s left, 5.0 GB" in line(heard.events[-1])
+
+
 def test_even_steps() -> None:
     clock = Clock()
     pace = Pace(10, now=clock.now)
@@ -182,7 +231,7 @@ def test_numbers_are_true() -> None:
         "[3/4] widths: kept from an earlier run",
         "[4/4] refit: not needed",
     ]
-    assert line(heard.events[1]) == "[1/4] curves 1/2, about 60 s left, 5.0 GB"
+    assert line(heard.events[1]) == "[1/4] curves 1/2, about 60 s left of this phase, 5.0 GB"
 
 
 def test_phases_inside_phases_are_parts() -> None:
@@ -355,7 +404,7 @@ def an_hour(run: Run, clock: Clock) -> None:
 def test_one_line_a_minute_and_each_phase() -> None:
     written = lines_of(an_hour, silent=5.0)
     assert len(written) == 62
-    assert written[0] == "[1/2] curves 6/360, about 59 min left, 5.0 GB"
+    assert written[0] == "[1/2] curves 6/360, about 59 min left of this phase, 5.0 GB"
     assert written[-2:] == ["[1/2] curves: 360 in 1 h 00 min", "[2/2] widths: 1.0 s"]
 
 

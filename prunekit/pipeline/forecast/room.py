@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError
 from prunekit.pipeline.forecast.work import Work
+from prunekit.pruning.importance.base import BACKWARD
 from prunekit.utils.phases.words import size
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def room(work: Work, itemsize: int, *, fast: bool) -> Room:
     if text.rescaling:
         phases.append(width * itemsize * float(text.rescaling) + back * 4 * text.length + _HEAD)
     if text.passes:
-        phases.append(4.0 * min(batch, text.scored) * shape.activation_numbers_per_token() * text.gradients)
+        phases.append(4.0 * min(batch, text.scored) * shape.activation_numbers_per_token() * (text.needs in BACKWARD))
     phases.append(min(_SHARD, work.stored))
     own = 8.0 * sum(text.unwritten) * text.length
     return Room(_PROGRAM + weights + max(phases), weights + sums, own + sums + work.stored)

@@ -16,6 +16,8 @@ from prunekit.pipeline.forecast.room import Room, check_memory, room
 from prunekit.pipeline.forecast.work import Text, Work
 from prunekit.plan import Plan
 from prunekit.plan.allocations import AdaptConfig, OptimalConfig
+from prunekit.pruning.allocation.adapt import rounds
+from prunekit.pruning.allocation.base import Problem
 from prunekit.pruning.allocation.stored_session import takes_weights_alone
 from prunekit.pruning.importance.base import importance
 from prunekit.utils.files.atomic import cache_folder
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from prunekit.models.dense import DenseModel
     from prunekit.plan.recipe import Recipe
+    from prunekit.plan.shape import ModelShape
 
 # Fewer operations are over before it is worth to time any; seconds that are worth a sentence; of rescaling's text.
 _SOON, _WORTH, _RESCALED = 4e12, 30.0, 0.4
@@ -71,7 +74,8 @@ def _measure_and_tell(dense: DenseModel, work: Work, needed: Room, dtype: torch.
     text = work.text
     with aside("trial steps"):
         together = max(text.unwritten, default=0)
-        rates = measure(dense.source, dtype=dtype, device=device, length=text.length, together=together)
+        needs = text.needs if text.passes else None
+        rates = measure(dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs)
     run.foresee(work.seconds(rates, ranks.size()))
     seconds = run.foreseen()
     if seconds is not None and seconds >= _WORTH:
@@ -126,10 +130,23 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
             scale=min(tokens, max(2 * length, _whole(drawing.scale_tokens, length))),
         )
     needs = importance(method.importance).needs
-    passes = 1.0
+    passes = 1
     if isinstance(drawing, AdaptConfig):
-        passes = max(1.0, (1 - share) * drawing.steps + 1)
-    return replace(made, scored=tokens, passes=passes, gradients=needs in ("activation_gradients", "weight_gradients"))
+        shape = dense.source.shape
+        passes = rounds(shape, _problem(shape, recipe, share), drawing)
+    return replace(made, scored=tokens, passes=passes, needs=needs)
+
+
+def _problem(shape: ModelShape, recipe: Recipe, share: float) -> Problem:
+    """What an allocation will be asked, where nothing was pruned before."""
+    method = recipe.method
+    protected = method.whole_layers(shape.num_hidden_layers) if recipe.protected is None else recipe.protected
+    return Problem(
+        budget=int(shape.parameters - (1 - share) * shape.block_parameters),
+        rounding=recipe.rounding.rounding(shape.head_dim),
+        units=method.units,
+        protected=frozenset(protected),
+    )
 
 
 def _whole(tokens: int, length: int) -> int:

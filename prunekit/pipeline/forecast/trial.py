@@ -18,6 +18,7 @@ from prunekit.models.modeling import pruned_class, pruned_config
 from prunekit.models.sublayers import sequences_at_a_time
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.pruning.curves.loss_curves import cut_width, ffn_curve
+from prunekit.pruning.importance.base import BACKWARD
 from prunekit.utils.machine import synchronize
 from prunekit.utils.numerics.bf16 import fast_products, has_fast_products
 from prunekit.utils.numerics.categorical import sampled
@@ -27,6 +28,7 @@ from prunekit.utils.quiet import quiet
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
+    from prunekit.pruning.importance.base import Needs
 
 # Operations of one measurement, numbers in the embeddings of the trial's model, the widest matrix that is eliminated
 # here (wider ones are told from it), and how many steps of sampling are made.
@@ -38,6 +40,7 @@ _FEWEST_TOKENS = 16
 class Rates:
     """Seconds for a unit of work: ``forward`` and ``backward`` through one layer, of a token; the ``head`` from hidden
     states to probabilities, and that with its gradient (``head_back``), of a token and an entry of the vocabulary;
+    ``scoring`` and ``scoring_head`` are the like of units' scores, there and back;
     ``decode`` of one layer, ``decode_head`` of an entry, for one more token of each of the sequences sampled together;
     ``moments`` of a token and an entry of a matrix; ``elimination`` of one of n² (n + d).
     """
@@ -50,11 +53,21 @@ class Rates:
     decode_head: float
     moments: float
     elimination: float
+    scoring: float = 0.0
+    scoring_head: float = 0.0
 
 
-def measure(source: Source, *, dtype: torch.dtype, device: torch.device, length: int, together: int) -> Rates:
+def measure(
+    source: Source,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    length: int,
+    together: int,
+    needs: Needs | None = None,
+) -> Rates:
     """The rates of the model ``source`` in ``dtype`` on ``device`` for sequences of ``length`` tokens, of which so many
-    are sampled ``together`` (0: none)."""
+    are sampled ``together`` (0: none), and units are scored by what ``needs`` says (None: they are not)."""
     shape = source.shape
     fast = dtype == torch.float32 and has_fast_products(device)
     model = _one_layer(source, dtype, device)
@@ -84,6 +97,10 @@ def measure(source: Source, *, dtype: torch.dtype, device: torch.device, length:
     once = _timed(forward, device)
     both = _timed(back, device)
     head, head_back = _head(model, hidden.flatten(0, 1), fast, device)
+    scoring = scoring_head = 0.0
+    if needs is not None:
+        scoring = _timed(lambda: _score(model, ids, needs), device) / count
+        scoring_head = _head(model, hidden.flatten(0, 1), False, device)[needs in BACKWARD]
     decode, decode_head = _decoding(model, together, length, device) if together else (0.0, 0.0)
     width = min(_WIDEST, layer.intermediate_size)
     return Rates(
@@ -95,7 +112,36 @@ def measure(source: Source, *, dtype: torch.dtype, device: torch.device, length:
         decode_head,
         _moments(width, count, fast, device),
         _elimination(width, min(_WIDEST, shape.hidden_size), device),
+        scoring,
+        scoring_head,
     )
+
+
+def _score(model: Any, ids: torch.Tensor, needs: Needs) -> None:
+    """What units are scored by: in the model's own dtype, and each weight's gradient is let go once it is there."""
+    if needs not in BACKWARD:
+        with torch.no_grad():
+            hidden_states(model, ids)
+        return
+    handles = [model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_(True))]
+    asked = model.base_model.layers.parameters() if needs == "weight_gradients" else ()
+    weights = [weight for weight in asked if weight.ndim > 1]
+    try:
+        with frozen(model), torch.enable_grad():
+            for weight in weights:
+                weight.requires_grad_(True)
+                handles.append(weight.register_post_accumulate_grad_hook(_summed))
+            made = hidden_states(model, ids)
+            made.backward(torch.ones_like(made))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _summed(weight: torch.Tensor) -> None:
+    gradient, weight.grad = weight.grad, None
+    assert gradient is not None
+    (weight.detach() * gradient).abs_().sum(0)
 
 
 def _typical(shape: ModelShape) -> LayerShape:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prunekit.data.self_generated import cost_of_place
 from prunekit.pipeline.forecast.trial import Rates
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.utils.phases import titles
+
+if TYPE_CHECKING:
+    from prunekit.pruning.importance.base import Needs
 
 # What is not worth a measurement: to choose widths, to read a text, to open a model, and bytes a second to write.
 _WIDTHS, _READING, _OPENING, _WRITTEN = 2.0, 1.0, 1.0, 2e8
@@ -18,7 +22,8 @@ _CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
 @dataclass(frozen=True)
 class Text:
     """How much text each phase takes, in tokens: what the model has yet to write itself in chunks of so many sequences
-    (``unwritten``), curves, their metric and their scale; the refit, and rescaling. ``passes`` are those that score."""
+    (``unwritten``), curves, their metric and their scale; the refit, and rescaling. ``passes`` are those that score, by
+    what ``needs`` says."""
 
     length: int
     batch_size: int
@@ -30,7 +35,7 @@ class Text:
     rescaling: int = 0
     scored: int = 0
     passes: float = 0.0
-    gradients: bool = True
+    needs: Needs = "weight_gradients"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Work:
         return (length - 1) * step * whole / together
 
     def _scoring(self, rates: Rates) -> float:
-        return self.text.passes * self.text.scored * self._through(rates, 1.0, back=self.text.gradients)
+        token = self._layers() * rates.scoring + self.dense.vocab_size * rates.scoring_head
+        return self.text.passes * self.text.scored * token
 
     def _fisher(self, rates: Rates) -> float:
         products = 2 * self.dense.num_hidden_layers * self.dense.hidden_size**2

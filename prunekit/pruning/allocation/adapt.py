@@ -71,6 +71,21 @@ def adapt(session: Session, problem: Problem, advance: Advance, config: AdaptCon
             return Allocated(keeps, tuple(history))
 
 
+def rounds(source: ModelShape, problem: Problem, config: AdaptConfig) -> int:
+    """How many looks :func:`adapt` takes at a model of shape ``source`` where all layers turn their input alike. Heads
+    go by whole groups, so that early steps may take from FFNs alone, and the budget is reached later."""
+    count = source.num_hidden_layers
+    attention, ffn, current, done = [0.0] * count, [0.0] * count, source, 0
+    while True:
+        done += 1
+        losses = _losses(attention, ffn, [0.0] * count, config.attention_ratio, 1 / config.steps)
+        after = _full_step(Fitting(source, current, problem), losses)
+        if after.parameters <= problem.budget or (after == current and done >= config.steps):
+            return done
+        current = after
+        attention, ffn = (list(values) for values in zip(*losses, strict=True))
+
+
 def _losses(
     attention: Sequence[float],
     ffn: Sequence[float],

@@ -17,6 +17,8 @@ from prunekit.pruning.importance.scores import LayerScores
 
 T = TypeVar("T")
 Needs = Literal["weights", "forward", "activation_gradients", "weight_gradients"]
+BACKWARD = ("activation_gradients", "weight_gradients")
+"""Those that take a pass back."""
 
 
 @dataclass

@@ -14,7 +14,15 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
 from prunekit.plan.shape import ModelShape
-from prunekit.pruning.importance.base import Importance, LayerImportance, Needs, Watched, importance, layer_importance
+from prunekit.pruning.importance.base import (
+    BACKWARD,
+    Importance,
+    LayerImportance,
+    Needs,
+    Watched,
+    importance,
+    layer_importance,
+)
 from prunekit.pruning.importance.layers import LossWithout
 from prunekit.pruning.importance.scores import Scores
 from prunekit.utils.numerics.finite import check_weight, first_not_finite
@@ -131,7 +139,7 @@ def _run(watched: Watched, needs: Needs, batch: torch.Tensor, layers: object) ->
     watched.sequences = len(batch)
     watched.total += len(batch)
     watched.recording = True
-    gradients = needs in ("activation_gradients", "weight_gradients")
+    gradients = needs in BACKWARD
     with torch.set_grad_enabled(gradients):
         loss = _loss(model, batch)
     watched.recording = False
@@ -161,7 +169,7 @@ def _prepared(
         watched.handles.append(
             embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
         )
-    use_checkpoints = needs in ("activation_gradients", "weight_gradients") and (
+    use_checkpoints = needs in BACKWARD and (
         _memory_is_short(watched, input_ids, batch_size) if gradient_checkpointing is None else gradient_checkpointing
     )
     try:

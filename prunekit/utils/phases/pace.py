@@ -41,6 +41,8 @@ class Pace:
             self._spent[kind] += now - self._last
             self._done[kind] += cost
         self.steps += steps
+        # More came than was expected.
+        self.total = max(self.total, self.steps)
         self._last = now
 
     def left(self, now: float) -> float | None:

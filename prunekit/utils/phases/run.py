@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 from prunekit.utils.advance import Advance
 from prunekit.utils.machine import memory_now
+from prunekit.utils.phases.alike import Alike
 from prunekit.utils.phases.event import ProgressEvent, What
 from prunekit.utils.phases.pace import Pace, correction
 from prunekit.utils.phases.phase import Expected, Phase
@@ -46,6 +47,7 @@ class Run:
         self._count = 0
         self._foreseen: dict[str, float] = {}
         self._past: list[tuple[float, float]] = []
+        self._alike: list[Alike] = []
         # What a run has come to, and the order in which it is told of. Watchers are called without the first: a
         # terminal has a thread that asks how things stand (:meth:`now`) while it holds a lock that they wait for.
         self._lock, self._telling = threading.RLock(), threading.RLock()
@@ -64,6 +66,9 @@ class Run:
         self._stop.set()
         if self._ticker is not None and self._ticker is not threading.current_thread():
             self._ticker.join(2 * _TICK)
+        if not failed:
+            for group in self._alike:
+                group.keep()
         for each in self.watchers:
             each.end(failed)
 
@@ -121,12 +126,31 @@ class Run:
         with self._lock:
             self._foreseen.update(seconds)
 
+    def weigh(self, work: Mapping[str, float], what: Sequence[object]) -> None:
+        """How much work phases are beside each other, by their titles, in any unit that is theirs; ``what`` says what
+        work and on which machine, in JSON values. Those that are over tell how long the others take, and the last run
+        with the same ``what`` tells of the first."""
+        with self._lock:
+            self._alike.append(Alike(dict(work), what))
+
     def foreseen(self) -> float | None:
         """Seconds that all phases which are to come will take; None where one of them is of unknown length."""
+        return self._ahead(1.0)
+
+    def _ahead(self, correction: float) -> float | None:
+        """What was foreseen is multiplied by ``correction``."""
         with self._lock:
-            if self.more or not all(each.title in self._foreseen for each in self._pending):
+            if self.more:
                 return None
-            return sum(self._foreseen[each.title] for each in self._pending)
+            found = [self._expected(each.title, correction) for each in self._pending]
+            return None if None in found else sum(each for each in found if each is not None)
+
+    def _expected(self, title: str, correction: float) -> float | None:
+        """Seconds that a phase will take."""
+        if title in self._foreseen:
+            return self._foreseen[title] * correction
+        group = next((each for each in self._alike if title in each.work), None)
+        return None if group is None else group.seconds(title, self._open)
 
     @property
     def busy(self) -> bool:
@@ -209,8 +233,7 @@ class Run:
             self._count += 1
         now = self.clock()
         foreseen = self._foreseen.get(title)
-        expected = None if foreseen is None else foreseen * self._correction(now)
-        pace = Pace(total, work, expected, now)
+        pace = Pace(total, work, self._expected(title, self._correction(now)), now)
         made = Phase(title, self._count if counted else 0, pace, now, tokens, place, parts, foreseen)
         self._open.append(made)
         return made
@@ -226,6 +249,8 @@ class Run:
                 if share > 0:
                     self._past.append((made.foreseen * share, now - made.began))
             self._open.remove(made)
+            for group in self._alike:
+                group.add(made, now)
             events.append(self._event("ended", made))
 
     def _correction(self, now: float) -> float:
@@ -289,8 +314,8 @@ class Run:
 
     def _left_in_all(self, left: float | None, now: float) -> float | None:
         """What is left with all phases that follow; None where one of them is of unknown length."""
-        others = self.foreseen()
-        return None if left is None or others is None else left + self._correction(now) * others
+        others = self._ahead(self._correction(now))
+        return None if left is None or others is None else left + others
 
     def _memory_now(self, now: float) -> int | None:
         if now - self._memory_at >= _MEMORY_EVERY:

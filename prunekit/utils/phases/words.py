@@ -97,7 +97,10 @@ def _under_way(event: ProgressEvent) -> list[str]:
     if event.left is not None:
         words.append(f"about {about(event.left)} left")
         # The same where nothing follows.
-        if event.left_in_all is not None and about(event.left_in_all) != about(event.left):
+        last = event.phase == event.phases and not event.more
+        if event.left_in_all is None and event.phase and not last:
+            words[-1] += " of this phase"
+        elif event.left_in_all is not None and about(event.left_in_all) != about(event.left):
             words[-1] += " of this phase"
             words.append(f"{about(event.left_in_all)} in all")
     elif event.what == "step":
