@@ -1,7 +1,7 @@
 """How good the estimates of a command were: what it said was left, beside what really was, from its log.
 
     prunekit prune smollm2-135m --blocks 0.8 --effort quick -v --log run.log -o smaller/
-    python -m benchmarks.cli.estimates run.log --conditions "one thread, other work on the other core" \\
+    python -m benchmarks.cli.estimates run.log other.log --conditions "one thread, other work on the other core" \\
         --output benchmarks/results/estimates_cpu.json
 
 Any command with --log will do; with -v there is a line every ten seconds. At 10, 25, 50 and 75 % of the run, and of
@@ -117,41 +117,52 @@ def _beside(share: float, begin: float, took: float, told: list[tuple[float, flo
 def table(report: dict[str, Any]) -> str:
     """Markdown."""
     rows = ["| | " + " | ".join(f"at {share:.0%}" for share in SHARES) + " |", "|---" * (len(SHARES) + 1) + "|"]
-    for name, found in (("the whole run", report["run"]), *report["phases"].items()):
-        cells = [
-            "nothing said"
-            if each["error"] is None
-            else f"{each['said']:.0f} s of {each['left']:.0f} ({each['error']:+.0%})"
-            for each in found
-        ]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    for each in report["commands"]:
+        rows += [_row(f"`{each['command']}`", each["run"]), *(_row(*phase) for phase in each["phases"].items())]
     return "\n".join(rows)
+
+
+def _row(name: str, found: list[dict[str, Any]]) -> str:
+    cells = [
+        "nothing said"
+        if each["error"] is None
+        else f"{each['said']:.0f} s of {each['left']:.0f} ({each['error']:+.0%})"
+        for each in found
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", type=Path)
+    parser.add_argument("logs", type=Path, nargs="+", metavar="log")
     parser.add_argument("--conditions", required=True, help="threads, and what else ran on the machine")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     from prunekit.utils.machine import cpu_name
     from prunekit.utils.provenance import versions
 
-    try:
-        command, said, took = read(options.log.read_text(encoding="utf-8").splitlines())
-    except ValueError as error:
-        sys.exit(f"{options.log}: {error}.")
+    commands = []
+    for log in options.logs:
+        try:
+            command, said, took = read(log.read_text(encoding="utf-8").splitlines())
+        except ValueError as error:
+            sys.exit(f"{log}: {error}.")
+        commands.append(
+            {
+                # Without places of this machine.
+                "command": re.sub(r"(?<= )\S*/(?=\S)", "", command),
+                "seconds": took,
+                "run": of_run(said, took),
+                "phases": of_phases(said),
+                "lines": [asdict(each) for each in said],
+            }
+        )
     report = {
         "format": "prunekit-estimates",
-        # Without places of this machine.
-        "command": re.sub(r"(?<= )\S*/(?=\S)", "", command),
         "conditions": options.conditions,
         "cpu": cpu_name(),
         "versions": versions(),
-        "seconds": took,
-        "run": of_run(said, took),
-        "phases": of_phases(said),
-        "lines": [asdict(each) for each in said],
+        "commands": commands,
     }
     print(table(report))
     if options.output:

@@ -50,7 +50,7 @@ def test_what_was_said_beside_what_was() -> None:
     assert list(phases) == ["own text", "curves", "writing"]
     assert [each["said"] for each in phases["curves"]] == [270, 225, 150, 75]
     assert all(each["error"] is None for each in phases["writing"])
-    assert "250" in table({"run": run, "phases": phases})
+    assert "250" in table({"commands": [{"command": "prunekit prune", "run": run, "phases": phases}]})
 
 
 def test_times() -> None:

@@ -121,6 +121,15 @@ def test_a_phase_of_several_is_not_taken_for_the_whole() -> None:
             assert "about 20 s left, 5.0 GB" in line(heard.events[-1])
 
 
+def test_the_first_step_also_warms_up() -> None:
+    """50 s in place of 20: three steps later nothing is left of it in the estimate."""
+    clock = Clock()
+    pace = Pace(10, now=clock.now)
+    seen = work_through(pace, clock, [("", 1, 50), *[("", 1, 20)] * 9])
+    assert seen[0] == (180, 450)
+    assert [left for _, left in seen[2:]] == pytest.approx([really for really, _ in seen[2:]])
+
+
 def test_even_steps() -> None:
     clock = Clock()
     pace = Pace(10, now=clock.now)

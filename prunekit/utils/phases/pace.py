@@ -8,6 +8,8 @@ from collections.abc import Mapping
 _TRUST = 0.04
 # The share of a phase's time, foreseen, that what was seen so far has to reach before it says much of what follows.
 _DOUBT = 0.03
+# Of so many steps of a kind, the first one, which also loads and warms up, says nothing of those to come.
+_SETTLED = 3
 
 
 class Pace:
@@ -26,6 +28,8 @@ class Pace:
         self._whole = sum(self._left.values())
         self._spent = dict.fromkeys(self._left, 0.0)
         self._done = dict.fromkeys(self._left, 0.0)
+        self._first = dict.fromkeys(self._left, (0.0, 0.0))
+        self._made = dict.fromkeys(self._left, 0)
         self._guess = None if foreseen is None or self._whole <= 0 else foreseen / self._whole
         self.steps = 0.0
         self._last = now
@@ -40,6 +44,9 @@ class Pace:
         if not kept:
             self._spent[kind] += now - self._last
             self._done[kind] += cost
+            self._made[kind] += 1
+            if self._made[kind] == 1:
+                self._first[kind] = now - self._last, cost
         self.steps += steps
         # More came than was expected.
         self.total = max(self.total, self.steps)
@@ -68,13 +75,15 @@ class Pace:
 
     def _rate(self, kind: str) -> float | None:
         """Seconds for a unit of work."""
+        spent, made = self._spent[kind], self._done[kind]
+        first, cost = self._first[kind]
+        if self._made[kind] >= _SETTLED and made > cost:
+            spent, made = spent - first, made - cost
         if self._guess is not None:
             doubt = _TRUST * (self._done[kind] + self._left[kind])
-            if self._done[kind] + doubt > 0:
-                return (self._spent[kind] + self._guess * doubt) / (self._done[kind] + doubt)
-            return self._guess
-        if self._done[kind] > 0:
-            return self._spent[kind] / self._done[kind]
+            return (spent + self._guess * doubt) / (made + doubt) if made + doubt > 0 else self._guess
+        if made > 0:
+            return spent / made
         done = sum(self._done.values())
         return sum(self._spent.values()) / done if done > 0 else None
 

@@ -209,7 +209,8 @@ class Run:
         ) -> None:
             nonlocal done
             done += steps
-            words = title + (f" {count(done)}/{count(total)}" if total > 1 else "")
+            at = f"{count(done)}/{count(total)}" if total > 1 else ""
+            words = at if at and title.lower() == outer.title.lower() else f"{title} {at}".rstrip()
             self.tell_inner(outer, words, steps / total if total else 0.0)
 
         return told
