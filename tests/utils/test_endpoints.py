@@ -19,10 +19,10 @@ from prunekit.utils.endpoints.endpoint import Ask, Endpoint
 from prunekit.utils.endpoints.sse import EventParser
 from tests.support.scripted_server import Script, answer, chunk, event, free_port, scripted, usage
 
-SHORT = Limits(connect=2, first=0.4, gap=0.3, total=2.0)
+WIDE, SHORT = Limits(), Limits(connect=2, first=0.4, gap=0.3, total=2.0)
 
 
-def ask(script: Script, limits: Limits = Limits(), *, chat: bool = False) -> Answer:
+def ask(script: Script, limits: Limits = WIDE, *, chat: bool = False) -> Answer:
     async def run(url: str) -> Answer:
         endpoint = Endpoint(url, "scripted", api="chat" if chat else "completions")
         async with opened(endpoint) as client:
@@ -65,12 +65,16 @@ def test_an_event_without_end_is_refused() -> None:
 
 
 def test_times_are_those_of_the_server() -> None:
-    made = [ask(answer(9, ttft=0.05, tpot=0.02, a_chunk=4)) for _ in range(5)]
-    assert all(each.ok and each.tokens == 9 and each.finish_reason == "length" for each in made)
-    assert all(len(each.chunks) == 3 and each.text == " w" * 9 for each in made)
-    middle = sorted(made, key=lambda each: each.e2e)[2]
-    assert middle.ttft == pytest.approx(0.05, abs=0.02)
-    assert middle.tpot == pytest.approx(0.02, abs=0.005)
+    """Within 5 ms. A busy machine only adds to times, so a few tries are allowed."""
+    for _ in range(20):
+        made = ask(answer(9, ttft=0.05, tpot=0.02, a_chunk=4))
+        assert made.ok and made.tokens == 9 and made.finish_reason == "length"
+        assert len(made.chunks) == 3 and made.text == " w" * 9
+        assert made.ttft is not None and made.tpot is not None
+        assert made.ttft >= 0.05 and made.e2e >= 0.05 + 8 * 0.02
+        if made.ttft < 0.055 and abs(made.tpot - 0.02) < 0.005 and abs(made.e2e - 0.21) < 0.005:
+            return
+    pytest.fail(f"never within 5 ms: {made}")
 
 
 def test_a_character_split_between_packets_comes_whole() -> None:
@@ -176,7 +180,9 @@ def test_key_and_request_id_are_sent_and_never_shown(monkeypatch: pytest.MonkeyP
         assert body["temperature"] == 0 and body["ignore_eos"] is True and body["min_tokens"] == 7
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://a", "http://", "http://u:p@a", "http://a/?q", "http://a:x"])
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8000", "ftp://a", "http://", "http://u:p@a", "http://a/?q", "http://a:x"]
+)
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(PrunekitError):
         Endpoint(url)
