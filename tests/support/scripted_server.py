@@ -84,6 +84,8 @@ def scripted(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Else packets wait for the answer to the one before: 40 ms.
+        disable_nagle_algorithm = True
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -63,7 +63,8 @@ class ServerConfig:
     endpoint's closed loop came to), with gaps of a gamma distribution (``burstiness`` 1: Poisson; below: bursts).
 
     Prompts have about ``prompt`` tokens and answers exactly ``tokens``, where the server can; both are spread by a
-    lognormal distribution with ``spread``; natural answers end by themselves, at ``natural_tokens`` at most (0: none are made).
+    lognormal distribution with ``spread``; natural answers end by themselves, at ``natural_tokens`` at most (0: there
+    are none).
     ``prompts`` and ``trace`` are files to take instead, ``speed`` divides a trace's times. ``timeout`` is in seconds,
     until the first token and between two; ``max_minutes`` bounds the whole.
     """

@@ -14,7 +14,6 @@ from prunekit.utils.prose import builtin_documents
 
 # Tokens a word of English takes, until a server has counted some.
 _TOKENS_A_WORD = 1.35
-_TAG_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Workload:
             self._words = tuple(dict.fromkeys(" ".join(builtin_documents("calibration")).split()))
         draw = random.Random(tag)
         count = max(1, round(tokens / self.tokens_a_word))
-        words = [tag[:6], *draw.choices(self._words, k=max(0, count - _TAG_WORDS))]
+        words = [tag[:6], *draw.choices(self._words, k=count - 1)]
         return " ".join(words)
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from prunekit.profiling.server.slo import Capacity
     from prunekit.profiling.server.statistics import Quantile, Ratio
 
+_CAPTION = (
+    "Milliseconds from when a request was to be sent: p50 / p95 / p99 (-: too few requests; p95 needs 59, p99 299)."
+)
 _TIMES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("E2E", "e2e"), ("chunk gap", "gap"))
 
 
@@ -48,10 +51,7 @@ def _show_load(load: Compared, names: tuple[str, ...], out: Console) -> None:
         "",
         *names,
         *(("ratio", "95 % interval") if two else ()),
-        caption="Milliseconds from when a request was to be sent: p50 / p95 / p99. Ratio: endpoint/baseline of block "
-        "medians."
-        if two
-        else "Milliseconds from when a request was to be sent: p50 / p95 / p99.",
+        caption=_CAPTION + (" Ratio: endpoint/baseline, of the medians of blocks." if two else ""),
     )
     for title, name in _TIMES:
         cells = [" / ".join(map(_ms, getattr(each, name))) for each in load.results]
@@ -97,10 +97,8 @@ def _show_capacity(capacity: Capacity, names: tuple[str, ...], out: Console) -> 
 
 
 def _ms(each: Quantile) -> str:
-    if each.value is None:
+    if each.value is None or (each.status == "too few" and each.share > 0.5):
         return "-"
-    if each.status == "too few" and each.share > 0.5:
-        return "too few"
     return "failed" if math.isinf(each.value) else f"{1000 * each.value:,.1f}"
 
 
