@@ -254,7 +254,7 @@ def test_traces(tmp_path: Path, name: str, text: str, format: str, jobs: list[tu
 def test_files_without_requests_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n[]\n{"prompt": ""}\n')
-    with pytest.raises(PrunekitError, match="No line of .* is a request"):
+    with pytest.raises(PrunekitError, match=r"No line of .* is a request"):
         load_workload(ServerConfig(prompts=path), "r")
     path.write_text("a,b,c\n1,2,3\n")
     with pytest.raises(PrunekitError, match="names no columns of a trace"):
