@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.profiling.server.config import ServerConfig, Slo, parse_slo
 from prunekit.profiling.server.load import Gun, Shot, Volley, closed, open_loop
-from prunekit.profiling.server.measured import Load, LoadResult, measured
+from prunekit.profiling.server.measured import Load, measured
 from prunekit.profiling.server.report import ServerReport, write_report, write_rows
 from prunekit.profiling.server.run import bench_server
 from prunekit.profiling.server.slo import Bracket, Probe, hopeless, judge
@@ -28,7 +29,7 @@ from prunekit.profiling.server.workload import Job, Workload, arrivals
 from prunekit.utils.endpoints.answer import Answer, Limits, Usage
 from prunekit.utils.endpoints.client import opened
 from prunekit.utils.endpoints.endpoint import Endpoint
-from tests.support.scripted_server import Script, answer, free_port, scripted
+from tests.support.scripted_server import Script, Scripted, answer, free_port, scripted
 
 LIMITS = Limits(connect=2, first=5, gap=5, total=20)
 JOB = Job("a b c d", 4, 5)
@@ -50,57 +51,53 @@ def fire(url: str, run: Callable[[Gun], Any]) -> Any:
     return asyncio.run(session())
 
 
-def eventually(measure: Callable[[], LoadResult], fits: Callable[[LoadResult], bool]) -> None:
-    """A busy machine only adds to times: one of a few tries must fit."""
-    made = None
-    for _ in range(15):
-        made = measure()
-        if fits(made):
-            return
-    pytest.fail(f"{made}")
-
-
 def median(values: Any) -> float:
     value = values[0].value
     assert value is not None
     return float(value)
 
 
+def true_times(server: Scripted, volley: Volley) -> dict[str, float]:
+    """Median seconds by when the server, which is in this process, did write: a busy machine is late on both sides."""
+    wrote = {name: times for name, times in server.wrote}
+    times = [(wrote[each.answer.id], each) for each in volley.shots]
+    return {
+        "ttft": statistics.median(each[0] - shot.scheduled for each, shot in times),
+        "e2e": statistics.median(each[-3] - shot.scheduled for each, shot in times),
+        "tpot": statistics.median((each[-3] - each[0]) / 4 for each, _ in times),
+    }
+
+
 def test_a_closed_loop_measures_what_the_server_does() -> None:
-    """TTFT 30 ms, TPOT 10 ms, E2E 70 ms, within 5 ms; three tokens a chunk change nothing."""
+    """TTFT 30 ms, TPOT 10 ms, E2E 70 ms, within 5 ms; a chunk of three tokens changes nothing."""
     with scripted(lambda *_: answer(5, ttft=0.03, tpot=0.01, a_chunk=3)) as server:
-
-        def run() -> LoadResult:
-            until = time.perf_counter() + 60
-            return measured(
-                Load("closed", 1), [fire(server.url, lambda gun: closed(gun, [JOB] * 6, 1, "t", until, True))]
-            )
-
-        eventually(
-            run,
-            lambda made: (
-                abs(median(made.ttft) - 0.03) < 0.005
-                and abs(median(made.tpot) - 0.01) < 0.005
-                and abs(median(made.e2e) - 0.07) < 0.005
-            ),
-        )
-        assert run().length_ratio == 1.0
+        for number in range(25):
+            until, name = time.perf_counter() + 60, f"t{number}"
+            volley = fire(server.url, lambda gun: closed(gun, [JOB] * 6, 1, name, until, True))  # noqa: B023
+            made, true = measured(Load("closed", 1), [volley]), true_times(server, volley)
+            assert made.length_ratio == 1.0 and made.failed == 0
+            assert true["ttft"] >= 0.03 and true["e2e"] >= 0.07
+            if all(abs(median(getattr(made, each)) - true[each]) < 0.005 for each in true):
+                return
+    pytest.fail(f"never within 5 ms: {made.ttft[0]} {made.tpot[0]} {made.e2e[0]} against {true}")
 
 
 def test_latency_counts_from_the_time_at_which_a_request_was_to_be_sent() -> None:
-    """Coordinated omission: one slot, 100 ms a request, two a slot's time. The n-th waits n * 50 ms longer than the
-    first, and that is in its TTFT."""
+    """Coordinated omission: one slot of 100 ms, a request every 50 ms. The n-th waits n * 50 ms more than the first, and
+    that is in its TTFT: 0.25 s of the fourth of eight."""
     with scripted(lambda *_: answer(1, ttft=0.1, tpot=0), slots=1) as server:
-
-        def run() -> LoadResult:
-            until = time.perf_counter() + 60
+        for number in range(25):
+            until, name = time.perf_counter() + 60, f"t{number}"
             times = [0.05 * each for each in range(8)]
-            volley = fire(server.url, lambda gun: open_loop(gun, [JOB] * 8, times, "t", until, True))
-            assert len(volley.shots) == 8
-            return measured(Load("open", rate=20), [volley])
-
-        # The fourth of eight waited for three others: 0.1 + 3 * 0.05.
-        eventually(run, lambda made: abs(median(made.ttft) - 0.25) < 0.01)
+            volley = fire(server.url, lambda gun: open_loop(gun, [JOB] * 8, times, name, until, True))  # noqa: B023
+            wrote = {name: times for name, times in server.wrote}
+            true = sorted(wrote[each.answer.id][0] - each.scheduled for each in volley.shots)
+            made = median(measured(Load("open", rate=20), [volley]).ttft)
+            # Sent when it was due, not when the server had answered the one before.
+            assert len(volley.shots) == 8 and made >= 0.249
+            if abs(made - true[3]) < 0.005:
+                return
+    pytest.fail(f"never within 5 ms: {made} against {true}")
 
 
 def test_a_client_that_is_late_voids_the_load() -> None:
@@ -142,14 +139,14 @@ def test_percentile_bounds_cover(count: int, share: float) -> None:
     draw = random.Random(count)
     truth = -math.log(1 - share)
     above = below = 0
-    for _ in range(1500):
+    for _ in range(600):
         made = quantile([draw.expovariate(1) for _ in range(count)], share)
         assert made.low is not None and made.high is not None
         above += made.high >= truth
         below += made.low <= truth
     # Three standard errors.
-    assert above / 1500 > 0.95 - 0.017 and below / 1500 > 0.95 - 0.017
-    assert above < 1500 or below < 1500
+    assert above / 600 > 0.95 - 0.027 and below / 600 > 0.95 - 0.027
+    assert above < 600 or below < 600
 
 
 def test_ratios_of_blocks() -> None:
@@ -277,7 +274,7 @@ def test_slos_that_are_none(text: str) -> None:
         parse_slo(text)
 
 
-def tested(url: str, baseline: str | None = None, **settings: Any) -> ServerReport:
+def load_test(url: str, baseline: str | None = None, **settings: Any) -> ServerReport:
     usual: dict[str, Any] = {"requests": 6, "blocks": 2, "concurrency": (1,), "tokens": 3, "warmup": 9}
     config = ServerConfig(**{**usual, "natural_tokens": 4, "max_minutes": 0.5, "timeout": 1.0, **settings})
     return bench_server(url, baseline=baseline, config=config)
@@ -295,7 +292,7 @@ def paced(ttft: float, longer: int = 0) -> Callable[[dict[str, Any], int], Scrip
 
 def test_two_servers_in_turns(tmp_path: Path) -> None:
     with scripted(paced(0.08)) as dense, scripted(paced(0.02, longer=1)) as pruned:
-        made = tested(pruned.url, dense.url, slo=Slo(ttft=1000))
+        made = load_test(pruned.url, dense.url, slo=Slo(ttft=1000))
         # A B B A: all of a block to one server.
         assert dense.seen and pruned.seen
     names = [each.results[0].load.kind for each in made.loads]
@@ -323,7 +320,7 @@ def test_one_server_alone_replays_a_trace(tmp_path: Path) -> None:
     rows = [{"timestamp": 1000 + 100 * each, "input_length": 5, "output_length": 2 + each} for each in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with scripted(paced(0.01)) as server:
-        made = tested(server.url, trace=path, speed=2.0)
+        made = load_test(server.url, trace=path, speed=2.0)
         sent = [body["max_tokens"] for body in server.seen[-4:]]
     assert [each.results[0].load.kind for each in made.loads] == ["trace"] and not made.loads[0].ratios
     assert sent == [2, 3, 4, 5] and made.workload["format"].startswith("Mooncake")
@@ -334,27 +331,29 @@ def test_one_server_alone_replays_a_trace(tmp_path: Path) -> None:
     [
         (Script(((0, b"{}"),), status=500), "status 500"),
         (Script((), stall=30), "no first token within 0.3 s"),
-        (Script(((0, b""),), reset=True), "reset"),
+        (Script(((0, b": ping\n\n"),), reset=True), "reset"),
     ],
 )
 def test_a_server_that_never_answers_ends_the_run(script: Script, said: str) -> None:
     begin = time.perf_counter()
     with scripted(lambda *_: script) as server, pytest.raises(PrunekitError, match="answered none of the first 3") as e:
-        tested(server.url, timeout=0.3)
+        load_test(server.url, timeout=0.3)
     assert said in str(e.value) and time.perf_counter() - begin < 30
 
 
 def test_a_dead_port_ends_the_run() -> None:
     with pytest.raises(PrunekitError, match="does not answer"):
-        tested(f"http://127.0.0.1:{free_port()}")
+        load_test(f"http://127.0.0.1:{free_port()}")
 
 
 def test_a_server_that_dies_meanwhile_leaves_what_was_measured() -> None:
     def script(body: dict[str, Any], number: int) -> Script:
-        return answer(body["max_tokens"], ttft=0.005, tpot=0) if number < 18 else Script(((0, b""),), reset=True)
+        return (
+            answer(body["max_tokens"], ttft=0.005, tpot=0) if number < 18 else Script(((0, b": ping\n\n"),), reset=True)
+        )
 
     with scripted(script) as server:
-        made = tested(server.url, concurrency=(1, 1, 1, 1), requests=10)
+        made = load_test(server.url, concurrency=(1, 1, 1, 1), requests=10)
     assert "stopped answering" in made.stopped and made.loads
     assert json.dumps(made.to_dict(), allow_nan=False)
 
@@ -364,6 +363,6 @@ def test_a_server_that_refuses_exact_lengths_is_asked_without() -> None:
         return Script(status=400) if "ignore_eos" in body else answer(2, ttft=0.005, tpot=0.001, finish="stop")
 
     with scripted(script) as server:
-        made = tested(server.url, tokens=8, natural_tokens=0)
+        made = load_test(server.url, tokens=8, natural_tokens=0)
     assert not made.served[0].exact and any("ignore_eos" in note for note in made.notes)
     assert any("as long as asked" in note for note in made.loads[0].results[0].notes)

@@ -59,13 +59,15 @@ def answer(
 
 @dataclass
 class Scripted:
-    """A server under way: ``seen`` holds the bodies of all requests, ``at`` when each came, ``busiest`` the most that
-    were answered at once."""
+    """A server under way: ``seen`` holds the bodies of all requests, ``at`` when each came, ``wrote``
+    the id of each that was answered and when its pieces were written, ``busiest`` the most that were answered at
+    once. Seconds of :func:`time.perf_counter`."""
 
     url: str
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
+    wrote: list[tuple[str, list[float]]] = field(default_factory=list)
     now: int = 0
     busiest: int = 0
     pages: dict[str, str] = field(default_factory=dict)
@@ -138,9 +140,12 @@ def scripted(
             self.end_headers()
             self.wfile.flush()
             due = begin
+            wrote: list[float] = []
+            made.wrote.append((self.headers.get("x-request-id", ""), wrote))
             for wait, data in played.pieces:
                 due += wait
                 time.sleep(max(0.0, due - time.perf_counter()))
+                wrote.append(time.perf_counter())
                 self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                 self.wfile.flush()
             time.sleep(played.stall)

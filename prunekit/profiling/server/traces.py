@@ -64,13 +64,15 @@ class _Reader:
     def jobs(self) -> Iterator[Job]:
         lines = read_lines(self.path)
         head: list[str] | None = None
+        begun = False
         for number, line in enumerate(lines):
             if number >= _MOST_LINES:
                 return
             if not line.strip():
                 continue
             self.digest.update(line.encode("utf-8", "replace") + b"\n")
-            if head is None and self.is_trace and not line.lstrip().startswith("{"):
+            first, begun = not begun, True
+            if first and self.is_trace and not line.lstrip().startswith("{"):
                 head = self._header(line)
                 continue
             try:
