@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from typing import Any
 
 import pytest
@@ -174,7 +175,7 @@ def test_key_and_request_id_are_sent_and_never_shown(monkeypatch: pytest.MonkeyP
         assert asyncio.run(run(server.url)).ok
         sent = {name.lower(): value for name, value in server.headers[0].items()}
         assert sent["authorization"] == "Bearer s3cret"
-        assert sent["x-request-id"] == "r-1" and sent["x-team"] == "a"
+        assert uuid.UUID(sent["x-request-id"]) and sent["x-team"] == "a"
         body = server.seen[0]
         assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
         assert body["temperature"] == 0 and body["ignore_eos"] is True and body["min_tokens"] == 7

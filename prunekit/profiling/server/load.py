@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,9 +45,21 @@ class Shot:
         return self.answer.ended - self.scheduled if self.answer.ok else float("inf")
 
     @property
+    def tokens(self) -> int | None:
+        """Output tokens by the server's count. A server that doesn't count but says that the answer ended at its limit
+        has written as many as were asked for."""
+        counted = self.answer.tokens
+        return self.asked if counted is None and self.answer.finish_reason == "length" else counted
+
+    @property
     def tpot(self) -> float | None:
-        """Infinite where it failed; None of one token, or where the server doesn't count."""
-        return self.answer.tpot if self.answer.ok else float("inf")
+        """Infinite where it failed; None of one token, or where the server doesn't tell how many there were."""
+        if not self.answer.ok:
+            return float("inf")
+        tokens, ttft = self.tokens, self.answer.ttft
+        if tokens is None or tokens < 2 or ttft is None:
+            return None
+        return (self.answer.e2e - ttft) / (tokens - 1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class Gun:
             None if job.messages is not None else job.prompt,
             job.messages,
             max_tokens=job.tokens,
-            id=number,
+            id=str(uuid.uuid5(uuid.NAMESPACE_OID, number)),
             exact=exact,
         )
         answer = await stream(self.client, self.endpoint, ask, self.limits)

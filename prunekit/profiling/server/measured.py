@@ -43,7 +43,7 @@ class Load:
 class LoadResult:
     """All blocks of one endpoint at one load. Times are in seconds from when a request was to be sent; ``gap`` is
     between chunks, which may hold several tokens. ``tokens`` and ``prompt_tokens`` are the server's counts (None: it
-    doesn't count), ``length_ratio`` what was written over what was asked for, ``truncated`` the share of answers that
+    doesn't tell), ``characters`` those of the mean answer, ``length_ratio`` what was written over what was asked for, ``truncated`` the share of answers that
     ended at their limit. ``goodput`` is requests a second that met the SLO. ``void`` says why nothing here should be
     believed, ``notes`` what else to know."""
 
@@ -62,6 +62,7 @@ class LoadResult:
     gap: tuple[Quantile, ...]
     prompt_tokens: float | None
     tokens: float | None
+    characters: float | None
     length_ratio: float | None
     truncated: float | None
     cached_share: float | None
@@ -92,17 +93,20 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
     shots = [shot for volley in volleys for shot in volley.shots]
     good = [shot for shot in shots if shot.answer.ok]
     seconds = sum(volley.seconds for volley in volleys)
-    counted = [(shot, shot.answer.usage) for shot in good if shot.answer.usage is not None]
-    written = sum(usage.completion for _, usage in counted)
-    read = sum(usage.prompt for _, usage in counted)
-    cached = [usage.cached for _, usage in counted if usage.cached is not None]
-    queues = [usage.queue_ms for _, usage in counted if usage.queue_ms is not None]
-    asked = sum(shot.asked for shot, _ in counted)
+    usages = [shot.answer.usage for shot in good if shot.answer.usage is not None]
+    # Of answers of which some are not counted, the others are no fair sample.
+    lengths = [shot.tokens for shot in good if shot.tokens is not None]
+    counted = bool(good) and len(lengths) == len(good)
+    written = sum(lengths)
+    read = sum(usage.prompt for usage in usages)
+    cached = [usage.cached for usage in usages if usage.cached is not None]
+    queues = [usage.queue_ms for usage in usages if usage.queue_ms is not None]
+    asked = sum(shot.asked for shot in good)
     met = None if slo is None else sum(is_good(shot, slo) for shot in shots)
     # Of few requests the worst.
     lag = quantile([shot.lag for shot in shots], 0.99).value or 0.0
     cpu = sum(volley.cpu for volley in volleys) / seconds if seconds else 0.0
-    length_ratio = written / asked if asked else None
+    length_ratio = written / asked if asked and counted else None
     truncated = sum(shot.answer.finish_reason == "length" for shot in good) / len(good) if good else None
     cached_share = sum(cached) / read if cached and read else None
     return LoadResult(
@@ -116,11 +120,12 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         None if met is None or not seconds else met / seconds,
         None if met is None or not shots else met / len(shots),
         _quantiles([shot.ttft for shot in shots]),
-        _quantiles([shot.tpot for shot in shots if shot.tpot is not None] if counted else []),
+        _quantiles([shot.tpot for shot in shots if shot.tpot is not None] if lengths else []),
         _quantiles([shot.e2e for shot in shots]),
         _quantiles([gap for shot in good for gap in shot.answer.gaps]),
-        read / len(counted) if counted else None,
-        written / len(counted) if counted else None,
+        read / len(usages) if usages else None,
+        written / len(good) if counted else None,
+        sum(len(shot.answer.text) for shot in good) / len(good) if good else None,
         length_ratio,
         truncated,
         cached_share,
@@ -129,7 +134,7 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         cpu,
         any(volley.cut for volley in volleys),
         _void(lag, cpu, len(shots)),
-        _notes(load, len(shots), len(good), len(counted), length_ratio, cached_share),
+        _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
     )
 
 
@@ -145,7 +150,13 @@ def _void(lag: float, cpu: float, count: int) -> tuple[str, ...]:
 
 
 def _notes(
-    load: Load, count: int, good: int, counted: int, length_ratio: float | None, cached: float | None
+    load: Load,
+    count: int,
+    good: int,
+    counted: int,
+    usage: bool,
+    length_ratio: float | None,
+    cached: float | None,
 ) -> tuple[str, ...]:
     made = []
     if count - good > MOST_FAILED * count:
@@ -153,7 +164,11 @@ def _notes(
     if good and not counted:
         made.append("The server does not count tokens, so there is no TPOT.")
     elif counted < good:
-        made.append(f"Only {counted} of {good} answers came with token counts.")
+        made.append(f"Only of {counted} of {good} answers it is known how many tokens they had; lengths are not told.")
+    elif counted and not usage:
+        made.append(
+            "The server does not count tokens. Answers that ended at their limit have as many as were asked for."
+        )
     if load.kind != "natural" and length_ratio is not None and abs(length_ratio - 1) > MOST_OFF:
         made.append(
             f"Answers were {length_ratio:.0%} as long as asked: the server does not keep to exact lengths, so "
@@ -175,7 +190,8 @@ def medians(volley: Volley) -> dict[str, float]:
     shots = volley.shots
     good = [shot for shot in shots if shot.answer.ok]
     tpots = [shot.tpot for shot in shots if shot.tpot is not None]
-    tokens = sum(shot.answer.tokens or 0 for shot in good)
+    lengths = [shot.tokens for shot in good if shot.tokens is not None]
+    tokens = sum(lengths) if len(lengths) == len(good) else 0
     made = {
         "ttft": statistics.median(shot.ttft for shot in shots),
         "e2e": statistics.median(shot.e2e for shot in shots),
@@ -183,6 +199,6 @@ def medians(volley: Volley) -> dict[str, float]:
     }
     if volley.seconds > 0:
         made |= {"requests_per_second": len(good) / volley.seconds, "tokens_per_second": tokens / volley.seconds}
-    if tokens and good:
-        made["tokens"] = tokens / len(good)
+    if good:
+        made |= {"tokens": tokens / len(good), "characters": sum(len(shot.answer.text) for shot in good) / len(good)}
     return made

@@ -193,7 +193,7 @@ class Session:
         ratios = {}
         if len(volleys) == 2:
             pairs = [(medians(a), medians(b)) for a, b in zip(*volleys, strict=False)]
-            for name in ("ttft", "tpot", "e2e", "requests_per_second", "tokens_per_second", "tokens"):
+            for name in ("ttft", "tpot", "e2e", "requests_per_second", "tokens_per_second", "tokens", "characters"):
                 ratios[name] = ratio_of([(a.get(name, math.nan), b.get(name, math.nan)) for a, b in pairs])
         return Compared(results, ratios, tuple(tuple(each) for each in volleys))
 

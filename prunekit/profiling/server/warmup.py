@@ -39,7 +39,7 @@ async def warm_up(gun: Gun, workload: Workload, side: int, most: int, until: flo
         volley = await closed(gun, jobs, 1, f"{workload.run_id}-w{side}-{made}", until, exact)
         made += len(volley.shots)
         # Lengths differ from text to text.
-        good = [shot.e2e / max(1, shot.answer.tokens or 1) for shot in volley.shots if shot.answer.ok]
+        good = [shot.e2e / max(1, shot.tokens or 1) for shot in volley.shots if shot.answer.ok]
         if not good:
             break
         for shot in volley.shots:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -70,7 +71,7 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, ask: Ask, limits: 
     data = json.dumps(body(endpoint, ask, stream=streamed)).encode("utf-8", "replace")
     headers = {"content-type": "application/json", "accept": "text/event-stream" if streamed else "application/json"}
     if ask.id:
-        headers["x-request-id"] = ask.id
+        headers["x-request-id"] = _uuid(ask.id)
     url, _ = target(endpoint, ask)
     sent = time.perf_counter()
     error, detail, status = await _caught(client, url, data, headers, limits, received, sent, streamed)
@@ -218,6 +219,14 @@ async def _told(response: httpx.Response) -> str:
         said = ""
     after = response.headers.get("retry-after", "")
     return f"retry after {after} s: {said}" if after.isdigit() and len(after) < 6 else said
+
+
+def _uuid(name: str) -> str:
+    """``name`` where it is a UUID, else one that is made of it: llama-cpp-python's server refuses other ids."""
+    try:
+        return str(uuid.UUID(name))
+    except ValueError:
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, name))
 
 
 def _seconds_of(detail: str) -> float | None:
