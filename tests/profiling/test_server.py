@@ -83,8 +83,8 @@ def test_a_closed_loop_measures_what_the_server_does() -> None:
 
 
 def test_latency_counts_from_the_time_at_which_a_request_was_to_be_sent() -> None:
-    """Coordinated omission: one slot of 100 ms, a request every 50 ms. The n-th waits n * 50 ms more than the first, and
-    that is in its TTFT: 0.25 s of the fourth of eight."""
+    """Coordinated omission: one slot of 100 ms, a request every 50 ms. The n-th waits n * 50 ms more than the first,
+    and that is in its TTFT: 0.25 s of the fourth of eight."""
     with scripted(lambda *_: answer(1, ttft=0.1, tpot=0), slots=1) as server:
         for number in range(25):
             until, name = time.perf_counter() + 60, f"t{number}"
@@ -348,9 +348,9 @@ def test_a_dead_port_ends_the_run() -> None:
 
 def test_a_server_that_dies_meanwhile_leaves_what_was_measured() -> None:
     def script(body: dict[str, Any], number: int) -> Script:
-        return (
-            answer(body["max_tokens"], ttft=0.005, tpot=0) if number < 18 else Script(((0, b": ping\n\n"),), reset=True)
-        )
+        if number >= 18:
+            return Script(((0, b": ping\n\n"),), reset=True)
+        return answer(body["max_tokens"], ttft=0.005, tpot=0)
 
     with scripted(script) as server:
         made = load_test(server.url, concurrency=(1, 1, 1, 1), requests=10)
@@ -366,3 +366,16 @@ def test_a_server_that_refuses_exact_lengths_is_asked_without() -> None:
         made = load_test(server.url, tokens=8, natural_tokens=0)
     assert not made.served[0].exact and any("ignore_eos" in note for note in made.notes)
     assert any("as long as asked" in note for note in made.loads[0].results[0].notes)
+
+
+def test_a_server_without_counts_tells_lengths_by_how_answers_ended() -> None:
+    def script(body: dict[str, Any], number: int) -> Script:
+        made = answer(body["max_tokens"], ttft=0.005, tpot=0.002, finish="length" if body.get("ignore_eos") else "stop")
+        return Script((*made.pieces[:-2], made.pieces[-1]))
+
+    with scripted(script) as server:
+        made = load_test(server.url)
+    closed_loop, natural = made.loads[0].results[0], made.loads[-1].results[0]
+    assert closed_loop.tokens is not None and closed_loop.tpot[0].count and closed_loop.length_ratio == 1.0
+    assert "does not count tokens" in closed_loop.notes[0]
+    assert natural.tokens is None and natural.characters and natural.load.kind == "natural"

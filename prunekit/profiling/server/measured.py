@@ -42,10 +42,11 @@ class Load:
 @dataclass(frozen=True)
 class LoadResult:
     """All blocks of one endpoint at one load. Times are in seconds from when a request was to be sent; ``gap`` is
-    between chunks, which may hold several tokens. ``tokens`` and ``prompt_tokens`` are the server's counts (None: it
-    doesn't tell), ``characters`` those of the mean answer, ``length_ratio`` what was written over what was asked for, ``truncated`` the share of answers that
-    ended at their limit. ``goodput`` is requests a second that met the SLO. ``void`` says why nothing here should be
-    believed, ``notes`` what else to know."""
+    between chunks, which may hold several tokens. ``tokens`` and ``prompt_tokens`` are the server's counts of the mean
+    answer and prompt (None: it doesn't tell), ``characters`` those of the mean answer, ``length_ratio`` what was
+    written over what was asked for, ``truncated`` the share of answers that ended at their limit. ``goodput`` is
+    requests a second that met the SLO. ``void`` says why nothing here should be believed, ``notes`` what else to
+    know."""
 
     load: Load
     requests: int

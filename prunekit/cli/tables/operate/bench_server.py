@@ -64,6 +64,8 @@ def _show_load(load: Compared, names: tuple[str, ...], out: Console) -> None:
         shown.add_row("within the SLO/s (share)", *cells, *(("", "") if two else ()))
     tokens = [f"{_number(each.prompt_tokens)} in, {_number(each.tokens)} out" for each in load.results]
     shown.add_row("tokens", *tokens, *(_ratio(load.ratios.get("tokens")) if two else ()))
+    letters = [_number(each.characters) for each in load.results]
+    shown.add_row("characters out", *letters, *(_ratio(load.ratios.get("characters")) if two else ()))
     shown.add_row(
         "ended at their limit", *(_share(each.truncated) for each in load.results), *(("", "") if two else ())
     )
