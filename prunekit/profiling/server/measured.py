@@ -135,7 +135,7 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         cpu,
         any(volley.cut for volley in volleys),
         _void(lag, cpu, len(shots)),
-        _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
+        _cut(volleys) + _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
     )
 
 
@@ -148,6 +148,12 @@ def _void(lag: float, cpu: float, count: int) -> tuple[str, ...]:
     if cpu > MOST_CPU:
         made.append(f"The client kept {cpu:.0%} of a CPU busy (at most 90 %): it measures itself.")
     return tuple(made)
+
+
+def _cut(volleys: Sequence[Volley]) -> tuple[str, ...]:
+    reasons = dict.fromkeys(volley.cut for volley in volleys if volley.cut)
+    count = sum(len(volley.shots) for volley in volleys)
+    return (f"Not all requests were made, only {count}: {', '.join(reasons)}.",) if reasons else ()
 
 
 def _notes(

@@ -119,7 +119,7 @@ def bench_server_command(
             rich_help_panel=_TEXTS,
         ),
     ] = 64,
-    prompts: Annotated[
+    prompt_file: Annotated[
         Path | None,
         typer.Option(
             help="Prompts to send: a JSONL file of rows with prompt or messages.",
@@ -178,7 +178,7 @@ def bench_server_command(
         tokens=new_tokens,
         spread=spread,
         natural_tokens=natural_tokens,
-        prompts=prompts,
+        prompts=prompt_file,
         trace=trace,
         speed=speed,
         slo=None if slo is None else parse_slo(slo, slo_percentile),
@@ -187,7 +187,7 @@ def bench_server_command(
         max_minutes=max_minutes,
         seed=seed,
     )
-    inputs = local(model, baseline, prompts, trace)
+    inputs = local(model, baseline, prompt_file, trace)
     for path, what in ((output, "server-bench"), (rows, "server-requests")):
         if path is not None:
             check_output_file(path, overwrite, what=what, inputs=inputs)
