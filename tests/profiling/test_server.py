@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from prunekit.errors import PrunekitError
+from prunekit.profiling.prices import Prices
 from prunekit.profiling.server.config import ServerConfig, Slo, parse_slo
 from prunekit.profiling.server.load import Gun, Shot, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured
-from prunekit.profiling.server.report import ServerReport, write_report, write_rows
+from prunekit.profiling.server.money import money
+from prunekit.profiling.server.report import Compared, Served, ServerReport, write_report, write_rows
 from prunekit.profiling.server.run import bench_server
-from prunekit.profiling.server.slo import Bracket, Probe, hopeless, judge
+from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, hopeless, judge
 from prunekit.profiling.server.statistics import quantile, ranks, ratio_of
 from prunekit.profiling.server.traces import load_workload
 from prunekit.profiling.server.warmup import is_steady
@@ -379,3 +381,20 @@ def test_a_server_without_counts_tells_lengths_by_how_answers_ended() -> None:
     assert closed_loop.tokens is not None and closed_loop.tpot[0].count and closed_loop.length_ratio == 1.0
     assert "does not count tokens" in closed_loop.notes[0]
     assert natural.tokens is None and natural.characters and natural.load.kind == "natural"
+
+
+def test_money_at_the_highest_load_within_the_slo() -> None:
+    slo, machine = Slo(ttft=100), {}
+    found = [Search("found", rate, ()) for rate in (2.0, 4.0)]
+    result = measured(Load("closed", 1), [Volley((shot(0.1, tokens=5),), 1.0, 0.1)])
+    served = (Served("a", "remote", None), Served("b", "remote", None))
+    capacity = Capacity(slo, ((found[0],), (found[1],)))
+    report = ServerReport(served, (Compared((result, result), {}),), capacity, ServerConfig(), {}, machine)
+    made = money(report, Prices(dollars_per_hour=3.6, utilisation=1.0, dollars_per_rework=1.0))
+    # 3.6 $ an hour are 0.001 $ a second: 2 and 4 requests of 5 tokens.
+    assert [each[0].per_request.value for each in made.costs] == [pytest.approx(0.0005), pytest.approx(0.00025)]
+    assert [each[0].per_million_tokens.value for each in made.costs] == [pytest.approx(100), pytest.approx(50)]
+    assert made.allowed_rework is not None and made.allowed_rework.value == pytest.approx(0.025)
+    bare = ServerReport(served, report.loads, None, ServerConfig(), {}, machine)
+    assert money(bare, Prices(dollars_per_hour=3.6)).costs[0][0].per_request.status == "not measured"
+    assert json.dumps(made.to_dict(report.names), allow_nan=False)

@@ -49,7 +49,8 @@ class Compared:
 @dataclass(frozen=True)
 class ServerReport:
     """A load test. ``served`` has the baseline first, where there is one; ``loads`` what was measured; ``capacity`` the
-    highest load within the SLO (None: no SLO was named). ``stopped`` says why it ended before all was measured."""
+    highest load within the SLO (None: no SLO was named). ``stopped`` says why it ended before all was measured.
+    ``cost`` is :class:`~prunekit.profiling.server.money.Money` as JSON, where there are prices."""
 
     served: tuple[Served, ...]
     loads: tuple[Compared, ...]
@@ -60,6 +61,7 @@ class ServerReport:
     notes: tuple[str, ...] = ()
     stopped: str = ""
     seconds: float = 0.0
+    cost: dict[str, Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +92,7 @@ class ServerReport:
             "served": dict(zip(self.names, served, strict=True)),
             "loads": loads,
             "capacity": None if self.capacity is None else self.capacity.to_dict(),
+            "cost": self.cost,
             "workload": self.workload,
             "config": self.config.to_dict(),
             "machine": self.machine,

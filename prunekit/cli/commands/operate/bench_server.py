@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -144,6 +145,7 @@ def bench_server_command(
         typer.Option(help="Seconds without a token after which a request has failed.", rich_help_panel=_LOAD),
     ] = 60.0,
     max_minutes: Annotated[float, typer.Option(help=f"{o.MAX_MINUTES}.", rich_help_panel=_LOAD)] = 10.0,
+    prices: o.PricesFile = None,
     seed: o.Seed = 0,
     output: o.ReportFile = None,
     rows: Annotated[
@@ -160,7 +162,9 @@ def bench_server_command(
     Servers speak OpenAI's API (vLLM, llama.cpp, transformers serve and others). Times are counted from when a request
     was to be sent, and a failed request counts as infinitely slow.
     """
+    from prunekit.profiling.prices import Prices
     from prunekit.profiling.server.config import ServerConfig, parse_slo
+    from prunekit.profiling.server.money import money
     from prunekit.profiling.server.report import write_report, write_rows
     from prunekit.profiling.server.run import bench_server
 
@@ -187,16 +191,22 @@ def bench_server_command(
         max_minutes=max_minutes,
         seed=seed,
     )
-    inputs = local(model, baseline, prompt_file, trace)
+    inputs = local(model, baseline, prompt_file, trace, prices)
     for path, what in ((output, "server-bench"), (rows, "server-requests")):
         if path is not None:
             check_output_file(path, overwrite, what=what, inputs=inputs)
 
-    def write(report: ServerReport) -> None:
+    priced = None if prices is None else Prices.load(prices)
+
+    def write(report: ServerReport) -> ServerReport:
+        made = None if priced is None else money(report, priced)
+        if made is not None:
+            report = replace(report, cost=made.to_dict(report.names))
         if output is not None:
             write_report(report, output, overwrite=overwrite)
         if rows is not None:
             write_rows(report, rows, overwrite=overwrite)
+        return report
 
     def keep(report: ServerReport) -> None:
         write(report)
@@ -204,7 +214,7 @@ def bench_server_command(
             note(f"What was measured until then is in {output}.")
 
     report = bench_server(endpoint, baseline=dense, config=config, server=server, threads=threads, keep=keep)
-    write(report)
+    report = write(report)
     if json:
         print_json(report.to_dict())
     else:

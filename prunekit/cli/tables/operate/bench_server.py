@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.common import console, table
 
@@ -38,6 +38,8 @@ def show(report: ServerReport) -> None:
         _show_load(load, report.names, out)
     if report.capacity is not None:
         _show_capacity(report.capacity, report.names, out)
+    if report.cost is not None:
+        _show_cost(report.cost, report.names, out)
     for said in report.notes:
         out.print(said, highlight=False)
     if report.stopped:
@@ -96,6 +98,33 @@ def _show_capacity(capacity: Capacity, names: tuple[str, ...], out: Console) -> 
     void = [probe for searches in capacity.searches for each in searches for probe in each.probes if probe.void]
     if void:
         out.print(f"  Do not believe it: the client was too slow at {len(void)} of the rates tried.", highlight=False)
+
+
+def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> None:
+    shown = table(
+        "What it costs at the highest load within the SLO",
+        "",
+        *names,
+        caption="Estimated from your prices. Used: the share of an hour in which the server is loaded so.",
+    )
+    endpoints = cost["endpoints"]
+    for number, first in enumerate(endpoints[names[0]]):
+        for title, key in (("$ a million output tokens", "per_million_tokens"), ("$ a request", "per_request")):
+            values = [endpoints[name][number][key]["value"] for name in names]
+            cells = ["not measured" if value is None else f"{value:,.4g}" for value in values]
+            shown.add_row(f"{first['utilisation']:.0%} used: {title}", *cells)
+    out.print(shown)
+    allowed = cost["allowed_rework_points"]
+    if allowed is not None and allowed["value"] is not None:
+        out.print(
+            f"Nothing is saved where {allowed['value']:.3g} more of 100 answers must be mended ({allowed['how']}).",
+            highlight=False,
+        )
+    why = {
+        endpoints[name][0]["per_request"]["how"] for name in names if endpoints[name][0]["per_request"]["value"] is None
+    }
+    for each in sorted(why):
+        out.print(f"Costs are not told: {each}.", highlight=False)
 
 
 def _ms(each: Quantile) -> str:
