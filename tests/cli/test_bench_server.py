@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +68,24 @@ def test_servers_that_are_not_there_or_only_fail(command: Command, tmp_path: Pat
     ) as server:
         failing = command("bench-server", "--url", server.url, *BOUNDED, "-o", serve)
     assert failing.code == 2 and "status 500 (out of \\x1b[31mmemory)" in failing.err and not serve.exists()
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    serve, told = tmp_path / "serve.json", tmp_path / "log.txt"
+
+    def slow(body: dict[str, Any], number: int) -> Script:
+        return answer(body["max_tokens"], ttft=0.01 if number < 16 else 0.5, tpot=0.001)
+
+    with scripted(slow) as server:
+        asked = ["bench-server", "--url", server.url, *map(str, (*QUICK, "--requests", 12, "-o", serve))]
+        code = f"import sys; sys.argv = ['prunekit', *{asked!r}]; from prunekit.cli import main; main()"
+        with told.open("w") as log, subprocess.Popen([sys.executable, "-c", code], stderr=log, stdout=log) as process:
+            end = time.monotonic() + 120
+            # The closed loop is done, and another under way.
+            while len(server.seen) < 30 and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            ended = process.wait(60)
+    assert ended == 130, told.read_text()
+    data = json.loads(serve.read_text())
+    assert data["stopped"] == "it was stopped" and data["loads"][0]["endpoint"]["requests"]

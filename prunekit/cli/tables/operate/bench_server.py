@@ -120,10 +120,8 @@ def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> No
             f"Nothing is saved where {allowed['value']:.3g} more of 100 answers must be mended ({allowed['how']}).",
             highlight=False,
         )
-    why = {
-        endpoints[name][0]["per_request"]["how"] for name in names if endpoints[name][0]["per_request"]["value"] is None
-    }
-    for each in sorted(why):
+    firsts = [endpoints[name][0]["per_request"] for name in names]
+    for each in sorted({first["how"] for first in firsts if first["value"] is None}):
         out.print(f"Costs are not told: {each}.", highlight=False)
 
 
