@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prunekit.pipeline.candidates.run import candidates
     from prunekit.plan import Plan
     from prunekit.profiling.run import bench
+    from prunekit.profiling.server.run import bench_server
     from prunekit.report.write import write_report
     from prunekit.utils.phases.telling import progress
 
@@ -40,6 +41,7 @@ __all__ = [
     "Plan",
     "PrunekitError",
     "bench",
+    "bench_server",
     "candidates",
     "check",
     "evaluate",
@@ -58,6 +60,7 @@ _HOME = {
     "Plan": "plan",
     "PrunekitError": "errors",
     "bench": "profiling.run",
+    "bench_server": "profiling.server.run",
     "candidates": "pipeline.candidates.run",
     "check": "evaluation.check",
     "evaluate": "evaluation.run",

@@ -63,4 +63,5 @@ def test_a_revision_can_be_named_wherever_a_model_is() -> None:
         words = {word for each in options(command) for word in each.opts}
         assert "--revision" in words
         assert ("--baseline" in words) == ("--baseline-revision" in words)
-    assert {*COMMANDS} - {*MODELS} == {"methods", "inspect", "report", "demo"}
+    # Servers are started on models that lie on the disk.
+    assert {*COMMANDS} - {*MODELS} == {"methods", "inspect", "report", "demo", "bench-server"}

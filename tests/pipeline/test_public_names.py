@@ -27,6 +27,7 @@ NAMES = (
     "check",
     "evaluate",
     "bench",
+    "bench_server",
     "export_model",
     "optimize",
     "generate",

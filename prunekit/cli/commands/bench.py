@@ -40,8 +40,8 @@ def bench_command(
     max_minutes: Annotated[
         float,
         typer.Option(
-            help="Take more runs for at most so long, until the 95 % interval of every median ratio is at most 5 % "
-            "wide; 0 takes --repeats runs."
+            help=f"{o.MAX_MINUTES}: more runs until the 95 % interval of every median ratio is at most 5 % wide; 0 "
+            "takes --repeats runs."
         ),
     ] = 2.0,
     warmup: o.Warmup = 2,

@@ -1,0 +1,242 @@
+"""One load test from its warm-up to its end: turns of both endpoints at each load, within the time there is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from prunekit.profiling.server.config import ServerConfig, Slo
+from prunekit.profiling.server.load import Gun, Volley, closed, open_loop
+from prunekit.profiling.server.measured import Load, measured, medians
+from prunekit.profiling.server.report import Compared
+from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, judge, search
+from prunekit.profiling.server.statistics import ratio_of
+from prunekit.profiling.server.warmup import Warm, warm_up
+from prunekit.profiling.server.workload import Workload, arrivals
+from prunekit.utils.phases.run import current
+from prunekit.utils.progress import progress
+from prunekit.utils.timing import order
+
+# A closed loop's rate at the most requests at a time is about what a server can do.
+OPEN_SHARE, SEARCH_SHARE = 0.6, 0.5
+# The search takes as much time as so many other loads.
+_WEIGHTS = {"warm-up": 0.7, "search": 4.0}
+WARM_UP, SEARCH = "warming up", "highest load within the SLO"
+_MOST_SEARCHES = 3
+
+
+class Ended(Exception):
+    """An endpoint stopped answering: what was measured before is kept."""
+
+
+@dataclass
+class Budget:
+    """The time there is: ``until`` is the end of all by :func:`time.perf_counter`; each phase gets its share of what is
+    left."""
+
+    until: float
+    weights: dict[str, float]
+
+    def begin(self, title: str) -> float:
+        """When the phase must end."""
+        now = time.perf_counter()
+        whole = sum(self.weights.values())
+        weight = self.weights.pop(title, 1.0)
+        return now + max(0.0, self.until - now) * (weight / whole if whole else 1.0)
+
+    @property
+    def is_up(self) -> bool:
+        return time.perf_counter() >= self.until
+
+
+@dataclass
+class Session:
+    """The ``guns`` have the baseline's first, where there is one. What is measured is added to :attr:`loads`, so that
+    it is there whenever the test is stopped."""
+
+    config: ServerConfig
+    guns: Sequence[Gun]
+    workload: Workload
+    loads: list[Compared] = field(default_factory=list)
+    warm: list[Warm] = field(default_factory=list)
+    capacity: Capacity | None = None
+    notes: list[str] = field(default_factory=list)
+    stopped: str = ""
+    began: float = field(default_factory=time.perf_counter)
+
+    def planned(self) -> list[tuple[str, Load]]:
+        """Loads with the titles of their phases. An open loop without a rate gets one when closed loops are done."""
+        config = self.config
+        if self.workload.kind == "trace":
+            return [("trace", Load("trace"))]
+        made = [Load("closed", each) for each in config.concurrency]
+        made += [Load("open", rate=rate) for rate in config.rates or ()]
+        named = [(each.name, each) for each in made]
+        if config.rates is None and config.concurrency:
+            named.append(("open loop", Load("open")))
+        if config.natural_tokens:
+            natural = Load("natural", max(config.concurrency, default=1))
+            named.append((natural.name, natural))
+        return named
+
+    @property
+    def titles(self) -> list[str]:
+        return [WARM_UP, *(title for title, _ in self.planned()), *([SEARCH] if self.config.slo else [])]
+
+    async def run(self) -> None:
+        """All phases. Raises PrunekitError where an endpoint answers nothing at first."""
+        weights = dict.fromkeys(self.titles, 1.0) | {WARM_UP: _WEIGHTS["warm-up"]}
+        if self.config.slo is not None:
+            weights[SEARCH] = _WEIGHTS["search"]
+        budget = Budget(self.began + 60 * self.config.max_minutes, weights)
+        await self._warm(budget)
+        try:
+            for title, load in self.planned():
+                if budget.is_up:
+                    raise Ended("the time was up before all loads were measured")
+                await self._measure(
+                    title, replace(load, rate=self._open_rate()) if title == "open loop" else load, budget
+                )
+            if self.config.slo is not None:
+                await self._search(self.config.slo, budget)
+        except Ended as ended:
+            self.stopped = str(ended)
+
+    async def _warm(self, budget: Budget) -> None:
+        until = budget.begin(WARM_UP)
+        sides = len(self.guns)
+        with progress(WARM_UP, self.config.warmup * sides) as advance:
+            for side, gun in enumerate(self.guns):
+                gun.told = advance
+                now = time.perf_counter()
+                made = await warm_up(gun, self.workload, side, self.config.warmup, now + (until - now) / (sides - side))
+                self.warm.append(made)
+                # A server that was slow at first may take exact lengths, and one that has no words for them not.
+                gun.exact = made.exact
+        self._foresee(budget)
+
+    def _foresee(self, budget: Budget) -> None:
+        """How long the phases will take, from the pace of the warm-up."""
+        run = current.get()
+        if run is None:
+            return
+        left = max(0.0, budget.until - time.perf_counter())
+        whole = sum(budget.weights.values()) or 1.0
+        paces = [each.medians[-1] * self.config.tokens for each in self.warm if each.medians]
+        made = {}
+        for title, load in self.planned():
+            needed = sum(paces) * self.config.requests / (OPEN_SHARE if load.kind == "open" else 1.0)
+            made[title] = min(left * budget.weights.get(title, 1.0) / whole, needed) if paces else left / whole
+        made[SEARCH] = left * budget.weights.get(SEARCH, 0.0) / whole
+        run.foresee(made)
+
+    def _open_rate(self) -> float:
+        """0.6 of what the slower endpoint came to in its fastest closed loop, in requests a second."""
+        return max(1e-3, OPEN_SHARE * min(self._fastest(side) for side in range(len(self.guns))))
+
+    def _fastest(self, side: int) -> float:
+        closed_loops = [each for each in self.loads if each.results[side].load.kind == "closed"]
+        rates = [each.results[side].requests_per_second for each in closed_loops]
+        if rates and max(rates) > 0:
+            return max(rates)
+        pace = self.warm[side].medians
+        return 1 / (pace[-1] * self.config.tokens) if pace else 1.0
+
+    async def _measure(self, title: str, load: Load, budget: Budget) -> None:
+        """Both endpoints in turns: A B B A …"""
+        until = budget.begin(title)
+        config, sides = self.config, len(self.guns)
+        turns = order(config.blocks) if sides == 2 else [0] * config.blocks
+        volleys: list[list[Volley]] = [[] for _ in self.guns]
+        count = self._count(load)
+        try:
+            with progress(title, count * sides) as advance:
+                for done, side in enumerate(turns):
+                    gun, block = self.guns[side], len(volleys[side])
+                    gun.told = advance
+                    size = count // config.blocks + (block < count % config.blocks)
+                    now = time.perf_counter()
+                    end = now + max(0.0, until - now) / (len(turns) - done)
+                    volleys[side].append(await self._volley(gun, load, side, block, size, end))
+                    if gun.is_dead:
+                        raise Ended(f"{gun.endpoint.url} stopped answering ({gun.last_error})")
+        finally:
+            if all(volleys):
+                self.loads.append(self._compared(load, volleys))
+
+    def _count(self, load: Load) -> int:
+        jobs = len(self.workload.jobs)
+        return min(self.config.requests, jobs) if load.kind == "trace" else self.config.requests
+
+    async def _volley(self, gun: Gun, load: Load, side: int, block: int, count: int, until: float) -> Volley:
+        config = self.config
+        what, natural = f"{load.name} {block}", load.kind == "natural"
+        name = f"{self.workload.run_id}-{len(self.loads)}-{'ab'[side]}{block}"
+        exact = gun.exact and not natural
+        if load.kind == "trace":
+            first = block * (self._count(load) // config.blocks) + min(block, self._count(load) % config.blocks)
+            jobs = [*self.workload.take(what, side, count, first=first)]
+            begin = min((job.at or 0.0 for job in jobs), default=0.0)
+            times = [((job.at or 0.0) - begin) / config.speed for job in jobs]
+            return await open_loop(gun, jobs, times, name, until, exact)
+        made = self.workload.take(what, side, count, natural=natural)
+        if load.kind == "open":
+            assert load.rate is not None
+            times = arrivals(load.rate, count, config.burstiness, f"{config.seed}/{what}")
+            return await open_loop(gun, [*made], times, name, until, exact)
+        return await closed(gun, made, load.concurrency or 1, name, until, exact)
+
+    def _compared(self, load: Load, volleys: list[list[Volley]]) -> Compared:
+        results = tuple(measured(load, each, self.config.slo) for each in volleys)
+        ratios = {}
+        if len(volleys) == 2:
+            pairs = [(medians(a), medians(b)) for a, b in zip(*volleys, strict=False)]
+            for name in ("ttft", "tpot", "e2e", "requests_per_second", "tokens_per_second", "tokens", "characters"):
+                ratios[name] = ratio_of([(a.get(name, math.nan), b.get(name, math.nan)) for a, b in pairs])
+        return Compared(results, ratios, tuple(tuple(each) for each in volleys))
+
+    async def _search(self, slo: Slo, budget: Budget) -> None:
+        until = budget.begin(SEARCH)
+        sides = len(self.guns)
+        rounds = min(self.config.blocks, _MOST_SEARCHES)
+        turns = order(rounds) if sides == 2 else [0] * rounds
+        found: list[list[Search]] = [[] for _ in self.guns]
+        begin = time.perf_counter()
+        try:
+            with progress(SEARCH, max(0.1, until - begin)) as advance:
+                for done, side in enumerate(turns):
+                    now = time.perf_counter()
+                    # The first search of each has all to find; later ones look near it.
+                    weights = [3 if each < sides else 1 for each in range(done, len(turns))]
+                    end = now + max(0.0, until - now) * weights[0] / sum(weights)
+                    last = next((each.rate for each in reversed(found[side]) if each.rate is not None), None)
+                    found[side].append(await self._one_search(slo, side, len(found[side]), end, last))
+                    advance(time.perf_counter() - now)
+        finally:
+            self.capacity = Capacity(slo, tuple(tuple(each) for each in found))
+
+    async def _one_search(self, slo: Slo, side: int, block: int, until: float, last: float | None) -> Search:
+        gun, config = self.guns[side], self.config
+        gun.told = lambda: None
+        number = 0
+
+        async def probe(rate: float) -> Probe | None:
+            nonlocal number
+            count = config.requests
+            # What does not fit into the time says nothing.
+            if time.perf_counter() + 0.5 * count / rate > until:
+                return None
+            what = f"search {block} {number}"
+            jobs = [*self.workload.take(what, side, count)]
+            times = arrivals(rate, count, config.burstiness, f"{config.seed}/{what}")
+            name = f"{self.workload.run_id}-s{'ab'[side]}{block}-{number}"
+            number += 1
+            gun.failures = 0
+            volley = await open_loop(gun, jobs, times, name, until, gun.exact, hopeless=hopeless(slo, count))
+            if volley.cut == "time was up" and len(volley.shots) < count / 2:
+                return None
+            return judge(rate, volley, slo)
+
+        return await search(max(1e-3, SEARCH_SHARE * self._fastest(side)), probe, around=last)

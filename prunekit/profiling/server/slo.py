@@ -1,0 +1,214 @@
+"""The highest load at which an endpoint keeps its service-level objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prunekit.profiling.server.config import Slo
+from prunekit.profiling.server.load import Shot, Volley
+from prunekit.profiling.server.measured import MOST_FAILED, Load, is_good, measured
+from prunekit.profiling.server.statistics import Ratio, quantile, ratio_of
+
+# Rates are searched until the lowest that fails is at most so much above the highest that holds.
+STEP = 1.1
+# So many times the start may the search go up or down by a factor of two.
+_DOUBLINGS = 7
+_SHARES = {"ttft": lambda shot: shot.ttft, "tpot": lambda shot: shot.tpot, "e2e": lambda shot: shot.e2e}
+
+Found = Literal["found", "never met", "never broken", "time was up"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One rate that was tried, in requests a second; ``why`` says what was broken, ``void`` whether the client was too
+    slow to tell."""
+
+    rate: float
+    holds: bool
+    why: str
+    requests: int
+    goodput: float
+    void: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """What one block's search came to on one endpoint: ``rate`` is the highest tried that held, None where none did."""
+
+    status: Found
+    rate: float | None
+    probes: tuple[Probe, ...]
+
+
+def judge(rate: float, volley: Volley, slo: Slo) -> Probe:
+    """Whether the requests of ``volley`` keep ``slo``: each bound at its percentile, and at most 1 % failed."""
+    shots = volley.shots
+    found = measured(Load("open", rate=rate), [volley], slo)
+    broken = []
+    for name, bound in slo.bounds.items():
+        values = [value for shot in shots if (value := _SHARES[name](shot)) is not None]
+        value = quantile(values, slo.percentile / 100).value
+        if value is not None and value > bound:
+            told = "infinite" if math.isinf(value) else f"{1000 * value:,.0f} ms"
+            broken.append(f"{name.upper()} {told}")
+    if found.failed > MOST_FAILED * len(shots):
+        broken.append(f"{found.failed} of {len(shots)} requests failed")
+    if volley.cut == "the SLO was broken" and not broken:
+        broken.append("too many requests broke the SLO")
+    if not shots:
+        broken.append("no request was made")
+    return Probe(rate, not broken, ", ".join(broken), len(shots), found.goodput or 0.0, bool(found.void))
+
+
+def hopeless(slo: Slo, count: int) -> Callable[[Sequence[Shot]], bool]:
+    """Whether, of ``count`` requests in all, so many broke the SLO that the others can't mend it."""
+    allowed = count - math.ceil(slo.percentile / 100 * count - 1e-9)
+    bounds = slo.bounds
+    seen, broken = 0, dict.fromkeys(bounds, 0)
+
+    def asked(shots: Sequence[Shot]) -> bool:
+        nonlocal seen
+        for shot in shots[seen:]:
+            for name, bound in bounds.items():
+                broken[name] += (_SHARES[name](shot) or 0.0) > bound
+        seen = len(shots)
+        return any(each > allowed for each in broken.values())
+
+    return asked
+
+
+@dataclass
+class Bracket:
+    """What is known of one endpoint's highest rate: ``holds`` and ``fails`` are the nearest rates on either side."""
+
+    start: float
+    holds: float | None = None
+    fails: float | None = None
+    probes: list[Probe] = field(default_factory=list)
+
+    def next_rate(self) -> float | None:
+        """The rate to try next; None where the bracket is narrow, or the search has gone as far as it may."""
+        if self.holds is None and self.fails is None:
+            return self.start
+        if self.holds is None and self.fails is not None:
+            return self.fails / 2 if self.fails > self.start / 2**_DOUBLINGS else None
+        if self.fails is None and self.holds is not None:
+            return self.holds * 2 if self.holds < self.start * 2**_DOUBLINGS else None
+        assert self.holds is not None and self.fails is not None
+        return math.sqrt(self.holds * self.fails) if self.fails / self.holds > STEP else None
+
+    def add(self, probe: Probe) -> None:
+        self.probes.append(probe)
+        if probe.holds:
+            self.holds = max(self.holds or 0.0, probe.rate)
+        else:
+            self.fails = min(self.fails or math.inf, probe.rate)
+        # One noisy probe must not turn the bracket inside out.
+        if self.holds is not None and self.fails is not None and self.holds >= self.fails:
+            self.holds = max((each.rate for each in self.probes if each.holds and each.rate < self.fails), default=None)
+
+    @property
+    def found(self) -> Search:
+        probes = tuple(self.probes)
+        if self.holds is None:
+            tried_all = self.fails is not None and self.next_rate() is None
+            return Search("never met" if tried_all else "time was up", None, probes)
+        if self.fails is None:
+            return Search("never broken" if self.next_rate() is None else "time was up", self.holds, probes)
+        return Search("found" if self.next_rate() is None else "time was up", self.holds, probes)
+
+
+async def search(
+    start: float, probe: Callable[[float], Awaitable[Probe | None]], *, around: float | None = None
+) -> Search:
+    """Double and halve from ``start`` (or look near ``around``, an earlier block's result) until one rate holds and
+    another fails, then between them. ``probe`` gives None where the time is up."""
+    bracket = Bracket(start if around is None else around)
+    while (rate := bracket.next_rate()) is not None:
+        # Near an earlier result steps are small at first.
+        if around is not None and (bracket.holds is None) != (bracket.fails is None) and len(bracket.probes) < 3:
+            rate = around * (1.25 ** len(bracket.probes) if bracket.fails is None else 0.8 ** len(bracket.probes))
+        made = await probe(rate)
+        if made is None:
+            break
+        bracket.add(made)
+    return bracket.found
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The highest load within the SLO by endpoint, the baseline first where there is one; one search a block."""
+
+    slo: Slo
+    searches: tuple[tuple[Search, ...], ...]
+
+    @property
+    def rates(self) -> list[float | None]:
+        """The geometric mean over blocks of requests a second; None where a block found none."""
+        return [_middle(each) for each in self.searches]
+
+    @property
+    def status(self) -> list[str]:
+        return [_status(each) for each in self.searches]
+
+    @property
+    def ratio(self) -> Ratio:
+        """Endpoint over baseline."""
+        if len(self.searches) < 2 or any(word in ("never met", "never broken") for word in self.status):
+            return Ratio(None)
+        pairs = zip(*self.searches, strict=False)
+        return ratio_of([(a.rate, b.rate) for a, b in pairs if a.rate is not None and b.rate is not None])
+
+    @property
+    def words(self) -> list[str]:
+        """A sentence for each endpoint."""
+        return [_said(rate, word) for rate, word in zip(self.rates, self.status, strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        made = []
+        for searches, rate, word, said in zip(self.searches, self.rates, self.status, self.words, strict=True):
+            blocks = [
+                {"status": each.status, "rate": each.rate, "probes": [dict(vars(one)) for one in each.probes]}
+                for each in searches
+            ]
+            made.append({"rate": rate, "status": word, "words": said, "blocks": blocks})
+        bounds = {f"{name}_ms": 1000 * value for name, value in self.slo.bounds.items()}
+        slo = {**bounds, "percentile": self.slo.percentile}
+        return {"slo": slo, "endpoints": made, "ratio": self.ratio.to_dict()}
+
+
+def _middle(searches: Sequence[Search]) -> float | None:
+    rates = [each.rate for each in searches if each.rate is not None]
+    if not rates or any(each.status == "never met" for each in searches):
+        return None
+    return math.exp(sum(map(math.log, rates)) / len(rates))
+
+
+def _status(searches: Sequence[Search]) -> str:
+    """The word of all blocks: the worst of them."""
+    words = {each.status for each in searches}
+    for word in ("never met", "never broken"):
+        if word in words:
+            return word
+    if not words:
+        return "not measured"
+    return "found" if "found" in words else "time was up"
+
+
+def _said(rate: float | None, status: str) -> str:
+    if status == "never met":
+        return "the SLO is not met at any load that was tried"
+    if rate is None:
+        return "no load within the SLO was found before the time was up"
+    if status == "never broken":
+        return f"at least {rate:.3g} requests/s: the highest load that was tried did not break the SLO"
+    return f"{rate:.3g} requests/s" + (
+        "" if status == "found" else " or more: the time was up before the search was done"
+    )
+
+
+__all__ = ["Bracket", "Capacity", "Probe", "Search", "hopeless", "is_good", "judge", "search"]
