@@ -140,7 +140,7 @@ def measure_energy(
         begin = now()
         sensor.begin()
         sleep(IDLE_SECONDS)
-        idle_watts = _moved(sensor.end()) / (now() - begin)
+        idle_watts = moved(sensor.end()) / (now() - begin)
         joules, seconds, tokens = [0.0, 0.0], [0.0, 0.0], [0, 0]
         for index in order(WINDOWS):
             # Caches and clocks of this model, not of the other.
@@ -149,7 +149,7 @@ def measure_energy(
             sensor.begin()
             while now() - begin < WINDOW_SECONDS:
                 tokens[index] += run(index)
-            joules[index] += _moved(sensor.end())
+            joules[index] += moved(sensor.end())
             seconds[index] += now() - begin
     except PrunekitError as error:
         return Energy("not measured", batch, str(error).rstrip("."))
@@ -199,7 +199,8 @@ def _of_chip(made: Any) -> float:
     return float(total) / 1000
 
 
-def _moved(joules: float) -> float:
+def moved(joules: float) -> float:
+    """What a counter said of a window. Raises PrunekitError, with a clause, where it was reset or stood still."""
     if not math.isfinite(joules) or joules < 0:
         raise PrunekitError("the counter was reset or wrapped while it was read")
     if joules == 0:

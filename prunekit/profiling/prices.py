@@ -33,7 +33,8 @@ class Prices:
     Rented: ``dollars_per_hour`` of the whole replica (all its GPUs, or the machine). Owned: ``capex_dollars`` and
     ``life_years``, ``upkeep_dollars_per_year`` (space, network, people), and electricity by ``watts`` (drawn by the
     machine on average), ``dollars_per_kwh`` and ``pue``. ``utilisation`` is the share of an hour in which the machine
-    answers at the rate that was measured. ``dollars_per_rework`` is what a person costs who mends one wrong answer.
+    answers at the rate that was measured. ``dollars_per_rework`` is what a person costs who mends one wrong answer;
+    ``fallback_share`` the share of answers that the dense model is asked again for, where nobody measured it.
     """
 
     dollars_per_hour: float | None = None
@@ -45,6 +46,7 @@ class Prices:
     pue: float | None = None
     utilisation: float | None = None
     dollars_per_rework: float | None = None
+    fallback_share: float | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -205,7 +207,9 @@ def _check_number(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PrunekitError(f"The price {name} takes a number, got {str(value)[:60]!r}; write it without quotes.")
-    least, most = {"utilisation": (0.001, 1.0), "pue": (1.0, 10.0)}.get(name, (0.0, _MOST))
+    least, most = {"utilisation": (0.001, 1.0), "pue": (1.0, 10.0), "fallback_share": (0.0, 1.0)}.get(
+        name, (0.0, _MOST)
+    )
     positive = name in ("life_years", "dollars_per_hour", "capex_dollars")
     if not (least <= value <= most) or (positive and value == 0):
         above = f"above {least:g}" if positive else f"from {least:g}"

@@ -157,11 +157,11 @@ def test_a_server_that_ends_at_once_is_told_with_its_last_lines(scripted: Any) -
 def test_a_server_that_never_gets_ready_is_ended(scripted: Any, mode: str) -> None:
     begin = time.monotonic()
     with (
-        pytest.raises(PrunekitError, match=r"was not ready within 1 s; its last lines: about to"),
-        scripted(mode, limit=1),
+        pytest.raises(PrunekitError, match=r"was not ready within 4 s; its last lines: about to"),
+        scripted(mode, limit=4),
     ):
         pass
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 30
     assert not _listens(scripted.ports[0])
 
 
