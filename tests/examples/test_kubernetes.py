@@ -100,3 +100,9 @@ def test_litellm_falls_back_and_cools_down() -> None:
     assert [each["litellm_params"]["silent_model"] for each in mirrors] == ["dense"]
     weights = [each["litellm_params"]["weight"] for each in data["model_list"] if each["model_name"] == "assistant"]
     assert sum(weights) == 100 and mirrors[0]["litellm_params"]["weight"] == 1
+
+
+def test_alerts_name_metrics_and_say_what_happened() -> None:
+    (group,) = yaml.safe_load((OPERATE / "prometheus-rules.yaml").read_text())["groups"]
+    for rule in group["rules"]:
+        assert rule.keys() == {"alert", "expr", "for", "labels", "annotations"} and rule["annotations"]["summary"]
