@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import time
@@ -24,13 +25,15 @@ OPERATE = ROOT / "examples" / "operate"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 # LiteLLM's proxy needs a hundred packages: an environment of its own.
 LITELLM = os.environ.get("PRUNEKIT_LITELLM")
+KEY = f"sk-{secrets.token_hex(32)}"
 
 
 def answered(port: int, model: str = "assistant", **more: Any) -> tuple[int, str]:
     """The status, and who answered a chat."""
     body = {"model": model, "messages": [{"role": "user", "content": "who?"}], **more}
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
     found = re.search(r'"content": ?"(\w+)"', text)
@@ -136,7 +139,8 @@ class TestLiteLlm:
             config.write_text(example("litellm.yaml", smaller, dense, port))
             assert LITELLM is not None
             argv = [LITELLM, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-            with started(argv, port, 240, cwd=tmp_path):
+            variables = {**os.environ, "LITELLM_MASTER_KEY": KEY}
+            with started(argv, port, 240, cwd=tmp_path, env=variables):
                 assert {answered(port) for _ in range(3)} == {(200, "smaller")}
                 smaller.status = 503
                 assert {answered(port) for _ in range(3)} == {(200, "dense")}
