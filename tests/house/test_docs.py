@@ -31,6 +31,8 @@ OTHERS = {
     "--disable-hybrid-kv-cache-manager": "vllm serve",
     "--model-impl": "vllm serve",
     "--continuous-batching": "transformers serve",
+    "--alias": "llama-server",
+    "--served-model-name": "vllm serve",
     "--no-deps": "pip",
 }
 

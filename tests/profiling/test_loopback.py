@@ -38,7 +38,10 @@ EXPORT = ROOT / "tests" / "golden" / "written" / "exports" / "gguf"
 def asked(server: Server, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
     """The status and the JSON that ``server`` answers."""
     with closing(http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)) as connection:
-        connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
+        if body is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
 
@@ -115,6 +118,8 @@ if mode == "taken":
 if mode == "stall":
     time.sleep(600)
 class Answer(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *values):
+        pass
     def do_GET(self):
         self.send_response(503 if mode == "busy" else 200)
         self.end_headers()
@@ -195,7 +200,7 @@ def test_no_server_outlives_the_run(tmp_path: Path, number: int) -> None:
     with stoppable(lambda number: None), running(argv, dict(__import__("os").environ), Path("log")) as process:
         wait_until_ready(process, port, "/", Path("log"), 30, "it")
         print(process.pid, flush=True)
-        time.sleep(60)
+        time.sleep(600)
     """
     child = subprocess.Popen(
         [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler)" + textwrap.dedent(code)],
@@ -208,7 +213,7 @@ def test_no_server_outlives_the_run(tmp_path: Path, number: int) -> None:
     assert child.stdout is not None
     pid = int(child.stdout.readline())
     child.send_signal(number)
-    child.wait(20)
+    child.wait(60)
     child.stdout.close()
     assert gone(pid)
 

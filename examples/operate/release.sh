@@ -1,0 +1,74 @@
+#!/bin/sh
+# Says which release servers open: $RELEASES/current is a link to one of the folders beside it.
+#
+#   RELEASES=/srv/prunekit sh release.sh promote 20261130T030000Z
+#   RELEASES=/srv/prunekit sh release.sh rollback
+#
+# A link is replaced in one step (rename), so at every moment `current` is the old release or the new one. `previous` is
+# what `current` was before. RELOAD is a command that makes the servers open it, and fails where they don't answer then:
+# the former release is put back.
+#
+# Exit code: 0 done, 2 nothing to promote or to go back to, 1 the servers did not come back.
+set -eu
+
+say() { printf '%s\n' "release: $*" >&2; }
+
+# point LINK NAME
+point() {
+    ln -s "$2" "$RELEASES/.next.$$"
+    mv -T "$RELEASES/.next.$$" "$RELEASES/$1"
+}
+
+reload() { [ -z "${RELOAD:-}" ] || sh -c "$RELOAD"; }
+
+# switch NAME: current becomes NAME, previous what current was.
+switch() {
+    before=$(readlink "$RELEASES/current" || true)
+    if [ -n "$before" ] && [ "$before" != "$1" ]; then point previous "$before"; fi
+    point current "$1"
+    if reload; then
+        say "current is $1${before:+, previous is $before}"
+        return
+    fi
+    if [ -z "$before" ]; then
+        say "the servers did not come back with $1, and there is no former release"
+        exit 1
+    fi
+    point current "$before"
+    point previous "$1"
+    reload || say "nor with $before"
+    say "the servers did not come back with $1; current is $before again"
+    exit 1
+}
+
+: "${RELEASES:?name the folder of releases}"
+RELEASES=${RELEASES%/}
+trap 'rm -f "$RELEASES/.next.$$"' EXIT
+
+case "${1:-}" in
+promote)
+    name=${2:?name the release}
+    case "$name" in */* | .* | current | previous)
+        say "$name is no name of a release"
+        exit 2
+        ;;
+    esac
+    if [ ! -d "$RELEASES/$name" ]; then
+        say "$RELEASES has no release $name"
+        exit 2
+    fi
+    switch "$name"
+    ;;
+rollback)
+    name=$(readlink "$RELEASES/previous" || true)
+    if [ -z "$name" ] || [ ! -d "$RELEASES/$name" ]; then
+        say "there is no previous release to go back to"
+        exit 2
+    fi
+    switch "$name"
+    ;;
+*)
+    say "say promote NAME, or rollback"
+    exit 2
+    ;;
+esac

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Prunes again on recent text, and promotes the result only where `prunekit accept` lets it pass.
+#
+#   MODEL=smollm2-135m TEXT=recent.jsonl RECORDS=records.jsonl POLICY=policy.toml RELEASES=/srv/prunekit sh reprune.sh
+#
+# RELEASES  holds a folder for each release, and the links `current` and `previous` (release.sh)
+# MODEL     the dense model, which stays the baseline and the fallback
+# TEXT      recent requests, as `--calib` takes them; half of what is read, the other half is OLD
+# OLD       what else the model must stay good at (default: builtin)
+# PARAMS    the share of parameters that is kept (default: 0.8)
+# TARGET    an export beside the checkpoint, such as gguf (default: none)
+# KEEP      how many releases are kept, current and previous not counted (default: 3)
+# RELOAD    a command that makes the servers open `current`; see release.sh
+#
+# Exit code: 0 promoted, 3 refused and nothing changed, 75 another run is at work, else that of the step that failed.
+set -eu
+
+say() { printf '%s\n' "reprune: $*" >&2; }
+
+: "${MODEL:?}" "${TEXT:?}" "${RECORDS:?}" "${POLICY:?}" "${RELEASES:?}"
+RELEASES=${RELEASES%/}
+here=$(dirname "$0")
+
+exec 9>"$RELEASES/.lock"
+if ! flock -n 9; then
+    say "another run is at work in $RELEASES"
+    exit 75
+fi
+
+name=$(date -u +%Y%m%dT%H%M%SZ)
+# No release until all of it is there.
+work="$RELEASES/.making-$name"
+rm -rf "$RELEASES"/.making-*
+mkdir "$work"
+trap 'rm -rf "$work"' EXIT
+
+prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$TEXT:0.5,${OLD:-builtin}:0.5" -o "$work/checkpoint"
+if [ -n "${TARGET:-}" ]; then
+    prunekit export "$work/checkpoint" --to "$TARGET" -o "$work/export"
+fi
+
+code=0
+prunekit accept "$work/checkpoint" --baseline "$MODEL" --records "$RECORDS" --policy "$POLICY" -o "$work/accept" || code=$?
+if [ "$code" -ne 0 ]; then
+    # What it was refused for is kept, the model is not.
+    if [ -d "$work/accept" ]; then
+        rm -rf "$RELEASES/refused"
+        mv "$work/accept" "$RELEASES/refused"
+    fi
+    [ "$code" -ne 3 ] || say "refused; $RELEASES/refused says why, and current is what it was"
+    exit "$code"
+fi
+
+mv "$work" "$RELEASES/$name"
+sh "$here/release.sh" promote "$name"
+
+# The oldest first; never what a link names.
+current=$(readlink "$RELEASES/current")
+previous=$(readlink "$RELEASES/previous" || true)
+for each in "$RELEASES"/[0-9]*T[0-9]*Z; do
+    each=${each##*/}
+    if [ "$each" != "$current" ] && [ "$each" != "$previous" ]; then printf '%s\n' "$each"; fi
+done | sort -r | tail -n +"$((${KEEP:-3} + 1))" | while read -r old; do rm -rf "${RELEASES:?}/$old"; done
