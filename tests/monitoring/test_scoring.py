@@ -297,7 +297,7 @@ def test_the_server_s_own_log_probability_is_compared_where_all_is_read(folders:
 def test_models_of_other_tokens_are_refused(folders: Path, tmp_path: Path) -> None:
     tiny_model("llama", layers=2).save_pretrained(tmp_path / "other")
     tiny_tokenizer(merges=[("t", "h"), ("th", "e")]).save_pretrained(tmp_path / "other")
-    with pytest.raises(PrunekitError, match="tokenizers of .* differ"):
+    with pytest.raises(PrunekitError, match=r"tokenizers of .* differ"):
         Scorer(resolve(str(folders / "deployed")), resolve(str(tmp_path / "other")), CONFIG)
     with pytest.raises(PrunekitError, match="more than the 256 positions"):
         Scorer(resolve(str(folders / "deployed")), None, ScoringConfig())

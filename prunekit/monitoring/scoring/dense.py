@@ -110,9 +110,9 @@ class KeptStates(Mapping[str, Said]):
         hidden = torch.frombuffer(data, dtype=torch.uint8).view(self._dtype).view(rows, self._width)
         return States(self.name, self._head, hidden)
 
-    def read(self, model: Any, contexts: Sequence[Context]) -> None:
-        """Let ``model`` read ``contexts``. Raises PrunekitError where hidden states are not finite, or there is no room
-        for them."""
+    def read(self, model: Any, contexts: Sequence[Context], batch: int = 1) -> None:
+        """Let ``model`` read ``contexts``, ``batch`` at a time. Raises PrunekitError where hidden states are not finite,
+        or there is no room for them."""
         import torch
 
         from prunekit.models.head import Head
@@ -122,11 +122,12 @@ class KeptStates(Mapping[str, Said]):
         file = self._folder.path / str(self._files)
         try:
             with file.open("wb") as handle:
-                for context, rows in each_read(model, contexts, self.name):
-                    rows = rows.cpu().contiguous()
-                    self._dtype, self._width = rows.dtype, rows.shape[1]
-                    self._places[context.id] = (file, handle.tell(), len(rows))
-                    handle.write(rows.view(torch.uint8).numpy().data)
+                for part, states in each_read(model, contexts, self.name, batch):
+                    for context, own in zip(part, states, strict=True):
+                        rows = own[: len(context.ids) - 1].cpu().contiguous()
+                        self._dtype, self._width = rows.dtype, rows.shape[1]
+                        self._places[context.id] = (file, handle.tell(), len(rows))
+                        handle.write(rows.view(torch.uint8).numpy().data)
         except OSError as error:
             raise PrunekitError(
                 f"What {self.name} says of the log could not be kept: {error.strerror or error}. Name a folder with "
@@ -139,15 +140,22 @@ def reads_log(name: str) -> str:
     return f"{name} reads the log"
 
 
-def each_read(model: Any, contexts: Sequence[Context], name: str) -> Iterator[tuple[Context, torch.Tensor]]:
-    """Each context with the final hidden states [n - 1, hidden_size] that predict all its tokens but the first.
+def each_read(
+    model: Any, contexts: Sequence[Context], name: str, batch: int = 1
+) -> Iterator[tuple[list[Context], torch.Tensor]]:
+    """``contexts``, ``batch`` at a time, with the final hidden states [B, L - 1, hidden_size] that predict all tokens
+    but the first of the longest of them; what lies behind the end of a shorter one means nothing.
 
-    One at a time, so that what is said of a request does not depend on which others are read.
+    One at a time, what is said of a request does not depend in its last bits on which others are read.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     tokens = sum(len(each.ids) for each in contexts)
     with eval_mode(model), progress(reads_log(name), len(contexts), tokens=tokens) as advance, torch.no_grad():
-        for context in contexts:
-            yield context, scored_states(model, torch.tensor([context.ids]), 1, name)
-            advance(1)
+        for at in range(0, len(contexts), batch):
+            part = list(contexts[at : at + batch])
+            # No token sees what follows it, so padding on the right changes nothing.
+            block = pad_sequence([torch.tensor(each.ids) for each in part], batch_first=True)
+            yield part, scored_states(model, block, 1, name).unflatten(0, (len(part), -1))
+            advance(len(part))

@@ -18,29 +18,40 @@ if TYPE_CHECKING:
 
 
 def score(
-    model: Any, contexts: Sequence[Context], said: Mapping[str, Said], name: str = "the deployed model"
+    model: Any,
+    contexts: Sequence[Context],
+    said: Mapping[str, Said],
+    name: str = "the deployed model",
+    batch: int = 1,
 ) -> Iterator[RequestScore]:
     """The scores of each of ``contexts``; beside the dense model of those that ``said`` holds by their ids.
 
-    One forward pass each. Raises PrunekitError where what comes out is not finite.
+    One forward pass for ``batch`` of them. Raises PrunekitError where what comes out is not finite.
     """
-    import torch
-
     from prunekit.models.head import Head
 
     head = Head(model)
     with _middle(model) as caught:
-        for context, hidden in each_read(model, contexts, name):
-            targets = torch.tensor(context.ids[1:])
-            # The first position takes what heads attend to when they attend to nothing: it is the same in every text.
-            feature = caught.pop()[0, 1 : context.prompt].float().mean(0).cpu()
+        for part, states in each_read(model, contexts, name, batch):
+            middle = caught.pop()
             caught.clear()
-            dense = said.get(context.id)
-            if dense is None:
-                made = token_scores(head, hidden, targets, name=name, text="the log")
-            else:
-                made = dense.beside(head, hidden, targets, name)
-            yield request_score(context, made, _stored(feature), bound=dense is not None and dense.bound)
+            for context, rows, layer in zip(part, states, middle, strict=True):
+                yield _score(head, context, rows[: len(context.ids) - 1], layer, said.get(context.id), name)
+
+
+def _score(
+    head: Any, context: Context, hidden: torch.Tensor, middle: torch.Tensor, dense: Said | None, name: str
+) -> RequestScore:
+    import torch
+
+    targets = torch.tensor(context.ids[1:])
+    # The first position takes what heads attend to when they attend to nothing: it is the same in every text.
+    feature = middle[1 : context.prompt].float().mean(0).cpu()
+    if dense is None:
+        made = token_scores(head, hidden, targets, name=name, text="the log")
+    else:
+        made = dense.beside(head, hidden, targets, name)
+    return request_score(context, made, _stored(feature), bound=dense is not None and dense.bound)
 
 
 def _stored(feature: torch.Tensor) -> Any:
