@@ -31,6 +31,8 @@ NAMES = (
     "optimize",
     "generate",
     "write_report",
+    "watch_init",
+    "watch_run",
     "progress",
     "PrunekitError",
 )

@@ -17,8 +17,10 @@ WORDS = {
     "duplicate": "with the id of a request just before; left out",
     "clock back": "with a time more than an hour before the line above; used",
     "clock ahead": "with a time more than a week after the line above; used",
+    "lost": "where a log was moved away and not found again; its last lines may be unread",
     "cut short": "where a packed file ends before its end; what came before was used",
 }
+_PLACES = ("lost", "cut short")
 _MOST_EXAMPLES = 3
 
 
@@ -40,7 +42,8 @@ class Problems:
     def sentences(self) -> list[str]:
         """One sentence a kind, the most frequent first."""
         return [
-            f"{count:,} line{'s' if count > 1 else ''} {WORDS[kind]} (first: {', '.join(self.examples[kind])})."
+            f"{count:,} {'place' if kind in _PLACES else 'line'}{'s' if count > 1 else ''} {WORDS[kind]} "
+            f"(first: {', '.join(self.examples[kind])})."
             for kind, count in self.counts.most_common()
         ]
 

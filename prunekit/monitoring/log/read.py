@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,11 @@ class Seen:
     """The ids of the requests, and of the outcomes that came later, of the lines just before."""
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
-        self._ids = OrderedDict.fromkeys(ids)
+        self._ids: OrderedDict[str, None] = OrderedDict.fromkeys(ids)
 
     def add(self, key: str) -> bool:
         """Whether ``key`` is new among those that are remembered."""
+        key = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         if key in self._ids:
             return False
         self._ids[key] = None
@@ -61,10 +63,16 @@ def read_log(paths: Iterable[str | Path], problems: Problems) -> Iterator[Reques
 
 
 def read_from(
-    path: Path, start: Place, problems: Problems, seen: Seen, *, growing: bool = False
+    path: Path,
+    start: Place,
+    problems: Problems,
+    seen: Seen,
+    *,
+    growing: bool = False,
+    reached: Callable[[Place], None] = lambda place: None,
 ) -> Iterator[tuple[Request, Place]]:
     """The requests of one file from ``start`` on, each with the place after it. A last line without an end that is no
-    JSON yet is left for later where the file is ``growing``."""
+    JSON yet is left for later where the file is ``growing``. ``reached`` is told the place after each line."""
     name, number, last = printable(path.name), 0, None
     skip = start.skip
     try:
@@ -93,6 +101,7 @@ def read_from(
                 problems.requests += not request.is_label
                 yield request, after
             skip = 0
+            reached(Place(line.end))
     except CutShort:
         problems.add("cut short", name)
 

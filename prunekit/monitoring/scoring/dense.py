@@ -111,8 +111,8 @@ class KeptStates(Mapping[str, Said]):
         return States(self.name, self._head, hidden)
 
     def read(self, model: Any, contexts: Sequence[Context], batch: int = 1) -> None:
-        """Let ``model`` read ``contexts``, ``batch`` at a time. Raises PrunekitError where hidden states are not finite,
-        or there is no room for them."""
+        """Let ``model`` read ``contexts``, ``batch`` at a time. Raises PrunekitError where hidden states are not
+        finite, or there is no room for them."""
         import torch
 
         from prunekit.models.head import Head
