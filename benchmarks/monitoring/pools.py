@@ -23,7 +23,7 @@ from prunekit.monitoring.scoring.deployed import score
 from prunekit.monitoring.scoring.scores import RequestScore, Shadow
 from prunekit.utils.files.atomic import rewrite_bytes, rewrite_text
 
-PROMPT, ANSWER, BATCH = 48, 16, 40
+PROMPT, ANSWER, BATCH = 40, 16, 40
 # What the wrong template makes of a question: another family's words.
 WRONG = "[INST] {question} [/INST]"
 
@@ -31,7 +31,8 @@ WRONG = "[INST] {question} [/INST]"
 @dataclass(frozen=True)
 class Pool:
     """``count`` requests: prompts ``of`` a text or "questions", answers of a model with the fault ``served``, scored by
-    one with the fault ``scored``; ``template`` is how questions reach the server."""
+    one with the fault ``scored``; ``template`` is how questions reach the server. With ``own`` answers are not a
+    model's: the text goes on."""
 
     name: str
     of: str
@@ -39,6 +40,7 @@ class Pool:
     served: str | None = None
     scored: str | None = None
     template: str = "right"
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class Models:
 
 
 def text_prompts(file: Path, count: int, tokenizer: Any) -> list[list[int]]:
-    """Blocks of PROMPT tokens, spread evenly over a text."""
+    """Blocks of PROMPT + ANSWER tokens, spread evenly over a text."""
     text = file.read_text(encoding="utf-8", errors="replace")
     step = len(text) // count
     ids = [
-        tokenizer(text[place * step :][: PROMPT * 12], add_special_tokens=False)["input_ids"] for place in range(count)
+        tokenizer(text[place * step :][: (PROMPT + ANSWER) * 12], add_special_tokens=False)["input_ids"]
+        for place in range(count)
     ]
-    return [each[:PROMPT] for each in ids]
+    return [each[: PROMPT + ANSWER] for each in ids]
 
 
 def questions(file: Path, count: int) -> list[str]:
@@ -129,9 +132,11 @@ def make(pool: Pool, models: Models, texts: dict[str, Path], folder: Path, tell:
             wrong = [WRONG.format(question=each) for each in asked]
             seen = [models.tokenizer(each, add_special_tokens=False)["input_ids"] for each in wrong]
     else:
-        seen = prompts = text_prompts(texts[pool.of], pool.count, models.tokenizer)
-    made = _same_answers(pool, folder)
-    if made is None:
+        blocks = text_prompts(texts[pool.of], pool.count, models.tokenizer)
+        seen = prompts = [each[:PROMPT] for each in blocks]
+    if pool.own:
+        made = [each[PROMPT:] for each in blocks]
+    else:
         with fault(models.deployed, pool.served):
             made = answers(models.deployed, seen, tell)
     contexts = [
@@ -150,15 +155,6 @@ def make(pool: Pool, models: Models, texts: dict[str, Path], folder: Path, tell:
     rows = [asdict(replace(each, feature=None)) for each in scores]
     data = {"pool": asdict(pool), "prompts": prompts, "answers": made, "scores": rows}
     rewrite_text(folder / f"{pool.name}.json", json.dumps(data))
-
-
-def _same_answers(pool: Pool, folder: Path) -> list[list[int]] | None:
-    """Answers of a pool that was served alike, and scored otherwise."""
-    for file in sorted(folder.glob("*.json")):
-        data = json.loads(file.read_text())
-        if {**data["pool"], "name": pool.name, "scored": pool.scored} == asdict(pool):
-            return list(data["answers"])
-    return None
 
 
 def _bytes(array: Any) -> bytes:

@@ -8,9 +8,10 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.scoring.mmd import MOST, Reference
-from prunekit.utils.files.atomic import write_bytes
+from prunekit.utils.files.atomic import check_output_file, rewrite_bytes
 from prunekit.utils.files.hashes import sha256
 
+FORMAT = "prunekit-watch-features"
 _IDS = "requests"
 _MOST_BYTES = 64 << 20
 
@@ -18,6 +19,12 @@ _MOST_BYTES = 64 << 20
 def features_file(baseline: Path) -> Path:
     """Where the hidden states of a baseline lie."""
     return baseline.with_name(f"{baseline.stem}.features.safetensors")
+
+
+def check_features_file(file: Path, overwrite: bool = False) -> None:
+    """Raises PrunekitError where hidden states can't be written to ``file``: before any long work is done."""
+    if not (overwrite and _is_ours(file)):
+        check_output_file(file)
 
 
 def write_features(file: Path, made: Reference, *, overwrite: bool = False) -> dict[str, Any]:
@@ -31,8 +38,22 @@ def write_features(file: Path, made: Reference, *, overwrite: bool = False) -> d
         "scale": made.scale,
         "width": np.array([made.width]),
     }
-    write_bytes(file, save(tensors, metadata={_IDS: json.dumps(made.ids)}), overwrite, what="safetensors")
+    data = save(tensors, metadata={"format": FORMAT, _IDS: json.dumps(made.ids)})
+    check_features_file(file, overwrite)
+    rewrite_bytes(file, data)
     return {"file": file.name, "sha256": sha256(file), "prompts": len(made.features)}
+
+
+def _is_ours(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file() or file.is_symlink():
+        return False
+    try:
+        with safe_open(file, "np") as handle:
+            return (handle.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_features(folder: Path, said: dict[str, Any]) -> Reference:
