@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,20 +11,8 @@ from prunekit.cli import options as o
 from prunekit.cli.common import app, note, print_json
 from prunekit.cli.long_command import long
 from prunekit.cli.tables.operate.watch import show_baseline, show_watch
-from prunekit.errors import PrunekitError
-
-if TYPE_CHECKING:
-    from prunekit.monitoring.scoring.scorer import Scorer
 
 _ALARM = 3
-Dense = Annotated[
-    str | None,
-    typer.Option(
-        help="The model it was pruned from, to score the same tokens with: a folder, a hub id, or the address of a "
-        "vLLM server that has it.",
-        show_default=False,
-    ),
-]
 
 group = typer.Typer(
     help="Watch a deployed model by its request log: what is normal, then whether it still is so.",
@@ -46,14 +34,6 @@ def init_command(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="The deployed model, for the signals that need it: a folder, a .gguf file, a hub id.",
-            show_default=False,
-        ),
-    ] = None,
-    dense: Dense = None,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("base.json"),
     window: Annotated[int, typer.Option(help="Requests that are judged together.")] = 200,
     false_alarms: Annotated[float, typer.Option(help="False alarms a year that all signals together may give.")] = 1.0,
@@ -77,8 +57,6 @@ def init_command(
             show_default=False,
         ),
     ] = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -96,15 +74,7 @@ def init_command(
         max_error_rate=max_error_rate,
         max_rework_rate=max_rework_rate,
     )
-    scorer = _scorer(model, dense, dtype, device)
-    if scorer is None:
-        made = watch_init(reference, output, config=config, overwrite=overwrite)
-    else:
-        from prunekit.monitoring.scoring.make import signals_to_learn
-
-        output = output.expanduser()
-        with signals_to_learn(scorer, output, window=window, overwrite=overwrite) as (signals, names):
-            made = watch_init(reference, output, config=config, signals=signals, models=names, overwrite=overwrite)
+    made = watch_init(reference, output, config=config, overwrite=overwrite)
     if json:
         data = made.to_dict()
         print_json({key: value for key, value in data.items() if key != "reference"})
@@ -125,13 +95,6 @@ def run_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder, in which the next run goes on.")
     ] = Path("watch"),
-    deployed: Annotated[
-        str | None,
-        typer.Option(help="The deployed model, where the baseline was made with one.", show_default=False),
-    ] = None,
-    dense: Dense = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
     once: Annotated[
         bool, typer.Option("--once", help="End where the logs end; without it, go on as they grow.")
     ] = False,
@@ -167,19 +130,10 @@ def run_command(
     """
     from prunekit.monitoring.running.run import TellConfig, watch_run
 
-    scorer = _scorer(deployed, dense, dtype, device)
-    signals = None
-    if scorer is not None:
-        from functools import partial
-
-        from prunekit.monitoring.scoring.make import signals_to_watch
-
-        signals = partial(signals_to_watch, scorer, baseline.expanduser())
     made = watch_run(
         logs,
         baseline,
         output,
-        signals=signals,
         tell=TellConfig(on_alarm, webhook, prom, cool_down, alarm_minutes),
         follow=not once,
         every=every,
@@ -192,14 +146,3 @@ def run_command(
         show_watch(made, output)
     if made.alarm:
         raise typer.Exit(_ALARM)
-
-
-def _scorer(model: str | None, dense: str | None, dtype: str, device: str) -> Scorer | None:
-    """What scores requests; None where no model was named."""
-    if model is None:
-        if dense is not None:
-            raise PrunekitError("The dense model is compared with the deployed one; name that too.")
-        return None
-    from prunekit.monitoring.scoring.make import make_scorer
-
-    return make_scorer(model, dense, dtype=dtype, device=device)
