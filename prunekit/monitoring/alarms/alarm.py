@@ -40,8 +40,8 @@ def iso(seconds: float) -> str:
 
 
 def is_due(verdict: str, told: dict[str, float], now: float, cool_down: float) -> bool:
-    """Whether an alarm is to be told: none as severe was, in the last ``cool_down`` seconds. ``told`` holds when each verdict
-    was told last."""
+    """Whether an alarm is to be told: none as severe was, in the last ``cool_down`` seconds. ``told`` holds when each
+    verdict was told last."""
     return not any(
         SEVERITY.get(other, 0) >= SEVERITY[verdict] and 0 <= now - at < cool_down for other, at in told.items()
     )

@@ -79,13 +79,12 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise PrunekitError(f"The log {shown} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
         raise PrunekitError(f"The log {shown} can't be read: {getattr(error, 'strerror', None) or error}.") from None
-    raw = os.fdopen(descriptor, "rb", buffering=0)
-    with raw:
-        kind = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(kind):
-            raise PrunekitError(f"The log {shown} is a folder; give the files inside it.")
-        if not stat.S_ISREG(kind):
-            raise PrunekitError(f"The log {shown} is a pipe or a device; write it to a file and give that.")
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        what = "a folder; give the files inside it" if stat.S_ISDIR(kind) else "a pipe or a device; write it to a file"
+        raise PrunekitError(f"The log {shown} is {what}.")
+    with os.fdopen(descriptor, "rb", buffering=0) as raw:
         packed = os.pread(descriptor, 2, 0) == _GZIP
         data: Any = gzip.GzipFile(fileobj=raw) if packed else raw
         yield data

@@ -35,8 +35,8 @@ def show_baseline(made: Baseline, path: Path) -> None:
     out.print(shown)
     requests = FOUND_AFTER * window
     out.print(
-        f"Rises that last are found after {requests:,} requests ({_days(requests / made.per_day)}) on average: predicted "
-        "by Siegmund's formula, not measured."
+        f"Rises that last are found after {requests:,} requests ({_days(requests / made.per_day)}) on average: "
+        "predicted by Siegmund's formula, not measured."
     )
     for told in made.bounds.values():
         bound = "none" if told["bound"] is None else f"{told['bound']:.2%}"
