@@ -8,11 +8,10 @@ each has a share of the stake, 1/((j+1)(j+2)), and giving one up loses its share
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import numpy as np
 
 EVERY = 1000
 _MOST_BETTORS = 64
@@ -34,32 +33,38 @@ class Wealth:
 
     def add(self, outcomes: Iterable[bool]) -> None:
         """Bet on each answer in turn; True is a bad one."""
-        logs, counts, sums = (np.array(each, float) for each in (self.logs, self.counts, self.sums))
-        p = self.bound
+        logs, counts, sums, p = self.logs, self.counts, self.sums, self.bound
         for bad in outcomes:
             if self.seen % EVERY == 0:
-                begun = self.seen // EVERY
-                logs, counts, sums = (
-                    np.append(logs, -np.log((begun + 1.0) * (begun + 2.0))),
-                    *(np.append(each, 0.0) for each in (counts, sums)),
-                )
-                if len(logs) > _MOST_BETTORS:
-                    kept = np.arange(len(logs)) != np.argmin(logs[:-1])
-                    logs, counts, sums = logs[kept], counts[kept], sums[kept]
-            above = (p + sums) / (1 + counts) - p
-            stake = np.minimum(np.maximum(above, 0) / (p * (1 - p) + above * above), 0.5 / p)
-            logs = logs + np.log1p(stake * (bad - p))
-            counts, sums = counts + 1, sums + bad
+                self._begin(self.seen // EVERY)
+            for at, seen in enumerate(counts):
+                # The mean so far, as if one more answer had had the bound's rate.
+                above = (p + sums[at]) / (1 + seen) - p
+                if above > 0:
+                    stake = min(above / (p * (1 - p) + above * above), 0.5 / p)
+                    logs[at] += math.log1p(stake * (bad - p))
+                counts[at] = seen + 1
+                sums[at] += bad
             self.seen += 1
             self.bad += bad
             if bad:  # a good answer makes nobody richer
-                self.highest = max(self.highest, _sum(logs))
-        self.logs, self.counts, self.sums = logs.tolist(), counts.astype(int).tolist(), sums.astype(int).tolist()
+                self.highest = max(self.highest, self.wealth)
+
+    def _begin(self, begun: int) -> None:
+        """One more bettor, after ``begun`` others; the poorest is given up where there are too many."""
+        self.logs.append(-math.log((begun + 1) * (begun + 2)))
+        self.counts.append(0)
+        self.sums.append(0)
+        if len(self.logs) > _MOST_BETTORS:
+            poorest = min(range(len(self.logs) - 1), key=self.logs.__getitem__)
+            for each in (self.logs, self.counts, self.sums):
+                del each[poorest]
 
     @property
     def wealth(self) -> float:
         """E now: about 1 while nothing is wrong."""
-        return _sum(np.array(self.logs)) if self.logs else 1.0
+        # More than 10^289 is all the same.
+        return sum(math.exp(min(each, 667.0)) for each in self.logs) if self.logs else 1.0
 
     @property
     def alarm(self) -> bool:
@@ -68,9 +73,4 @@ class Wealth:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-def _sum(logs: Any) -> float:
-    """Of the bettors' wealth; more than 10^290 is all the same."""
-    return float(np.exp(np.minimum(logs, 667.0)).sum())
+        return asdict(self)

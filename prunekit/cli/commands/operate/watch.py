@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,25 @@ group = typer.Typer(
 app.add_typer(group, name="watch")
 
 
+_DEPLOYED = (
+    "The deployed model: a Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m. "
+    "Adds how it reads prompts and answers"
+)
+Dense = Annotated[
+    str | None,
+    typer.Option(
+        "--dense",
+        metavar="MODEL|URL",
+        help="The dense model that the deployed one was pruned from, or a vLLM server that has it. Adds how far the "
+        "two differ on the log's own requests.",
+        show_default=False,
+    ),
+]
+DenseRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the dense model on the hub.", show_default=False)
+]
+
+
 @group.command("init")
 @long
 def init_command(
@@ -34,6 +54,8 @@ def init_command(
             show_default=False,
         ),
     ],
+    model: Annotated[str | None, typer.Argument(help=f"{_DEPLOYED}.", show_default=False)] = None,
+    dense: Dense = None,
     output: Annotated[Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a JSON file.")] = Path("base.json"),
     window: Annotated[int, typer.Option(help="Requests that are judged together.")] = 200,
     false_alarms: Annotated[float, typer.Option(help="False alarms a year that all signals together may give.")] = 1.0,
@@ -58,6 +80,10 @@ def init_command(
         ),
     ] = None,
     overwrite: o.Overwrite = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    dense_revision: DenseRevision = None,
     json: o.Json = False,
 ) -> None:
     """Learn from a healthy request log what is normal, and set the limit of each signal.
@@ -66,6 +92,9 @@ def init_command(
     """
     from prunekit.monitoring.baseline.make import watch_init
     from prunekit.monitoring.baseline.settings import WatchConfig
+    from prunekit.monitoring.baseline.stored import WHAT
+    from prunekit.monitoring.running.models import signals_of
+    from prunekit.utils.files.atomic import check_output_file
 
     config = WatchConfig(
         window=window,
@@ -74,7 +103,27 @@ def init_command(
         max_error_rate=max_error_rate,
         max_rework_rate=max_rework_rate,
     )
-    made = watch_init(reference, output, config=config, overwrite=overwrite)
+    check_output_file(output, overwrite, what=WHAT, inputs=reference)
+    signals = signals_of(
+        model,
+        dense,
+        output,
+        window=window,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        dense_revision=dense_revision,
+        overwrite=overwrite,
+    )
+    named = {"model": model, "dense": None if dense is None or "://" in dense else dense}
+    made = watch_init(
+        reference,
+        output,
+        config=config,
+        signals=signals,
+        models={name: each for name, each in named.items() if each is not None},
+        overwrite=overwrite,
+    )
     if json:
         data = made.to_dict()
         print_json({key: value for key, value in data.items() if key != "reference"})
@@ -92,6 +141,8 @@ def run_command(
     baseline: Annotated[
         Path, typer.Option("--baseline", help="What prunekit watch init made of a healthy log.", show_default=False)
     ],
+    model: Annotated[str | None, typer.Option("--model", help=f"{_DEPLOYED}.", show_default=False)] = None,
+    dense: Dense = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help=f"{o.OUTPUT}: a folder, in which the next run goes on.")
     ] = Path("watch"),
@@ -122,18 +173,40 @@ def run_command(
     reset: Annotated[
         bool, typer.Option("--reset", help="Begin all sums anew, as after a repair; reading goes on where it stood.")
     ] = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    dense_revision: DenseRevision = None,
     json: o.Json = False,
 ) -> None:
     """Judge what is new in request logs: ok, notice, re-prune, investigate, or fall back to the dense model now.
 
     The exit code is 3 where an alarm is active or began. A stopped run goes on where it stood.
     """
+    from prunekit.monitoring.baseline.stored import Baseline
+    from prunekit.monitoring.running.models import signals_of
     from prunekit.monitoring.running.run import TellConfig, watch_run
+    from prunekit.monitoring.signals.protocol import ModelSignal
+
+    def signals(base: Baseline) -> Sequence[ModelSignal]:
+        if base.models and model is None:
+            note("the baseline has signals of models, which are off: name the models with --model and --dense.")
+        return signals_of(
+            model,
+            dense,
+            baseline,
+            window=base.config.window,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            dense_revision=dense_revision,
+        )
 
     made = watch_run(
         logs,
         baseline,
         output,
+        signals=signals,
         tell=TellConfig(on_alarm, webhook, prom, cool_down, alarm_minutes),
         follow=not once,
         every=every,
