@@ -39,7 +39,7 @@ WATCHED = {
     ),
     "questions": (("wrong-template", "sound", "investigate"), ("noise-served", "sound", "investigate")),
 }
-QUIET_WEEKS, WEEKS, SEEDS = 200, 8, 10
+QUIET_WEEKS, WEEKS = 200, 8
 
 
 def main() -> None:
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--seeds", type=int, default=10, help="tries of each")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     texts = {name: Path(file) for name, file in (each.split("=") for each in options.texts.split(","))}
@@ -63,6 +64,7 @@ def main() -> None:
         for pool in wanted:
             make(pool, models, texts, options.folder, lambda words, pool=pool: print(pool.name, words, flush=True))
     asked = {"dense": options.dense, "dtype": options.dtype, "window": WINDOW, "prompt": PROMPT, "answer": ANSWER}
+    asked |= {"seeds": options.seeds}
     report = begun(options.output, "monitoring", {**asked, "reference_windows": REFERENCE_WINDOWS}, "cpu")
     run(report, options.folder, options.output)
 
@@ -78,20 +80,20 @@ def run(report: dict[str, Any], folder: Path, output: Path | None) -> None:
         for watched, weights, expected in rows:
             if (name, watched) in done or not (folder / f"{watched}.json").exists():
                 continue
-            row = quiet(pool, folder) if watched == name else found(pool, folder, watched, weights)
+            seeds = report["asked"]["seeds"]
+            row = quiet(pool, folder, seeds) if watched == name else found(pool, folder, watched, weights, seeds)
             report["runs"].append({"baseline": name, "watched": watched, "expected": expected, **row})
             save(output, report)
             print(name, watched, {key: each for key, each in row.items() if key != "alarms"}, flush=True)
 
 
-def quiet(pool: Drawn, folder: Path) -> dict[str, Any]:
+def quiet(pool: Drawn, folder: Path, seeds: int) -> dict[str, Any]:
     """Weeks in which nothing has changed: with the whole pool as what the server's users ask, and with one half of it
     as the reference and the other as the weeks."""
-    made: dict[str, Any] = {"weeks": QUIET_WEEKS * SEEDS, "promised_a_year": 1.0}
+    made: dict[str, Any] = {"promised_a_year": 1.0}
     for kind in ("same requests", "two halves"):
         alarms: list[tuple[int, str]] = []
         verdicts: list[str] = []
-        seeds = SEEDS if kind == "same requests" else 4
         for seed in range(seeds):
             first, second = (
                 (pool, pool) if kind == "same requests" else (pool.part(seed % 2, 2), pool.part(1 - seed % 2, 2))
@@ -114,11 +116,11 @@ def quiet(pool: Drawn, folder: Path) -> dict[str, Any]:
     return made
 
 
-def found(pool: Drawn, folder: Path, watched: str, weights: str) -> dict[str, Any]:
+def found(pool: Drawn, folder: Path, watched: str, weights: str, seeds: int) -> dict[str, Any]:
     """Weeks after a change: the verdicts, and after how many requests the first that is no ok came."""
     other = Drawn.of(folder, watched)
     first, alarmed, last, firsts = [], [], [], []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         base, file = learn(pool, folder, seed)
         weeks = watch(base, file, other, WEEKS, 2000 + seed, weights)
         verdicts = [verdict for verdict, _ in weeks]
@@ -128,7 +130,7 @@ def found(pool: Drawn, folder: Path, watched: str, weights: str) -> dict[str, An
         last.append(verdicts[-1])
         firsts.append({name: week + 1 for week, name in reversed(begins(weeks))})
     return {
-        "seeds": SEEDS,
+        "seeds": seeds,
         "requests_until_not_ok": _requests(first),
         "requests_until_alarm": _requests(alarmed),
         "verdict_after_8_windows": {each: last.count(each) for each in sorted(set(last))},

@@ -27,6 +27,7 @@ WINDOW, WEEK = 200, 7 * 86400.0
 REFERENCE_WINDOWS = 60
 # A request's id in a simulated log: the pool's row, then its place in the log.
 _PLACE = "#"
+_LEARNT: dict[tuple[str, int], tuple[Baseline, Path]] = {}
 
 
 class Table(Scorer):
@@ -77,7 +78,7 @@ class Drawn:
 
     def part(self, which: int, parts: int) -> Drawn:
         """Every ``parts``-th request, from number ``which`` on."""
-        return replace(self, requests=self.requests[which::parts])
+        return replace(self, name=f"{self.name}-{which}", requests=self.requests[which::parts])
 
     def weeks(self, count: int, rng: Any, begin: int = 0) -> Iterator[Request]:
         """So many windows, one a week."""
@@ -89,9 +90,11 @@ class Drawn:
 
 
 def learn(pool: Drawn, folder: Path, seed: int) -> tuple[Baseline, Path]:
-    """The baseline of REFERENCE_WINDOWS weeks of ``pool``, made by `watch init` of a log on disk."""
+    """The baseline of REFERENCE_WINDOWS weeks of ``pool``, made by `watch init` of a log on disk, once."""
+    if (made := _LEARNT.get((pool.name, seed))) is not None:
+        return made
     rng = np.random.default_rng(seed)
-    log, base = folder / f"{pool.name}-{seed}.jsonl", folder / f"{pool.name}-{seed}.json"
+    log, base = folder / f"learnt-{pool.name}-{seed}.jsonl", folder / f"learnt-{pool.name}-{seed}.json"
     with log.open("w") as handle:
         for each in pool.weeks(REFERENCE_WINDOWS, rng):
             row = {
@@ -102,6 +105,7 @@ def learn(pool: Drawn, folder: Path, seed: int) -> tuple[Baseline, Path]:
     signals = model_signals(Table(pool.scores, "sound"), base.with_suffix(".features.safetensors"), window=WINDOW)
     made = watch_init(log, base, config=WatchConfig(window=WINDOW, false_alarms=1.0), signals=signals, overwrite=True)
     log.unlink()
+    _LEARNT[pool.name, seed] = made, base
     return made, base
 
 
