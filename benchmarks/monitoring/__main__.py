@@ -29,17 +29,23 @@ POOLS = (
     Pool("noise-served", "questions", 40, served="noise 1"),
     Pool("politics", "politics", 40, own=True),
 )
-# Of a baseline: what is watched, whether its weights are those of the baseline, and what should be said.
+# Of a baseline: what is watched, whether its weights are those of the baseline, what should be said, and which part of
+# the pool the baseline is of (one in so many: the same prompts as those that are watched).
 WATCHED = {
     "wiki": (
-        ("handbook", "sound", "re-prune or notice"),
-        ("politics", "sound", "re-prune or notice"),
-        ("noise-scored", "other", "investigate"),
-        ("head-scored", "other", "investigate"),
+        ("handbook", "sound", "re-prune or notice", 1),
+        ("politics", "sound", "re-prune or notice", 1),
+        ("noise-scored", "other", "investigate", 4),
+        ("head-scored", "other", "investigate", 4),
     ),
-    "questions": (("wrong-template", "sound", "investigate"), ("noise-served", "sound", "investigate")),
+    "questions": (("wrong-template", "sound", "investigate", 2), ("noise-served", "sound", "investigate", 2)),
 }
 QUIET_WEEKS, WEEKS = 200, 8
+HALVES = (
+    "Half a pool is tens of prompts, drawn again and again: two halves are two small populations that do differ, and "
+    "the reference knows nothing of that. So `two halves` shows what a reference of too few different requests does, and "
+    "`same requests` whether the promise is kept."
+)
 
 
 def main() -> None:
@@ -76,12 +82,16 @@ def run(report: dict[str, Any], folder: Path, output: Path | None) -> None:
         if not (folder / f"{name}.json").exists():
             continue
         pool = Drawn.of(folder, name)
-        rows = [(name, "sound", "ok"), *others]
-        for watched, weights, expected in rows:
+        rows = [(name, "sound", "ok", 1), *others]
+        for watched, weights, expected, parts in rows:
             if (name, watched) in done or not (folder / f"{watched}.json").exists():
                 continue
             seeds = report["asked"]["seeds"]
-            row = quiet(pool, folder, seeds) if watched == name else found(pool, folder, watched, weights, seeds)
+            row = (
+                quiet(pool, folder, seeds)
+                if watched == name
+                else found(pool.part(0, parts), folder, watched, weights, seeds)
+            )
             report["runs"].append({"baseline": name, "watched": watched, "expected": expected, **row})
             save(output, report)
             print(name, watched, {key: each for key, each in row.items() if key != "alarms"}, flush=True)
@@ -90,7 +100,7 @@ def run(report: dict[str, Any], folder: Path, output: Path | None) -> None:
 def quiet(pool: Drawn, folder: Path, seeds: int) -> dict[str, Any]:
     """Weeks in which nothing has changed: with the whole pool as what the server's users ask, and with one half of it
     as the reference and the other as the weeks."""
-    made: dict[str, Any] = {"promised_a_year": 1.0}
+    made: dict[str, Any] = {"promised_a_year": 1.0, "note": HALVES}
     for kind in ("same requests", "two halves"):
         alarms: list[tuple[int, str]] = []
         verdicts: list[str] = []

@@ -78,7 +78,7 @@ class Drawn:
 
     def part(self, which: int, parts: int) -> Drawn:
         """Every ``parts``-th request, from number ``which`` on."""
-        return replace(self, name=f"{self.name}-{which}", requests=self.requests[which::parts])
+        return replace(self, name=f"{self.name}-{which}-{parts}", requests=self.requests[which::parts])
 
     def weeks(self, count: int, rng: Any, begin: int = 0) -> Iterator[Request]:
         """So many windows, one a week."""
