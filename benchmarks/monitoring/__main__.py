@@ -43,8 +43,8 @@ WATCHED = {
 QUIET_WEEKS, WEEKS = 200, 8
 HALVES = (
     "Half a pool is tens of prompts, drawn again and again: two halves are two small populations that do differ, and "
-    "the reference knows nothing of that. So `two halves` shows what a reference of too few different requests does, and "
-    "`same requests` whether the promise is kept."
+    "the reference knows nothing of that. So `two halves` shows what a reference of too few different requests does, "
+    "and `same requests` whether the promise is kept."
 )
 
 
