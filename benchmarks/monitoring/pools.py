@@ -60,9 +60,8 @@ class Models:
 def text_prompts(file: Path, count: int, tokenizer: Any) -> list[list[int]]:
     """Blocks of PROMPT + ANSWER tokens, spread evenly over a text."""
     text = file.read_text(encoding="utf-8", errors="replace")
-    step = len(text) // count
     ids = [
-        tokenizer(text[place * step :][: (PROMPT + ANSWER) * 12], add_special_tokens=False)["input_ids"]
+        tokenizer(text[place * len(text) // count :][: (PROMPT + ANSWER) * 12], add_special_tokens=False)["input_ids"]
         for place in range(count)
     ]
     return [each[: PROMPT + ANSWER] for each in ids]
