@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from prunekit.export.export import export_model
     from prunekit.kernels import generate, optimize
     from prunekit.models.source import resolve
+    from prunekit.monitoring.baseline.make import watch_init
+    from prunekit.monitoring.running.run import watch_run
     from prunekit.pipeline import make_plan, prune, recover
     from prunekit.pipeline.candidates.run import candidates
     from prunekit.plan import Plan
@@ -54,6 +56,8 @@ __all__ = [
     "rebuild",
     "recover",
     "resolve",
+    "watch_init",
+    "watch_run",
     "write_report",
 ]
 _HOME = {
@@ -73,6 +77,8 @@ _HOME = {
     "rebuild": "checkpoint.rebuild",
     "recover": "pipeline",
     "resolve": "models.source",
+    "watch_init": "monitoring.baseline.make",
+    "watch_run": "monitoring.running.run",
     "write_report": "report.write",
 }
 

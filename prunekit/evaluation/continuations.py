@@ -13,12 +13,11 @@ from prunekit.evaluation.phases import continues
 from prunekit.evaluation.windows import eval_mode
 from prunekit.models.runner import TorchRunner
 from prunekit.utils.numerics.finite import NotFinite
+from prunekit.utils.numerics.repetition import NGRAM, ngrams, repeated_share
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
-
-_NGRAM = 4
 
 # What is shown of continuations side by side.
 SHOWN = 2
@@ -37,7 +36,7 @@ class ContinuationConfig:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("prompt_length", 2), ("new_tokens", _NGRAM), ("batch_size", 1)):
+        for name, least in (("prompts", 1), ("prompt_length", 2), ("new_tokens", NGRAM), ("batch_size", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise PrunekitError(
@@ -209,12 +208,6 @@ def fluency(continuations: Continuations) -> Fluency:
     )
 
 
-def repeated_share(tokens: Sequence[int], n: int = _NGRAM) -> float | None:
-    """1 - unique / all n-grams; None where there is no n-gram."""
-    grams = _ngrams(tokens, n)
-    return 1 - len(set(grams)) / len(grams) if grams else None
-
-
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens the two begin with in common."""
     for position, (left, right) in enumerate(zip(a, b, strict=False)):
@@ -228,12 +221,8 @@ def equal_share(a: Sequence[int], b: Sequence[int]) -> float:
     return sum(left == right for left, right in zip(a, b, strict=False)) / max(len(a), len(b))
 
 
-def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1)]
-
-
 def _distinct(continuations: Continuations, n: int) -> float | None:
-    grams = [gram for each in continuations for gram in _ngrams(each, n)]
+    grams = [gram for each in continuations for gram in ngrams(each, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 

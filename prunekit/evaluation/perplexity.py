@@ -14,14 +14,12 @@ from prunekit.data.tokenised import bos
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.baseline import Baseline, Beside, Kept, scored_states
 from prunekit.evaluation.phases import reads
+from prunekit.evaluation.token_scores import Paired, token_scores
 from prunekit.evaluation.windows import EvalConfig, batches, eval_mode, read_texts, shortened, windows
-from prunekit.utils.numerics.finite import NotFinite
 from prunekit.utils.progress import progress
 
 if TYPE_CHECKING:
     import torch
-
-    from prunekit.models.head import Head
 
 
 @dataclass(frozen=True)
@@ -216,40 +214,15 @@ def _score(
     model: Any, baseline: Baseline | None, block: torch.Tensor, first: int, sums: _Sums, name: str, text: str
 ) -> None:
     """Adds one batch of windows [B, L] to ``sums``, scoring the tokens from position ``first`` on."""
-    import torch
-
     from prunekit.models.head import Head
 
     targets = block[:, first:]
-    count = targets.numel()
     hidden = scored_states(model, block, first, name)
-    dense_hidden = None if baseline is None else baseline.states(text, sum(sums.tokens), block, first)
-    targets = targets.flatten().to(hidden.device)
-    kept: dict[str, list[torch.Tensor]] = {"nll": [], "baseline_nll": [], "kl": [], "agree": []}
-    head = Head(model)
-    for at in range(0, count, head.rows):
-        part = slice(at, at + head.rows)
-        log_probs = _log_probs(head, hidden[part], name, text)
-        kept["nll"].append(-log_probs.gather(1, targets[part, None])[:, 0].cpu().double())
-        if baseline is None or dense_hidden is None:
-            continue
-        dense = _log_probs(baseline.head, dense_hidden[part], baseline.name, text).to(log_probs.device)
-        kept["baseline_nll"].append(-dense.gather(1, targets[part, None])[:, 0].cpu().double())
-        kept["agree"].append((dense.argmax(-1) == log_probs.argmax(-1)).cpu().double())
-        # Where the baseline gives a token no probability at all its term is 0, not 0 · inf.
-        kept["kl"].append(torch.where(dense.isneginf(), 0.0, dense.exp() * (dense - log_probs)).sum(-1).cpu().double())
+    dense = None
+    if baseline is not None:
+        dense = Paired(baseline.name, baseline.head, baseline.states(text, sum(sums.tokens), block, first))
+    made = token_scores(Head(model), hidden, targets.flatten(), dense, name=name, text=text)
     sums.tokens += [block.shape[1] - first] * len(block)
-    for key, values in kept.items():
-        if values:
-            getattr(sums, key).extend(torch.cat(values).reshape(len(block), -1).sum(-1).tolist())
-
-
-def _log_probs(head: Head, hidden: torch.Tensor, name: str, text: str) -> torch.Tensor:
-    log_probs = head(hidden).log_softmax(-1)
-    # One NaN or +inf logit makes its whole row NaN.
-    if log_probs.isnan().any():
-        raise NotFinite(
-            f"{name} gave logits that are not numbers on {source_name(text)}; its weights are broken or its dtype "
-            "overflows. Try --dtype float32, and if that does not help make the checkpoint again."
-        )
-    return log_probs
+    for key, values in made._asdict().items():
+        if values is not None:
+            getattr(sums, key).extend(values.reshape(len(block), -1).sum(-1).tolist())

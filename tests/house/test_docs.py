@@ -52,6 +52,8 @@ def root_options() -> set[str]:
 def options() -> set[str]:
     found = {"--help", *root_options()}
     for command in subcommands().values():
+        for each in getattr(command, "commands", {}).values():
+            found |= {word for parameter in each.params for word in (*parameter.opts, *parameter.secondary_opts)}
         for parameter in command.params:
             found |= {*parameter.opts, *parameter.secondary_opts}
     return found
@@ -88,6 +90,8 @@ def test_commands_parse(page: Page) -> None:
     for arguments in page.commands("prunekit"):
         name, *rest = arguments
         command = subcommands()[name]
+        if hasattr(command, "commands"):
+            name, command, rest = f"{name} {rest[0]}", command.commands[rest[0]], rest[1:]
         command.make_context(f"prunekit {name}", [*rest])
 
 

@@ -32,6 +32,8 @@ NAMES = (
     "optimize",
     "generate",
     "write_report",
+    "watch_init",
+    "watch_run",
     "progress",
     "PrunekitError",
 )

@@ -1,0 +1,1 @@
+"""Whether a smaller model is still good a month later: request logs, signals, verdicts, alarms."""

@@ -1,0 +1,1 @@
+"""Telling of alarms: a command, a webhook, a text file for Prometheus."""

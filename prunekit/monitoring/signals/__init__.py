@@ -1,0 +1,1 @@
+"""What is measured of a window of requests, and how it is compared with the reference."""

@@ -1,0 +1,1 @@
+"""From signals to what should be done, in plain sentences."""

@@ -1,0 +1,75 @@
+"""The rule of the verdict: which signals are up decides what should be done.
+
+Other prompts alone are no fault of the model: a notice. Other prompts and a model that follows the dense one less well
+on them: prune anew with recent text. Worse answers to the same prompts: something is broken, so investigate. More bad
+answers than the bound allows: the dense model, now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Verdict = Literal["ok", "notice", "re-prune", "investigate", "fall back to dense now"]
+SEVERITY: dict[str, int] = {"ok": 0, "notice": 1, "re-prune": 2, "investigate": 3, "fall back to dense now": 4}
+
+DO: dict[str, str] = {
+    "ok": "Nothing to do.",
+    "notice": "Look at what is asked now. If it is here to stay, collect recent text, and make the baseline again "
+    "with `prunekit watch init`.",
+    "re-prune": "Prune again with recent text (`prunekit prune --calib`), and put the new model into service only "
+    "after it was compared with the dense one.",
+    "investigate": "Compare the served weights, the server's options and the chat template with those of the release: "
+    "prompts are as before, and answers are not.",
+    "fall back to dense now": "Send requests to the dense model until the cause is found.",
+}
+
+
+@dataclass(frozen=True)
+class Up:
+    """A signal whose alarm is active; ``decides`` is False for one that only warns. ``sentence`` says what it saw."""
+
+    name: str
+    kind: str
+    decides: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict with its ``reasons`` and what to ``do``, in sentences."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    do: str
+
+    @property
+    def alarm(self) -> bool:
+        """Whether somebody must act."""
+        return SEVERITY[self.verdict] >= SEVERITY["re-prune"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return asdict(self)
+
+
+def judge(up: Sequence[Up], over: Sequence[str] = ()) -> Judged:
+    """The verdict on the signals that are ``up``; ``over`` holds a sentence for each bound that was passed."""
+    reasons = (*over, *(each.sentence for each in up))
+    kinds = {each.kind for each in up if each.decides}
+    seen = {each.kind for each in up}
+    verdict: Verdict
+    if over:
+        verdict = "fall back to dense now"
+    elif "quality" in kinds and "input" in seen:
+        verdict = "re-prune"
+    elif "quality" in kinds or ("output" in kinds and "input" not in seen):
+        verdict = "investigate"
+    elif seen:
+        verdict = "notice"
+    else:
+        verdict = "ok"
+    if verdict == "notice" and not kinds:
+        reasons = (*reasons, "These signals are uncalibrated: they warn only.")
+    return Judged(verdict, reasons or ("All signals are within their limits.",), DO[verdict])

@@ -1,0 +1,208 @@
+"""Signals of a watch that need models: two halves of one log are alike, other prompts and broken weights are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prunekit.errors import PrunekitError
+from prunekit.models.source import load_model, resolve
+from prunekit.monitoring.log.request import Request
+from prunekit.monitoring.scoring import mmd
+from prunekit.monitoring.scoring.contexts import ScoringConfig
+from prunekit.monitoring.scoring.features import features_file, read_features, write_features
+from prunekit.monitoring.scoring.scorer import Scorer
+from prunekit.monitoring.scoring.signals import model_signals
+from tests.support.command import Command, save_tiny
+from tests.support.tiny_text import tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("single_threaded")
+
+CONFIG = ScoringConfig(prompts=12, least=8, prompt_tokens=24, answer_tokens=8, reference=32)
+
+
+def log(count: int, letters: str = "abcdefgh", seed: int = 0) -> list[Request]:
+    rng = np.random.default_rng(seed)
+
+    def text(most: int) -> str:
+        return "".join(letters[place] for place in rng.integers(0, len(letters), most))
+
+    return [
+        Request(
+            f"{letters[0]}{seed}-{number}", ts=1.8e9 + 7200 * number, prompt=text(20), answer=text(6), n_in=20, n_out=6
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("signals")
+    save_tiny(root / "dense", layers=2, max_position_embeddings=512)
+    model = load_model(resolve(str(root / "dense")), device="cpu")
+    weight = model.get_submodule("model.layers")[1].mlp.down_proj.weight
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    for name, size in (("deployed", 0.02), ("broken", 0.5)):
+        with torch.no_grad():
+            weight += size * noise
+        model.save_pretrained(root / name)
+        tiny_tokenizer().save_pretrained(root / name)
+    return root
+
+
+def made(folder: Path, file: Path, deployed: str = "deployed", dense: str | None = "dense") -> dict[str, Any]:
+    sources = [None if name is None else resolve(str(folder / name)) for name in (deployed, dense)]
+    assert sources[0] is not None
+    scorer = Scorer(sources[0], sources[1], CONFIG, device="cpu")
+    return {each.name: each for each in model_signals(scorer, file, window=50)}
+
+
+def test_distance_is_near_nothing_for_halves_and_far_for_others() -> None:
+    rng = np.random.default_rng(0)
+    all_features = rng.normal(size=(160, 6)) * np.array([1, 1, 1, 100, 1, 0])
+    ids = tuple(f"r{number}" for number in range(160))
+    kept = mmd.reference(all_features[:80], ids[:80])
+    same = [kept.distance(rng.permutation(all_features[80:])[:32]) for _ in range(20)]
+    assert abs(float(np.mean(same))) < 0.02
+    assert kept.distance(all_features[80:112] + np.array([1, 1, 1, 0, 0, 0])) > 5 * max(map(abs, same))
+    # A window of the reference's own requests is compared with the rest.
+    assert abs(kept.distance(all_features[:32], ids[:32])) < 0.05
+
+
+def test_distance_equals_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(9, 3)), rng.normal(size=(5, 3))
+    kept = mmd.reference(x, tuple("abcdefghi"))
+    a, b = (x - x.mean(0)) / x.std(0), (y - x.mean(0)) / x.std(0)
+    median = np.median([np.linalg.norm(a[i] - a[j]) for i in range(9) for j in range(i)])
+    assert kept.width == pytest.approx(median)
+
+    def k(p: Any, q: Any) -> float:
+        return float(np.exp(-np.sum((p - q) ** 2) / 2 / median**2))
+
+    within = np.mean([k(a[i], a[j]) for i in range(9) for j in range(9) if i != j])
+    within += np.mean([k(b[i], b[j]) for i in range(5) for j in range(5) if i != j])
+    expected = within - 2 * np.mean([[k(p, q) for q in b] for p in a])
+    assert kept.distance(y) == pytest.approx(expected, rel=1e-4)
+
+
+def test_prompts_that_are_all_alike_or_too_few_are_refused() -> None:
+    with pytest.raises(PrunekitError, match="the same"):
+        mmd.reference(np.ones((20, 3)), tuple(map(str, range(20))))
+    with pytest.raises(PrunekitError, match="at least 8"):
+        mmd.reference(np.eye(3), tuple("abc"))
+
+
+def test_hidden_states_belong_to_their_baseline(tmp_path: Path) -> None:
+    file = features_file(tmp_path / "base.json")
+    assert file.name == "base.features.safetensors"
+    kept = mmd.reference(np.random.default_rng(0).normal(size=(20, 4)), tuple(map(str, range(20))))
+    said = json.loads(json.dumps(write_features(file, kept)))
+    read = read_features(tmp_path, said)
+    np.testing.assert_allclose(read.features, kept.features, atol=2e-3)
+    assert (read.ids, read.width) == (kept.ids, kept.width)
+    # Left by a run that failed: there is no baseline.
+    write_features(file, kept)
+    (tmp_path / "base.json").write_text("{}")
+    with pytest.raises(PrunekitError, match="already exists"):
+        write_features(file, kept)
+    write_features(file, kept, overwrite=True)
+    with pytest.raises(PrunekitError, match="not the one"):
+        read_features(tmp_path, {**said, "sha256": "0" * 64})
+    with pytest.raises(PrunekitError, match="is missing"):
+        read_features(tmp_path, {**said, "file": "../base.features.safetensors"})
+    file.write_bytes(b"mine")
+    with pytest.raises(PrunekitError, match="already exists"):
+        write_features(file, kept, overwrite=True)
+    assert file.read_bytes() == b"mine"
+
+
+def test_signals_see_what_they_are_for(folder: Path, tmp_path: Path) -> None:
+    reference, same = log(64), log(50, seed=1)
+    other = log(50, "STUVWXYZ", seed=2)
+    before = made(folder, tmp_path / "base.features.safetensors")
+    states = {name: each.reference(reference) for name, each in before.items()}
+    json.dumps(states)
+    assert [name for name, each in before.items() if each.kind == "quality"] == [
+        "shadow_kl",
+        "shadow_disagreement",
+        "prompt_increase",
+        "answer_surprise",
+    ]
+    calm = {name: each.score(same, states[name]) for name, each in before.items()}
+    moved = {name: each.score(other, states[name]) for name, each in before.items()}
+    assert calm["other_weights"].value == 0
+    assert moved["prompt_mmd"].value > 10 * abs(calm["prompt_mmd"].value) > 0
+    assert calm["logprob_gap"].value is None
+    assert "logprob_mean" in (calm["logprob_gap"].reason or "")
+    assert calm["shadow_kl"].details["requests"] == 8
+    assert calm["prompt_nll"].details["requests"] == 12
+
+    # The same again, whatever was scored before.
+    again = made(folder, tmp_path / "base.features.safetensors")
+    assert {name: each.score(same, states[name]).value for name, each in again.items()} == {
+        name: each.value for name, each in calm.items()
+    }
+
+    broken = made(folder, tmp_path / "base.features.safetensors", "broken")
+    seen = {name: each.score(same, states[name]) for name, each in broken.items()}
+    assert seen["other_weights"].value == 1
+    assert seen["shadow_kl"].value > 1.2 * calm["shadow_kl"].value
+    for name in ("prompt_mmd", "prompt_nll", "answer_nll"):
+        assert seen[name].value is None
+        assert "weights are not those of the baseline" in seen[name].reason
+
+
+def test_another_dense_model_is_not_compared(folder: Path, tmp_path: Path) -> None:
+    before = made(folder, tmp_path / "base.features.safetensors")
+    states = {name: each.reference(log(64)) for name, each in before.items()}
+    after = made(folder, tmp_path / "base.features.safetensors", dense="broken")
+    scored = after["shadow_kl"].score(log(50, seed=1), states["shadow_kl"])
+    assert scored.value is None
+    assert "dense model is not that of the baseline" in (scored.reason or "")
+
+
+def test_a_window_that_can_t_be_read_says_why(folder: Path, tmp_path: Path) -> None:
+    signals = made(folder, tmp_path / "base.features.safetensors", dense=None)
+    states = {name: each.reference(log(64)) for name, each in signals.items()}
+    assert "shadow_kl" not in signals
+    blind = [Request(f"r{number}", n_in=5) for number in range(50)]
+    for name in ("prompt_nll", "prompt_mmd", "answer_nll"):
+        scored = signals[name].score(blind, states[name])
+        assert scored.value is None
+        assert "only 0 requests" in (scored.reason or "")
+        assert "no prompt" in (scored.reason or "")
+    silent = [Request(f"r{number}", prompt="abcdefg") for number in range(50)]
+    assert "no answers" in (signals["answer_nll"].score(silent, states["answer_nll"]).reason or "")
+
+
+def write_log(file: Path, requests: list[Request]) -> None:
+    rows = [{key: getattr(each, key) for key in ("id", "ts", "prompt", "answer", "n_in", "n_out")} for each in requests]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_commands_watch_with_both_models(folder: Path, tmp_path: Path, command: Command) -> None:
+    write_log(tmp_path / "reference.jsonl", log(1600))
+    write_log(tmp_path / "same.jsonl", log(100, seed=1))
+    base, logs = tmp_path / "base.json", str(tmp_path / "reference.jsonl")
+    models = (str(folder / "deployed"), "--dense", str(folder / "dense"))
+    done = command("watch", "init", "--reference", logs, *models, "--window", 50, "-o", base, "--device", "cpu")
+    assert done.code == 0, done.err
+    said = json.loads(base.read_text())
+    assert said["models"] == {"model": "deployed", "dense": "dense"}
+    status = {each["name"]: each["status"] for each in said["signals"]}
+    assert status["shadow_kl"] == status["prompt_mmd"] == "calibrated"
+    run = ("watch", "run", "--baseline", base, "--once", "--json", "--device", "cpu", "--dense", models[2])
+    fine = command(*run, tmp_path / "same.jsonl", "-o", tmp_path / "a", "--model", models[0])
+    assert fine.code == 0, fine.err
+    assert json.loads(fine.out)["last_window"]["signals"]["shadow_kl"]["value"] > 0
+    broken = command(*run, tmp_path / "same.jsonl", "-o", tmp_path / "b", "--model", folder / "broken")
+    assert broken.code == 3, broken.err
+    assert json.loads(broken.out)["verdict"] == "investigate"
+    alone = command("watch", "init", "--reference", logs, "--dense", models[2], "-o", tmp_path / "x.json")
+    assert alone.code == 2

@@ -1,0 +1,376 @@
+"""A watch from log to alarm: verdicts, going on after any end, rotation, what is told and how often."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from prunekit.errors import PrunekitError
+from prunekit.monitoring.alarms.command import Command, parse_command
+from prunekit.monitoring.alarms.prometheus import escaped
+from prunekit.monitoring.baseline.gather import windows
+from prunekit.monitoring.baseline.make import watch_init
+from prunekit.monitoring.baseline.settings import WatchConfig
+from prunekit.monitoring.baseline.stored import Baseline, read_baseline
+from prunekit.monitoring.log.fields import request_of
+from prunekit.monitoring.log.request import Request
+from prunekit.monitoring.running.folder import Folder
+from prunekit.monitoring.running.run import TellConfig, watch_run
+from prunekit.monitoring.running.teller import Teller
+from prunekit.monitoring.signals.protocol import Scored
+from prunekit.monitoring.verdicts.rule import Up, judge
+from prunekit.monitoring.verdicts.watcher import Watcher
+from tests.support.command import ROOT
+from tests.support.request_logs import rows, write_log
+
+CONFIG = WatchConfig(window=50)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Baseline]:
+    folder = tmp_path_factory.mktemp("baseline")
+    log = write_log(folder / "reference.jsonl", 5000, 1)
+    return folder / "base.json", watch_init(log, folder / "base.json", config=CONFIG)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_baseline_is_read_as_it_was_written(made: tuple[Path, Baseline]) -> None:
+    path, baseline = made
+    again = read_baseline(path)
+    assert again.to_dict() == baseline.to_dict()
+    assert baseline.per_day == pytest.approx(2000, rel=0.01) and baseline.log["windows"] == 100
+    assert all(each.decides for each in baseline.signals if each.name != "errors")
+    rate = baseline.bounds["error"]
+    assert rate["reference"] == pytest.approx(0.03, abs=0.01) and rate["bound"] > rate["reference"] + 0.01
+    assert "prompt" not in json.dumps({key: value for key, value in baseline.log.items()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("healthy", "ok"),
+        ("domain", "notice"),
+        ("broken", "investigate"),
+        ("rejected", "fall back to dense now"),
+    ],
+)
+def test_verdicts(made: tuple[Path, Baseline], tmp_path: Path, kind: str, verdict: str) -> None:
+    log = write_log(tmp_path / "log.jsonl", 1500, 2, kind=kind)
+    result = watch_run([log], made[0], tmp_path / "watch")
+    assert result.verdict == verdict and result.alarm == (verdict not in ("ok", "notice"))
+    assert result.data["windows"] == 30 == len(history(tmp_path / "watch"))
+    data = json.loads((tmp_path / "watch" / "watch.json").read_text())
+    assert data["format"] == "prunekit-watch" and data["verdict"] == verdict
+    # No text of a request goes where others may read it.
+    assert all("w1 " not in file.read_text() for file in (tmp_path / "watch").iterdir())
+
+
+def test_two_halves_of_one_log_give_no_more_alarms_than_promised(tmp_path: Path) -> None:
+    """200 weeks of 100 requests a day, judged by a baseline of the weeks before them."""
+    weeks, per_day = 200, 100
+    log = write_log(tmp_path / "reference.jsonl", 6000, 5, per_day=per_day)
+    baseline = watch_init(log, tmp_path / "base.json", config=CONFIG)
+    watcher, before, alarms = Watcher(baseline), False, 0
+    requests = ((made, None) for row in rows(weeks * 7 * per_day, 6, per_day=per_day) if (made := _request(row)))
+    for each in windows(requests, CONFIG.window, False):
+        verdict, _ = watcher.judge(each.figures, each.sampled)
+        alarms += verdict.verdict != "ok" and not before
+        before = verdict.verdict != "ok"
+    assert watcher.windows == 2800
+    # 3.8 are promised of the sums, with notices; of them more than 8 come once in 60 such runs.
+    assert alarms <= 8
+
+
+def _request(row: dict[str, Any]) -> Request | None:
+    return request_of(row, b"", lambda kind: None)
+
+
+def test_the_rule() -> None:
+    def up(kind: str, decides: bool = True) -> Up:
+        return Up(kind, kind, decides, f"{kind} is up.")
+
+    assert judge([]).verdict == "ok"
+    assert judge([up("input")]).verdict == "notice"
+    assert judge([up("input"), up("output")]).verdict == "notice"
+    assert judge([up("output")]).verdict == "investigate"
+    assert judge([up("quality")]).verdict == "investigate"
+    assert judge([up("quality"), up("input")]).verdict == "re-prune"
+    assert judge([up("quality", False), up("output", False)]).verdict == "notice"
+    assert judge([up("quality")], ["Too many errors."]).verdict == "fall back to dense now"
+    assert judge([up("input")], ["Too many errors."]).reasons == ("Too many errors.", "input is up.")
+
+
+def test_a_growing_log_is_read_on(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    whole = write_log(tmp_path / "whole.jsonl", 1000, 3, kind="broken")
+    watch_run([whole], made[0], tmp_path / "expected")
+    data, growing = whole.read_bytes(), tmp_path / "log.jsonl"
+    for end in (10, 30_000, 30_000, 100_005, len(data)):
+        growing.write_bytes(data[:end])
+        watch_run([growing], made[0], tmp_path / "watch")
+    assert history(tmp_path / "watch") == history(tmp_path / "expected")
+
+
+def test_rotated_logs_are_read_to_their_ends(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    lines = write_log(tmp_path / "whole.jsonl", 1000, 3).read_text().splitlines(keepends=True)
+    watch_run([tmp_path / "whole.jsonl"], made[0], tmp_path / "expected")
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(lines[:230]))
+    watch_run([log], made[0], tmp_path / "watch")
+    with log.open("a") as handle:
+        handle.writelines(lines[230:410])
+    log.rename(tmp_path / "log.jsonl.2")
+    (tmp_path / "log.jsonl.1").write_text("".join(lines[410:500]))
+    log.write_text("".join(lines[500:]))
+    os.utime(tmp_path / "log.jsonl.2", (1, 1))
+    result = watch_run([log], made[0], tmp_path / "watch")
+    assert history(tmp_path / "watch") == history(tmp_path / "expected") and not result.data["log"]["problems"]
+    log.write_text("".join(lines[:60]))
+    assert watch_run([log], made[0], tmp_path / "watch").data["log"]["problems"]["lost"]["lines"] == 1
+
+
+KILLED = """
+import os, sys
+from prunekit.monitoring.running import folder
+written = 0
+original = folder.Folder.write_state
+def write_state(self, state):
+    global written
+    written += 1
+    if written == int(sys.argv[1]):
+        os.kill(os.getpid(), 9)
+    original(self, state)
+folder.Folder.write_state = write_state
+from prunekit.monitoring.running import run
+run._KEEP_EVERY = 0.0
+run.watch_run(sys.argv[2:3], sys.argv[3], sys.argv[4])
+"""
+
+
+def test_a_killed_run_is_gone_on_with(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 600, 3)
+    watch_run([log], made[0], tmp_path / "expected")
+    again = [sys.executable, "-c", KILLED, "5", str(log), str(made[0]), str(tmp_path / "watch")]
+    killed = subprocess.run(again, cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    watch_run([log], made[0], tmp_path / "watch")
+    assert history(tmp_path / "watch") == history(tmp_path / "expected")
+
+
+def test_two_runs_in_one_folder_refuse_each_other(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 60, 3)
+    with Folder(tmp_path / "watch").locked(), pytest.raises(PrunekitError, match="Another `prunekit watch run` works"):
+        watch_run([log], made[0], tmp_path / "watch")
+
+
+def test_an_alarm_is_told_once(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 700, 2, kind="broken")
+    script = (
+        f"{sys.executable} -c \"import sys; open('{tmp_path}/told', 'a').write(sys.stdin.read())\" ; rm -rf /nothing"
+    )
+    tell = TellConfig(on_alarm=script, prometheus=tmp_path / "watch.prom")
+    for _ in range(2):
+        result = watch_run([log], made[0], tmp_path / "watch", tell=tell)
+        assert result.alarm and result.data["telling_failures"] == 0
+    (told,) = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert told["verdict"] == "investigate" and told["status"] == "firing" and told["reasons"]
+    figures = (tmp_path / "watch.prom").read_text()
+    assert 'prunekit_watch_verdict{verdict="investigate"} 1\n' in figures
+    assert 'prunekit_watch_signal_active{signal="repetition"} 1\n' in figures
+    assert escaped('a"b\\c\nd') == r"a\"b\\c\nd"
+
+
+def test_reset_begins_anew(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 700, 2, kind="rejected")
+    assert watch_run([log], made[0], tmp_path / "watch").verdict == "fall back to dense now"
+    log.write_text(log.read_text() + write_log(tmp_path / "more.jsonl", 300, 8).read_text())
+    result = watch_run([log], made[0], tmp_path / "watch", reset=True)
+    assert result.verdict == "ok" and result.data["windows"] == 6
+
+
+class Receiver(BaseHTTPRequestHandler):
+    got: ClassVar[list[Any]] = []
+    answers: ClassVar[list[int]] = []
+
+    def do_POST(self) -> None:
+        self.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.answers.pop(0) if self.answers else 200)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_webhook_is_tried_again(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Receiver.got, Receiver.answers = [], [500, 500]
+    log = write_log(tmp_path / "log.jsonl", 700, 2, kind="broken")
+    tell = TellConfig(webhook=f"http://127.0.0.1:{server.server_port}/hook")
+    try:
+        notes: list[str] = []
+        first = watch_run([log], made[0], tmp_path / "watch", tell=tell, note=notes.append)
+        assert first.data["telling_failures"] == 2 and any("answer 500" in each for each in notes)
+        watch_run([log], made[0], tmp_path / "watch", tell=tell)
+        watch_run([log], made[0], tmp_path / "watch", tell=tell)
+    finally:
+        server.shutdown()
+    assert len(Receiver.got) == 3
+    posted = Receiver.got[-1]
+    assert posted["version"] == "4" and posted["status"] == "firing" and posted["truncatedAlerts"] == 0
+    (alert,) = posted["alerts"]
+    assert alert["labels"]["verdict"] == "investigate" and alert["labels"]["alertname"] == "PrunekitWatch"
+    assert alert["startsAt"].endswith("Z") and len(alert["fingerprint"]) == 16
+
+
+def test_cool_down_and_one_command_at_a_time(tmp_path: Path) -> None:
+    from prunekit.monitoring.alarms.alarm import Alarm
+
+    clock = [1000.0]
+    command = Command(["/bin/sleep", "30"], tmp_path / "log", 60, clock=lambda: clock[0])
+    notes: list[str] = []
+    teller = Teller({}, command=command, url=None, cool_down=3600, model="m", note=notes.append, now=lambda: clock[0])
+
+    def alarm(verdict: str) -> Alarm:
+        return Alarm(f"{verdict}-{clock[0]}", verdict, ("Because.",), "Act.", 1, 50, clock[0])
+
+    teller.begin(alarm("investigate"))
+    teller.begin(alarm("re-prune"))
+    assert teller.held_back == 1
+    teller.begin(alarm("fall back to dense now"))
+    teller.work(lambda: None)
+    assert command.running and len(teller.to_dict()["commands"]) == 2
+    clock[0] += 61
+    teller.work(lambda: None)
+    assert teller.failures == 1 and "ended after 60 seconds" in notes[0] and command.running
+    teller.stop()
+    assert not command.running and len(teller.to_dict()["commands"]) == 1
+    clock[0] += 3600
+    teller.begin(alarm("re-prune"))
+    assert teller.held_back == 1
+
+
+class Loss:
+    """A signal of a model that is not there: a figure that requests carry."""
+
+    name, kind, title, transform = "shadow_kl", "quality", "KL", "none"
+
+    def reference(self, requests: Any) -> dict[str, Any]:
+        return {"seen": len(requests)}
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        assert state["seen"] == 512 and 0 < len(window) <= 64
+        return Scored(sum(each.logprob_mean for each in window) / len(window))
+
+
+def test_signals_of_models_take_part(tmp_path: Path) -> None:
+    def log(name: str, count: int, seed: int, extra: float, kind: str) -> Path:
+        draw = rows(count, seed, kind=kind)
+        lines = [json.dumps({**row, "logprob_mean": -1 - (at % 7) / 10 + extra}) for at, row in enumerate(draw)]
+        (tmp_path / name).write_text("\n".join(lines))
+        return tmp_path / name
+
+    signal: Any = Loss()
+    base = watch_init(log("a", 2500, 1, 0, "healthy"), tmp_path / "base.json", config=CONFIG, signals=[signal])
+    assert next(each for each in base.signals if each.name == "shadow_kl").decides
+    worse = log("b", 800, 2, 0.5, "domain")
+    result = watch_run([worse], tmp_path / "base.json", tmp_path / "watch", signals=lambda baseline: [signal])
+    assert result.verdict == "re-prune"
+    without = watch_run([worse], tmp_path / "base.json", tmp_path / "other")
+    assert without.verdict == "notice"
+    assert without.data["last_window"]["signals"]["shadow_kl"]["reason"] == "its model was not given to this run"
+
+
+def refuse(words: str, call: Any) -> None:
+    with pytest.raises(PrunekitError, match=words):
+        call()
+
+
+def test_what_is_refused(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 60, 3)
+    base, out = tmp_path / "base.json", tmp_path / "watch"
+    refuse("which make 1 windows of 50; 8 windows are needed", lambda: watch_init(log, base, config=CONFIG))
+    refuse("from 50 to", lambda: WatchConfig(window=49))
+    refuse("False alarms a year", lambda: WatchConfig(false_alarms=float("nan")))
+    untimed = tmp_path / "untimed.jsonl"
+    untimed.write_text('{"n_in": 5}\n' * 500)
+    refuse("--requests-per-day", lambda: watch_init(untimed, base, config=CONFIG))
+    assert not base.exists()
+    watch_init(untimed, base, config=WatchConfig(window=50, requests_per_day=100))
+    refuse("already exists", lambda: watch_init(untimed, base, config=CONFIG))
+    base.write_text("{}")
+    refuse("is no baseline", lambda: watch_run([log], base, out))
+    refuse("does not exist", lambda: watch_run([tmp_path / "missing"], made[0], out))
+    refuse("named twice", lambda: watch_run([log, log], made[0], out))
+    refuse("no program 'no-such-program'", lambda: parse_command("no-such-program --now"))
+    refuse("no URL", lambda: TellConfig(webhook="file:///etc/passwd"))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("notes")
+    tell = TellConfig(prometheus=mine)
+    refuse("was not written by prunekit watch", lambda: watch_run([log], made[0], out, tell=tell))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_text("")
+    refuse("holds other things than a watch", lambda: watch_run([log], made[0], tmp_path / "mine"))
+    watch_run([log], made[0], out)
+    other = write_log(tmp_path / "reference.jsonl", 500, 9)
+    watch_init(other, tmp_path / "other.json", config=CONFIG)
+    refuse("goes on from another baseline", lambda: watch_run([log], tmp_path / "other.json", out))
+    (out / "state.json").write_text('{"format": "prunekit-watch-state", "version": 1, "baseline": 5}')
+    refuse("another baseline", lambda: watch_run([log], made[0], out))
+    (out / "state.json").write_text("{")
+    refuse("not valid JSON", lambda: watch_run([log], made[0], out))
+
+
+def test_the_command(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 700, 2, kind="broken")
+    call = [sys.executable, "-m", "prunekit", "watch", "run", str(log), "--baseline", str(made[0]), "--json", "-q"]
+    done = subprocess.run(
+        [*call, "--once", "-o", str(tmp_path / "w")], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "investigate" and not done.stderr
+
+
+def test_following_reads_what_comes(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    data = write_log(tmp_path / "whole.jsonl", 400, 3).read_bytes()
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(data[: len(data) // 2])
+    call = [sys.executable, "-m", "prunekit", "watch", "run", str(log), "--baseline", str(made[0]), "--every", "0.1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([*call, "-o", str(tmp_path / "w")], env=env, stderr=subprocess.PIPE) as process:
+        try:
+            _wait(lambda: _windows(tmp_path / "w") == 4)
+            with log.open("ab") as handle:
+                handle.write(data[len(data) // 2 :])
+            _wait(lambda: _windows(tmp_path / "w") == 8)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    assert len(history(tmp_path / "w")) == 8
+
+
+def _windows(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "watch.json").read_text())["windows"])
+    except (OSError, ValueError):
+        return 0
+
+
+def _wait(until: Any, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.1)
