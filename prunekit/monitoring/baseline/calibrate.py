@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +130,8 @@ def _fit_model(
     for at in places:
         scored[at] = signal.score(gathered.kept[at][1], state)
         advance(1)
-    found = [at for at in places if scored[at].value is not None]
-    values = [value for at in found if (value := scored[at].value) is not None]
+    figures = {at: each.value for at, each in scored.items() if each.value is not None and math.isfinite(each.value)}
+    found, values = list(figures), list(figures.values())
     null = fit(values, signal.transform, pairs=list(gathered.neighbours(found)))
     reasons = [each.reason for each in scored.values() if each.reason]
     return null, None if null is not None else _why_off(len(values), reasons[-1] if reasons else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ def read_from(
                 after = Place(line.begin, place + 1) if place + 1 < len(rows) else Place(line.end)
                 if place < skip:
                     continue
-                request = request_of(row, line.data or b"", lambda kind, where=where: problems.add(kind, where))
+                request = request_of(row, line.data or b"", partial(problems.add, where=where))
                 if request is None:
                     problems.add("not a request", where)
                     continue

@@ -96,7 +96,7 @@ class Session:
         return {
             "verdict": self._verdict,
             "reasons": last.get("reasons", ["No whole window was read yet."]),
-            "do": DO[self._verdict],
+            "do": DO.get(self._verdict, ""),
             "alarm": None if self._alarm is None else self._alarm.to_dict(),
             "windows": self.watcher.windows,
             "requests": self.watcher.requests,

@@ -32,10 +32,14 @@ class ModelSignal(Protocol):
     """A signal that needs a model. ``transform`` names what makes its figures of a healthy log about normal: "none",
     "log" (positive figures) or "cube-root" (distances, skewed to the right)."""
 
-    name: str
-    kind: Kind
-    title: str
-    transform: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def transform(self) -> str: ...
 
     def reference(self, requests: Sequence[Request]) -> dict[str, Any]:
         """What is kept of the reference's requests in base.json: JSON values only, small. Large arrays go to files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -96,7 +97,10 @@ class Watcher:
             return Scored(None, "its model was not given to this run")
         if not sampled:
             return Scored(None, "no requests in the window")
-        return model.score(sampled, signal.state or {})
+        scored = model.score(sampled, signal.state or {})
+        if scored.value is not None and not math.isfinite(scored.value):
+            return Scored(None, "its figure is no finite number")
+        return scored
 
     def _judge_outcomes(self, window: Figures) -> list[str]:
         told = window.counts.outcomes
