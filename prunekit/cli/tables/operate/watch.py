@@ -41,8 +41,8 @@ def show_baseline(made: Baseline, path: Path) -> None:
     for told in made.bounds.values():
         bound = "none" if told["bound"] is None else f"{told['bound']:.2%}"
         out.print(f"Bound on {told['what']}: {bound} ({told['how']}).")
-    for each in made.notes:
-        out.print(f"Note: {each}")
+    for words in made.notes:
+        out.print(f"Note: {words}")
     out.print(f"Written to {path}. Watch with: prunekit watch run LOG --baseline {path}")
 
 

@@ -1,0 +1,56 @@
+"""Seconds and peak memory of ``prunekit watch`` on a long log: python benchmarks/monitoring/log_speed.py ROWS FOLDER.
+
+The log is written into FOLDER (about 280 bytes a row) and deleted afterwards. Processor seconds are told beside the
+clock's, since a machine may be busy.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_BLOCK = 20_000
+
+
+def write(path: Path, rows: int) -> None:
+    """A log of so many rows: one block of made-up requests again and again."""
+    from tests.support.request_logs import rows as made_up
+
+    block = [json.dumps(row) + "\n" for row in made_up(min(rows, _BLOCK))]
+    with path.open("w") as handle:
+        for begin in range(0, rows, len(block)):
+            handle.writelines(block[: rows - begin])
+
+
+def timed(*arguments: str) -> dict[str, float]:
+    """What a command took: clock and processor seconds, peak MiB of any command so far."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "prunekit", *arguments, "-q", "--json"], stdout=subprocess.DEVNULL)
+    assert done.returncode in (0, 3), done.returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.monotonic() - began, "cpu_seconds": used, "peak_mib": after.ru_maxrss / 1024}
+
+
+def main() -> None:
+    rows, folder = int(sys.argv[1]), Path(sys.argv[2])
+    sys.path.insert(0, str(ROOT))
+    log, base, watch = folder / "speed.jsonl", folder / "speed.json", folder / "speed-watch"
+    try:
+        write(log, rows)
+        made = {"rows": rows, "bytes": log.stat().st_size}
+        asked = ("--requests-per-day", "20000", "-o", str(base), "--overwrite")
+        made_init = timed("watch", "init", "--reference", str(log), *asked)
+        made_run = timed("watch", "run", str(log), "--baseline", str(base), "--once", "-o", str(watch))
+        print(json.dumps({**made, "init": made_init, "run": made_run}, indent=1))
+    finally:
+        log.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
