@@ -24,6 +24,7 @@ from prunekit.utils.process.own_command import is_command  # noqa: E402
 if TYPE_CHECKING:
     from prunekit.checkpoint.rebuild import rebuild
     from prunekit.errors import PrunekitError
+    from prunekit.evaluation.acceptance.run import accept
     from prunekit.evaluation.check import check
     from prunekit.evaluation.run import evaluate
     from prunekit.export.export import export_model
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "PrunekitError",
+    "accept",
     "bench",
     "candidates",
     "check",
@@ -57,6 +59,7 @@ __all__ = [
 _HOME = {
     "Plan": "plan",
     "PrunekitError": "errors",
+    "accept": "evaluation.acceptance.run",
     "bench": "profiling.run",
     "candidates": "pipeline.candidates.run",
     "check": "evaluation.check",

@@ -7,6 +7,7 @@ from prunekit.cli.commands.decide import candidates  # noqa: F401
 from prunekit.cli.commands import plan, prune, recover, methods, inspect, evaluate, generate, export  # noqa: F401
 from prunekit.cli.commands import bench, latency_table  # noqa: F401
 from prunekit.cli.commands.decide import report  # noqa: F401
+from prunekit.cli.commands.operate import accept  # noqa: F401
 from prunekit.cli.commands import demo  # noqa: F401
 
 # isort: on

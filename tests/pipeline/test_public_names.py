@@ -25,6 +25,7 @@ NAMES = (
     "prune",
     "recover",
     "check",
+    "accept",
     "evaluate",
     "bench",
     "export_model",

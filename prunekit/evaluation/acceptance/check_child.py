@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +20,8 @@ from prunekit.utils.files.strict_json import parse
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 MISSING = "jsonschema"
+# Of one pattern or schema. It is not run again then: it would take as long each time.
+_MOST_SLOW = 3
 
 
 class _Slow(Exception):
@@ -27,14 +30,19 @@ class _Slow(Exception):
 
 def main() -> None:
     asked = json.load(sys.stdin)
+    slow: Counter[str] = Counter()
     for item in asked["items"]:
+        check = json.dumps([item["kind"], item["options"]], sort_keys=True)
         try:
+            if slow[check] >= _MOST_SLOW:
+                raise _Slow
             with _limited(asked["seconds"]):
                 said = _said(item)
         except _Slow:
+            slow[check] += 1
             said = {"slow": True}
         except (RecursionError, MemoryError) as error:
-            said = {"slow": True} if "answer" in item else {"error": type(error).__name__}
+            said = {"slow": True} if "answer" in item else {"error": f"it ends in a {type(error).__name__}"}
         sys.stdout.write(json.dumps(said) + "\n")
         # The parent learns from the number of lines which item ended the child.
         sys.stdout.flush()

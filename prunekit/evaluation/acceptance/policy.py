@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.strict_json import read_regular
 from prunekit.utils.names import nearest, printable
+from prunekit.utils.toml_file import read_toml
 
 REFUSE, ACCEPT = "refuse", "accept"
-_MOST_BYTES = 1 << 18
 _WHERE = "The policy"
 # The ends of what each number may be; None: no end. All may be left out but those that have a default.
 _ENDS: dict[str, tuple[float, float]] = {
@@ -91,7 +89,7 @@ class Policy:
         ones are told), or a value that makes no sense.
         """
         path = Path(path)
-        made = cls.from_dict(_read_toml(path), f"{_WHERE} {path}")
+        made = cls.from_dict(read_toml(path, f"{_WHERE} {path}", "margin = 0.02"), f"{_WHERE} {path}")
         return made._from(path.parent)
 
     @classmethod
@@ -176,29 +174,3 @@ def _check_number(name: str, value: Any) -> None:
         raise PrunekitError(
             f"{_WHERE} has {name} = {str(value)[:60]}; it is a number from {least:g} to {most:g}{hint}."
         )
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    what = f"{_WHERE} {path}"
-    try:
-        return dict(_toml().loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig")))
-    except FileNotFoundError:
-        raise PrunekitError(f"{what} does not exist; check the path.") from None
-    except IsADirectoryError:
-        raise PrunekitError(f"{what} is a folder; give the TOML file inside it.") from None
-    except RecursionError:
-        raise PrunekitError(f"{what} is nested too deep; it holds lines such as margin = 0.02.") from None
-    except ValueError as error:  # not UTF-8, not TOML, or longer than any such file
-        raise PrunekitError(f"{what} is not valid TOML ({error}); its lines are as margin = 0.02.") from None
-    except OSError as error:
-        raise PrunekitError(f"{what} can't be read: {error.strerror or error}.") from None
-
-
-def _toml() -> Any:
-    """Python's own reader, which came with 3.11, or the package that it was made of."""
-    for name in ("tomllib", "tomli"):
-        try:
-            return import_module(name)
-        except ModuleNotFoundError:
-            continue
-    raise PrunekitError("A TOML file needs Python 3.11 or newer, or the package tomli: run `pip install tomli`.")
