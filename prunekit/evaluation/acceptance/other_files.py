@@ -29,12 +29,11 @@ def conditions_of(policy: Policy, name: str) -> tuple[Condition, ...]:
         made.append(Condition("max_loss_added", None, value, limit, value <= limit, printable(sentence)))
     if policy.serve is not None:
         path, limit = Path(policy.serve["file"]), float(policy.serve["min_load_ratio"])
-        value = _load_ratio(_read(path, "prunekit bench-server"), path)
-        sentence = (
-            f"In {path.name} the highest load within the SLO is {value:.2f} times the baseline's; the policy asks for "
-            f"{limit:g}."
-        )
-        made.append(Condition("min_load_ratio", None, value, limit, value >= limit, printable(sentence)))
+        found = _load_ratio(_read(path, "prunekit bench-server"), path)
+        told = "has no ratio to the baseline's" if found is None else f"is {found:.2f} times the baseline's"
+        sentence = f"In {path.name} the highest load within the SLO {told}; the policy asks for {limit:g}."
+        holds = found is not None and found >= limit
+        made.append(Condition("min_load_ratio", None, found, limit, holds, printable(sentence)))
     return tuple(made)
 
 
@@ -65,14 +64,15 @@ def _loss_added(data: Mapping[str, Any], path: Path, name: str) -> tuple[float, 
     return float(value), str(rows[0].get("model", "the model"))[:200]
 
 
-def _load_ratio(data: Mapping[str, Any], path: Path) -> float:
-    found: Any = data
-    for step in ("load_ratio", "value"):
-        found = found.get(step) if isinstance(found, dict) else None
+def _load_ratio(data: Mapping[str, Any], path: Path) -> float | None:
+    """None where a model never met the SLO, or never broke it: then there is no ratio."""
+    capacity = data.get("capacity")
+    ratio = capacity.get("ratio") if isinstance(capacity, dict) else None
+    found = ratio.get("value", _SERVER) if isinstance(ratio, dict) else _SERVER
     usable = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-    if data.get("format") != _SERVER or not usable:
+    if data.get("format") != _SERVER or not (usable or found is None):
         raise PrunekitError(
-            f"{path} holds no ratio of highest loads within the SLO; write it with `prunekit bench-server` of both "
-            "models, with --slo."
+            f"{path} holds no highest loads within an SLO; write it with `prunekit bench-server` of both models, with "
+            "--slo and --output."
         )
-    return float(found)
+    return None if found is None else float(found)

@@ -47,6 +47,8 @@ def accept(
     max_new_tokens: int = TOKENS,
     batch_size: int = BATCH,
     show_texts: bool = False,
+    served_name: str | None = None,
+    baseline_served_name: str | None = None,
     api_key_env: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -60,7 +62,8 @@ def accept(
     A model is a folder, a .gguf file, a hub id, the built-in name, or the address of a server (``http://…``). Answers
     are greedy, of at most ``max_new_tokens`` tokens where a record has no limit of its own, ``batch_size`` at a time.
     The folder ``out`` gets `accept.json`, and `answers.jsonl` while answers come: after an interruption the same call
-    asks only what is missing. ``show_texts`` puts prompts and answers of the worst records into the result.
+    asks only what is missing. A server is asked for the model ``served_name`` or ``baseline_served_name``, else for the first that it
+    lists, with the API key in the environment variable ``api_key_env``. ``show_texts`` puts prompts and answers of the worst records into the result.
 
     Raises PrunekitError where records or policy are broken, or a model can't be had; an endpoint that fails later
     counts as failures of its records.
@@ -81,7 +84,8 @@ def accept(
     look_at(read.all)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size, "api_key_env": api_key_env}
     pair = [
-        _candidate(each, revision=of, **options) for each, of in ((smaller, revision), (baseline, baseline_revision))
+        _candidate(smaller, revision=revision, served_name=served_name, **options),
+        _candidate(baseline, revision=baseline_revision, served_name=baseline_served_name, **options),
     ]
     others = conditions_of(used, pair[0].name)
     names = _apart(pair)
@@ -134,13 +138,14 @@ def _candidate(
     model: Source | Endpoint | str,
     *,
     revision: str | None,
+    served_name: str | None,
     dtype: str,
     device: str,
     batch_size: int,
     api_key_env: str | None,
 ) -> Candidate:
     if isinstance(model, str) and is_endpoint(model):
-        model = Endpoint(model, api_key_env=api_key_env)
+        model = Endpoint(model, served_name, api_key_env)
     if isinstance(model, Endpoint):
         return RemoteModel(model, concurrency=batch_size)
     from prunekit.evaluation.acceptance.local_model import LocalModel

@@ -12,6 +12,7 @@ from prunekit.cli.common import app, note, print_json
 from prunekit.cli.long_command import long
 from prunekit.cli.tables.operate.acceptance import show_acceptance
 
+_SERVERS = "Servers"
 _SERVER = "or the address of a server (http://...)"
 
 
@@ -51,9 +52,28 @@ def accept_command(
             help="Also show beginnings of your own texts and what the models wrote, the worst first.",
         ),
     ] = False,
+    served_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model in requests: to its server (default: the first that it lists).",
+            show_default=False,
+            rich_help_panel=_SERVERS,
+        ),
+    ] = None,
+    baseline_served_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the baseline in requests: to its server.", show_default=False, rich_help_panel=_SERVERS
+        ),
+    ] = None,
     api_key_env: Annotated[
         str | None,
-        typer.Option(help="The environment variable that holds the servers' API key.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable that holds the API key of the servers.",
+            show_default=False,
+            rich_help_panel=_SERVERS,
+        ),
     ] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
@@ -78,6 +98,8 @@ def accept_command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         show_texts=show_texts,
+        served_name=served_name,
+        baseline_served_name=baseline_served_name,
         api_key_env=api_key_env,
         dtype=dtype,
         device=device,
