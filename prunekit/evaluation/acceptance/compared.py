@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunekit.evaluation.acceptance import statistics
-from prunekit.evaluation.acceptance.answers import Answer
+from prunekit.evaluation.acceptance.asked.answers import Answer
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.evaluation.acceptance.statistics import Interval
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.checks import ALL_OPTIONS, Check, read_check
+from prunekit.evaluation.acceptance.checks.kinds import ALL_OPTIONS, Check, read_check
 from prunekit.utils.files.strict_json import parse
 from prunekit.utils.files.text_stream import read_lines
 from prunekit.utils.names import nearest, printable

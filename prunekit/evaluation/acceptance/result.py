@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.evaluation.acceptance.answers import Answer
+from prunekit.evaluation.acceptance.asked.answers import Answer
 from prunekit.evaluation.acceptance.compared import Compared, Outcome, length_of
 from prunekit.evaluation.acceptance.policy import Policy
 from prunekit.evaluation.acceptance.verdict import Verdict

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.answers import NAME as ANSWERS
-from prunekit.evaluation.acceptance.answers import Answer, AnswerFile, answer_file
-from prunekit.evaluation.acceptance.candidate import Candidate
+from prunekit.evaluation.acceptance.asked.answers import NAME as ANSWERS
+from prunekit.evaluation.acceptance.asked.answers import Answer, AnswerFile, answer_file
+from prunekit.evaluation.acceptance.asked.candidate import Candidate
+from prunekit.evaluation.acceptance.asked.remote_model import RemoteModel, is_endpoint
+from prunekit.evaluation.acceptance.checks.judging import judge, look_at
 from prunekit.evaluation.acceptance.compared import Compared, Outcome, compare
-from prunekit.evaluation.acceptance.judging import judge, look_at
 from prunekit.evaluation.acceptance.other_files import conditions_of
 from prunekit.evaluation.acceptance.policy import Policy
 from prunekit.evaluation.acceptance.records import MOST_TOKENS, Record, Records, read_records
-from prunekit.evaluation.acceptance.remote_model import RemoteModel, is_endpoint
 from prunekit.evaluation.acceptance.result import NAME, Acceptance, worst_of
 from prunekit.evaluation.acceptance.verdict import decide
 from prunekit.evaluation.phases import answers as answering
@@ -62,8 +62,9 @@ def accept(
     A model is a folder, a .gguf file, a hub id, the built-in name, or the address of a server (``http://…``). Answers
     are greedy, of at most ``max_new_tokens`` tokens where a record has no limit of its own, ``batch_size`` at a time.
     The folder ``out`` gets `accept.json`, and `answers.jsonl` while answers come: after an interruption the same call
-    asks only what is missing. A server is asked for the model ``served_name`` or ``baseline_served_name``, else for the first that it
-    lists, with the API key in the environment variable ``api_key_env``. ``show_texts`` puts prompts and answers of the worst records into the result.
+    asks only what is missing. A server is asked for the model ``served_name`` (``baseline_served_name``), else for the
+    first that it lists, with the API key in the environment variable ``api_key_env``. ``show_texts`` puts prompts and
+    answers of the worst records into the result.
 
     Raises PrunekitError where records or policy are broken, or a model can't be had; an endpoint that fails later
     counts as failures of its records.
@@ -148,7 +149,7 @@ def _candidate(
         model = Endpoint(model, served_name, api_key_env)
     if isinstance(model, Endpoint):
         return RemoteModel(model, concurrency=batch_size)
-    from prunekit.evaluation.acceptance.local_model import LocalModel
+    from prunekit.evaluation.acceptance.asked.local_model import LocalModel
     from prunekit.models.source import as_source
 
     source = as_source(model, revision=revision)
@@ -242,7 +243,7 @@ def _result(
 
 def _unit(outcomes: Sequence[Outcome], pair: Sequence[Candidate]) -> str:
     """What lengths are counted in: tokens where both models count the same ones, else characters."""
-    from prunekit.evaluation.acceptance.local_model import LocalModel
+    from prunekit.evaluation.acceptance.asked.local_model import LocalModel
     from prunekit.models.tokenizer.same_tokens import first_difference
 
     answers = [each for outcome in outcomes for each in (outcome.answer, outcome.baseline) if each.error is None]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.check_child import MISSING
-from prunekit.evaluation.acceptance.checks import SCHEMA, Check, is_right
+from prunekit.evaluation.acceptance.checks.child import MISSING
+from prunekit.evaluation.acceptance.checks.kinds import SCHEMA, Check, is_right
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.utils.process.child import Limits, run_python
 from prunekit.utils.provenance import install_extra
@@ -80,7 +80,7 @@ def _run(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         slow = int((SECONDS + _EACH) * len(left))
         try:
             ended = run_python(
-                module="prunekit.evaluation.acceptance.check_child",
+                module="prunekit.evaluation.acceptance.checks.child",
                 input=json.dumps({"seconds": SECONDS, "items": left}),
                 timeout=_WAIT + 4 * (_TO_BEGIN + slow),
                 limits=Limits(memory_bytes=_MEMORY, cpu_seconds=_TO_BEGIN + slow, output_bytes=_OUTPUT, file_bytes=0),

@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.numbers import POINTS, near, numbers_in
+from prunekit.evaluation.acceptance.checks.numbers import POINTS, near, numbers_in
 from prunekit.utils.names import nearest
 
 EXACT, CONTAINS, NUMERIC, REGEX, SCHEMA = "exact", "contains", "numeric", "regex", "json-schema"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prunekit.data.chat_template import chat_template, render_chats
 from prunekit.data.tokenised import encode
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.answers import LENGTH, STOP, Answer
-from prunekit.evaluation.acceptance.candidate import Candidate, Told
+from prunekit.evaluation.acceptance.asked.answers import LENGTH, STOP, Answer
+from prunekit.evaluation.acceptance.asked.candidate import Candidate, Told
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.evaluation.continuations import end_tokens
 from prunekit.evaluation.windows import eval_mode

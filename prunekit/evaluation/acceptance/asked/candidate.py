@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prunekit.evaluation.acceptance.answers import Answer, AnswerFile
+from prunekit.evaluation.acceptance.asked.answers import Answer, AnswerFile
 from prunekit.evaluation.acceptance.records import Record
 
 Told = Callable[[Record, Answer], None]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from prunekit.evaluation.acceptance.answers import LENGTH, STOP, Answer
-from prunekit.evaluation.acceptance.candidate import Candidate, Told
+from prunekit.evaluation.acceptance.asked.answers import LENGTH, STOP, Answer
+from prunekit.evaluation.acceptance.asked.candidate import Candidate, Told
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.utils.endpoints import answer as came
 from prunekit.utils.endpoints.about import with_model
