@@ -90,9 +90,11 @@ def accept(
     ]
     others = conditions_of(used, pair[0].name)
     names = _apart(pair)
+    # Before anything is written: records that do not suit a model are refused here.
+    keys = [each.keys(read.all, max_new_tokens) for each in pair]
     with answer_file(out) as kept, phases(*map(answering, names)):
         allowed = math.floor(used.max_failed * len(read.all))
-        turns = [_Turn(each, name, read.all, max_new_tokens) for each, name in zip(pair, names, strict=True)]
+        turns = [_Turn(*each, read.all, max_new_tokens) for each in zip(pair, names, keys, strict=True)]
         made = [turn.all(kept, allowed) for turn in turns]
         outcomes = _outcomes(read.all, *made)
         result = _result(outcomes, read, used, pair, others, show_texts)
@@ -168,6 +170,7 @@ class _Turn:
 
     candidate: Candidate
     name: str
+    keys: Sequence[str]
     records: Sequence[Record]
     most: int
     asked: int = 0
@@ -175,7 +178,7 @@ class _Turn:
 
     def all(self, file: AnswerFile, failures: int) -> list[Answer]:
         """The answers to all records."""
-        keys = self.candidate.keys(self.records, self.most)
+        keys = self.keys
         made = self.candidate.kept(file, keys)
         place = {each.id: at for at, each in enumerate(self.records)}
         # Records that ask the same share an answer.

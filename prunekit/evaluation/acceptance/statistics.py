@@ -152,7 +152,7 @@ def needed(changed: float, margin: float, alpha: float, power: float) -> int:
     """
     from scipy.special import ndtri
 
-    changed = min(max(changed, 1e-6), 1.0)
+    changed = min(max(changed, 0.0), 1.0)
     other = _constrained(changed / 2, changed / 2, 1.0, margin)
     under = 2 * other + margin - margin * margin
     root = -float(ndtri(alpha)) * math.sqrt(under) + float(ndtri(power)) * math.sqrt(changed)
