@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Above it the exact test would take seconds; Tango's normal approximation is close there.
 MOST_EXACT = 1000
@@ -126,7 +127,7 @@ def _exact_p(count: int, margin: float, score: float) -> float:
     return min(1.0, largest)
 
 
-def _scores(count: int, margin: float) -> object:
+def _scores(count: int, margin: float) -> Any:
     """:func:`tango` for all outcomes, float64 [worse, better], +inf where there are more than ``count``."""
     import numpy as np
 
