@@ -24,6 +24,7 @@ from prunekit.utils.process.own_command import is_command  # noqa: E402
 if TYPE_CHECKING:
     from prunekit.checkpoint.rebuild import rebuild
     from prunekit.errors import PrunekitError
+    from prunekit.evaluation.acceptance.run import accept
     from prunekit.evaluation.check import check
     from prunekit.evaluation.run import evaluate
     from prunekit.export.export import export_model
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "PrunekitError",
+    "accept",
     "bench",
     "bench_server",
     "candidates",
@@ -63,6 +65,7 @@ __all__ = [
 _HOME = {
     "Plan": "plan",
     "PrunekitError": "errors",
+    "accept": "evaluation.acceptance.run",
     "bench": "profiling.run",
     "bench_server": "profiling.server.run",
     "candidates": "pipeline.candidates.run",

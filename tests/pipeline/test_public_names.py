@@ -25,6 +25,7 @@ NAMES = (
     "prune",
     "recover",
     "check",
+    "accept",
     "evaluate",
     "bench",
     "bench_server",

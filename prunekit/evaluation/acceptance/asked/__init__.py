@@ -1,0 +1,1 @@
+"""Who is asked, and what was answered: local models, endpoints, and the file that keeps answers."""

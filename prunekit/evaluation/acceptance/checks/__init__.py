@@ -1,0 +1,1 @@
+"""Whether an answer is right: kinds of checks, and where they are run."""

@@ -1,0 +1,78 @@
+"""What other commands measured, where a policy asks for it: loss added, load within the SLO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.evaluation.acceptance.policy import Policy
+from prunekit.evaluation.acceptance.verdict import Condition
+from prunekit.utils.files.strict_json import parse, read_regular
+from prunekit.utils.names import printable
+
+_SERVER = "prunekit-server-bench"
+
+
+def conditions_of(policy: Policy, name: str) -> tuple[Condition, ...]:
+    """What the policy asks of eval.json and serve.json; ``name`` is the smaller model's, which tells it among several.
+
+    Raises PrunekitError where a file can't be read, or does not hold what is asked.
+    """
+    made = []
+    if policy.eval is not None:
+        path, limit = Path(policy.eval["file"]), float(policy.eval["max_loss_added"])
+        value, who = _loss_added(_read(path, "prunekit eval -o"), path, name)
+        sentence = f"In {path.name} {who} adds {value:.3f} nats a token; the policy allows {limit:g}."
+        made.append(Condition("max_loss_added", None, value, limit, value <= limit, printable(sentence)))
+    if policy.serve is not None:
+        path, limit = Path(policy.serve["file"]), float(policy.serve["min_load_ratio"])
+        found = _load_ratio(_read(path, "prunekit bench-server"), path)
+        told = "has no ratio to the baseline's" if found is None else f"is {found:.2f} times the baseline's"
+        sentence = f"In {path.name} the highest load within the SLO {told}; the policy asks for {limit:g}."
+        holds = found is not None and found >= limit
+        made.append(Condition("min_load_ratio", None, found, limit, holds, printable(sentence)))
+    return tuple(made)
+
+
+def _read(path: Path, command: str) -> Mapping[str, Any]:
+    try:
+        data = parse(read_regular(path))
+    except FileNotFoundError:
+        raise PrunekitError(f"The policy names {path}, which does not exist; write it with `{command}`.") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise PrunekitError(f"{path}, which the policy names, can't be read: {why}.") from None
+    if not isinstance(data, dict):
+        raise PrunekitError(f"{path}, which the policy names, is no JSON object; write it with `{command}`.")
+    return data
+
+
+def _loss_added(data: Mapping[str, Any], path: Path, name: str) -> tuple[float, str]:
+    several = data.get("models")
+    rows = [each for each in several if isinstance(each, dict)] if isinstance(several, list) else [data]
+    if len(rows) > 1:
+        rows = [each for each in rows if each.get("model") == name]
+    verdict = rows[0].get("verdict") if len(rows) == 1 else None
+    value = verdict.get("loss_added") if isinstance(verdict, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PrunekitError(
+            f"{path} holds no loss added by {name}; write it with `prunekit eval` of that model, with --baseline."
+        )
+    return float(value), str(rows[0].get("model", "the model"))[:200]
+
+
+def _load_ratio(data: Mapping[str, Any], path: Path) -> float | None:
+    """None where a model never met the SLO, or never broke it: then there is no ratio."""
+    capacity = data.get("capacity")
+    ratio = capacity.get("ratio") if isinstance(capacity, dict) else None
+    found = ratio.get("value", _SERVER) if isinstance(ratio, dict) else _SERVER
+    usable = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    if data.get("format") != _SERVER or not (usable or found is None):
+        raise PrunekitError(
+            f"{path} holds no highest loads within an SLO; write it with `prunekit bench-server` of both models, with "
+            "--slo and --output."
+        )
+    return None if found is None else float(found)

@@ -1,0 +1,156 @@
+"""`prunekit accept` between two servers: what they answer, refuse, and fail at."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunekit.errors import PrunekitError
+from prunekit.evaluation.acceptance.policy import Policy
+from prunekit.evaluation.acceptance.run import accept
+from prunekit.evaluation.acceptance.verdict import ACCEPTED, NO_VERDICT
+from prunekit.utils.endpoints import answer as came
+from tests.support.command import Command
+from tests.support.scripted_server import Script, free_port, scripted
+
+COUNT = 20
+
+
+def answered(text: str, finish: str = "stop", *, chat: bool = False) -> Script:
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+    choice |= {"message": {"content": text}} if chat else {"text": text}
+    usage = {"prompt_tokens": 3, "completion_tokens": len(text)}
+    data = json.dumps({"model": "scripted", "choices": [choice], "usage": usage})
+    return Script(((0.0, data.encode()),), length=True, headers=(("content-type", "application/json"),))
+
+
+def prompt_of(body: dict[str, Any]) -> int:
+    text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    return int(text.split()[-1])
+
+
+def right(body: dict[str, Any], number: int) -> Script:
+    return answered(f" {prompt_of(body) + 1}", chat="messages" in body)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    file = tmp_path / "records.jsonl"
+    rows: list[dict[str, Any]] = []
+    for at in range(COUNT):
+        text = f"The number after {at}"
+        asked = {"prompt": text} if at % 2 else {"messages": [{"role": "user", "content": text}]}
+        rows.append({**asked, "reference": at + 1, "check": "numeric"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(
+    records: Path, out: Path, script: Callable[[dict[str, Any], int], Script], **options: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    with scripted(script) as smaller, scripted(right) as dense:
+        found = accept(smaller.url, baseline=dense.url, records=records, out=out, policy=Policy(margin=0.3), **options)
+        return found, smaller.seen
+
+
+def test_two_servers(records: Path, tmp_path: Path) -> None:
+    found, seen = run(records, tmp_path / "out", right, batch_size=4, max_new_tokens=7)
+    assert found.verdict.word == ACCEPTED and found.everything.unit == "tokens"
+    assert found.everything.error_rate.value == 0 and len(seen) == COUNT
+    assert {each["temperature"] for each in seen} == {0} and {each["max_tokens"] for each in seen} == {7}
+    assert {each["model"] for each in seen} == {"scripted"} and not any(each.get("stream") for each in seen)
+    assert sum("messages" in each for each in seen) == COUNT // 2
+    assert found.smaller["endpoint"].startswith("127.0.0.1:")
+
+
+def test_wrong_and_cut_off_answers(records: Path, tmp_path: Path) -> None:
+    def script(body: dict[str, Any], number: int) -> Script:
+        wrong = prompt_of(body) < 5
+        text = "I don't know" if wrong else str(prompt_of(body) + 1)
+        return answered(text, "length" if wrong else "stop", chat="messages" in body)
+
+    found, _ = run(records, tmp_path / "out", script)
+    everything = found.everything
+    assert (everything.worse, everything.better) == (5, 0)
+    assert everything.truncated.value == pytest.approx(5 / COUNT) and everything.length_ratio.value > 1
+    assert everything.mcnemar_p == pytest.approx(2 / 2**5)
+    assert {each.why for each in found.worst} == {"wrong, and cut off"}
+
+
+def test_a_busy_server_is_asked_again(records: Path, tmp_path: Path) -> None:
+    def script(body: dict[str, Any], number: int) -> Script:
+        busy = Script(((0.0, b"{}"),), status=429, headers=(("retry-after", "0"),))
+        return busy if number < 3 else right(body, number)
+
+    found, seen = run(records, tmp_path / "out", script, batch_size=1)
+    assert found.everything.failed == 0 and len(seen) == COUNT + 3
+
+
+def test_failures_are_counted_and_too_many_give_no_verdict(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunekit.evaluation.acceptance.asked.remote_model._PAUSE", 0.0)
+    broken = Script(((0.0, b'{"error": {"message": "no room"}}'),), status=500)
+
+    def one(body: dict[str, Any], number: int) -> Script:
+        return broken if prompt_of(body) == 3 else right(body, number)
+
+    found, seen = run(records, tmp_path / "out", one)
+    # 1 of 20 is more than the 1 % that the policy allows.
+    assert found.verdict.word == NO_VERDICT and found.verdict.exit_code == 3
+    assert found.everything.failed >= 1 and "no room" in found.worst[0].why + found.worst[-1].why
+    assert sum(prompt_of(each) == 3 for each in seen) == 3
+    with scripted(one) as smaller, scripted(right) as dense:
+        policy = Policy(margin=0.3, max_failed=0.1)
+        found = accept(
+            smaller.url, baseline=dense.url, records=records, out=tmp_path / "out", policy=policy, overwrite=True
+        )
+    assert found.verdict.word == ACCEPTED and found.everything.failed == 1 and found.everything.worse == 1
+
+
+def test_a_server_that_is_gone_or_stalls_ends_the_run(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunekit.evaluation.acceptance.asked import remote_model
+
+    monkeypatch.setattr(remote_model, "_PAUSE", 0.0)
+    limits = came.Limits(connect=1, total=0.5)
+    monkeypatch.setattr(remote_model.RemoteModel.__init__, "__kwdefaults__", {"limits": limits})
+    begin = time.perf_counter()
+    found, seen = run(records, tmp_path / "out", lambda body, number: Script(((30.0, b"x"),), length=True))
+    assert found.verdict.word == NO_VERDICT and found.everything.failed == COUNT and len(seen) < 2 * COUNT
+    assert time.perf_counter() - begin < 30
+    dead = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(PrunekitError, match="does not answer"):
+        accept(dead, baseline=dead, records=records, out=tmp_path / "dead")
+    assert not (tmp_path / "dead").exists()
+
+
+def test_answers_of_servers_hold_for_one_run(records: Path, tmp_path: Path) -> None:
+    """Behind the same address may be another model tomorrow; a run that was stopped goes on all the same."""
+    out = tmp_path / "out"
+    with scripted(right) as smaller, scripted(right) as dense:
+        told: dict[str, Any] = {"baseline": dense.url, "records": records, "out": out, "policy": Policy(margin=0.3)}
+        assert accept(smaller.url, **told).run["asked"] == {"smaller": COUNT, "baseline": COUNT}
+        assert accept(smaller.url, **told, overwrite=True).run["asked"] == {"smaller": COUNT, "baseline": COUNT}
+        lines = (out / "answers.jsonl").read_text().splitlines()
+        # As if the second run had been killed in its middle.
+        (out / "answers.jsonl").write_text("\n".join(lines[: -COUNT - 6]) + "\n")
+        (out / "accept.json").unlink()
+        assert accept(smaller.url, **told).run["asked"] == {"smaller": 5, "baseline": COUNT}
+
+
+def test_the_command_takes_addresses(command: Command, records: Path, tmp_path: Path) -> None:
+    with scripted(right) as smaller, scripted(right) as dense:
+        told = ("accept", smaller.url, "--baseline", dense.url, "--records", records, "-o", tmp_path / "out")
+        made = command(*told, "--json")
+        assert made.code == 3 and made.json["verdict"] == "too few to tell"
+        refused = command(*told, "--overwrite", "--served-name", "another")
+        assert refused.code == 2 and "has no model 'another'" in refused.err
+        refused = command(*told, "--overwrite", "--api-key-env", "PRUNEKIT_NO_SUCH_KEY")
+        assert refused.code == 2 and "is not set" in refused.err
