@@ -108,6 +108,7 @@ def test_the_rule() -> None:
     assert judge([up("output")]).verdict == "investigate"
     assert judge([up("quality")]).verdict == "investigate"
     assert judge([up("quality"), up("input")]).verdict == "re-prune"
+    assert judge([up("weights"), up("quality"), up("input")]).verdict == "investigate"
     assert judge([up("quality", False), up("output", False)]).verdict == "notice"
     assert judge([up("quality")], ["Too many errors."]).verdict == "fall back to dense now"
     assert judge([up("input")], ["Too many errors."]).reasons == ("Too many errors.", "input is up.")

@@ -24,7 +24,8 @@ class Said(Protocol):
     """What was said of one context; of the deployed model's final ``hidden`` states [n, hidden_size] and ``head`` it
     makes the scores of the tokens ``targets`` [n]. ``bound``: KL is a lower bound."""
 
-    bound: bool
+    @property
+    def bound(self) -> bool: ...
 
     def beside(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor, name: str) -> TokenScores: ...
 

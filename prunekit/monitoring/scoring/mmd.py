@@ -66,8 +66,8 @@ def reference(features: Array, ids: tuple[str, ...]) -> Reference:
     width = float(np.median(distances[distances > 0])) if (distances > 0).any() else 0.0
     if not width > 0:
         raise PrunekitError("All prompts of the reference are the same, so nothing can be compared with them.")
-    small = [each.astype(np.float32) for each in (made, centre, scale)]
-    return Reference(*small, width, ids[:MOST])
+    small, middle, spread = (each.astype(np.float32) for each in (made, centre, scale))
+    return Reference(small, middle, spread, width, ids[:MOST])
 
 
 def _squared(a: Array, b: Array) -> Array:

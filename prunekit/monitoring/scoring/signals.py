@@ -111,7 +111,7 @@ class OtherWeights:
 
     scorer: Scorer
     name: str = "other_weights"
-    kind: Kind = "output"
+    kind: Kind = "weights"
     title: str = "weights of the deployed model are not those of the baseline"
     transform: str = "none"
 
@@ -148,7 +148,7 @@ def too_few(count: int, why: str) -> Scored:
 _NO_ANSWER = "the log holds no answers"
 _NO_LOGPROB = "the log holds no logprob_mean of answers that are read whole"
 
-_ALONE = (
+_ALONE: tuple[tuple[str, Kind, str, str, Callable[[RequestScore], float | None], str], ...] = (
     ("prompt_nll", "input", "loss of the deployed model on prompts", "none", lambda each: each.prompt_nll, ""),
     (
         "answer_nll",

@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 
 from prunekit.monitoring.log.request import Request
 
-Kind = Literal["input", "output", "quality"]
-"""What a rise means: prompts changed ("input"), answers or the server did ("output"), or the deployed model follows the
-dense one, or its own text, less well ("quality")."""
+Kind = Literal["input", "output", "quality", "weights"]
+"""What a rise means: prompts changed ("input"), answers or the server did ("output"), the deployed model follows the
+dense one, or its own text, less well ("quality"), or it is not the model of the baseline ("weights")."""
 
 # So many requests of a window, and of the reference, are what a signal of a model gets to choose from when a baseline
 # is made: those that `sample` gives. A signal that takes its own `sample` of a window gets the same ones later.

@@ -1,8 +1,8 @@
 """The rule of the verdict: which signals are up decides what should be done.
 
 Other prompts alone are no fault of the model: a notice. Other prompts and a model that follows the dense one less well
-on them: prune anew with recent text. Worse answers to the same prompts: something is broken, so investigate. More bad
-answers than the bound allows: the dense model, now.
+on them: prune anew with recent text. Worse answers to the same prompts, or a model of other weights: something is wrong,
+so investigate. More bad answers than the bound allows: the dense model, now.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DO: dict[str, str] = {
     "re-prune": "Prune again with recent text (`prunekit prune --calib`), and put the new model into service only "
     "after it was compared with the dense one.",
     "investigate": "Compare the served weights, the server's options and the chat template with those of the release: "
-    "prompts are as before, and answers are not.",
+    "the cause is not in the prompts.",
     "fall back to dense now": "Send requests to the dense model until the cause is found.",
 }
 
@@ -62,6 +62,8 @@ def judge(up: Sequence[Up], over: Sequence[str] = ()) -> Judged:
     verdict: Verdict
     if over:
         verdict = "fall back to dense now"
+    elif "weights" in kinds:
+        verdict = "investigate"
     elif "quality" in kinds and "input" in seen:
         verdict = "re-prune"
     elif "quality" in kinds or ("output" in kinds and "input" not in seen):
