@@ -16,7 +16,19 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 # The most that people read, beside what every long command has in a panel of its own: --quiet, --verbose and --log.
 LIMITS = {"plan": 21, "prune": 31}
 # What names a model on a hub, and where its revision is named.
-MODELS = ("accept", "analyze", "candidates", "plan", "prune", "recover", "eval", "generate", "export", "bench", "latency-table")
+MODELS = (
+    "accept",
+    "analyze",
+    "candidates",
+    "plan",
+    "prune",
+    "recover",
+    "eval",
+    "generate",
+    "export",
+    "bench",
+    "latency-table",
+)
 
 
 def options(command: str) -> list[Any]:
