@@ -9,20 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.files.strict_json import read_regular
 from prunekit.utils.names import nearest
+from prunekit.utils.toml_file import read_toml
 
 HOURS_A_YEAR = 8760.0
 SECONDS_AN_HOUR = 3600.0
 JOULES_A_KWH = 3.6e6
 # Shown where the user does not say how much of an hour is used: vendors reckon with 0.3 to 0.6.
 UTILISATIONS = (1.0, 0.5, 0.3)
-_MOST_BYTES = 1 << 16
 _MOST = 1e12
 
 
@@ -77,7 +75,7 @@ class Prices:
         >>> Prices.load("prices.toml").per_million_tokens(900.0)  # doctest: +SKIP
         0.62
         """
-        return cls.from_dict(_read_toml(Path(path)), str(path))
+        return cls.from_dict(read_toml(Path(path), f"The file of prices {path}", "dollars_per_hour = 1.2"), str(path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "The prices") -> Prices:
@@ -214,29 +212,3 @@ def _check_number(name: str, value: Any) -> None:
     if not (least <= value <= most) or (positive and value == 0):
         above = f"above {least:g}" if positive else f"from {least:g}"
         raise PrunekitError(f"The price {name} must be {above} to {most:g}, got {str(value)[:60]}.")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    what = f"The file of prices {path}"
-    try:
-        return dict(_toml().loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig")))
-    except FileNotFoundError:
-        raise PrunekitError(f"{what} does not exist; check the path.") from None
-    except IsADirectoryError:
-        raise PrunekitError(f"{what} is a folder; give the TOML file inside it.") from None
-    except RecursionError:
-        raise PrunekitError(f"{what} is nested too deep; it holds lines such as dollars_per_hour = 1.2.") from None
-    except ValueError as error:  # not UTF-8, not TOML, or longer than any such file
-        raise PrunekitError(f"{what} is not valid TOML ({error}); its lines are as dollars_per_hour = 1.2.") from None
-    except OSError as error:
-        raise PrunekitError(f"{what} can't be read: {error.strerror or error}.") from None
-
-
-def _toml() -> Any:
-    """Python's own reader, which came with 3.11, or the package that it was made of."""
-    for name in ("tomllib", "tomli"):
-        try:
-            return import_module(name)
-        except ModuleNotFoundError:
-            continue
-    raise PrunekitError("A TOML file needs Python 3.11 or newer, or the package tomli: run `pip install tomli`.")

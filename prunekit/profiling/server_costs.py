@@ -115,8 +115,11 @@ def per_accepted(request: Known, prices: Prices, help: Help | None) -> Known:
         dense = Known(0.0, "estimated", "")
     parts = (request, dense, fallback, help.rework)
     rework = prices.dollars_per_rework
-    low, high = (per_accepted_answer(*[part.ends[end] for part in parts], dollars_per_rework=rework) for end in (0, 1))
-    value = per_accepted_answer(*[part.value or 0.0 for part in parts], dollars_per_rework=rework)
+    ends = [[part.ends[end] for part in parts] for end in (0, 1)]
+    low, high = (per_accepted_answer(own, other, back, mended, rework) for own, other, back, mended in ends)
+    value = per_accepted_answer(
+        request.value or 0.0, dense.value or 0.0, fallback.value or 0.0, help.rework.value or 0.0, rework
+    )
     words = f"{request.how}; {help.rework.how}, {rework:g} $ each; {fallback.how}"
     return _interval(value, low, high, "estimated", words, parts)
 

@@ -1,8 +1,8 @@
 """The rule of the verdict: which signals are up decides what should be done.
 
 Other prompts alone are no fault of the model: a notice. Other prompts and a model that follows the dense one less well
-on them: prune anew with recent text. Worse answers to the same prompts, or a model of other weights: something is wrong,
-so investigate. More bad answers than the bound allows: the dense model, now.
+on them: prune anew with recent text. Worse answers to the same prompts, or a model of other weights: something is
+wrong, so investigate. More bad answers than the bound allows: the dense model, now.
 """
 
 from __future__ import annotations
