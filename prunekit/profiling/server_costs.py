@@ -115,8 +115,11 @@ def per_accepted(request: Known, prices: Prices, help: Help | None) -> Known:
         dense = Known(0.0, "estimated", "")
     parts = (request, dense, fallback, help.rework)
     rework = prices.dollars_per_rework
-    low, high = (per_accepted_answer(*[part.ends[end] for part in parts], dollars_per_rework=rework) for end in (0, 1))
-    value = per_accepted_answer(*[part.value or 0.0 for part in parts], dollars_per_rework=rework)
+    low, high = (
+        per_accepted_answer(request.ends[end], dense.ends[end], fallback.ends[end], help.rework.ends[end], rework)
+        for end in (0, 1)
+    )
+    value = per_accepted_answer(request.value, dense.value or 0.0, fallback.value or 0.0, help.rework.value, rework)
     words = f"{request.how}; {help.rework.how}, {rework:g} $ each; {fallback.how}"
     return _interval(value, low, high, "estimated", words, parts)
 
