@@ -106,7 +106,9 @@ $(VENV)/.runtimes: $(VENV)/.dev
 	  "llama-cpp-python==$(LLAMA_CPP_VERSION)" && touch $(LLAMA_CPP_WHEEL)/.built; } || \
 	  echo "llama-cpp-python can't be built here: its tests are skipped."
 	test ! -e $(LLAMA_CPP_WHEEL)/.built || \
-	  $(PIP) install --quiet --find-links $(LLAMA_CPP_WHEEL) "llama-cpp-python==$(LLAMA_CPP_VERSION)"
+	  $(PIP) install --quiet --find-links $(LLAMA_CPP_WHEEL) "llama-cpp-python[server]==$(LLAMA_CPP_VERSION)"
+	$(PIP) install --quiet "transformers[serving]" $(if $(SYSTEM_TORCH),|| \
+	  echo "The server of transformers can't be had here: its tests are skipped.")
 	touch $@
 
 # Apart, for transformers would import torchao for every other test too. The tests of 4-bit weights need it as well.
