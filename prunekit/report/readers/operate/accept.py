@@ -19,7 +19,7 @@ from prunekit.report.facts.claims import (
     Subject,
 )
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.operate.versions import check_version
+from prunekit.report.readers.operate.versions import bare, check_version
 from prunekit.report.readers.place import Place, exact, machine_words, version_words
 from prunekit.report.readers.servers.load import served
 from prunekit.utils.names import readable
@@ -69,7 +69,7 @@ def read(data: Fields, place: Place) -> Reading:
 def _subjects(data: Fields) -> tuple[Subject, Subject]:
     """The smaller model and the baseline; of servers that call both alike, told apart."""
     told = [data.object(name) for name in ("smaller", "baseline")]
-    names = [served(each.text("model")).name if "endpoint" in each else each.text("model") for each in told]
+    names = [served(each.text("model")).name if "endpoint" in each else bare(each.text("model")) for each in told]
     digests = [each.maybe_text("fingerprint") for each in told]
     if names[0] == names[1] and None in digests:
         names[1] = f"{names[1]} (baseline)"

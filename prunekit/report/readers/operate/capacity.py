@@ -34,8 +34,8 @@ def within(said: Fields, place: Place) -> Figure | None:
         "time was up": "; the time was up before the search was done, so it may be more",
     }.get(status, "")
     how = f"geometric mean of {len(rates)} searches{more}" if len(rates) > 1 else f"one search{more}"
-    bounds = (min(rates), max(rates)) if several else (None, None)
-    return Figure(rate, MEASURED, *bounds, how, (place.name,), f"lowest and highest of {len(rates)} blocks")
+    low, high = (min(rates), max(rates)) if several else (None, None)
+    return Figure(rate, MEASURED, low, high, how, (place.name,), f"lowest and highest of {len(rates)} blocks")
 
 
 def status_of(said: Fields) -> str:

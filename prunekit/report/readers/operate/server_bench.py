@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prunekit.report.facts.claims import (
@@ -19,8 +20,9 @@ from prunekit.report.facts.claims import (
 )
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.operate.capacity import capacity_words, slo_words, within
+from prunekit.report.readers.operate.doubts import doubts, lost
 from prunekit.report.readers.operate.loads import load_sheets
-from prunekit.report.readers.operate.versions import check_version, flag_lines
+from prunekit.report.readers.operate.versions import check_version
 from prunekit.report.readers.place import Place, measured
 from prunekit.report.readers.servers.load import served
 
@@ -57,8 +59,8 @@ def read(data: Fields, place: Place) -> Reading:
         tuple(claims),
         facts=tuple(_facts(data)),
         proofs=(_proof(data, places, place),),
-        not_measured=tuple(dict.fromkeys(_lost(data, name))),
-        warnings=tuple(dict.fromkeys(_warnings(data, place))),
+        not_measured=tuple(dict.fromkeys(lost(data, name))),
+        warnings=tuple(dict.fromkeys(doubts(data, place))),
     )
 
 
@@ -153,9 +155,10 @@ def _quantiles(
         value, low, high = (each.maybe(name) for name in ("value", "low", "high"))
         if metric is None or value is None or (high is None and metric not in ("ttft", "tpot", "latency")):
             continue
-        bounds = (low, high) if low is not None and high is not None else (None, None)
+        if low is None or high is None:
+            low = high = None
         how = f"{each.count('count'):,} requests; order statistics, each bound holds with 95 %"
-        figure = Figure(value, MEASURED, *bounds, how, (place.name,), "90 % interval", not is_void)
+        figure = Figure(value, MEASURED, low, high, how, (place.name,), "90 % interval", not is_void)
         yield Claim(subject, form, metric, figure, setup)
 
 
@@ -188,8 +191,6 @@ def ratio_figure(said: Fields, place: Place, is_void: bool = False) -> Figure | 
 
 
 def _doubted(claims: Sequence[Claim], is_void: bool) -> Iterator[Claim]:
-    from dataclasses import replace
-
     for each in claims:
         yield replace(each, figure=replace(each.figure, believed=False)) if is_void else each
 
@@ -223,7 +224,7 @@ def _capacity(data: Fields, places: Mapping[str, tuple[Subject, str]], base: str
 
 def _length(data: Fields, side: str) -> float | None:
     """Mean tokens of an answer under the loads of the kind that is searched: open, else any but natural."""
-    found = {}
+    found: dict[str, float | None] = {}
     for load in data.objects("loads", 200):
         result = load.object(side)
         found.setdefault(result.object("load").text("kind"), result.maybe("tokens"))
@@ -256,7 +257,7 @@ def _facts(data: Fields) -> Iterator[tuple[str, str]]:
     yield "workload of the load test", work.text("label")
     yield (
         "load test",
-        f"{config.count('requests'):,} requests of each model at each load, in turns of {config.count('blocks')} blocks",
+        f"{config.count('requests'):,} requests of each model at each load, {config.count('blocks')} blocks in turns",
     )
     told = [f"{name} {machine.text(name)}" for name in ("os", "python", "httpx", "prunekit") if name in machine]
     yield "client of the load test", ", ".join(filter(None, (machine.text("cpu", ""), *told)))
@@ -272,33 +273,3 @@ def _facts(data: Fields) -> Iterator[tuple[str, str]]:
         if each.flag("warmup_steady") is not None:
             steady = "steady" if each.flag("warmup_steady") else "not steady"
             yield f"warm-up of the {side}", f"{each.count('warmup_requests'):,} requests, {steady}"
-
-
-def _lost(data: Fields, name: str) -> Iterator[str]:
-    if "capacity" not in data:
-        yield f"The highest load within an SLO of {name}: no SLO was asked for (bench-server --slo)."
-    for load in data.objects("loads", 200):
-        result = load.object("endpoint")
-        for quantity in ("ttft", "tpot"):
-            few = [
-                f"p{100 * each.number('share'):g}"
-                for each in result.objects(quantity, 50)
-                if each.text("status", "") == "too few" and each.number("share") > 0.5
-            ]
-            if few:
-                yield (
-                    f"{quantity.upper()} at {' and '.join(few)} under {load.text('load')}: {result.count('requests')} "
-                    "requests are too few for it."
-                )
-
-
-def _warnings(data: Fields, place: Place) -> Iterator[str]:
-    stopped = data.maybe_text("stopped")
-    if stopped:
-        yield f"{place.name}: the load test ended early: {stopped.rstrip('.')}."
-    for load in data.objects("loads", 200):
-        for side in SIDES:
-            result = load.maybe_object(side)
-            for why in () if result is None else result.texts("void"):
-                yield f"{place.name}: {load.text('load')} of the {side} is not to be believed: {why}"
-    yield from flag_lines(place, data.texts("notes"))

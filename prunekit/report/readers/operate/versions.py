@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
+from pathlib import PurePath
 
 from prunekit.errors import PrunekitError
-from prunekit.report.facts.fields import Fields
+from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.place import Place
 
 _VERSION = 1
@@ -27,6 +28,11 @@ def flag_lines(place: Place, sentences: Sequence[str]) -> Iterator[str]:
     """What a file says that a reader must know, each with the file's name."""
     for each in sentences:
         yield f"{place.name}: {each}"
+
+
+def bare(name: str) -> str:
+    """A model's name; of a path its last part alone."""
+    return clipped(PurePath(name).name or name) if name.startswith(("/", ".", "~")) else name
 
 
 def utc(said: Fields, name: str) -> str:

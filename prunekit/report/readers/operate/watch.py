@@ -19,7 +19,7 @@ from prunekit.report.facts.claims import (
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.judging import half_width
 from prunekit.report.readers.operate.signals import watch_sheets
-from prunekit.report.readers.operate.versions import check_version, utc
+from prunekit.report.readers.operate.versions import bare, check_version, utc
 from prunekit.report.readers.place import Place, version_words
 
 KIND = "watch of request logs"
@@ -77,8 +77,8 @@ def _subjects(data: Fields) -> tuple[Subject | None, Subject | None]:
     deployed, dense = models.maybe_text("model"), models.maybe_text("dense")
     pair = dense is not None
     return (
-        None if deployed is None else Subject(deployed, False if pair else None),
-        Subject(dense, True) if dense is not None and deployed is not None else None,
+        None if deployed is None else Subject(bare(deployed), False if pair else None),
+        Subject(bare(dense), True) if dense is not None and deployed is not None else None,
     )
 
 
