@@ -212,12 +212,14 @@ def _texts(said: Fields) -> Iterator[tuple[str, str]]:
 
 def _shown(value: Any, said: Fields, name: str) -> str:
     """A text; of messages and lists, their texts one below the other."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str):
+        text = f"{value['role']}: {value['content']}"
+    elif isinstance(value, Mapping):
         parts = [f"{key}: {each}" if isinstance(each, str) else str(key) for key, each in list(value.items())[:50]]
         text = "\n".join(parts)
     elif isinstance(value, list):
         text = "\n".join(_shown(each, said, name) for each in value[:50])
-    elif isinstance(value, str | int | float):
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
         text = str(value)
     else:
         raise said.wrong(name, "a text or a list of texts")
