@@ -19,6 +19,7 @@ from tests.support.operate_files import (
     acceptance,
     capacity,
     compared,
+    cost,
     load,
     loaded,
     ratio,
@@ -29,7 +30,7 @@ from tests.support.operate_files import (
 )
 from tests.support.report_files import evaluation, write
 
-MAKERS = {"serve": server_bench, "accept": acceptance, "watch": watch}
+MAKERS = {"serve": lambda **more: server_bench(**{"cost": cost(), **more}), "accept": acceptance, "watch": watch}
 
 
 def read(folder: Path, data: Any) -> FileSaid:
@@ -51,7 +52,7 @@ def test_a_load_test(tmp_path: Path) -> None:
     said = read(tmp_path, server_bench())
     (most,) = claims(said, "slo_load")
     assert (most.figure.value, most.figure.low, most.figure.high) == (5.0, 4.5, pytest.approx(5.5))
-    assert most.figure.interval == "lowest and highest of 2 blocks"
+    assert most.figure.interval == "over 2 blocks"
     assert most.setup.endswith("client on Test CPU, within TTFT ≤ 500 ms, TPOT ≤ 50 ms at p95")
     assert claims(said, "slo_load", "dense-model")[0].figure.value == 4.0
     (gain,) = claims(said, "slo_load_ratio")
@@ -69,10 +70,14 @@ def test_a_load_test(tmp_path: Path) -> None:
     assert tokens.figure.value == 80.0 and tokens.setup == most.setup
     (proof,) = said.reading.proofs
     assert (proof.word, proof.passes) == ("1.25 × the dense model's load (1.12 to 1.38)", True)
-    assert [each.title for each in proof.sheets] == ["closed load", "open load", "natural load"]
-    cells = {row[0]: row[1:] for row in proof.sheets[0].rows}
-    assert cells["first token, p50"] == ("150 ms (100 to 300)", "120 ms (80 to 240)", "0.800 (0.720 to 0.880)")
-    assert cells["first token, p99"][0] == "199 ms (too few: 60 requests)"
+    (sheet,) = proof.sheets
+    cells = {row[0]: row[1:] for row in sheet.rows}
+    assert cells["closed load: first token, p50 / p95 / p99"] == (
+        "150 / 195 / 199 (too few) ms",
+        "120 / 156 / 159.2 (too few) ms",
+        "0.800 (0.720 to 0.880)",
+    )
+    assert cells["natural load: answers cut off"] == ("25.0%", "25.0%", "–") and len(sheet.rows) == 4 * 3 + 2
 
 
 @pytest.mark.parametrize(
@@ -113,13 +118,28 @@ def test_void_loads_are_not_believed(tmp_path: Path) -> None:
     ]
 
 
+def test_money_of_the_test_itself(tmp_path: Path) -> None:
+    said = read(tmp_path, server_bench(cost=cost()))
+    costs = claims(said, "dollars_per_request")
+    assert [each.figure.value for each in costs] == [1e-4, 2e-4] and costs[0].figure.status == "estimated"
+    assert costs[1].setup.endswith("at p95, 50% used, prices of file.json")
+    (rework,) = claims(said, "rework_allowed")
+    assert rework.figure.value == pytest.approx(0.00125) and rework.setup == costs[0].setup
+    sheet = said.reading.proofs[0].sheets[0]
+    assert sheet.rows[0] == ("100% used: $ an answered request", "≈ 0.000125", "≈ 0.0001")
+    assert sheet.rows[-1] == ("break-even: rework that may be added", "", "≈ 0.125 percentage points")
+    _, kpis = made(tmp_path, server_bench(cost=cost()))
+    assert kpis["rows"][1]["decision"]["rework_allowed"]["value"] == pytest.approx(0.00125)
+
+
 def test_failed_requests_are_infinitely_slow(tmp_path: Path) -> None:
     slow = loaded("closed", 0.08, failed=40)
     slow["ttft"][1] |= {"value": None, "low": None, "high": None, "failed": ["value", "low", "high"]}
     said = read(tmp_path, server_bench(loads=[load("closed", endpoint=slow)]))
     assert not claims(said, "ttft_p95") and claims(said, "failed_share")[0].figure.value == pytest.approx(2 / 3)
     cells = {row[0]: row[1:] for row in said.reading.proofs[0].sheets[0].rows}
-    assert cells["first token, p95"][1] == "infinite: requests failed" and cells["failed"][1] == "40 of 60"
+    assert cells["closed load: first token, p50 / p95 / p99"][1] == "120 / infinite / 159.2 (too few) ms"
+    assert cells["closed load: failed"][1] == "40 of 60"
 
 
 def test_one_server_alone(tmp_path: Path) -> None:
@@ -129,7 +149,7 @@ def test_one_server_alone(tmp_path: Path) -> None:
     data["capacity"] = capacity(endpoints=[searched(5.0)], ratio=ratio(None))
     said = read(tmp_path, data)
     assert {each.subject.name for each in said.reading.claims} == {"small"} and not claims(said, "ttft_ratio")
-    assert said.reading.proofs[0].word == "SLO met" and said.reading.proofs[0].sheets[0].heads == ("", "small")
+    assert said.reading.proofs[0].word == "SLO met" and said.reading.proofs[0].sheets[0].heads == ("Load", "small")
 
 
 def test_two_servers_that_call_their_models_alike_are_two(tmp_path: Path) -> None:
@@ -299,6 +319,11 @@ def test_a_strangers_texts_are_never_obeyed(tmp_path: Path) -> None:
         ("serve", {"capacity": capacity(endpoints=[])}, "where a result for each model is expected"),
         ("serve", {"capacity": capacity(endpoints=[searched(1.0, "won")] * 2)}, "where one of found, never met"),
         ("serve", {"capacity": capacity(slo={"percentile": 1e9})}, "capacity.slo.percentile"),
+        (
+            "serve",
+            {"cost": {"endpoints": {"endpoint": [{"utilisation": 2}]}}},
+            "cost.endpoints.endpoint[0].utilisation",
+        ),
         ("serve", {"loads": [load("closed")] * 201}, "lists 201 entries in loads"),
         ("accept", {"verdict": "fine"}, "where one of accepted, refused"),
         ("accept", {"all": compared(error_rate={"value": "x"})}, "all.error_rate.value"),

@@ -91,6 +91,27 @@ def capacity(dense: float | None = 4.0, smaller: float | None = 5.0, **changes: 
     }
 
 
+def cost() -> dict[str, Any]:
+    """What bench-server --prices adds."""
+
+    def known(value: float | None) -> dict[str, Any]:
+        status = "not measured" if value is None else "estimated"
+        return {"value": value, "low": None, "high": None, "status": status, "how": "as the test says"}
+
+    def at(used: float, dollars: float) -> dict[str, Any]:
+        per_request = known(dollars / used)
+        return {
+            "utilisation": used,
+            "per_million_tokens": known(None),
+            "per_request": per_request,
+            "per_accepted": known(None),
+        }
+
+    sides = {"baseline": 1.25e-4, "endpoint": 1e-4}
+    endpoints = {name: [at(used, dollars) for used in (1.0, 0.5)] for name, dollars in sides.items()}
+    return {"endpoints": endpoints, "allowed_rework_points": known(0.125)}
+
+
 def served(name: str, digest: str, server: str = "transformers") -> dict[str, Any]:
     """One side of a load test, served on the loopback interface."""
     identity = {

@@ -180,7 +180,7 @@ def decide(grouped: Grouped) -> Decision:
 def _service(grouped: Grouped) -> tuple[Column, ...]:
     """Columns that stand there only where a file tells of them. Rework is that at the load within the SLO."""
     load, wrong = (best([name], grouped) for name in ("slo_load", "error_rate"))
-    rework = beside(load, "rework_allowed", grouped) if load.known() else best(["rework_allowed"], grouped)
+    rework = beside(load, "rework_allowed", grouped) or best(["rework_allowed"], grouped)
     return tuple(each for each in (load, wrong, rework) if each is not None and each.known())
 
 

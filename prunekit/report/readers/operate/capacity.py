@@ -35,7 +35,7 @@ def within(said: Fields, place: Place) -> Figure | None:
     }.get(status, "")
     how = f"geometric mean of {len(rates)} searches{more}" if len(rates) > 1 else f"one search{more}"
     low, high = (min(rates), max(rates)) if several else (None, None)
-    return Figure(rate, MEASURED, low, high, how, (place.name,), f"lowest and highest of {len(rates)} blocks")
+    return Figure(rate, MEASURED, low, high, how, (place.name,), f"over {len(rates)} blocks")
 
 
 def status_of(said: Fields) -> str:

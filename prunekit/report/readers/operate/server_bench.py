@@ -21,7 +21,8 @@ from prunekit.report.facts.claims import (
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.operate.capacity import capacity_words, slo_words, within
 from prunekit.report.readers.operate.doubts import doubts, lost
-from prunekit.report.readers.operate.loads import load_sheets
+from prunekit.report.readers.operate.loads import load_sheet
+from prunekit.report.readers.operate.money import cost_claims, cost_sheet
 from prunekit.report.readers.operate.versions import check_version
 from prunekit.report.readers.place import Place, measured
 from prunekit.report.readers.servers.load import served
@@ -213,6 +214,7 @@ def _capacity(data: Fields, places: Mapping[str, tuple[Subject, str]], base: str
             how = f"requests/s within the SLO, times {length:.3g} tokens an answer as measured"
             tokens = Figure(figure.value * length, ESTIMATED, how=how, files=(place.name,))
             yield Claim(subject, form, "tokens_per_second", tokens, setup)
+    yield from cost_claims(data, places, setup, place)
     ratio = said.maybe_object("ratio")
     figure = None if ratio is None or "baseline" not in places else ratio_figure(ratio, place)
     if figure is not None:
@@ -235,6 +237,7 @@ def _proof(data: Fields, places: Mapping[str, tuple[Subject, str]], place: Place
     subject, form = places["endpoint"]
     said = data.maybe_object("capacity")
     word, passes, reasons = capacity_words(said, tuple(places))
+    names = {side: each.name for side, (each, _) in places.items()}
     stopped = data.maybe_text("stopped")
     if stopped:
         reasons = (*reasons, f"The test ended early: {stopped.rstrip('.')}.")
@@ -248,7 +251,7 @@ def _proof(data: Fields, places: Mapping[str, tuple[Subject, str]], place: Place
         passes,
         place.name,
         reasons,
-        sheets=tuple(load_sheets(data, {side: each.name for side, (each, _) in places.items()})),
+        sheets=tuple(each for each in (cost_sheet(data, names), load_sheet(data, names)) if each is not None),
     )
 
 
