@@ -11,6 +11,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.profiling.prices import Prices
 from prunekit.report.facts.costs import priced
+from prunekit.report.facts.exported import placed
 from prunekit.report.facts.fields import clipped
 from prunekit.report.facts.kpis import kpis
 from prunekit.report.facts.rows import group
@@ -64,7 +65,7 @@ def write_report(
     for path, what in ((page_file, "page"), (beside, "kpis")):
         check_output_file(path, overwrite, what=what, inputs=inputs)
     known = Prices.load(prices) if isinstance(prices, str | Path) else prices
-    read = read_files(paths)
+    read = placed(read_files(paths))
     grouped, runs = apart(group(read))
     grouped = priced(grouped, known)
     decision = decide(grouped)

@@ -75,12 +75,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
 
 def test_the_parts_stand_in_their_order(whole: tuple[str, dict[str, Any]]) -> None:
     found = [attributes["id"] for attributes in Reader(whole[0]).named("h2")]
-    assert found == ["decision", "tradeoff", "widths", "completions", "why", "figures", "method", "missing"]
+    assert found == ["decision", "proved", "tradeoff", "widths", "completions", "why", "figures", "method", "missing"]
     assert all(f'href="#{name}"' in whole[0] for name in found)
 
 
 def test_every_cell_tells_how_its_figure_came_about(whole: tuple[str, dict[str, Any]]) -> None:
-    table = whole[0][whole[0].index('id="decision"') : whole[0].index('id="tradeoff"')]
+    table = whole[0][whole[0].index('id="decision"') : whole[0].index('id="proved"')]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", table)
     assert len(cells) > 40
     words = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from prunekit.plan import Plan
 from prunekit.plan.shape import LayerShape, ModelShape
+from tests.support.operate_files import acceptance, server_bench, watch
 from tests.support.tiny import random_plan
 
 DENSE, PRUNED = "aa" * 32, "bb" * 32
@@ -333,6 +334,9 @@ def all_files(folder: Path) -> list[Path]:
         "guidellm.json": guidellm(),
         "prune.json": summary_of_prune(),
         "analysis.json": analysis(),
+        "serve.json": server_bench(),
+        "accept.json": acceptance(),
+        "watch.json": watch(),
     }
     return [
         *(write(folder / name, data) for name, data in made.items()),

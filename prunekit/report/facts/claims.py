@@ -125,10 +125,62 @@ class Compared:
     file: str
 
 
+LOAD, ACCEPTANCE, WATCH = "load at the server", "acceptance", "watch"
+"""Kinds of proofs, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A small table of words; the first cell of each row names it."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A record of the user's own that the model got wrong: a sentence on it, and names with ``texts``. All of it may
+    be private."""
+
+    words: str
+    texts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a file says of a model in service, or before it goes there. ``word`` is the verdict, ``passes`` whether it
+    speaks for the model (None: for neither), ``do`` what is to be done. ``subject`` is None where the file names no
+    model. ``cases`` are the worst."""
+
+    subject: Subject | None
+    form: str
+    kind: str
+    word: str
+    passes: bool | None
+    file: str
+    reasons: tuple[str, ...] = ()
+    do: str = ""
+    sheets: tuple[Sheet, ...] = ()
+    cases: tuple[Case, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only, and no texts."""
+        return {
+            "kind": self.kind,
+            "verdict": self.word,
+            "passes": self.passes,
+            "reasons": list(self.reasons),
+            "do": self.do or None,
+            "files": [self.file],
+        }
+
+
 @dataclass(frozen=True)
 class Reading:
     """All that one file says. ``facts`` are names and texts for the section on method; ``not_measured`` and
-    ``warnings`` are whole sentences."""
+    ``warnings`` are whole sentences. ``weights`` are the SHA-256 of files of weights, each with the model and form that
+    it is: by it a served file is known."""
 
     kind: str
     subjects: tuple[tuple[Subject, str], ...] = ()
@@ -138,6 +190,8 @@ class Reading:
     examples: tuple[Example, ...] = ()
     reasons: tuple[Reason, ...] = ()
     parity: tuple[Compared, ...] = ()
+    proofs: tuple[Proof, ...] = ()
+    weights: tuple[tuple[str, Subject, str], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     not_measured: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from prunekit.profiling.prices import allowed_rework
+from prunekit.profiling.prices import allowed_rework, per_accepted_answer
 from prunekit.report.facts.claims import ESTIMATED, MEASURED, Claim, Figure
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import Column, columns
@@ -29,22 +29,29 @@ def priced(grouped: Grouped, prices: Prices | None) -> Grouped:
     rate that it comes from. They are estimates: they hold what the user says of the machine."""
     if prices is None:
         return grouped
-    base = next((row for row in grouped.rows if row.dense), None)
+    first = next((row for row in grouped.rows if row.dense), None)
+    # In whatever form it was timed.
+    bases = [row for row in grouped.rows if first is not None and row.dense and row.model == first.model]
     # What no number holds says nothing.
     found = [
-        [each for each in _costs(row, base, prices) if math.isfinite(each.figure.value or 0.0)] for row in grouped.rows
+        [
+            each
+            for each in _costs(row, bases, grouped.checkpoint_of(row), prices)
+            if math.isfinite(each.figure.value or 0.0)
+        ]
+        for row in grouped.rows
     ]
     rows = [replace(row, claims=(*row.claims, *more)) for row, more in zip(grouped.rows, found, strict=True)]
     return replace(grouped, rows=tuple(rows))
 
 
-def _costs(row: Row, base: Row | None, prices: Prices) -> Iterator[Claim]:
+def _costs(row: Row, bases: Sequence[Row], checkpoint: Row | None, prices: Prices) -> Iterator[Claim]:
     said = "the prices, and output tokens a second as measured"
     share = prices.utilisation or 1.0
     said += f", at {share:.0%} use of the machine"
     for claim in row.claims:
         rate = claim.figure.value
-        if claim.figure.status != MEASURED or not rate:
+        if claim.figure.status not in (MEASURED, ESTIMATED) or not rate:
             continue
         if claim.metric == "tokens_per_second":
             dollars = prices.per_million_tokens(rate)
@@ -57,16 +64,45 @@ def _costs(row: Row, base: Row | None, prices: Prices) -> Iterator[Claim]:
             dollars = prices.per_request(rate)
             if dollars is not None:
                 yield _estimate(claim, "dollars_per_request", dollars, "the prices, and requests a second as measured")
-                yield from _rework(claim, dollars, base, prices)
+                yield from _rework(claim, dollars, bases, prices)
+        if claim.metric == "slo_load":
+            yield from _within_slo(claim, [row, *([checkpoint] if checkpoint is not None else [])], bases, prices)
 
 
-def _rework(claim: Claim, dollars: float, base: Row | None, prices: Prices) -> Iterator[Claim]:
-    """By how much the share of answers that a person mends may rise until what is saved is spent."""
-    if base is None or not prices.dollars_per_rework:
+def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices: Prices) -> Iterator[Claim]:
+    """What an answered and an accepted request cost at the highest load within the SLO. Wrong answers are those of the
+    first of ``rows`` that was judged: the model itself, else its checkpoint."""
+    dollars = prices.per_request(claim.figure.value or 0.0)
+    if dollars is None:
         return
-    same = [each for each in base.claims if each.metric == claim.metric and each.setup == claim.setup]
+    how = "the prices, and requests a second at the highest load within the SLO"
+    yield _estimate(claim, "dollars_per_request", dollars, how)
+    yield from _rework(claim, dollars, bases, prices)
+    wrong = [
+        each for row in rows for each in row.claims if each.metric == "error_rate" and each.figure.value is not None
+    ]
+    if not wrong or not prices.dollars_per_rework:
+        return
+    share = min(1.0, wrong[0].figure.value or 0.0)
+    accepted = per_accepted_answer(dollars, rework_share=share, dollars_per_rework=prices.dollars_per_rework)
+    whose = "it" if wrong[0].form == claim.form else "its checkpoint"
+    how = (
+        f"an answered request at the highest load within the SLO, and {prices.dollars_per_rework:g} $ for each of the "
+        f"{share:.1%} of your records that {whose} gets wrong"
+    )
+    made = _estimate(claim, "dollars_per_accepted", accepted, how)
+    files = tuple(dict.fromkeys((*claim.figure.files, *wrong[0].figure.files)))
+    yield replace(made, figure=replace(made.figure, files=files))
+
+
+def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices) -> Iterator[Claim]:
+    """By how much the share of answers that a person mends may rise until what is saved is spent."""
+    if not prices.dollars_per_rework:
+        return
+    told = [each for base in bases for each in base.claims]
+    same = [each for each in told if each.metric == claim.metric and each.setup == claim.setup]
     rate = same[0].figure.value if same else None
-    if not rate or claim in base.claims:
+    if not rate or claim in told:
         return
     before = prices.per_request(rate)
     if before is not None:
@@ -98,5 +134,5 @@ def uses(column: Column, prices: Prices) -> list[Use]:
 
 def cost_columns(grouped: Grouped) -> list[Column]:
     """Costs under every set-up that is known."""
-    names = ("dollars_per_million", "dollars_per_request", "rework_allowed", "joules_per_token")
+    names = ("dollars_per_million", "dollars_per_request", "dollars_per_accepted", "rework_allowed", "joules_per_token")
     return [each for name in names for each in columns(name, grouped) if each.known()]

@@ -34,6 +34,7 @@ def kpis(
         "title": title,
         "summary": said,
         "rows": [_row(place, row, grouped, decision) for place, row in enumerate(grouped.rows)],
+        "proofs_of_no_row": [each.to_dict() for file in files for each in file.reading.proofs if each.subject is None],
         "contradictions": list(conflicts),
         "not_measured": list(unknown),
         "prices": None if prices is None else prices.to_dict(),
@@ -61,6 +62,7 @@ def _row(place: int, row: Row, grouped: Grouped, decision: Decision) -> dict[str
         "fingerprint": row.fingerprint,
         "plan_sha256": row.plan,
         "verdict": None if found is None else {"verdict": found.word, "text": found.text, "files": [found.file]},
+        "proofs": [each.to_dict() for each in row.proofs],
         "decision": {
             column.metric: {"setup": column.setup, **column.figures[place].to_dict()} for column in decision.shown
         },

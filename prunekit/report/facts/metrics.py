@@ -39,7 +39,11 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f}" if abs(value) < 1e6 else f"{100 * value:.2e}"
 
 
-RATIOS = ("ttft_ratio", "tpot_ratio")
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}" if abs(value) < 1e6 else f"{100 * value:+.2e}"
+
+
+RATIOS = ("ttft_ratio", "tpot_ratio", "slo_load_ratio")
 QUALITY = ("loss_added", "kl", "top1_agreement", "perplexity")
 
 METRICS: dict[str, Metric] = {
@@ -51,16 +55,31 @@ METRICS: dict[str, Metric] = {
     "tpot_ratio": Metric("Each further token", "× dense", _fixed(3)),
     "ttft": Metric("First token", "ms", _scaled(1e-3)),
     "tpot": Metric("Each further token", "ms", _scaled(1e-3, 2)),
+    "ttft_p95": Metric("First token, p95", "ms", _scaled(1e-3)),
+    "tpot_p95": Metric("Each further token, p95", "ms", _scaled(1e-3, 2)),
     "ttft_p99": Metric("First token, p99", "ms", _scaled(1e-3)),
     "tpot_p99": Metric("Each further token, p99", "ms", _scaled(1e-3, 2)),
     "latency": Metric("Whole answer, median", "ms", _scaled(1e-3)),
+    "latency_p95": Metric("Whole answer, p95", "ms", _scaled(1e-3)),
     "latency_p99": Metric("Whole answer, p99", "ms", _scaled(1e-3)),
     "users": Metric("Users that fit", "", plain),
     "tokens_per_second": Metric("Output", "tokens/s", plain),
     "requests_per_second": Metric("Answered", "requests/s", plain),
     "goodput": Metric("Answered within the limits", "requests/s", plain),
+    "slo_load": Metric("Highest load within the SLO", "requests/s", plain),
+    "slo_load_ratio": Metric("Highest load within the SLO", "× dense", _fixed(3)),
     "failed_share": Metric("Failed", "%", _share),
     "output_tokens": Metric("Length of answers, mean", "tokens", plain),
+    "length_ratio": Metric("Length of answers", "× dense", _fixed(3)),
+    "truncated_share": Metric("Answers cut off", "%", _share),
+    "error_rate": Metric("Wrong answers", "% of the records", _share),
+    "error_rise": Metric("Rise of wrong answers", "percentage points", _points),
+    "flips": Metric("Right to wrong, or back", "% of the records", _share),
+    "shadow_kl": Metric("KL from dense on requests", "nats a token", _fixed(4)),
+    "shadow_agreement": Metric("First choices kept on requests", "%", _share),
+    "rejected_share": Metric("Answers rejected", "%", _share),
+    "reworked_share": Metric("Answers reworked", "%", _share),
+    "alarms": Metric("Alarms", "", plain),
     "peak_bytes": Metric("Peak memory", "MiB", _scaled(2**20)),
     "memory_bytes": Metric("Weights and KV cache", "MiB", _scaled(2**20)),
     "weight_bytes": Metric("Weights in memory", "MiB", _scaled(2**20)),
@@ -71,6 +90,7 @@ METRICS: dict[str, Metric] = {
     "joules_per_token": Metric("Energy", "J/token", plain),
     "dollars_per_million": Metric("Cost", "$/M tokens", plain),
     "dollars_per_request": Metric("Cost of a request", "$", plain),
+    "dollars_per_accepted": Metric("Cost of an accepted answer", "$", plain),
     "rework_allowed": Metric("Rework that may be added", "%", lambda value: plain(100 * value)),
     "prune_minutes": Metric("Time to prune", "minutes", plain),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from prunekit.errors import PrunekitError
-from prunekit.report.facts.claims import CHECKPOINT, Claim, FileSaid, Judged, Subject
+from prunekit.report.facts.claims import CHECKPOINT, Claim, FileSaid, Judged, Proof, Subject
 
 # What follows from the geometry of a model, whatever form it is in.
 _OF_ALL_FORMS = ("parameters", "blocks_share")
@@ -29,6 +29,7 @@ class Row:
     plan: str | None
     claims: tuple[Claim, ...]
     verdicts: tuple[Judged, ...]
+    proofs: tuple[Proof, ...] = ()
 
     @property
     def is_baseline(self) -> bool:
@@ -63,6 +64,7 @@ def group(files: Sequence[FileSaid]) -> Grouped:
     said = [each for reading in readings for each in reading.subjects]
     claims = [each for reading in readings for each in reading.claims]
     verdicts = [each for reading in readings for each in reading.verdicts]
+    proofs = [each for reading in readings for each in reading.proofs if each.subject is not None]
     subjects = list(dict.fromkeys((*(each for each, _ in said), *(each.subject for each in claims))))
     sets, warnings = _matched(subjects)
     model = {subject: number for number, each in enumerate(sets) for subject in each}
@@ -92,6 +94,7 @@ def group(files: Sequence[FileSaid]) -> Grouped:
                     if model[each.subject] == number and (each.form == form or each.metric in _OF_ALL_FORMS)
                 ),
                 tuple(each for each in verdicts if model.get(each.subject) == number and each.form == form),
+                tuple(each for each in proofs if _of(each, model) == (number, form)),
             )
         )
     dense = sorted({row.name for row in rows if row.dense})
@@ -100,6 +103,10 @@ def group(files: Sequence[FileSaid]) -> Grouped:
             f"These files speak of several dense models ({', '.join(dense)}). Each model is compared with its own only."
         )
     return Grouped(_lettered(rows), model, tuple(warnings))
+
+
+def _of(proof: Proof, model: dict[Subject, int]) -> tuple[int | None, str]:
+    return None if proof.subject is None else model.get(proof.subject), proof.form
 
 
 def _is_dense(members: Sequence[Subject]) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prunekit.evaluation.verdict import COSTS, FINE, WORDS
-from prunekit.report.facts.claims import CONTRADICTORY, Judged
+from prunekit.report.facts.claims import ACCEPTANCE, CONTRADICTORY, WATCH, Judged
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import ELSEWHERE, Decision
@@ -18,7 +18,25 @@ def verdict_of(row: Row) -> Judged | None:
 
 
 def summary(grouped: Grouped, decision: Decision) -> str:
-    """What the table comes to, in one sentence that names no more than it shows."""
+    """What the table comes to, in one sentence that names no more than it shows, and one on what was proved."""
+    return " ".join((_judged(grouped, decision), *_proved(grouped)))
+
+
+def _proved(grouped: Grouped) -> Iterator[str]:
+    """What acceptance tests and watches came to, where they came to something."""
+    told = []
+    for row in grouped.rows:
+        for each in row.proofs:
+            if each.kind == ACCEPTANCE:
+                told.append(f"the acceptance test of {_named(row)} came to: {each.word}")
+            elif each.kind == WATCH:
+                told.append(f"the watch of {_named(row)} says: {each.word}")
+    if told:
+        words = "; ".join(told)
+        yield f"{words[:1].upper()}{words[1:]}."
+
+
+def _judged(grouped: Grouped, decision: Decision) -> str:
     others = [row for row in grouped.rows if not row.is_baseline]
     if not others:
         return "These files speak of no model but the dense one, so there is nothing to decide yet."

@@ -134,6 +134,8 @@ class Decision:
     file_bytes: Column
     energy: Column
     cost: Column
+    service: tuple[Column, ...] = ()
+    """What was proved of models in service: load within the SLO, wrong answers, rework that may be added."""
 
     @property
     def shown(self) -> tuple[Column, ...]:
@@ -143,6 +145,7 @@ class Decision:
             self.ttft_ratio,
             self.tpot_ratio,
             *self.capacity,
+            *self.service,
             self.memory,
             self.file_bytes,
             self.energy,
@@ -170,7 +173,15 @@ def decide(grouped: Grouped) -> Decision:
         best(["file_bytes"], grouped),
         best(["joules_per_token"], grouped),
         best(["dollars_per_million"], grouped),
+        _service(grouped),
     )
+
+
+def _service(grouped: Grouped) -> tuple[Column, ...]:
+    """Columns that stand there only where a file tells of them. Rework is that at the load within the SLO."""
+    load, wrong = (best([name], grouped) for name in ("slo_load", "error_rate"))
+    rework = beside(load, "rework_allowed", grouped) or best(["rework_allowed"], grouped)
+    return tuple(each for each in (load, wrong, rework) if each is not None and each.known())
 
 
 def _memory(grouped: Grouped) -> Column:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunekit.report.facts.claims import (
+    ACCEPTANCE,
     CHECKPOINT,
     CONTRADICTORY,
     ESTIMATED,
     EXACT,
     INTERVAL,
     NOT_MEASURED,
+    WATCH,
     Figure,
     Subject,
 )
@@ -19,6 +21,8 @@ from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.summary import verdict_of
 from prunekit.report.facts.tables import ELSEWHERE, Column, Decision
 from prunekit.report.page.markup import Markup, element, joined, scrolling
+
+_PROOFS = {ACCEPTANCE: "acceptance", WATCH: "watch"}
 
 
 def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
@@ -139,14 +143,23 @@ def _also(column: Column | None, place: int) -> str | None:
 
 
 def _verdict(row: Row) -> Markup:
+    """Of the text, and below it of the user's records and of the watch."""
+    more = [
+        element("span", f"{_PROOFS[each.kind]}: {each.word}", class_="also fails" if each.passes is False else "also")
+        for each in row.proofs
+        if each.kind in _PROOFS
+    ]
     if row.is_baseline:
-        return element("td", "–")
+        return element("td", "–", *more)
     found = verdict_of(row)
     if found is None:
-        return element("td", element("span", NOT_MEASURED, class_="none"))
+        return element("td", element("span", NOT_MEASURED, class_="none"), *more)
     where = f"on {found.text.partition(',')[0]}" if found.text else ""
     return element(
-        "td", element("span", found.word, class_="verdict"), element("span", where, class_="unit") if where else None
+        "td",
+        element("span", found.word, class_="verdict"),
+        element("span", where, class_="unit") if where else None,
+        *more,
     )
 
 

@@ -12,6 +12,7 @@ from prunekit.report.page import background, parts
 from prunekit.report.page.cells import decision_table
 from prunekit.report.page.completions import side_by_side
 from prunekit.report.page.markup import Markup, bullets, element, embedded, joined, section
+from prunekit.report.page.proved import proved
 from prunekit.report.page.style import CSS, SCRIPT, policy
 from prunekit.utils.files.replacing import PAGE_MARK
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _TITLES = {
     "decision": "Decision",
+    "proved": "Proved and watched",
     "tradeoff": "Trade-off",
     "widths": "Widths",
     "completions": "Completions",
@@ -53,6 +55,7 @@ def page(
             _legend(),
             decision_table(grouped.rows, decision),
         ),
+        "proved": proved(grouped, files, show_texts),
         "tradeoff": parts.tradeoffs(grouped, decision),
         "widths": parts.widths(grouped, files, first=10),
         "completions": side_by_side(grouped, files, show_texts),
@@ -91,8 +94,8 @@ def _legend() -> Markup:
     return element(
         "p",
         "Small words say how each figure came about: measured, exact (counted), ≈ estimated (with prices or watts that "
-        "were given), predicted, not measured. Ranges are intervals of 95 %, unless they say p20–p80: between these "
-        "lie 60 % of the timed runs.",
+        "were given), predicted, not measured. Ranges are intervals of 95 %, unless they say something else. "
+        "Between p20 and p80 lie 60 % of the timed runs.",
         class_="legend",
     )
 

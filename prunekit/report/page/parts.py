@@ -25,16 +25,33 @@ _SPEED = (
     "tpot_ratio",
     "ttft",
     "tpot",
+    "ttft_p95",
+    "tpot_p95",
     "ttft_p99",
     "tpot_p99",
     "latency",
+    "latency_p95",
     "latency_p99",
+    "slo_load",
+    "slo_load_ratio",
     "tokens_per_second",
     "requests_per_second",
     "goodput",
     "failed_share",
     "output_tokens",
+    "length_ratio",
+    "truncated_share",
     "peak_bytes",
+)
+_SERVICE = (
+    "error_rate",
+    "error_rise",
+    "flips",
+    "shadow_kl",
+    "shadow_agreement",
+    "rejected_share",
+    "reworked_share",
+    "alarms",
 )
 _SIZE = (
     "parameters",
@@ -96,7 +113,11 @@ def widths(grouped: Grouped, files: Sequence[FileSaid], first: int) -> Markup | 
 def every_figure(grouped: Grouped, decision: Decision, prices: Prices | None) -> Markup:
     """All figures, in a table for each set-up, and where those of the first table come from."""
     parts = []
-    for name, title in ((QUALITY, "Quality, by text"), (_SPEED, "Time and memory, by machine and load")):
+    for name, title in (
+        (QUALITY, "Quality, by text"),
+        (_SERVICE, "Your records and request logs"),
+        (_SPEED, "Time and memory, by machine and load"),
+    ):
         tables = _by_setup(name, grouped)
         parts += [element("h3", title), *tables] if tables else []
     sizes = [each for metric in _SIZE for each in columns(metric, grouped) if each.known()]

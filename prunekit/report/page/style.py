@@ -54,6 +54,8 @@ tbody th { font-weight: 600; min-width: 8.2rem; max-width: 16rem; overflow-wrap:
 .contradictory { color: var(--warn); font-weight: 600; }
 .none { color: var(--soft); font-style: italic; }
 .verdict { font-weight: 600; }
+.fails { color: var(--warn); }
+.proof { border-left: .2rem solid var(--rule); padding-left: .9rem; margin: .9rem 0 1.4rem; }
 .hash { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .82rem; }
 figure { margin: 1rem 0; }
 figure svg { display: block; height: auto; width: 100%; min-width: 36rem; }

@@ -59,7 +59,16 @@ def read(data: Fields, place: Place) -> Reading:
         parity=(Compared(subject, form, verified, rows, place.name),),
         facts=tuple(row for row in facts if row[1]),
         not_measured=(*lost, *unknown),
+        weights=tuple((digest, subject, form) for digest in _weights(data)),
     )
+
+
+def _weights(data: Fields) -> Iterator[str]:
+    """Of files that servers open, and then know by their own hash."""
+    listed = data.maybe_object("files")
+    for name, digest in {} if listed is None else listed.data.items():
+        if isinstance(name, str) and name.endswith(".gguf") and isinstance(digest, str):
+            yield clipped(digest)
 
 
 def _parity(data: Fields, place: Place) -> Fields:

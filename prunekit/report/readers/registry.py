@@ -31,12 +31,18 @@ READERS = (
     "servers.vllm",
     "servers.aiperf",
     "servers.guidellm",
+    "operate.server_bench",
+    "operate.accept",
+    "operate.watch",
 )
 _MANIFESTS = (CHECKPOINT.manifest, EXPORT.manifest, "candidates.json")
+# What accept and watch run write into their folders.
+_RESULTS = ("accept.json", "watch.json")
 _MOST_FILES = 200
 WANTED = (
-    "Give JSON of prunekit candidates, eval, bench, plan, analyze, prune --json or recover --json, a folder that "
-    "prune, recover, export or candidates wrote, or a result of vLLM, AIPerf or guidellm."
+    "Give JSON of prunekit candidates, eval, bench, bench-server, plan, analyze, prune --json or recover --json, a "
+    "folder that prune, recover, export, candidates, accept or watch run wrote, or a result of vLLM, AIPerf or "
+    "guidellm."
 )
 
 
@@ -68,6 +74,8 @@ def _expanded(path: Path) -> list[Path]:
     for manifest in _MANIFESTS:
         if (path / manifest).is_file():
             return [path / manifest]
+    if found := [path / name for name in _RESULTS if (path / name).is_file()]:
+        return found
     raise PrunekitError(f"The folder {path} holds nothing that a report is made of. {WANTED}")
 
 
