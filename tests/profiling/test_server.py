@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from prunekit.errors import PrunekitError
+from prunekit.profiling import server_energy
 from prunekit.profiling.prices import Prices
+from prunekit.profiling.server import joules, run
 from prunekit.profiling.server.config import ServerConfig, Slo, parse_slo
 from prunekit.profiling.server.load import Gun, Shot, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured
@@ -28,6 +30,7 @@ from prunekit.profiling.server.statistics import quantile, ranks, ratio_of
 from prunekit.profiling.server.traces import load_workload
 from prunekit.profiling.server.warmup import is_steady
 from prunekit.profiling.server.workload import Job, Workload, arrivals
+from prunekit.profiling.server_energy import Meter
 from prunekit.utils.endpoints.answer import Answer, Limits, Usage
 from prunekit.utils.endpoints.client import opened
 from prunekit.utils.endpoints.endpoint import Endpoint
@@ -315,6 +318,37 @@ def test_two_servers_in_turns(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert len(rows) == 1 + 3 * 2 * 6 and {"ttft", "lag", "error", "to"} <= rows[1].keys()
     assert not {"text", "prompt"} & rows[1].keys()
+
+
+class Steady:
+    """A counter that moves by 30 J a window."""
+
+    method, scope = "a counter of the test's", "chip"
+
+    def begin(self) -> None:
+        """It counts by windows."""
+
+    def end(self) -> float:
+        return 30.0
+
+
+def test_joules_of_the_windows_of_each_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joules, "meter", lambda local: Meter(Steady()))
+    monkeypatch.setattr(run, "meter", lambda local: Meter(Steady()))
+    monkeypatch.setattr(server_energy, "WINDOW_SECONDS", 0.0)
+    with scripted(paced(0.01)) as dense, scripted(paced(0.01)) as pruned:
+        made = load_test(pruned.url, dense.url, energy=True, spread=0)
+    closed = made.loads[0]
+    # Two blocks of 30 J each, for six answers of three tokens.
+    assert [each.per_request.value for each in closed.energy] == [pytest.approx(10), pytest.approx(10)]
+    assert [each.per_token.value for each in closed.energy] == [pytest.approx(10 / 3), pytest.approx(10 / 3)]
+    assert made.to_dict()["loads"][0]["energy"]["endpoint"]["per_token"]["status"] == "measured"
+
+
+def test_joules_of_a_server_elsewhere_are_not_measured() -> None:
+    assert "another machine" in joules.meter([True, False]).why
+    with scripted(paced(0.01)) as pruned:
+        assert load_test(pruned.url).loads[0].energy == ()
 
 
 def test_one_server_alone_replays_a_trace(tmp_path: Path) -> None:

@@ -261,6 +261,9 @@ def test_all_of_one_model_stand_together(tmp_path: Path) -> None:
     assert decided["slo_load"]["value"] == 5.0 and decided["error_rate"]["value"] == 0.12
     # 1.8 $ an hour: 0.0005 $ / requests/s. The smaller one saves 0.000125 - 0.0001 $ a request.
     assert decided["rework_allowed"]["value"] == pytest.approx(0.000025 / 2)
+    assert decided["dollars_per_million"]["setup"].endswith("within TTFT ≤ 500 ms, TPOT ≤ 50 ms at p95")
+    # 5 requests/s of 16 tokens.
+    assert decided["dollars_per_million"]["value"] == pytest.approx(1e6 * 1.8 / 3600 / 80)
     figures = kpis["rows"][1]["figures"]
     within = [each for each in figures["dollars_per_request"] if "within" in each["setup"]]
     assert within[0]["value"] == pytest.approx(1e-4) and within[0]["status"] == "estimated"

@@ -66,7 +66,8 @@ class ServerConfig:
     lognormal distribution with ``spread``; natural answers end by themselves, at ``natural_tokens`` at most (0: there
     are none).
     ``prompts`` and ``trace`` are files to take instead, ``speed`` divides a trace's times. ``timeout`` is in seconds,
-    until the first token and between two; ``max_minutes`` bounds the whole.
+    until the first token and between two; ``max_minutes`` bounds the whole. ``energy`` asks for joules, where a counter
+    of this machine can be read and the servers run on it.
     """
 
     requests: int = 60
@@ -85,6 +86,7 @@ class ServerConfig:
     warmup: int = 40
     timeout: float = 60.0
     max_minutes: float = 10.0
+    energy: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.profiling.server.config import ServerConfig
+from prunekit.profiling.server.joules import Energy
 from prunekit.profiling.server.load import Shot, Volley
 from prunekit.profiling.server.measured import LoadResult
 from prunekit.profiling.server.slo import Capacity
@@ -39,11 +40,12 @@ class Served:
 @dataclass(frozen=True)
 class Compared:
     """One load on both endpoints, or on one: results in the order of ``ServerReport.served``, and ratios
-    endpoint/baseline over neighbouring blocks by quantity."""
+    endpoint/baseline over neighbouring blocks by quantity; ``energy`` of each endpoint, where that was asked for."""
 
     results: tuple[LoadResult, ...]
     ratios: dict[str, Ratio]
     volleys: tuple[tuple[Volley, ...], ...] = ()
+    energy: tuple[Energy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class ServerReport:
                 "load": load.results[0].load.name,
                 **{name: each.to_dict() for name, each in zip(self.names, load.results, strict=True)},
                 "ratios": {name: each.to_dict() for name, each in load.ratios.items()},
+                "energy": {name: each.to_dict() for name, each in zip(self.names, load.energy, strict=True)}
+                if load.energy
+                else None,
             }
             for load in self.loads
         ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.profiling.server.config import ServerConfig
+from prunekit.profiling.server.joules import meter
 from prunekit.profiling.server.load import Gun
 from prunekit.profiling.server.measured import MOST_CACHED
 from prunekit.profiling.server.report import Served, ServerReport
@@ -87,7 +88,8 @@ def _tested(
     config: ServerConfig,
     keep: Callable[[ServerReport], None] | None,
 ) -> ServerReport:
-    session = Session(config, [], workload)
+    counter = meter([each.endpoint.is_local for each in targets]) if config.energy else None
+    session = Session(config, [], workload, meter=counter)
     with phases(*session.titles):
         try:
             before, after = asyncio.run(_session(session, targets, config))

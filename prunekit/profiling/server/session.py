@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from prunekit.profiling.server.config import ServerConfig, Slo
+from prunekit.profiling.server.joules import energies, window_name
 from prunekit.profiling.server.load import Gun, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured, medians
 from prunekit.profiling.server.report import Compared
@@ -15,6 +17,7 @@ from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, jud
 from prunekit.profiling.server.statistics import ratio_of
 from prunekit.profiling.server.warmup import Warm, warm_up
 from prunekit.profiling.server.workload import Workload, arrivals
+from prunekit.profiling.server_energy import Meter
 from prunekit.utils.phases.run import current
 from prunekit.utils.progress import progress
 from prunekit.utils.timing import order
@@ -65,6 +68,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     stopped: str = ""
     began: float = field(default_factory=time.perf_counter)
+    meter: Meter | None = None
 
     def planned(self) -> list[tuple[str, Load]]:
         """Loads with the titles of their phases. An open loop without a rate gets one when closed loops are done."""
@@ -159,12 +163,16 @@ class Session:
                     size = count // config.blocks + (block < count % config.blocks)
                     now = time.perf_counter()
                     end = now + max(0.0, until - now) / (len(turns) - done)
-                    volleys[side].append(await self._volley(gun, load, side, block, size, end))
+                    with self._window(load, side):
+                        volleys[side].append(await self._volley(gun, load, side, block, size, end))
                     if gun.is_dead:
                         raise Ended(f"{gun.endpoint.url} stopped answering ({gun.last_error})")
         finally:
             if all(volleys):
                 self.loads.append(self._compared(load, volleys))
+
+    def _window(self, load: Load, side: int) -> AbstractContextManager[None]:
+        return nullcontext() if self.meter is None else self.meter.window(window_name(load.name, side))
 
     def _count(self, load: Load) -> int:
         jobs = len(self.workload.jobs)
@@ -195,7 +203,8 @@ class Session:
             pairs = [(medians(a), medians(b)) for a, b in zip(*volleys, strict=False)]
             for name in ("ttft", "tpot", "e2e", "requests_per_second", "tokens_per_second", "tokens", "characters"):
                 ratios[name] = ratio_of([(a.get(name, math.nan), b.get(name, math.nan)) for a, b in pairs])
-        return Compared(results, ratios, tuple(tuple(each) for each in volleys))
+        spent = () if self.meter is None else energies(self.meter, load.name, results)
+        return Compared(results, ratios, tuple(tuple(each) for each in volleys), spent)
 
     async def _search(self, slo: Slo, budget: Budget) -> None:
         until = budget.begin(SEARCH)

@@ -29,9 +29,7 @@ def priced(grouped: Grouped, prices: Prices | None) -> Grouped:
     rate that it comes from. They are estimates: they hold what the user says of the machine."""
     if prices is None:
         return grouped
-    first = next((row for row in grouped.rows if row.dense), None)
-    # In whatever form it was timed.
-    bases = [row for row in grouped.rows if first is not None and row.dense and row.model == first.model]
+    bases = [row for row in grouped.rows if row.dense]
     # What no number holds says nothing.
     found = [
         [
@@ -99,10 +97,13 @@ def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices) 
     """By how much the share of answers that a person mends may rise until what is saved is spent."""
     if not prices.dollars_per_rework:
         return
-    told = [each for base in bases for each in base.claims]
-    same = [each for each in told if each.metric == claim.metric and each.setup == claim.setup]
-    rate = same[0].figure.value if same else None
-    if not rate or claim in told:
+    told = [(base.model, each) for base in bases for each in base.claims]
+    same = [(model, each) for model, each in told if each.metric == claim.metric and each.setup == claim.setup]
+    # In whatever form the dense model was timed. Of two dense models under one set-up neither is known to be its own.
+    if len({model for model, _ in same}) != 1:
+        return
+    rate = same[0][1].figure.value
+    if not rate or any(each == claim for _, each in told):
         return
     before = prices.per_request(rate)
     if before is not None:

@@ -172,9 +172,15 @@ def decide(grouped: Grouped) -> Decision:
         _memory(grouped),
         best(["file_bytes"], grouped),
         best(["joules_per_token"], grouped),
-        best(["dollars_per_million"], grouped),
+        _cost(grouped),
         _service(grouped),
     )
+
+
+def _cost(grouped: Grouped) -> Column:
+    """At the highest load within the SLO, where that compares two models: what a server costs that answers in time."""
+    cost = beside(best(["slo_load"], grouped), "dollars_per_million", grouped)
+    return cost if cost is not None and cost.known() > 1 else best(["dollars_per_million"], grouped)
 
 
 def _service(grouped: Grouped) -> tuple[Column, ...]:

@@ -146,6 +146,14 @@ def bench_server_command(
     ] = 60.0,
     max_minutes: Annotated[float, typer.Option(help=f"{o.MAX_MINUTES}.", rich_help_panel=_LOAD)] = 10.0,
     prices: o.PricesFile = None,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Measure joules a token and a request with Zeus, where the servers run on this machine and it has a "
+            "counter; else say why not.",
+        ),
+    ] = False,
     seed: o.Seed = 0,
     output: o.ReportFile = None,
     rows: Annotated[
@@ -189,6 +197,7 @@ def bench_server_command(
         warmup=warmup_requests,
         timeout=timeout,
         max_minutes=max_minutes,
+        energy=energy,
         seed=seed,
     )
     inputs = local(model, baseline, prompt_file, trace, prices)

@@ -72,9 +72,15 @@ def _show_load(load: Compared, names: tuple[str, ...], out: Console) -> None:
         "ended at their limit", *(_share(each.truncated) for each in load.results), *(("", "") if two else ())
     )
     shown.add_row("failed", *(_failed(each) for each in load.results), *(("", "") if two else ()))
+    for title, name in (("J an output token", "per_token"), ("J a request", "per_request")) if load.energy else ():
+        known = [getattr(each, name) for each in load.energy]
+        cells = ["not measured" if each.value is None else f"{each.value:,.3g}" for each in known]
+        shown.add_row(title, *cells, *(("", "") if two else ()))
     lags = [f"{1000 * each.lag_p99:.1f} ms, {each.client_cpu:.0%}" for each in load.results]
     shown.add_row("client lag p99, CPU", *lags, *(("", "") if two else ()))
     out.print(shown)
+    for why in sorted({each.per_request.how for each in load.energy if each.per_request.value is None}):
+        out.print(f"Energy is not measured: {why}.", highlight=False)
     for name, each in zip(names, load.results, strict=True):
         for why in each.void:
             out.print(f"Do not believe {name}: {why}", highlight=False)
