@@ -27,6 +27,7 @@ from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
 from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.files.replacing import CANDIDATES, local
+from prunekit.utils.phases.run import current
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.progress import progress
 
@@ -178,10 +179,12 @@ class _Work:
         with progress(_row(_DENSE), 1) as advance:
             found = [self._dense(dense, judge, kept, missing)]
             advance()
+        self._weigh()
         for size, plan in zip(self.sizes, plans, strict=True):
             with progress(_row(size.name), 1) as advance:
+                done = self._is_kept(plan.file_digest(), kept, missing)
                 found.append(self._pruned(size, plan, dense, judge, kept, missing))
-                advance()
+                advance(kept=done)
         facts = Facts(source.shape, source.dtype, source_name(self.text), self.format_, place)
         rows = [row for each in found for row in rows_of(each, facts)]
         told = dict(zip((size.name for size in self.sizes), rounding, strict=True))
@@ -215,6 +218,25 @@ class _Work:
             rows=with_front(rows),
             not_measured=not_measured(self.text, shared, self.format_, missing, bool(place.tables)),
         )
+
+    def _weigh(self) -> None:
+        """Sizes are the same work each: the first tells how long the others take, and of later models the same."""
+        from prunekit.models.source import pick_device
+        from prunekit.utils.machine import speed_key
+
+        if (run := current.get()) is None:
+            return
+        first, text = self.configs[0], self.configs[0].recipe.calibration
+        solved = first.recipe.refit is not None, first.recipe.rescale is not None
+        format_ = None if self.format_ is None else self.format_.text
+        what = ["candidates", text.sequences, text.length, *solved, self.config.max_tokens, first.dtype, format_]
+        work = {_row(size.name): float(self.source.shape.parameters) for size in self.sizes}
+        run.weigh(work, [*what, *speed_key(pick_device(first.device))])
+
+    def _is_kept(self, digest: str, kept: Kept, missing: str | None) -> bool:
+        """Whether all of a size was measured before."""
+        own = kept.measured("prune", digest)
+        return own is not None and (self.format_ is None or self._kept_shipped(digest, kept, missing) is not None)
 
     def _dense(self, dense: DenseModel, judge: Judge, kept: Kept, missing: str | None) -> Candidate:
         own = kept.measured("dense") or kept.keep(judge.of_dense(), "dense")
