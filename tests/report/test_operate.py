@@ -93,6 +93,11 @@ def test_a_load_test(tmp_path: Path) -> None:
             "SLO never broken",
             None,
         ),
+        (
+            capacity(endpoints=[searched(None), searched(0.2, "time was up")], ratio=ratio(None)),
+            "at least 0.2 requests/s within the SLO; the time was up before the search was done",
+            None,
+        ),
     ],
 )
 def test_words_on_the_load(tmp_path: Path, said: Any, word: str, passes: bool | None) -> None:

@@ -69,6 +69,13 @@ def capacity_words(said: Fields | None, sides: Sequence[str]) -> tuple[str, bool
             return f"{value:.2f} × the dense model's load (too few blocks for an interval)", None, reasons
         passes = None if low <= 1 <= high else low > 1
         return f"{value:.2f} × the dense model's load ({low:.2f} to {high:.2f})", passes, reasons
+    rate = ends["endpoint"].maybe("rate")
+    if status == "time was up" and rate is not None:
+        return (
+            f"at least {rate:.3g} requests/s within the SLO; the time was up before the search was done",
+            None,
+            reasons,
+        )
     words = {
         "never broken": "SLO never broken",
         "time was up": "the time was up before the search was done",
