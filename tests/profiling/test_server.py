@@ -25,6 +25,7 @@ from prunekit.profiling.server.measured import Load, measured
 from prunekit.profiling.server.money import money
 from prunekit.profiling.server.report import Compared, Served, ServerReport, write_report, write_rows
 from prunekit.profiling.server.run import bench_server
+from prunekit.profiling.server.session import Budget, Session
 from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, hopeless, judge
 from prunekit.profiling.server.statistics import quantile, ranks, ratio_of
 from prunekit.profiling.server.traces import load_workload
@@ -103,6 +104,31 @@ def test_latency_counts_from_the_time_at_which_a_request_was_to_be_sent() -> Non
             if abs(made - true[3]) < 0.005:
                 return
     pytest.fail(f"never within 5 ms: {made} against {true}")
+
+
+def test_an_open_loop_does_not_sleep_past_its_end() -> None:
+    """A request of 0 s and one of 5 s, within 0.3 s; and none of 5 s alone."""
+    with scripted(lambda *_: answer(1, ttft=0.01, tpot=0)) as server:
+        for times, made in (([0.0, 5.0], 1), ([5.0], 0)):
+            begin = time.perf_counter()
+            jobs, until = [JOB] * len(times), begin + 0.3
+            volley = fire(server.url, lambda gun: open_loop(gun, jobs, times, "t", until, True))  # noqa: B023
+            assert len(volley.shots) == made and volley.cut == "time was up"
+            assert time.perf_counter() - begin < 3
+
+
+def test_no_turn_begins_when_the_time_of_all_is_up() -> None:
+    """Eight turns of 0.4 s; all is over after 0.1 s, and each side has one."""
+    with scripted(lambda *_: answer(1, ttft=0.4, tpot=0)) as server:
+        config = ServerConfig(requests=8, blocks=4, tokens=1, timeout=2)
+
+        async def measure(gun: Gun) -> Session:
+            session = Session(config, [gun, gun], load_workload(config, "r"))
+            await session._measure("closed", Load("closed", 1), Budget(time.perf_counter() + 0.1, {}))
+            return session
+
+        made = fire(server.url, measure)
+    assert [len(each) for each in made.loads[0].volleys] == [1, 1]
 
 
 def test_a_client_that_is_late_voids_the_load() -> None:

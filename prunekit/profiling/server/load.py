@@ -163,7 +163,9 @@ async def open_loop(
     cut = ""
     for number, (job, offset) in enumerate(zip(jobs, times, strict=True)):
         due = begin + offset
-        wait = due - time.perf_counter()
+        # What is due after the end is not waited for.
+        late = due > until
+        wait = min(due, until) - time.perf_counter()
         if wait > 0:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(given_up.wait(), wait)
@@ -173,7 +175,7 @@ async def open_loop(
         if gun.is_dead:
             cut = "no answers"
             break
-        if time.perf_counter() >= until and tasks:
+        if late or (time.perf_counter() >= until and tasks):
             cut = "time was up"
             break
         tasks.append(asyncio.ensure_future(one(job, number, due)))

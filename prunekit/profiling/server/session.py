@@ -158,6 +158,8 @@ class Session:
         try:
             with progress(title, count * sides) as advance:
                 for done, side in enumerate(turns):
+                    if budget.is_up and all(volleys):
+                        break
                     gun, block = self.guns[side], len(volleys[side])
                     gun.told = advance
                     size = count // config.blocks + (block < count % config.blocks)
