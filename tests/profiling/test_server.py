@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.profiling import server_energy
 from prunekit.profiling.prices import Prices
-from prunekit.profiling.server import joules, run
+from prunekit.profiling.server import joules, run, session
 from prunekit.profiling.server.config import ServerConfig, Slo, parse_slo
 from prunekit.profiling.server.load import Gun, Shot, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured
 from prunekit.profiling.server.money import money
 from prunekit.profiling.server.report import Compared, Served, ServerReport, write_report, write_rows
 from prunekit.profiling.server.run import bench_server
-from prunekit.profiling.server.session import Budget, Session
-from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, hopeless, judge
+from prunekit.profiling.server.session import Budget, Ended, Session
+from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, hopeless, judge, probe_size
 from prunekit.profiling.server.statistics import quantile, ranks, ratio_of
 from prunekit.profiling.server.traces import load_workload
-from prunekit.profiling.server.warmup import is_steady
+from prunekit.profiling.server.warmup import Warm, is_steady
 from prunekit.profiling.server.workload import Job, Workload, arrivals
 from prunekit.profiling.server_energy import Meter
 from prunekit.utils.endpoints.answer import Answer, Limits, Usage
@@ -234,6 +235,76 @@ def test_the_verdict_on_a_rate() -> None:
     assert not asked(slow[36:39]) and asked(slow[36:])
 
 
+def serial(seconds: float, answers: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
+    """In place of ``open_loop``: a server of one slot that takes ``seconds`` for each, in a time that is made up."""
+
+    async def play(gun: Gun, jobs: list[Job], times: list[float], *_: Any, hopeless: Any) -> Volley:
+        shots: list[Shot] = []
+        free = 0.0
+        for due in times:
+            free = max(free, due) + seconds
+            shots.append(shot(free - due, 0.0, 1, None if answers() else "reset"))
+            if hopeless(shots):
+                return Volley(tuple(shots), free, 0.0, "the SLO was broken")
+        return Volley(tuple(shots), free, 0.0)
+
+    return play
+
+
+def searched(slo: Slo, monkeypatch: pytest.MonkeyPatch, player: Callable[..., Any], url: str = "http://a:1") -> Session:
+    monkeypatch.setattr(session, "open_loop", player)
+    config = ServerConfig(slo=slo, blocks=1, timeout=1.0)
+
+    async def search(gun: Gun) -> Session:
+        made = Session(config, [gun], load_workload(config, "r"), warm=[Warm(3, True, (0.02 / config.tokens,), True)])
+        try:
+            await made._search(slo, Budget(time.perf_counter() + 3600, {}))
+        except Ended as ended:
+            made.stopped = str(ended)
+        return made
+
+    return fire(url, search)
+
+
+@pytest.mark.parametrize("slo", [Slo(ttft=1000), Slo(e2e=2000)])
+def test_the_highest_load_is_no_more_than_the_server_can_do(monkeypatch: pytest.MonkeyPatch, slo: Slo) -> None:
+    """A server of 50 requests a second. 60 requests at 84 a second wait at most half a second, for they are few."""
+    made = searched(slo, monkeypatch, serial(0.02)).capacity
+    assert made is not None and made.status == ["found"]
+    assert made.rates[0] == pytest.approx(50, rel=0.11)
+    assert probe_size(Slo(tpot=50), 100.0, 60) == 60 and probe_size(Slo(ttft=500, e2e=2000), 10.0, 60) == 200
+
+
+def test_a_server_that_dies_in_the_search_stopped_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = searched(Slo(ttft=1000), monkeypatch, serial(0.02, lambda: False), f"http://127.0.0.1:{free_port()}")
+    assert gone.stopped == "the endpoint stopped answering (refused)"
+    assert gone.capacity is not None and gone.capacity.status == ["not measured"]
+    with scripted(lambda *_: answer(16, ttft=0.01, tpot=0)) as server:
+        slow = searched(Slo(ttft=1000), monkeypatch, serial(0.02, lambda: False), server.url)
+    assert slow.stopped == "" and slow.capacity is not None and slow.capacity.status == ["never met"]
+
+
+def test_a_bound_of_tpot_is_not_kept_where_tokens_are_not_known() -> None:
+    made = [replace(each, answer=replace(each.answer, usage=None)) for each in (shot(0.1) for _ in range(40))]
+    slo = Slo(tpot=50)
+    assert judge(5.0, Volley(tuple(made), 8.0, 0.1), slo).why == "TPOT not known: the server does not count tokens"
+    assert hopeless(slo, 40)(made) and judge(5.0, Volley(tuple(made), 8.0, 0.1), Slo(ttft=200)).holds
+    assert measured(Load("open", rate=5), [Volley(tuple(made), 8.0, 0.1)], slo).goodput == 0
+    # Those that end at their limit are as long as asked.
+    whole = [replace(each, answer=replace(each.answer, finish_reason="length")) for each in made]
+    assert judge(5.0, Volley(tuple(whole), 8.0, 0.1), slo).holds
+
+
+def test_blocks_that_were_not_searched_to_the_end_count_only_alone() -> None:
+    a = Search("found", 4.0, ()), Search("time was up", 1.0, ())
+    b = Search("found", 8.0, ()), Search("found", 9.0, ())
+    made = Capacity(Slo(ttft=500), (a, b))
+    assert made.rates == [pytest.approx(4.0), pytest.approx(72**0.5)]
+    assert made.ratio.value == pytest.approx(2.0) and made.ratio.count == 1
+    assert Capacity(Slo(ttft=500), (a[1:], b)).rates[0] == pytest.approx(1.0)
+    assert Capacity(Slo(ttft=500), (a[1:], b)).ratio.value is None
+
+
 def test_a_warm_up_is_steady_when_three_medians_agree() -> None:
     assert not is_steady([1.0, 1.0]) and is_steady([9.0, 1.0, 1.04, 1.02]) and not is_steady([1.0, 1.0, 1.2])
 
@@ -416,7 +487,7 @@ def test_a_server_that_dies_meanwhile_leaves_what_was_measured() -> None:
 
     with scripted(script) as server:
         made = load_test(server.url, concurrency=(1, 1, 1, 1), requests=10)
-    assert "stopped answering" in made.stopped and made.loads
+    assert "the endpoint stopped answering" in made.stopped and made.loads
     assert json.dumps(made.to_dict(), allow_nan=False)
 
 

@@ -52,6 +52,11 @@ class Shot:
         return self.asked if counted is None and self.answer.finish_reason == "length" else counted
 
     @property
+    def is_uncounted(self) -> bool:
+        """Whether it is an answer of which nobody knows how many tokens it has."""
+        return self.answer.ok and self.tokens is None
+
+    @property
     def tpot(self) -> float | None:
         """Infinite where it failed; None of one token, or where the server doesn't tell how many there were."""
         if not self.answer.ok:

@@ -84,7 +84,10 @@ class LoadResult:
 
 
 def is_good(shot: Shot, slo: Slo) -> bool:
-    """Whether one request met every bound of ``slo``. An answer of one token has no TPOT to break."""
+    """Whether one request met every bound of ``slo``. An answer of one token has no TPOT to break; one
+    whose tokens nobody counted does not keep a bound of TPOT."""
+    if "tpot" in slo.bounds and shot.is_uncounted:
+        return False
     times = {"ttft": shot.ttft, "tpot": shot.tpot, "e2e": shot.e2e}
     return shot.answer.ok and all((times[name] or 0.0) <= bound for name, bound in slo.bounds.items())
 
