@@ -474,6 +474,19 @@ def test_a_server_that_never_answers_ends_the_run(script: Script, said: str) -> 
     assert said in str(e.value) and time.perf_counter() - begin < 30
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("/home/anna/models/small.gguf", "small.gguf"),
+        ("C:\\models\\small\\", "small"),
+        ("~/m/x", "x"),
+        ("Qwen/Q3", "Q3"),
+    ],
+)
+def test_a_model_that_is_named_by_its_path_is_stored_without_its_folders(name: str, kept: str) -> None:
+    assert run._without_folders(name) == (name if name.startswith("Qwen") else kept)
+
+
 def test_a_dead_port_ends_the_run() -> None:
     with pytest.raises(PrunekitError, match="does not answer"):
         load_test(f"http://127.0.0.1:{free_port()}")
@@ -526,6 +539,11 @@ def test_money_at_the_highest_load_within_the_slo() -> None:
     assert [each[0].per_request.value for each in made.costs] == [pytest.approx(0.0005), pytest.approx(0.00025)]
     assert [each[0].per_million_tokens.value for each in made.costs] == [pytest.approx(100), pytest.approx(50)]
     assert made.allowed_rework is not None and made.allowed_rework.value == pytest.approx(0.025)
+    never = replace(report, capacity=Capacity(slo, ((found[0],), (Search("never broken", 4.0, ()),))))
+    allowed = money(never, Prices(dollars_per_hour=3.6, dollars_per_rework=1.0)).allowed_rework
+    assert allowed is not None and allowed.value is None and "of the endpoint was never broken" in allowed.how
+    late = Search("found", 4.0, (Probe(4.0, True, "", 60, 4.0, void=True),))
+    assert report.believed and not replace(report, capacity=Capacity(slo, ((found[0],), (late,)))).believed
     bare = ServerReport(served, report.loads, None, ServerConfig(), {}, machine)
     assert money(bare, Prices(dollars_per_hour=3.6)).costs[0][0].per_request.status == "not measured"
     assert json.dumps(made.to_dict(report.names), allow_nan=False)

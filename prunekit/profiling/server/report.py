@@ -72,7 +72,8 @@ class ServerReport:
     @property
     def believed(self) -> bool:
         """Whether nothing speaks against any of the figures."""
-        return bool(self.loads) and not any(each.void for load in self.loads for each in load.results)
+        void = any(each.void for load in self.loads for each in load.results)
+        return bool(self.loads) and not void and not (self.capacity is not None and self.capacity.void)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only. Times are in seconds; ratios are endpoint/baseline."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def _report(
             notes.append(f"The server of {name} does not take ignore_eos, so answers end where its model ends them.")
         served.append(
             Served(
-                printable(gun.endpoint.model or "not told"),
+                printable(_without_folders(gun.endpoint.model or "not told")),
                 gun.endpoint.label,
                 target.identity,
                 0 if warm is None else warm.requests,
@@ -164,6 +165,12 @@ def _report(
         session.stopped,
         time.perf_counter() - session.began,
     )
+
+
+def _without_folders(model: str) -> str:
+    """A server's name for its model; of one that is a path on that machine the last part."""
+    is_path = model.startswith(("/", "~", "./", "../", "\\")) or model[1:3] in (":\\", ":/")
+    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] or "not told" if is_path else model
 
 
 def _moved(before: CacheCounters, after: CacheCounters) -> tuple[float | None, float | None]:

@@ -183,6 +183,11 @@ class Capacity:
         return ratio_of([(a, b) for a, b in done if a is not None and b is not None])
 
     @property
+    def void(self) -> int:
+        """At how many of the rates tried the client was too slow to tell."""
+        return sum(probe.void for searches in self.searches for each in searches for probe in each.probes)
+
+    @property
     def words(self) -> list[str]:
         """A sentence for each endpoint."""
         return [_said(*each) for each in zip(self.rates, self.status, self.searches, strict=True)]
