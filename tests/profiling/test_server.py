@@ -389,6 +389,28 @@ def test_prompts_of_a_file_are_sent_as_they_are(tmp_path: Path) -> None:
     assert len([*made.take("x", 0, 5)]) == 5 and made.repeated
 
 
+def test_what_a_file_needs_of_a_server(tmp_path: Path) -> None:
+    """The longest request decides the context; a warm-up sends none of a trace's texts; each server's texts count."""
+    path = tmp_path / "l.jsonl"
+    chat = {"messages": [{"role": "user", "content": "my words"}], "ts": 2, "n_in": 9000, "n_out": 500}
+    path.write_text(json.dumps({"prompt": "my text", "ts": 1, "n_in": 3, "n_out": 4}) + "\n" + json.dumps(chat) + "\n")
+    made = load_workload(ServerConfig(trace=path), "r")
+    assert made.longest == 9500 and load_workload(ServerConfig(prompt=10, tokens=5), "r").longest == 40 + 64
+    first, second = made.take("first", 0, 2, warm=True)
+    assert first.messages is None and first.prompt and "my text" not in first.prompt and not made.repeated
+    assert second.messages is not None and "my words" not in second.messages[0]["content"] and second.prompt is None
+    for side in (0, 1):
+        assert [job.prompt for job in made.take("x", side, 2)] == ["my text", None] and not made.repeated
+    assert [*made.take("y", 1, 1)] and made.repeated
+
+
+@pytest.mark.parametrize("loads", [{"concurrency": (2, 2)}, {"rates": (1.0, 3.0, 1.0)}])
+def test_loads_with_one_name_are_refused(loads: dict[str, Any]) -> None:
+    with pytest.raises(PrunekitError, match="Two loads have the same"):
+        ServerConfig(**loads)
+    assert ServerConfig(rates=(10.01, 10.02)) and Load("open", rate=10.02).name == "open loop, 10.02 requests/s"
+
+
 @pytest.mark.parametrize("text", ["", "ttft", "ttft=0", "ttft=nan", "x=3", "ttft=1,ttft=2", "tpot=1e99"])
 def test_slos_that_are_none(text: str) -> None:
     with pytest.raises(PrunekitError, match="is no SLO"):
@@ -518,7 +540,7 @@ def test_a_server_that_dies_meanwhile_leaves_what_was_measured() -> None:
         return answer(body["max_tokens"], ttft=0.005, tpot=0)
 
     with scripted(script) as server:
-        made = load_test(server.url, concurrency=(1, 1, 1, 1), requests=10)
+        made = load_test(server.url, concurrency=(1, 2, 3, 4), requests=10)
     assert "the endpoint stopped answering" in made.stopped and made.loads
     assert json.dumps(made.to_dict(), allow_nan=False)
 

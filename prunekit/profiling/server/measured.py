@@ -32,7 +32,7 @@ class Load:
     @property
     def name(self) -> str:
         if self.kind == "open":
-            return f"open loop, {self.rate:.3g} requests/s"
+            return f"open loop, {self.rate:g} requests/s"
         if self.kind == "trace":
             return "trace"
         words = f"{self.concurrency} at a time"

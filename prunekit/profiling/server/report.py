@@ -24,7 +24,8 @@ NAMES = ("baseline", "endpoint")
 @dataclass(frozen=True)
 class Served:
     """One endpoint: its ``model`` by the server's word, ``label`` (no host's name), what else is known of it
-    (``identity``), how the warm-up went, and what its prefix cache counted meanwhile."""
+    (``identity``), how the warm-up went, what its prefix cache counted meanwhile, and the API plain texts were sent
+    to."""
 
     model: str
     label: str
@@ -35,6 +36,7 @@ class Served:
     exact: bool = True
     cache_queries: float | None = None
     cache_hits: float | None = None
+    api: str = "completions"
 
 
 @dataclass(frozen=True)

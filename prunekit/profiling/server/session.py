@@ -138,7 +138,8 @@ class Session:
 
     def _open_rate(self) -> float:
         """0.6 of what the slower endpoint came to in its fastest closed loop, in requests a second."""
-        return max(1e-3, OPEN_SHARE * min(self._fastest(side) for side in range(len(self.guns))))
+        rate = OPEN_SHARE * min(self._fastest(side) for side in range(len(self.guns)))
+        return max(1e-3, float(f"{rate:.3g}"))
 
     def _fastest(self, side: int) -> float:
         closed_loops = [each for each in self.loads if each.results[side].load.kind == "closed"]
