@@ -6,7 +6,7 @@
 #
 # A link is replaced in one step (rename), so at every moment `current` is the old release or the new one. `previous` is
 # what `current` was before. RELOAD is a command that makes the servers open it, and fails where they don't answer then:
-# the former release is put back.
+# both links are put back.
 #
 # Exit code: 0 done, 2 nothing to promote or to go back to, 1 the servers did not come back.
 set -eu
@@ -24,6 +24,7 @@ reload() { [ -z "${RELOAD:-}" ] || sh -c "$RELOAD"; }
 # switch NAME: current becomes NAME, previous what current was.
 switch() {
     before=$(readlink "$RELEASES/current" || true)
+    former=$(readlink "$RELEASES/previous" || true)
     if [ -n "$before" ] && [ "$before" != "$1" ]; then point previous "$before"; fi
     point current "$1"
     if reload; then
@@ -35,7 +36,7 @@ switch() {
         exit 1
     fi
     point current "$before"
-    point previous "$1"
+    if [ -n "$former" ]; then point previous "$former"; else rm -f "$RELEASES/previous"; fi
     reload || say "nor with $before"
     say "the servers did not come back with $1; current is $before again"
     exit 1

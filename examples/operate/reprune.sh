@@ -21,6 +21,7 @@ say() { printf '%s\n' "reprune: $*" >&2; }
 RELEASES=${RELEASES%/}
 here=$(dirname "$0")
 
+# What is started below closes it (9>&-): a server that RELOAD starts must not hold the lock.
 exec 9>"$RELEASES/.lock"
 if ! flock -n 9; then
     say "another run is at work in $RELEASES"
@@ -34,13 +35,13 @@ rm -rf "$RELEASES"/.making-*
 mkdir "$work"
 trap 'rm -rf "$work"' EXIT
 
-prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$TEXT:0.5,${OLD:-builtin}:0.5" -o "$work/checkpoint"
+prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$TEXT:0.5,${OLD:-builtin}:0.5" -o "$work/checkpoint" 9>&-
 if [ -n "${TARGET:-}" ]; then
-    prunekit export "$work/checkpoint" --to "$TARGET" -o "$work/export"
+    prunekit export "$work/checkpoint" --to "$TARGET" -o "$work/export" 9>&-
 fi
 
 code=0
-prunekit accept "$work/checkpoint" --baseline "$MODEL" --records "$RECORDS" --policy "$POLICY" -o "$work/accept" || code=$?
+prunekit accept "$work/checkpoint" --baseline "$MODEL" --records "$RECORDS" --policy "$POLICY" -o "$work/accept" 9>&- || code=$?
 if [ "$code" -ne 0 ]; then
     # What it was refused for is kept, the model is not.
     if [ -d "$work/accept" ]; then
@@ -52,7 +53,7 @@ if [ "$code" -ne 0 ]; then
 fi
 
 mv "$work" "$RELEASES/$name"
-sh "$here/release.sh" promote "$name"
+sh "$here/release.sh" promote "$name" 9>&-
 
 # The oldest first; never what a link names.
 current=$(readlink "$RELEASES/current")

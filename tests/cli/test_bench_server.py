@@ -47,6 +47,10 @@ def test_tables_files_and_json(command: Command, tmp_path: Path) -> None:
     [
         ((), "Name a server with --url, or a model to serve"),
         (("model", "--url", "http://127.0.0.1:1"), "not both"),
+        (("model", "--served-name", "x"), "--served-name is the name of a model at an address"),
+        (("model", "--baseline-served-name", "x"), "--baseline-served-name is the name"),
+        (("model", "--api-key-env", "PATH"), "--api-key-env is of servers at an address"),
+        (("--url", "http://127.0.0.1:1", "-o", "a.json", "--rows", "./a.json"), "give each a file of its own"),
         (("--url", "localhost:80"), "is no address of a server"),
         (("--url", "http://127.0.0.1:1", "--slo", "fast"), "is no SLO"),
         (("--url", "http://127.0.0.1:1", "--requests", "1"), "Requests must be a whole number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,8 +151,33 @@ def test_servers_that_do_not_come_back_get_the_former_release(place: Place, tmp_
     reload = 'readlink "$RELEASES/current" >> "$LOG"; [ "$(readlink "$RELEASES/current")" = one ]'
     done = place.run("release.sh", "promote", "two", RELOAD=reload)
     assert done.returncode == 1 and "current is one again" in done.stderr
-    assert (place.link("current"), place.link("previous")) == ("one", "two")
+    assert (place.link("current"), place.link("previous")) == ("one", None)
     assert place.log.read_text().split() == ["two", "one"]
+    # Nor is the release lost that was previous before.
+    place.release("zero")
+    for name in ("zero", "one"):
+        assert place.run("release.sh", "promote", name).returncode == 0
+    assert place.run("release.sh", "promote", "two", RELOAD=reload).returncode == 1
+    assert (place.link("current"), place.link("previous")) == ("one", "zero")
+
+
+def test_a_server_that_was_started_does_not_hold_the_lock(place: Place) -> None:
+    reload = 'sleep 30 > /dev/null 2>&1 & echo $! > "$LOG.pid"'
+    assert place.run("reprune.sh", RELOAD=reload).returncode == 0
+    server = int(Path(f"{place.log}.pid").read_text())
+    try:
+        with (place.releases / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(server, signal.SIGTERM)
+
+
+def test_cron_finds_programs_and_waits_for_the_server() -> None:
+    lines = (OPERATE / "crontab").read_text().splitlines()
+    named = dict(line.split("=", 1) for line in lines if "=" in line.split(" ", 1)[0] and line[:1].isupper())
+    assert {"/usr/bin", "/bin"} <= set(named["PATH"].split(":")) and named["XDG_RUNTIME_DIR"].startswith("/run/user/")
+    assert "curl -f" in named["RELOAD"]
+    assert subprocess.run(["sh", "-nc", named["RELOAD"]], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".", "..", "current", "nothing"])

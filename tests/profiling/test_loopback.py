@@ -325,8 +325,10 @@ def test_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_of_a_server() -> None:
-    made = server_environment({"HOST": "0.0.0.0", "Port": "1", "WEB_CONCURRENCY": "4", "OMP_NUM_THREADS": "2"})
-    assert not {"HOST", "Port", "WEB_CONCURRENCY"} & made.keys()
+    made = server_environment(
+        {"HOST": "0.0.0.0", "Port": "1", "WEB_CONCURRENCY": "4", "OMP_NUM_THREADS": "2", "LLAMA_ARG_PORT": "7"}
+    )
+    assert not {"HOST", "Port", "WEB_CONCURRENCY", "LLAMA_ARG_PORT"} & made.keys()
     assert (made["OMP_NUM_THREADS"], made["HF_HUB_OFFLINE"], made["NO_PROXY"]) == ("2", "1", "*")
 
 

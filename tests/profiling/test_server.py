@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.profiling import server_energy
 from prunekit.profiling.prices import Prices
-from prunekit.profiling.server import joules, run
+from prunekit.profiling.server import joules, run, session
 from prunekit.profiling.server.config import ServerConfig, Slo, parse_slo
 from prunekit.profiling.server.load import Gun, Shot, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured
 from prunekit.profiling.server.money import money
 from prunekit.profiling.server.report import Compared, Served, ServerReport, write_report, write_rows
 from prunekit.profiling.server.run import bench_server
-from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, hopeless, judge
+from prunekit.profiling.server.session import Budget, Ended, Session
+from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, hopeless, judge, probe_size
 from prunekit.profiling.server.statistics import quantile, ranks, ratio_of
 from prunekit.profiling.server.traces import load_workload
-from prunekit.profiling.server.warmup import is_steady
+from prunekit.profiling.server.warmup import Warm, is_steady
 from prunekit.profiling.server.workload import Job, Workload, arrivals
 from prunekit.profiling.server_energy import Meter
 from prunekit.utils.endpoints.answer import Answer, Limits, Usage
@@ -103,6 +105,31 @@ def test_latency_counts_from_the_time_at_which_a_request_was_to_be_sent() -> Non
             if abs(made - true[3]) < 0.005:
                 return
     pytest.fail(f"never within 5 ms: {made} against {true}")
+
+
+def test_an_open_loop_does_not_sleep_past_its_end() -> None:
+    """A request of 0 s and one of 5 s, within 0.3 s; and none of 5 s alone."""
+    with scripted(lambda *_: answer(1, ttft=0.01, tpot=0)) as server:
+        for times, made in (([0.0, 5.0], 1), ([5.0], 0)):
+            begin = time.perf_counter()
+            jobs, until = [JOB] * len(times), begin + 0.3
+            volley = fire(server.url, lambda gun: open_loop(gun, jobs, times, "t", until, True))  # noqa: B023
+            assert len(volley.shots) == made and volley.cut == "time was up"
+            assert time.perf_counter() - begin < 3
+
+
+def test_no_turn_begins_when_the_time_of_all_is_up() -> None:
+    """Eight turns of 0.4 s; all is over after 0.1 s, and each side has one."""
+    with scripted(lambda *_: answer(1, ttft=0.4, tpot=0)) as server:
+        config = ServerConfig(requests=8, blocks=4, tokens=1, timeout=2)
+
+        async def measure(gun: Gun) -> Session:
+            session = Session(config, [gun, gun], load_workload(config, "r"))
+            await session._measure("closed", Load("closed", 1), Budget(time.perf_counter() + 0.1, {}))
+            return session
+
+        made = fire(server.url, measure)
+    assert [len(each) for each in made.loads[0].volleys] == [1, 1]
 
 
 def test_a_client_that_is_late_voids_the_load() -> None:
@@ -208,6 +235,76 @@ def test_the_verdict_on_a_rate() -> None:
     assert not asked(slow[36:39]) and asked(slow[36:])
 
 
+def serial(seconds: float, answers: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
+    """In place of ``open_loop``: a server of one slot that takes ``seconds`` for each, in a time that is made up."""
+
+    async def play(gun: Gun, jobs: list[Job], times: list[float], *_: Any, hopeless: Any) -> Volley:
+        shots: list[Shot] = []
+        free = 0.0
+        for due in times:
+            free = max(free, due) + seconds
+            shots.append(shot(free - due, 0.0, 1, None if answers() else "reset"))
+            if hopeless(shots):
+                return Volley(tuple(shots), free, 0.0, "the SLO was broken")
+        return Volley(tuple(shots), free, 0.0)
+
+    return play
+
+
+def searched(slo: Slo, monkeypatch: pytest.MonkeyPatch, player: Callable[..., Any], url: str = "http://a:1") -> Session:
+    monkeypatch.setattr(session, "open_loop", player)
+    config = ServerConfig(slo=slo, blocks=1, timeout=1.0)
+
+    async def search(gun: Gun) -> Session:
+        made = Session(config, [gun], load_workload(config, "r"), warm=[Warm(3, True, (0.02 / config.tokens,), True)])
+        try:
+            await made._search(slo, Budget(time.perf_counter() + 3600, {}))
+        except Ended as ended:
+            made.stopped = str(ended)
+        return made
+
+    return fire(url, search)
+
+
+@pytest.mark.parametrize("slo", [Slo(ttft=1000), Slo(e2e=2000)])
+def test_the_highest_load_is_no_more_than_the_server_can_do(monkeypatch: pytest.MonkeyPatch, slo: Slo) -> None:
+    """A server of 50 requests a second. 60 requests at 84 a second wait at most half a second, for they are few."""
+    made = searched(slo, monkeypatch, serial(0.02)).capacity
+    assert made is not None and made.status == ["found"]
+    assert made.rates[0] == pytest.approx(50, rel=0.11)
+    assert probe_size(Slo(tpot=50), 100.0, 60) == 60 and probe_size(Slo(ttft=500, e2e=2000), 10.0, 60) == 200
+
+
+def test_a_server_that_dies_in_the_search_stopped_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = searched(Slo(ttft=1000), monkeypatch, serial(0.02, lambda: False), f"http://127.0.0.1:{free_port()}")
+    assert gone.stopped == "the endpoint stopped answering (refused)"
+    assert gone.capacity is not None and gone.capacity.status == ["not measured"]
+    with scripted(lambda *_: answer(16, ttft=0.01, tpot=0)) as server:
+        slow = searched(Slo(ttft=1000), monkeypatch, serial(0.02, lambda: False), server.url)
+    assert slow.stopped == "" and slow.capacity is not None and slow.capacity.status == ["never met"]
+
+
+def test_a_bound_of_tpot_is_not_kept_where_tokens_are_not_known() -> None:
+    made = [replace(each, answer=replace(each.answer, usage=None)) for each in (shot(0.1) for _ in range(40))]
+    slo = Slo(tpot=50)
+    assert judge(5.0, Volley(tuple(made), 8.0, 0.1), slo).why == "TPOT not known: the server does not count tokens"
+    assert hopeless(slo, 40)(made) and judge(5.0, Volley(tuple(made), 8.0, 0.1), Slo(ttft=200)).holds
+    assert measured(Load("open", rate=5), [Volley(tuple(made), 8.0, 0.1)], slo).goodput == 0
+    # Those that end at their limit are as long as asked.
+    whole = [replace(each, answer=replace(each.answer, finish_reason="length")) for each in made]
+    assert judge(5.0, Volley(tuple(whole), 8.0, 0.1), slo).holds
+
+
+def test_blocks_that_were_not_searched_to_the_end_count_only_alone() -> None:
+    a = Search("found", 4.0, ()), Search("time was up", 1.0, ())
+    b = Search("found", 8.0, ()), Search("found", 9.0, ())
+    made = Capacity(Slo(ttft=500), (a, b))
+    assert made.rates == [pytest.approx(4.0), pytest.approx(72**0.5)]
+    assert made.ratio.value == pytest.approx(2.0) and made.ratio.count == 1
+    assert Capacity(Slo(ttft=500), (a[1:], b)).rates[0] == pytest.approx(1.0)
+    assert Capacity(Slo(ttft=500), (a[1:], b)).ratio.value is None
+
+
 def test_a_warm_up_is_steady_when_three_medians_agree() -> None:
     assert not is_steady([1.0, 1.0]) and is_steady([9.0, 1.0, 1.04, 1.02]) and not is_steady([1.0, 1.0, 1.2])
 
@@ -253,6 +350,25 @@ def test_traces(tmp_path: Path, name: str, text: str, format: str, jobs: list[tu
     assert [(job.prompt_tokens, job.tokens) for job in made.jobs] == jobs
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("2026-01-01T02:00:00.5+02:00", "2026-01-01T00:00:02Z"),
+        ("2026-01-01T00:00:00.5000000Z", "2026-01-01T00:00:02.000000000+00:00"),
+        ("2026-01-01 00:00:00.5", "2026-01-01T00:00:02"),
+        (1767225600500, 1767225602000),
+        (1767225600.5, 1767225602),
+        (0.5, 2),
+    ],
+)
+def test_times_of_request_logs(tmp_path: Path, times: tuple[Any, Any]) -> None:
+    path = tmp_path / "l.jsonl"
+    path.write_text("".join(json.dumps({"ts": each, "n_in": 3, "n_out": 4}) + "\n" for each in times))
+    made = load_workload(ServerConfig(trace=path), "r")
+    first, second = (job.at for job in made.jobs)
+    assert made.bad == 0 and first is not None and second == pytest.approx(first + 1.5)
+
+
 def test_files_without_requests_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n[]\n{"prompt": ""}\n')
@@ -271,6 +387,28 @@ def test_prompts_of_a_file_are_sent_as_they_are(tmp_path: Path) -> None:
     assert {job.prompt for job in made.jobs} == {"one", None}
     assert made.jobs[1].messages == (messages[0],) and made.jobs[1].tokens == 9
     assert len([*made.take("x", 0, 5)]) == 5 and made.repeated
+
+
+def test_what_a_file_needs_of_a_server(tmp_path: Path) -> None:
+    """The longest request decides the context; a warm-up sends none of a trace's texts; each server's texts count."""
+    path = tmp_path / "l.jsonl"
+    chat = {"messages": [{"role": "user", "content": "my words"}], "ts": 2, "n_in": 9000, "n_out": 500}
+    path.write_text(json.dumps({"prompt": "my text", "ts": 1, "n_in": 3, "n_out": 4}) + "\n" + json.dumps(chat) + "\n")
+    made = load_workload(ServerConfig(trace=path), "r")
+    assert made.longest == 9500 and load_workload(ServerConfig(prompt=10, tokens=5), "r").longest == 40 + 64
+    first, second = made.take("first", 0, 2, warm=True)
+    assert first.messages is None and first.prompt and "my text" not in first.prompt and not made.repeated
+    assert second.messages is not None and "my words" not in second.messages[0]["content"] and second.prompt is None
+    for side in (0, 1):
+        assert [job.prompt for job in made.take("x", side, 2)] == ["my text", None] and not made.repeated
+    assert [*made.take("y", 1, 1)] and made.repeated
+
+
+@pytest.mark.parametrize("loads", [{"concurrency": (2, 2)}, {"rates": (1.0, 3.0, 1.0)}])
+def test_loads_with_one_name_are_refused(loads: dict[str, Any]) -> None:
+    with pytest.raises(PrunekitError, match="Two loads have the same"):
+        ServerConfig(**loads)
+    assert ServerConfig(rates=(10.01, 10.02)) and Load("open", rate=10.02).name == "open loop, 10.02 requests/s"
 
 
 @pytest.mark.parametrize("text", ["", "ttft", "ttft=0", "ttft=nan", "x=3", "ttft=1,ttft=2", "tpot=1e99"])
@@ -377,6 +515,19 @@ def test_a_server_that_never_answers_ends_the_run(script: Script, said: str) -> 
     assert said in str(e.value) and time.perf_counter() - begin < 30
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("/home/anna/models/small.gguf", "small.gguf"),
+        ("C:\\models\\small\\", "small"),
+        ("~/m/x", "x"),
+        ("Qwen/Q3", "Qwen/Q3"),
+    ],
+)
+def test_a_model_that_is_named_by_its_path_is_stored_without_its_folders(name: str, kept: str) -> None:
+    assert run._without_folders(name) == kept
+
+
 def test_a_dead_port_ends_the_run() -> None:
     with pytest.raises(PrunekitError, match="does not answer"):
         load_test(f"http://127.0.0.1:{free_port()}")
@@ -389,8 +540,8 @@ def test_a_server_that_dies_meanwhile_leaves_what_was_measured() -> None:
         return answer(body["max_tokens"], ttft=0.005, tpot=0)
 
     with scripted(script) as server:
-        made = load_test(server.url, concurrency=(1, 1, 1, 1), requests=10)
-    assert "stopped answering" in made.stopped and made.loads
+        made = load_test(server.url, concurrency=(1, 2, 3, 4), requests=10)
+    assert "the endpoint stopped answering" in made.stopped and made.loads
     assert json.dumps(made.to_dict(), allow_nan=False)
 
 
@@ -429,6 +580,11 @@ def test_money_at_the_highest_load_within_the_slo() -> None:
     assert [each[0].per_request.value for each in made.costs] == [pytest.approx(0.0005), pytest.approx(0.00025)]
     assert [each[0].per_million_tokens.value for each in made.costs] == [pytest.approx(100), pytest.approx(50)]
     assert made.allowed_rework is not None and made.allowed_rework.value == pytest.approx(0.025)
+    never = replace(report, capacity=Capacity(slo, ((found[0],), (Search("never broken", 4.0, ()),))))
+    allowed = money(never, Prices(dollars_per_hour=3.6, dollars_per_rework=1.0)).allowed_rework
+    assert allowed is not None and allowed.value is None and "of the endpoint was never broken" in allowed.how
+    late = Search("found", 4.0, (Probe(4.0, True, "", 60, 4.0, void=True),))
+    assert report.believed and not replace(report, capacity=Capacity(slo, ((found[0],), (late,)))).believed
     bare = ServerReport(served, report.loads, None, ServerConfig(), {}, machine)
     assert money(bare, Prices(dollars_per_hour=3.6)).costs[0][0].per_request.status == "not measured"
     assert json.dumps(made.to_dict(report.names), allow_nan=False)

@@ -148,6 +148,17 @@ def test_nobody_listens() -> None:
     assert asyncio.run(run()).error == "refused"
 
 
+def test_a_name_that_no_host_can_have_is_told() -> None:
+    async def run() -> Answer:
+        endpoint = Endpoint(f"http://{'a' * 64}.example")
+        async with opened(endpoint) as client:
+            with pytest.raises(PrunekitError, match="does not answer"):
+                await with_model(client, endpoint)
+            return await stream(client, endpoint, Ask("a"), SHORT)
+
+    assert asyncio.run(run()).error == "unreachable"
+
+
 def test_a_busy_server_is_asked_again() -> None:
     whole = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "model": "m"}
     whole["usage"] = {"prompt_tokens": 2, "completion_tokens": 1}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from datetime import datetime, timezone
 from hashlib import blake2b
 from typing import Any
 
 from prunekit.monitoring.log.request import OUTCOMES, Request
+from prunekit.utils.moments import seconds_since_1970
 
 # From 1990 to 2100: a time outside is a broken clock or another unit.
 _FIRST, _LAST = 631_152_000.0, 4_102_444_800.0
@@ -135,29 +135,13 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _time(value: Any) -> float:
     """Seconds since 1970, from a number (seconds, or by its size milli-, micro- or nanoseconds) or ISO 8601."""
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(_iso(value))
-        except ValueError:
-            raise Wrong("wrong type") from None
-        made = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    else:
-        made = _number(value)
-        for _ in range(3):
-            if made > 1e11:
-                made /= 1000
+    try:
+        made = seconds_since_1970(value if isinstance(value, str) else _number(value))
+    except (ValueError, OverflowError):
+        raise Wrong("wrong type") from None
     if not _FIRST <= made <= _LAST:
         raise Wrong("out of range")
     return made
-
-
-def _iso(text: str) -> str:
-    """As Python 3.10 reads it: +00:00 for Z, six digits of a second."""
-    text = text.strip()[:64]
-    text = text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text
-    whole, dot, rest = text.partition(".")
-    digits = len(rest) - len(rest.lstrip("0123456789"))
-    return f"{whole}.{rest[:digits][:6]:0<6}{rest[digits:]}" if dot and digits else text
 
 
 def _outcome(value: Any) -> str:

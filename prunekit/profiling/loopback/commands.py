@@ -54,9 +54,14 @@ def command_of(model: Opened, wanted: Wanted, folder: Path) -> Command:
 
 def server_environment(base: Mapping[str, str]) -> dict[str, str]:
     """``base`` without what would move a server to another address, ask for a key, or lead it onto the network."""
-    made = {name: value for name, value in base.items() if name.upper() not in _UNSEEN}
+    made = {name: each for name, each in base.items() if name.upper() not in _UNSEEN and not _is_llama(name)}
     # What it opens is here. A proxy is for other machines.
     return {**made, "HF_HUB_OFFLINE": "1", "NO_PROXY": "*", "no_proxy": "*"}
+
+
+def _is_llama(name: str) -> bool:
+    """llama-server takes each of its options from a variable too."""
+    return name.upper().startswith("LLAMA_")
 
 
 def _llama_cpp(model: Opened, wanted: Wanted, folder: Path) -> Command:

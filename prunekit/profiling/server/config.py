@@ -98,6 +98,10 @@ class ServerConfig:
             _check("concurrency", each, 1, 1000, whole=True)
         for rate in self.rates or ():
             _check("rate", rate, 1e-3, 1e4)
+        for name, each_load in (("concurrency", self.concurrency), ("rate", self.rates or ())):
+            # Loads are told apart by their names.
+            if len({f"{each:g}" for each in each_load}) < len(each_load):
+                raise PrunekitError(f"Two loads have the same {name} (to six digits); name each {name} once.")
         bounds = {"burstiness": (0.05, 1e6), "spread": (0, 2), "speed": (1e-3, 1e6), "timeout": (0.1, 3600)}
         for name, (low, high) in {**bounds, "max_minutes": (0.05, 24 * 60)}.items():
             _check(name.replace("_", " "), getattr(self, name), low, high)

@@ -52,6 +52,11 @@ class Shot:
         return self.asked if counted is None and self.answer.finish_reason == "length" else counted
 
     @property
+    def is_uncounted(self) -> bool:
+        """Whether it is an answer of which nobody knows how many tokens it has."""
+        return self.answer.ok and self.tokens is None
+
+    @property
     def tpot(self) -> float | None:
         """Infinite where it failed; None of one token, or where the server doesn't tell how many there were."""
         if not self.answer.ok:
@@ -163,7 +168,9 @@ async def open_loop(
     cut = ""
     for number, (job, offset) in enumerate(zip(jobs, times, strict=True)):
         due = begin + offset
-        wait = due - time.perf_counter()
+        # What is due after the end is not waited for.
+        late = due > until
+        wait = min(due, until) - time.perf_counter()
         if wait > 0:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(given_up.wait(), wait)
@@ -173,7 +180,7 @@ async def open_loop(
         if gun.is_dead:
             cut = "no answers"
             break
-        if time.perf_counter() >= until and tasks:
+        if late or (time.perf_counter() >= until and tasks):
             cut = "time was up"
             break
         tasks.append(asyncio.ensure_future(one(job, number, due)))

@@ -33,6 +33,12 @@ def money(report: ServerReport, prices: Prices) -> Money:
     if len(costs) < 2:
         return Money(costs, None)
     dense, pruned = (each[0].per_request for each in costs)
+    if report.capacity is not None and "never broken" in report.capacity.status:
+        # Both costs are upper bounds then, and a difference of bounds bounds nothing.
+        side = report.capacity.status.index("never broken")
+        return Money(
+            costs, unknown(f"the SLO of the {report.names[side]} was never broken, so its highest load is more")
+        )
     return Money(costs, break_even(dense, pruned, prices))
 
 

@@ -24,7 +24,8 @@ NAMES = ("baseline", "endpoint")
 @dataclass(frozen=True)
 class Served:
     """One endpoint: its ``model`` by the server's word, ``label`` (no host's name), what else is known of it
-    (``identity``), how the warm-up went, and what its prefix cache counted meanwhile."""
+    (``identity``), how the warm-up went, what its prefix cache counted meanwhile, and the API plain texts were sent
+    to."""
 
     model: str
     label: str
@@ -35,6 +36,7 @@ class Served:
     exact: bool = True
     cache_queries: float | None = None
     cache_hits: float | None = None
+    api: str = "completions"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class ServerReport:
     @property
     def believed(self) -> bool:
         """Whether nothing speaks against any of the figures."""
-        return bool(self.loads) and not any(each.void for load in self.loads for each in load.results)
+        void = any(each.void for load in self.loads for each in load.results)
+        return bool(self.loads) and not void and not (self.capacity is not None and self.capacity.void)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only. Times are in seconds; ratios are endpoint/baseline."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from prunekit.profiling.server.workload import Workload
 from prunekit.utils.endpoints.about import CacheCounters, cache_counters, with_model
 from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.client import opened
-from prunekit.utils.endpoints.endpoint import Endpoint
+from prunekit.utils.endpoints.endpoint import Api, Endpoint
 from prunekit.utils.machine import cpu_name
 from prunekit.utils.names import printable
 from prunekit.utils.phases.telling import phases
@@ -48,14 +49,16 @@ def bench_server(
     config: ServerConfig | None = None,
     server: str = "auto",
     threads: int | None = None,
+    api: Api = "completions",
     keep: Callable[[ServerReport], None] | None = None,
 ) -> ServerReport:
     """Load-test an OpenAI-compatible server, and its ``baseline`` beside it, as `prunekit bench-server` does.
 
     Each is an address (``http://...``), an :class:`~prunekit.utils.endpoints.endpoint.Endpoint`, or a model, which is
     served on the loopback interface while the test runs, by ``server`` (llama.cpp, transformers, vllm, or auto) on so
-    many ``threads``. ``keep`` is given what was measured where Ctrl-C ends the test. Raises PrunekitError where a
-    server can't be reached, or answers nothing at first.
+    many ``threads``. ``api`` is what texts are sent to (an Endpoint says it itself). ``keep`` is given what was
+    measured where Ctrl-C ends the test. Raises PrunekitError where a server can't be reached, or answers nothing at
+    first.
 
     >>> report = bench_server("http://127.0.0.1:8001", baseline="http://127.0.0.1:8000")  # doctest: +SKIP
     >>> report.loads[0].ratios["tpot"].value  # doctest: +SKIP
@@ -66,20 +69,21 @@ def bench_server(
     # Before any server is started.
     workload = load_workload(config, secrets.token_hex(6))
     with ExitStack() as stack:
-        targets = [_target(each, stack, server, threads, config) for each in named]
+        targets = [_target(each, stack, server, threads, workload.longest, api) for each in named]
         return _tested(targets, workload, config, keep)
 
 
-def _target(named: Endpoint | str, stack: ExitStack, server: str, threads: int | None, config: ServerConfig) -> Target:
+def _target(
+    named: Endpoint | str, stack: ExitStack, server: str, threads: int | None, longest: int, api: Api
+) -> Target:
     if isinstance(named, Endpoint):
         return Target(named)
     if named.startswith(("http://", "https://")):
-        return Target(Endpoint(named))
+        return Target(Endpoint(named, api=api))
     from prunekit.profiling.loopback import served
 
-    longest = 4 * config.prompt + max(4 * config.tokens, config.natural_tokens) + 64
-    made = stack.enter_context(served(named, kind=server, threads=threads, context=max(2048, longest)))
-    return Target(Endpoint(made.url, made.model), made.identity.to_dict())
+    made = stack.enter_context(served(named, kind=server, threads=threads, context=max(2048, longest + 64)))
+    return Target(Endpoint(made.url, made.model, api=api), made.identity.to_dict())
 
 
 def _tested(
@@ -136,7 +140,7 @@ def _report(
             notes.append(f"The server of {name} does not take ignore_eos, so answers end where its model ends them.")
         served.append(
             Served(
-                printable(gun.endpoint.model or "not told"),
+                printable(_without_folders(gun.endpoint.model or "not told")),
                 gun.endpoint.label,
                 target.identity,
                 0 if warm is None else warm.requests,
@@ -145,6 +149,7 @@ def _report(
                 warm is None or warm.exact,
                 queries,
                 hits,
+                gun.endpoint.api,
             )
         )
     if workload.repeated:
@@ -164,6 +169,12 @@ def _report(
         session.stopped,
         time.perf_counter() - session.began,
     )
+
+
+def _without_folders(model: str) -> str:
+    """A server's name for its model; of one that is a path on that machine the last part."""
+    is_path = model.startswith(("/", "~", "./", "../", "\\")) or model[1:3] in (":\\", ":/")
+    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] or "not told" if is_path else model
 
 
 def _moved(before: CacheCounters, after: CacheCounters) -> tuple[float | None, float | None]:

@@ -13,7 +13,7 @@ from prunekit.profiling.server.joules import energies, window_name
 from prunekit.profiling.server.load import Gun, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured, medians
 from prunekit.profiling.server.report import Compared
-from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, judge, search
+from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, judge, probe_size, search
 from prunekit.profiling.server.statistics import ratio_of
 from prunekit.profiling.server.warmup import Warm, warm_up
 from prunekit.profiling.server.workload import Workload, arrivals
@@ -138,7 +138,8 @@ class Session:
 
     def _open_rate(self) -> float:
         """0.6 of what the slower endpoint came to in its fastest closed loop, in requests a second."""
-        return max(1e-3, OPEN_SHARE * min(self._fastest(side) for side in range(len(self.guns))))
+        rate = OPEN_SHARE * min(self._fastest(side) for side in range(len(self.guns)))
+        return max(1e-3, float(f"{rate:.3g}"))
 
     def _fastest(self, side: int) -> float:
         closed_loops = [each for each in self.loads if each.results[side].load.kind == "closed"]
@@ -158,6 +159,8 @@ class Session:
         try:
             with progress(title, count * sides) as advance:
                 for done, side in enumerate(turns):
+                    if budget.is_up and all(volleys):
+                        break
                     gun, block = self.guns[side], len(volleys[side])
                     gun.told = advance
                     size = count // config.blocks + (block < count % config.blocks)
@@ -166,10 +169,15 @@ class Session:
                     with self._window(load, side):
                         volleys[side].append(await self._volley(gun, load, side, block, size, end))
                     if gun.is_dead:
-                        raise Ended(f"{gun.endpoint.url} stopped answering ({gun.last_error})")
+                        raise self._ended(side)
         finally:
             if all(volleys):
                 self.loads.append(self._compared(load, volleys))
+
+    def _ended(self, side: int) -> Ended:
+        """No address is told: the sentence goes into files."""
+        name = "the baseline" if len(self.guns) == 2 and side == 0 else "the endpoint"
+        return Ended(f"{name} stopped answering ({self.guns[side].last_error})")
 
     def _window(self, load: Load, side: int) -> AbstractContextManager[None]:
         return nullcontext() if self.meter is None else self.meter.window(window_name(load.name, side))
@@ -233,7 +241,7 @@ class Session:
 
         async def probe(rate: float) -> Probe | None:
             nonlocal number
-            count = config.requests
+            count = probe_size(slo, rate, config.requests)
             # What does not fit into the time says nothing.
             if time.perf_counter() + 0.5 * count / rate > until:
                 return None
@@ -244,6 +252,12 @@ class Session:
             number += 1
             gun.failures = 0
             volley = await open_loop(gun, jobs, times, name, until, gun.exact, hopeless=hopeless(slo, count))
+            if not any(shot.answer.ok for shot in volley.shots):
+                # One more request, alone, tells a server that is too slow from one that is gone.
+                gun.failures = 0
+                await gun.fire(jobs[0], f"{name}-alone", None, gun.exact)
+                if gun.failures:
+                    raise self._ended(side)
             if volley.cut == "time was up" and len(volley.shots) < count / 2:
                 return None
             return judge(rate, volley, slo)

@@ -16,7 +16,16 @@ from prunekit.profiling.server.statistics import Ratio, quantile, ratio_of
 STEP = 1.1
 # So many times the start may the search go up or down by a factor of two.
 _DOUBLINGS = 7
-_SHARES = {"ttft": lambda shot: shot.ttft, "tpot": lambda shot: shot.tpot, "e2e": lambda shot: shot.e2e}
+UNCOUNTED = "TPOT not known: the server does not count tokens"
+# A probe lasts at least so many times as long as the longest wait that is allowed: above what the server can do, the
+# queue must have the time to grow until the SLO is broken.
+_LASTS = 10
+# A bound that can't be told is not kept.
+_SHARES: dict[str, Callable[[Shot], float | None]] = {
+    "ttft": lambda shot: shot.ttft,
+    "tpot": lambda shot: math.inf if shot.is_uncounted else shot.tpot,
+    "e2e": lambda shot: shot.e2e,
+}
 
 Found = Literal["found", "never met", "never broken", "time was up"]
 
@@ -51,7 +60,9 @@ def judge(rate: float, volley: Volley, slo: Slo) -> Probe:
     for name, bound in slo.bounds.items():
         values = [value for shot in shots if (value := _SHARES[name](shot)) is not None]
         value = quantile(values, slo.percentile / 100).value
-        if value is not None and value > bound:
+        if name == "tpot" and value == math.inf and any(shot.is_uncounted for shot in shots):
+            broken.append(UNCOUNTED)
+        elif value is not None and value > bound:
             told = "infinite" if math.isinf(value) else f"{1000 * value:,.0f} ms"
             broken.append(f"{name.upper()} {told}")
     if found.failed > MOST_FAILED * len(shots):
@@ -61,6 +72,13 @@ def judge(rate: float, volley: Volley, slo: Slo) -> Probe:
     if not shots:
         broken.append("no request was made")
     return Probe(rate, not broken, ", ".join(broken), len(shots), found.goodput or 0.0, bool(found.void))
+
+
+def probe_size(slo: Slo, rate: float, requests: int) -> int:
+    """How many requests tell whether ``rate`` a second keeps ``slo``: at least ``requests``. With a bound of TPOT alone
+    nothing bounds the queue, so there is no wait to outlast."""
+    waits = [bound for name, bound in slo.bounds.items() if name != "tpot"]
+    return max(requests, math.ceil(_LASTS * rate * max(waits, default=0.0)))
 
 
 def hopeless(slo: Slo, count: int) -> Callable[[Sequence[Shot]], bool]:
@@ -147,7 +165,8 @@ class Capacity:
 
     @property
     def rates(self) -> list[float | None]:
-        """The geometric mean over blocks of requests a second; None where a block found none."""
+        """The geometric mean over blocks of requests a second: over those that were searched to the end, where there
+        are any; None where a block found none."""
         return [_middle(each) for each in self.searches]
 
     @property
@@ -156,16 +175,22 @@ class Capacity:
 
     @property
     def ratio(self) -> Ratio:
-        """Endpoint over baseline."""
+        """Endpoint over baseline, of the blocks that were searched to the end on both."""
         if len(self.searches) < 2 or any(word in ("never met", "never broken") for word in self.status):
             return Ratio(None)
         pairs = zip(*self.searches, strict=False)
-        return ratio_of([(a.rate, b.rate) for a, b in pairs if a.rate is not None and b.rate is not None])
+        done = [(a.rate, b.rate) for a, b in pairs if a.status == b.status == "found"]
+        return ratio_of([(a, b) for a, b in done if a is not None and b is not None])
+
+    @property
+    def void(self) -> int:
+        """At how many of the rates tried the client was too slow to tell."""
+        return sum(probe.void for searches in self.searches for each in searches for probe in each.probes)
 
     @property
     def words(self) -> list[str]:
         """A sentence for each endpoint."""
-        return [_said(rate, word) for rate, word in zip(self.rates, self.status, strict=True)]
+        return [_said(*each) for each in zip(self.rates, self.status, self.searches, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -182,7 +207,8 @@ class Capacity:
 
 
 def _middle(searches: Sequence[Search]) -> float | None:
-    rates = [each.rate for each in searches if each.rate is not None]
+    done = [each for each in searches if each.status == "found"]
+    rates = [each.rate for each in done or searches if each.rate is not None]
     if not rates or any(each.status == "never met" for each in searches):
         return None
     return math.exp(sum(map(math.log, rates)) / len(rates))
@@ -199,9 +225,12 @@ def _status(searches: Sequence[Search]) -> str:
     return "found" if "found" in words else "time was up"
 
 
-def _said(rate: float | None, status: str) -> str:
+def _said(rate: float | None, status: str, searches: Sequence[Search]) -> str:
     if status == "never met":
-        return "the SLO is not met at any load that was tried"
+        uncounted = any(UNCOUNTED in probe.why for each in searches for probe in each.probes)
+        return "the SLO is not met at any load that was tried" + (f" ({UNCOUNTED})" if uncounted else "")
+    if status == "not measured":
+        return "no search was done to its end"
     if rate is None:
         return "no load within the SLO was found before the time was up"
     if status == "never broken":
@@ -211,4 +240,4 @@ def _said(rate: float | None, status: str) -> str:
     )
 
 
-__all__ = ["Bracket", "Capacity", "Probe", "Search", "hopeless", "is_good", "judge", "search"]
+__all__ = ["Bracket", "Capacity", "Probe", "Search", "hopeless", "is_good", "judge", "probe_size", "search"]

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.profiling.server.config import ServerConfig
 from prunekit.profiling.server.workload import Job, Workload
 from prunekit.utils.files.text_stream import read_lines
+from prunekit.utils.moments import seconds_since_1970
 from prunekit.utils.names import printable
 
 _MOST_TOKENS = 1 << 20
@@ -112,10 +112,8 @@ class _Reader:
         log = "input_length" not in row
         self.format = self.format or ("request log" if log else "Mooncake or Bailian JSONL")
         when = next(row[name] for name in _LOG_TIMES if name in row)
-        at = _seconds(when)
         # Mooncake's times are whole milliseconds, Bailian's are seconds.
-        if not log and isinstance(when, int):
-            at /= 1000
+        at = when / 1000 if not log and isinstance(when, int) else _seconds(when)
         return self._job(at, _first(row, _IN, None), _first(row, _OUT, None), prompt, messages)
 
     def _job(
@@ -155,11 +153,9 @@ def _bounded(value: Any) -> int:
 def _seconds(value: Any) -> float:
     """Seconds of a number, or of a date and time."""
     try:
-        made = float(value)
+        made = seconds_since_1970(float(value))
     except ValueError:
-        # Azure's have seven digits of a second.
-        head, dot, digits = str(value).strip().rstrip("Z").partition(".")
-        made = datetime.fromisoformat(head + (dot + digits[:6].ljust(6, "0") if digits.isdigit() else "")).timestamp()
+        made = seconds_since_1970(str(value))
     if not abs(made) < 1e12:
         raise ValueError("no time")
     return made

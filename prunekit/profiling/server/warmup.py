@@ -35,7 +35,7 @@ async def warm_up(gun: Gun, workload: Workload, side: int, most: int, until: flo
     medians: list[float] = []
     made = 0
     while made < most and time.perf_counter() < until:
-        jobs = workload.take(f"warm-up {made}", side, min(_BATCH, most - made))
+        jobs = workload.take(f"warm-up {made}", side, min(_BATCH, most - made), warm=True)
         volley = await closed(gun, jobs, 1, f"{workload.run_id}-w{side}-{made}", until, exact)
         made += len(volley.shots)
         # Lengths differ from text to text.
@@ -61,7 +61,7 @@ def is_steady(medians: Sequence[float]) -> bool:
 async def _first(gun: Gun, workload: Workload, side: int) -> bool:
     """Whether the server takes requests for exact lengths."""
     exact, said = True, []
-    jobs = [*workload.take("first", side, 4)]
+    jobs = [*workload.take("first", side, 4, warm=True)]
     for number, job in enumerate(jobs):
         shot = await gun.fire(job, f"{workload.run_id}-f{side}-{number}", None, exact)
         if shot.answer.ok:

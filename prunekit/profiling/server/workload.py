@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,10 @@ class Job:
     at: float | None = None
     messages: tuple[dict[str, Any], ...] | None = None
 
+    @property
+    def characters(self) -> int:
+        return len(self.prompt or "") + sum(len(str(each.get("content"))) for each in self.messages or ())
+
 
 @dataclass
 class Workload:
@@ -42,7 +47,7 @@ class Workload:
     format: str = ""
     sha256: str = ""
     tokens_a_word: float = _TOKENS_A_WORD
-    _used: int = 0
+    _used: Counter[int] = field(default_factory=Counter, repr=False)
     _words: tuple[str, ...] = field(default=(), repr=False)
 
     @property
@@ -54,28 +59,46 @@ class Workload:
         if tokens and words >= 4:
             self.tokens_a_word = min(20.0, max(0.2, tokens / words))
 
-    def take(self, what: str, side: int, count: int, *, natural: bool = False, first: int = 0) -> Iterator[Job]:
+    def take(
+        self, what: str, side: int, count: int, *, natural: bool = False, first: int = 0, warm: bool = False
+    ) -> Iterator[Job]:
         """``count`` jobs of the block ``what``: for each ``side`` the same lengths, with other beginnings of made-up
-        texts. ``first`` is the first job of a trace."""
+        texts. ``first`` is the first job of a trace. Of a trace none of the texts is used where it is to ``warm``: a
+        prefix cache must not know them."""
         draw = random.Random(f"{self.config.seed}/{what}")
         begin = draw.randrange(len(self.jobs)) if self.jobs and self.kind == "prompts" else first
         for number in range(count):
             if self.jobs:
                 job = self.jobs[(begin + number) % len(self.jobs)]
-                self._used += job.prompt is not None or job.messages is not None
+                chat = job.messages is not None
+                if warm and self.kind == "trace":
+                    job = replace(job, prompt=None, messages=None)
+                self._used[side] += job.prompt is not None or job.messages is not None
             else:
-                config = self.config
+                config, chat = self.config, False
                 tokens = _spread(draw, config.tokens, config.spread)
                 job = Job(None, _spread(draw, config.prompt, config.spread), tokens)
             if job.prompt is None and job.messages is None:
                 tag = hashlib.sha256(f"{self.run_id}/{what}/{side}/{number}".encode()).hexdigest()
-                job = replace(job, prompt=self._text(job.prompt_tokens, tag))
+                text = self._text(job.prompt_tokens, tag)
+                job = replace(job, messages=({"role": "user", "content": text},)) if chat else replace(job, prompt=text)
             yield replace(job, tokens=self.config.natural_tokens) if natural else job
 
     @property
     def repeated(self) -> bool:
-        """Whether one of the user's texts was sent more than once, which a prefix cache may have helped."""
-        return self._used > len(self.jobs)
+        """Whether one of the user's texts was sent to one server more than once, which its prefix cache may have
+        helped."""
+        return any(each > len(self.jobs) for each in self._used.values())
+
+    @property
+    def longest(self) -> int:
+        """About the most tokens that a request and its answer have together. Of texts that nobody counted a token is
+        taken to be two characters."""
+        config = self.config
+        if not self.jobs:
+            return 4 * config.prompt + max(4 * config.tokens, config.natural_tokens)
+        natural = config.natural_tokens if self.kind == "prompts" else 0
+        return max(max(job.prompt_tokens, job.characters // 2) + max(job.tokens, natural) for job in self.jobs)
 
     def _text(self, tokens: int, tag: str) -> str:
         """Words that are about ``tokens`` tokens. The first ones are drawn by ``tag``, so that texts part at once."""

@@ -54,7 +54,7 @@ async def get(client: httpx.AsyncClient, url: str, limits: Limits = _PATIENCE) -
                         return None, b"", f"it sends more than {_PAGE_BYTES >> 20} MiB"
                     pieces.append(piece)
                 return response.status_code, b"".join(pieces), ""
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as error:
         return None, b"", sentence(str(error)) or type(error).__name__
     return None, b"", f"no answer within {limits.total:g} s" if watchdog.expired else "no answer"
 

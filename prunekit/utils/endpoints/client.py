@@ -129,9 +129,12 @@ async def _caught(
         return "unreachable", f"not connected within {limits.connect:g} s", None
     except httpx.ConnectError as failed:
         return _not_connected(failed), sentence(str(failed)), None
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as failed:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as failed:
         if received.done:
             return None, "", status[0]
+        if isinstance(failed, UnicodeError) and not status:
+            # A host's name that no name server could be asked for.
+            return "unreachable", sentence(str(failed)), None
         odd = isinstance(failed, httpx.LocalProtocolError | httpx.DecodingError)
         return (
             "malformed" if odd else "reset",

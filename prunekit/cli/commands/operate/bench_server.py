@@ -179,6 +179,8 @@ def bench_server_command(
     endpoint = _named("--url", model, url, served_name, api, api_key_env)
     if endpoint is None:
         raise PrunekitError("Name a server with --url, or a model to serve.")
+    if api_key_env is not None and url is None and baseline_url is None:
+        raise PrunekitError("--api-key-env is of servers at an address; name one with --url, or leave it out.")
     dense = _named("--baseline-url", baseline, baseline_url, baseline_served_name, api, api_key_env)
     config = ServerConfig(
         requests=requests,
@@ -205,6 +207,8 @@ def bench_server_command(
         if path is not None:
             check_output_file(path, overwrite, what=what, inputs=inputs)
 
+    if output is not None and rows is not None and output.resolve() == rows.resolve():
+        raise PrunekitError(f"Both --output and --rows name {output}; give each a file of its own.")
     priced = None if prices is None else Prices.load(prices)
 
     def write(report: ServerReport) -> ServerReport:
@@ -222,7 +226,7 @@ def bench_server_command(
         if output is not None:
             note(f"What was measured until then is in {output}.")
 
-    report = bench_server(endpoint, baseline=dense, config=config, server=server, threads=threads, keep=keep)
+    report = bench_server(endpoint, baseline=dense, config=config, server=server, threads=threads, api=api, keep=keep)
     report = write(report)
     if json:
         print_json(report.to_dict())
@@ -242,4 +246,7 @@ def _named(
 
     if model is not None and url is not None:
         raise PrunekitError(f"Name either a model or an address with {option}, not both.")
+    if url is None and name is not None:
+        names = option.replace("url", "served-name").replace("----", "--")
+        raise PrunekitError(f"{names} is the name of a model at an address; name it with {option}, or leave it out.")
     return model if url is None else Endpoint(url, name, key, api=api)

@@ -101,9 +101,10 @@ def _show_capacity(capacity: Capacity, names: tuple[str, ...], out: Console) -> 
                 "too few blocks for an interval" if ratio.low is None else f"95 % {ratio.low:.3f} to {ratio.high:.3f}"
             )
             out.print(f"  ratio endpoint/baseline: {ratio.value:.3f} ({interval})", highlight=False)
-    void = [probe for searches in capacity.searches for each in searches for probe in each.probes if probe.void]
-    if void:
-        out.print(f"  Do not believe it: the client was too slow at {len(void)} of the rates tried.", highlight=False)
+    if capacity.void:
+        out.print(
+            f"  Do not believe it: the client was too slow at {capacity.void} of the rates tried.", highlight=False
+        )
 
 
 def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> None:
@@ -122,10 +123,14 @@ def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> No
     out.print(shown)
     allowed = cost["allowed_rework_points"]
     if allowed is not None and allowed["value"] is not None:
+        used = endpoints[names[0]][0]["utilisation"]
         out.print(
-            f"Nothing is saved where {allowed['value']:.3g} more of 100 answers must be mended ({allowed['how']}).",
+            f"Nothing is saved where {allowed['value']:.3g} more of 100 answers must be mended, at {used:.0%} used "
+            f"({allowed['how']}).",
             highlight=False,
         )
+    elif allowed is not None:
+        out.print(f"How much rework may be added is not known: {allowed['how']}.", highlight=False)
     firsts = [endpoints[name][0]["per_request"] for name in names]
     for each in sorted({first["how"] for first in firsts if first["value"] is None}):
         out.print(f"Costs are not told: {each}.", highlight=False)
