@@ -24,12 +24,14 @@ STOP, LENGTH = "stop", "length"
 @dataclass(frozen=True)
 class Answer:
     """What a model answered: its ``text``, how many ``tokens`` that is (None: the server does not tell), and how it
-    ``finish``-ed; or the ``error`` because of which there is none."""
+    ``finish``-ed; or the kind of ``error`` because of which there is none. ``detail`` is what the server said of it: it
+    may hold the prompt, and is shown where texts are."""
 
     text: str = ""
     tokens: int | None = None
     finish: str = STOP
     error: str | None = None
+    detail: str = ""
 
     @property
     def truncated(self) -> bool:

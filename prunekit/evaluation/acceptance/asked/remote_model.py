@@ -81,7 +81,7 @@ class RemoteModel(Candidate):
             if got.error in _FOR_GOOD or tries == _RETRIES:
                 break
             await asyncio.sleep(_PAUSE * 2**tries)
-        return Answer(error=f"{got.error}: {got.detail}" if got.detail else str(got.error))
+        return Answer(error=str(got.error), detail=got.detail)
 
 
 async def _named(endpoint: Endpoint) -> Endpoint:
