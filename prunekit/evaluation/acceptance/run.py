@@ -88,7 +88,7 @@ def accept(
         _candidate(smaller, revision=revision, served_name=served_name, **options),
         _candidate(baseline, revision=baseline_revision, served_name=baseline_served_name, **options),
     ]
-    others = conditions_of(used, pair[0].name)
+    others = conditions_of(used, pair[0].name, pair[0].identity["fingerprint"])
     names = _apart(pair)
     # Before anything is written: records that do not suit a model are refused here.
     keys = [each.keys(read.all, max_new_tokens) for each in pair]

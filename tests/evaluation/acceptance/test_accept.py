@@ -278,6 +278,22 @@ def test_other_files(dense: Path, records: Path, tmp_path: Path) -> None:
     serve: dict[str, Any] = {"format": "prunekit-server-bench", "capacity": {"ratio": {"value": 1.2}}}
     (tmp_path / "serve.json").write_text(json.dumps(serve))
     assert run(dense, dense, records, tmp_path / "out", **told).accepted
+    for doubt, words in (
+        ({"believed": False}, "not to be believed"),
+        ({"stopped": "the server was gone."}, "ended early: the server was gone; it shows nothing."),
+    ):
+        (tmp_path / "serve.json").write_text(json.dumps({**serve, **doubt}))
+        found = run(dense, dense, records, tmp_path / "out", **told)
+        assert not found.accepted and words in found.verdict.reasons[0]
+    (tmp_path / "serve.json").write_text(json.dumps({**serve, "believed": True, "stopped": None}))
+    measured = {"model": "dense", "verdict": {"loss_added": 0.05}}
+    own = {"fingerprint": resolve(str(dense)).fingerprint}
+    (tmp_path / "eval.json").write_text(json.dumps({**measured, "origin": own}))
+    assert run(dense, dense, records, tmp_path / "out", **told).accepted
+    (tmp_path / "eval.json").write_text(json.dumps({**measured, "origin": {"fingerprint": "0" * 64}}))
+    with pytest.raises(PrunekitError, match="was measured of another model than dense: their weights differ"):
+        run(dense, dense, records, tmp_path / "out", **told)
+    (tmp_path / "eval.json").write_text(json.dumps(measured))
     serve["capacity"]["ratio"]["value"] = None
     (tmp_path / "serve.json").write_text(json.dumps(serve))
     found = run(dense, dense, records, tmp_path / "out", **told)

@@ -15,6 +15,7 @@ from prunekit.evaluation.acceptance.policy import Policy
 from prunekit.evaluation.acceptance.run import accept
 from prunekit.evaluation.acceptance.verdict import ACCEPTED, NO_VERDICT
 from prunekit.utils.endpoints import answer as came
+from prunekit.utils.endpoints.naming import shown_model
 from tests.support.command import Command
 from tests.support.scripted_server import Script, free_port, scripted
 
@@ -66,6 +67,34 @@ def test_two_servers(records: Path, tmp_path: Path) -> None:
     assert {each["model"] for each in seen} == {"scripted"} and not any(each.get("stream") for each in seen)
     assert sum("messages" in each for each in seen) == COUNT // 2
     assert found.smaller["endpoint"].startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    (
+        ("/srv/private/tiny.gguf", "tiny.gguf"),
+        ("/srv/private/tiny/", "tiny"),
+        ("./here/tiny", "tiny"),
+        ("~/tiny", "tiny"),
+        ("C:\\Users\\anna\\tiny.gguf", "tiny.gguf"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("gpt:4/x", "gpt:4/x"),
+        ("/", "/"),
+        ("a\x1b[2J", "a\\x1b[2J"),
+    ),
+)
+def test_ids_of_models(name: str, shown: str) -> None:
+    assert shown_model(name) == shown
+
+
+def test_a_model_named_by_its_path_is_told_by_its_last_part(records: Path, tmp_path: Path) -> None:
+    pages = {"/v1/models": json.dumps({"data": [{"id": "/srv/private/tiny.gguf"}]})}
+    with scripted(right, pages=pages) as smaller, scripted(right) as dense:
+        policy = Policy(margin=0.3)
+        found = accept(smaller.url, baseline=dense.url, records=records, out=tmp_path / "out", policy=policy)
+        assert {each["model"] for each in smaller.seen} == {"/srv/private/tiny.gguf"}
+    assert found.smaller["model"] == "tiny.gguf"
+    assert "private" not in (tmp_path / "out" / "accept.json").read_text()
 
 
 def test_wrong_and_cut_off_answers(records: Path, tmp_path: Path) -> None:
