@@ -19,6 +19,7 @@ from prunekit.evaluation.acceptance.compared import Figure, Outcome, compare
 from prunekit.evaluation.acceptance.policy import Limits, Policy
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.evaluation.acceptance.run import accept
+from prunekit.evaluation.acceptance.statistics import noninferiority
 from prunekit.evaluation.acceptance.verdict import ACCEPTED, NO_VERDICT, REFUSED, TOO_FEW, decide
 from prunekit.models.source import load_model, load_tokenizer, resolve
 from tests.support.command import Command, save_tiny, start
@@ -262,7 +263,10 @@ def test_weights() -> None:
     seen = compare(outcomes, margin=0.05, alpha=0.05, power=0.8, unit="tokens")
     assert seen.error_rate.value == pytest.approx(0.08) and seen.worse == 1
     assert seen.effective == pytest.approx(100**2 / (64 + 92))
-    assert seen.noninferiority is not None and "approximation" in seen.noninferiority.how
+    assert seen.noninferiority is not None
+    test, share = seen.noninferiority, 0.08
+    assert "exact" in test.how and "64 records" in test.how
+    assert test.p == pytest.approx(noninferiority(64 * share, 0, 64, 0.05)[0])
 
 
 def test_other_files(dense: Path, records: Path, tmp_path: Path) -> None:
