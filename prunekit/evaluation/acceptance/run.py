@@ -93,7 +93,7 @@ def accept(
     # Before anything is written: records that do not suit a model are refused here.
     keys = [each.keys(read.all, max_new_tokens) for each in pair]
     with answer_file(out) as kept, phases(*map(answering, names)):
-        allowed = math.floor(used.max_failed * len(read.all))
+        allowed = math.floor(used.max_failed * len(read.all) + 1e-9)
         turns = [_Turn(*each, read.all, max_new_tokens) for each in zip(pair, names, keys, strict=True)]
         made = [turn.all(kept, allowed) for turn in turns]
         outcomes = _outcomes(read.all, *made)
@@ -245,16 +245,18 @@ def _result(
 
 
 def _unit(outcomes: Sequence[Outcome], pair: Sequence[Candidate]) -> str:
-    """What lengths are counted in: tokens where both models count the same ones, else characters."""
+    """What lengths are counted in: tokens where both models are known to count the same ones, else characters. Of
+    servers nothing is known of the tokenizer."""
     from prunekit.evaluation.acceptance.asked.local_model import LocalModel
     from prunekit.models.tokenizer.same_tokens import first_difference
 
-    answers = [each for outcome in outcomes for each in (outcome.answer, outcome.baseline) if each.error is None]
     first, second = pair
-    counted = all(each.tokens is not None for each in answers) and type(first) is type(second)
-    if counted and isinstance(first, LocalModel) and isinstance(second, LocalModel):
-        counted = first_difference(first.tokenizer, second.tokenizer) is None
-    return "tokens" if counted else "characters"
+    if not (isinstance(first, LocalModel) and isinstance(second, LocalModel)):
+        return "characters"
+    answers = [each for outcome in outcomes for each in (outcome.answer, outcome.baseline) if each.error is None]
+    counted = all(each.tokens is not None for each in answers)
+    same = counted and first_difference(first.tokenizer, second.tokenizer) is None
+    return "tokens" if same else "characters"
 
 
 def _machine(pair: Sequence[Candidate]) -> dict[str, Any]:

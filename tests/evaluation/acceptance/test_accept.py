@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.asked.answers import Answer
+from prunekit.evaluation.acceptance.asked.answers import Answer, answer_file
 from prunekit.evaluation.acceptance.checks.kinds import read_check
 from prunekit.evaluation.acceptance.compared import Figure, Outcome, compare
 from prunekit.evaluation.acceptance.policy import Limits, Policy
@@ -205,17 +205,42 @@ def test_bad_input_leaves_nothing_behind(command: Command, dense: Path, records:
     tried("-o", out, "--dtype", "int3", words="no dtype")
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "answers.jsonl").write_text("my own\n")
-    tried("-o", mine, words="holds no answers that prunekit wrote")
-    assert (mine / "answers.jsonl").read_text() == "my own\n"
+    for text in (
+        "my own\n",
+        "my own",
+        '\n{"key": "a"}\n',
+        "\n",
+        " ",
+        '{"format": "prunekit-answers"}\n',
+        '{"format"\n',
+    ):
+        (mine / "answers.jsonl").write_text(text)
+        tried("-o", mine, words="holds no answers that prunekit wrote")
+        assert (mine / "answers.jsonl").read_text() == text
     (mine / "accept.json").write_text("{}")
     tried("-o", mine, words="already exists")
     tried("-o", mine, "--overwrite", words="is no accept that prunekit wrote")
 
 
-def test_two_runs_do_not_write_to_one_folder(dense: Path, records: Path, tmp_path: Path) -> None:
-    from prunekit.evaluation.acceptance.asked.answers import answer_file
+def test_a_file_of_answers_that_was_cut_off_is_used(tmp_path: Path) -> None:
+    head = '{"format": "prunekit-answers", "version": 1}'
+    line = '{"key": "k", "text": "t", "tokens": 1, "finish": "stop"}\n'
+    file = tmp_path / "answers.jsonl"
+    for text in ("", "{", head[:-1], head):
+        file.write_text(text)
+        with answer_file(tmp_path) as made:
+            assert not made.kept
+            made.add("k", Answer("t", 1))
+        assert file.read_text() == f"{head}\n{line}"
+    file.write_text(f"{head}\n{line[:-5]}")
+    with answer_file(tmp_path) as made:
+        assert not made.kept
+    file.write_text(f"{head}\nbroken\n{line}")
+    with answer_file(tmp_path) as made:
+        assert made.kept == {"k": Answer("t", 1)} and made.fresh == {"k"}
 
+
+def test_two_runs_do_not_write_to_one_folder(dense: Path, records: Path, tmp_path: Path) -> None:
     with answer_file(tmp_path / "out"), pytest.raises(PrunekitError, match="Another process writes answers"):
         run(dense, dense, records, tmp_path / "out")
 

@@ -61,7 +61,7 @@ def run(
 
 def test_two_servers(records: Path, tmp_path: Path) -> None:
     found, seen = run(records, tmp_path / "out", right, batch_size=4, max_new_tokens=7)
-    assert found.verdict.word == ACCEPTED and found.everything.unit == "tokens"
+    assert found.verdict.word == ACCEPTED and found.everything.unit == "characters"
     assert found.everything.error_rate.value == 0 and len(seen) == COUNT
     assert {each["temperature"] for each in seen} == {0} and {each["max_tokens"] for each in seen} == {7}
     assert {each["model"] for each in seen} == {"scripted"} and not any(each.get("stream") for each in seen)
