@@ -93,7 +93,7 @@ def accept(
     # Before anything is written: records that do not suit a model are refused here.
     keys = [each.keys(read.all, max_new_tokens) for each in pair]
     with answer_file(out) as kept, phases(*map(answering, names)):
-        allowed = math.floor(used.max_failed * len(read.all) + 1e-9)
+        allowed = _most_failed(used, len(read.all))
         turns = [_Turn(*each, read.all, max_new_tokens) for each in zip(pair, names, keys, strict=True)]
         made = [turn.all(kept, allowed) for turn in turns]
         outcomes = _outcomes(read.all, *made)
@@ -126,6 +126,11 @@ def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
             raise PrunekitError(f"{each} is read by this very run, and would be written by it; choose another -o.")
     if out.is_dir():
         check_output_file(out / NAME, overwrite, what=_WHAT)
+
+
+def _most_failed(policy: Policy, count: int) -> int:
+    """How many of ``count`` records may fail: 0.29 of 100 are 29, though the product is a little below."""
+    return math.floor(policy.max_failed * count + 1e-9)
 
 
 def _check_groups(policy: Policy, read: Records) -> None:

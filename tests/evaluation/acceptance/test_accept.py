@@ -18,7 +18,7 @@ from prunekit.evaluation.acceptance.checks.kinds import read_check
 from prunekit.evaluation.acceptance.compared import Figure, Outcome, compare
 from prunekit.evaluation.acceptance.policy import Limits, Policy
 from prunekit.evaluation.acceptance.records import Record
-from prunekit.evaluation.acceptance.run import accept
+from prunekit.evaluation.acceptance.run import _most_failed, accept
 from prunekit.evaluation.acceptance.statistics import noninferiority
 from prunekit.evaluation.acceptance.verdict import ACCEPTED, NO_VERDICT, REFUSED, TOO_FEW, decide
 from prunekit.models.source import load_model, load_tokenizer, resolve
@@ -275,6 +275,11 @@ def test_verdicts() -> None:
     assert decide(strict, good, {"g": good}).word == REFUSED
     failing = several((395, True, True), (5, None, True))
     assert decide(policy, failing, {}).word == NO_VERDICT and decide(policy, failing, {}).exit_code == 3
+
+
+@pytest.mark.parametrize(("share", "count", "most"), ((0.29, 100, 29), (0.07, 100, 7), (0.01, 99, 0), (1.0, 3, 3)))
+def test_how_many_may_fail(share: float, count: int, most: int) -> None:
+    assert _most_failed(Policy(max_failed=share), count) == most
 
 
 def test_failures_never_speak_for_the_smaller_model() -> None:
