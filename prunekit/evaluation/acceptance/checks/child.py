@@ -1,8 +1,8 @@
 """Judges answers by patterns and schemas of the user's, for a parent that has set limits: both may compute without end.
 
 stdin: {"seconds", "items": [{"kind", "options", "answer"}]} as JSON; an item without an answer only has its pattern or
-schema looked at. stdout: for each item {"right"}, {"slow"}, {"failed"} (this answer can't be judged) or {"error"} (no answer can)
-as a line of JSON.
+schema looked at. stdout: for each item a line of JSON: {"right"}, {"slow"}, {"failed"} (this answer can't be judged), or
+{"error"} (no answer can).
 """
 
 from __future__ import annotations
