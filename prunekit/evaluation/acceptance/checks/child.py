@@ -1,8 +1,8 @@
 """Judges answers by patterns and schemas of the user's, for a parent that has set limits: both may compute without end.
 
 stdin: {"seconds", "items": [{"kind", "options", "answer"}]} as JSON; an item without an answer only has its pattern or
-schema looked at. stdout: for each item a line of JSON: {"right"}, {"slow"}, {"failed"} (this answer can't be judged), or
-{"error"} (no answer can).
+schema looked at. stdout: for each item a line of JSON: {"right"}, {"slow"}, {"failed"} (at this answer), or
+{"error"} (at any answer).
 """
 
 from __future__ import annotations
