@@ -21,6 +21,7 @@ from prunekit.pipeline.candidates import run as work
 from prunekit.pipeline.candidates.result import FIGURES, Candidates, Row
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
+from prunekit.utils.phases.run import Run
 from tests.support.command import Command, save_tiny, set_options, write_text
 from tests.support.export_models import byte_tokenizer, dense_config
 from tests.support.tiny import one_thread, tiny_model
@@ -238,7 +239,17 @@ def test_a_size_that_breaks_is_told_and_the_others_go_on(
         return real(source, plan, *args, **options)
 
     monkeypatch.setattr(quality, "pruned_in_memory", breaks)
+    told: dict[str, bool] = {}
+    real_advance = Run.advance
+
+    def advance(self: Run, phase: Any, *args: Any) -> None:
+        told[phase.title] = args[-1]
+        real_advance(self, phase, *args)
+
+    monkeypatch.setattr(Run, "advance", advance)
     made = compared(source, tmp_path / "out", recipe, params="0.9,0.74")
+    # How long a size took that broke says nothing of the others.
+    assert told["quality of 0.74"] and not told["quality of 0.9"]
     bad = row(made, "0.74")
     assert bad.verdict == "broken" and bad.figures["kl"].value is None and "Layer 1" in bad.figures["kl"].how
     assert not bad.pareto and row(made, "0.9").figures["kl"].value is not None

@@ -239,6 +239,17 @@ def test_a_watch(tmp_path: Path) -> None:
     assert "the watch of small says: investigate." in said.reading.warnings[0]
 
 
+def test_intervals_of_a_watch_stay_in_their_range(tmp_path: Path) -> None:
+    wide = watch()
+    signals = wide["last_window"]["signals"]
+    for name in ("shadow_kl", "shadow_disagreement"):
+        signals[name]["details"] = {"requests": 20, "standard_error": 1.0}
+    said = read(tmp_path, wide)
+    (kl,), (agreement,) = claims(said, "shadow_kl"), claims(said, "shadow_agreement")
+    assert kl.figure.low == 0 and kl.figure.high == pytest.approx(0.25 + 2.093, abs=1e-3)
+    assert (agreement.figure.low, agreement.figure.high) == (0, 1)
+
+
 def test_a_watch_that_names_no_model_makes_no_row(tmp_path: Path) -> None:
     page, kpis = made(tmp_path, evaluation(), watch(models={}, verdict="ok", alarm=None))
     assert [row["name"] for row in kpis["rows"]] == ["dense-model", "small"]
@@ -299,6 +310,10 @@ def test_records_are_shown_only_where_that_is_asked_for(tmp_path: Path) -> None:
     lacking = acceptance()
     lacking["worst"][0]["texts"] = None
     assert "accept was run without --show-texts" in made(tmp_path, lacking, show_texts=True)[0]
+    # The schema that every answer fits.
+    schema = acceptance()
+    schema["worst"][0]["texts"]["references"] = True
+    assert ">true<" in made(tmp_path, schema, show_texts=True)[0]
 
 
 def test_a_strangers_texts_are_never_obeyed(tmp_path: Path) -> None:

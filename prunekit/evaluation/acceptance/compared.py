@@ -146,7 +146,7 @@ def compare(outcomes: Sequence[Outcome], *, margin: float | None, alpha: float, 
         baseline_truncated=rate(lambda each: each.baseline.truncated, "the same of the baseline"),
         failed=sum(each.right is None for each in outcomes),
         baseline_failed=sum(each.baseline_right is None for each in outcomes),
-        noninferiority=None if margin is None else _test(pairs, len(outcomes), equal, margin, alpha, power),
+        noninferiority=None if margin is None else _test(pairs, len(outcomes), margin, alpha, power),
     )
 
 
@@ -179,11 +179,9 @@ def _sides(answered: Sequence[Outcome]) -> tuple[list[Answer], list[Answer]]:
     return [each.answer for each in answered], [each.baseline for each in answered]
 
 
-def _test(
-    pairs: tuple[float, float, float], records: int, equal: bool, margin: float, alpha: float, power: float
-) -> Noninferiority:
+def _test(pairs: tuple[float, float, float], records: int, margin: float, alpha: float, power: float) -> Noninferiority:
     worse, better, count = pairs
-    p, how = statistics.noninferiority(worse, better, count, margin, exact=equal)
+    p, how = statistics.noninferiority(worse, better, count, margin)
     needed = statistics.needed((worse + better) / count, margin, alpha, power)
     # Weights that differ make each record worth less.
     needed = math.ceil(needed * records / count)

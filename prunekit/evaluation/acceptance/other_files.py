@@ -16,23 +16,25 @@ from prunekit.utils.names import printable
 _SERVER = "prunekit-server-bench"
 
 
-def conditions_of(policy: Policy, name: str) -> tuple[Condition, ...]:
-    """What the policy asks of eval.json and serve.json; ``name`` is the smaller model's, which tells it among several.
+def conditions_of(policy: Policy, name: str, fingerprint: str | None) -> tuple[Condition, ...]:
+    """What the policy asks of eval.json and serve.json; ``name`` is the smaller model's, which tells it among several,
+    and ``fingerprint`` that of its weights, None where they are not at hand.
 
     Raises PrunekitError where a file can't be read, or does not hold what is asked.
     """
     made = []
     if policy.eval is not None:
         path, limit = Path(policy.eval["file"]), float(policy.eval["max_loss_added"])
-        value, who = _loss_added(_read(path, "prunekit eval -o"), path, name)
+        value, who = _loss_added(_read(path, "prunekit eval -o"), path, name, fingerprint)
         sentence = f"In {path.name} {who} adds {value:.3f} nats a token; the policy allows {limit:g}."
         made.append(Condition("max_loss_added", None, value, limit, value <= limit, printable(sentence)))
     if policy.serve is not None:
         path, limit = Path(policy.serve["file"]), float(policy.serve["min_load_ratio"])
-        found = _load_ratio(_read(path, "prunekit bench-server"), path)
+        data = _read(path, "prunekit bench-server")
+        found, doubt = _load_ratio(data, path), _doubt(data)
         told = "has no ratio to the baseline's" if found is None else f"is {found:.2f} times the baseline's"
-        sentence = f"In {path.name} the highest load within the SLO {told}; the policy asks for {limit:g}."
-        holds = found is not None and found >= limit
+        sentence = f"In {path.name} the highest load within the SLO {told}; the policy asks for {limit:g}.{doubt}"
+        holds = found is not None and found >= limit and not doubt
         made.append(Condition("min_load_ratio", None, found, limit, holds, printable(sentence)))
     return tuple(made)
 
@@ -50,7 +52,7 @@ def _read(path: Path, command: str) -> Mapping[str, Any]:
     return data
 
 
-def _loss_added(data: Mapping[str, Any], path: Path, name: str) -> tuple[float, str]:
+def _loss_added(data: Mapping[str, Any], path: Path, name: str, fingerprint: str | None) -> tuple[float, str]:
     several = data.get("models")
     rows = [each for each in several if isinstance(each, dict)] if isinstance(several, list) else [data]
     if len(rows) > 1:
@@ -60,6 +62,13 @@ def _loss_added(data: Mapping[str, Any], path: Path, name: str) -> tuple[float, 
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise PrunekitError(
             f"{path} holds no loss added by {name}; write it with `prunekit eval` of that model, with --baseline."
+        )
+    origin = rows[0].get("origin")
+    measured = origin.get("fingerprint") if isinstance(origin, dict) else None
+    if None not in (measured, fingerprint) and measured != fingerprint:
+        raise PrunekitError(
+            f"{path} was measured of another model than {name}: their weights differ; write it again with "
+            "`prunekit eval` of that model, with --baseline."
         )
     return float(value), str(rows[0].get("model", "the model"))[:200]
 
@@ -76,3 +85,14 @@ def _load_ratio(data: Mapping[str, Any], path: Path) -> float | None:
             "--slo and --output."
         )
     return None if found is None else float(found)
+
+
+def _doubt(data: Mapping[str, Any]) -> str:
+    """Why a load test shows nothing, as a sentence; nothing where it does."""
+    stopped = data.get("stopped")
+    if stopped:
+        why = f": {stopped[:200].rstrip('.')}" if isinstance(stopped, str) else ""
+        return f" The load test ended early{why}; it shows nothing."
+    if data.get("believed", True) is not True:
+        return " The load test says itself that its figures are not to be believed."
+    return ""

@@ -100,7 +100,7 @@ def worst_of(outcomes: Sequence[Outcome], unit: str, *, show_texts: bool) -> tup
             each.record.id,
             each.record.group,
             each.record.weight,
-            _why(each),
+            _why(each, show_texts),
             length_of(each.answer, unit),
             length_of(each.baseline, unit),
             _texts(each) if show_texts else None,
@@ -109,9 +109,11 @@ def worst_of(outcomes: Sequence[Outcome], unit: str, *, show_texts: bool) -> tup
     )
 
 
-def _why(outcome: Outcome) -> str:
+def _why(outcome: Outcome, show_texts: bool) -> str:
     if outcome.answer.error is not None:
-        return f"no answer ({outcome.answer.error})"
+        # A server may repeat the prompt, or name itself, in what it says of an error.
+        detail = outcome.answer.detail if show_texts else ""
+        return f"no answer ({outcome.answer.error}{f': {detail}' if detail else ''})"
     if outcome.right is None:
         return "its check did not come to an end"
     if outcome.baseline_right is None:

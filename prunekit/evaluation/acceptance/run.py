@@ -88,12 +88,12 @@ def accept(
         _candidate(smaller, revision=revision, served_name=served_name, **options),
         _candidate(baseline, revision=baseline_revision, served_name=baseline_served_name, **options),
     ]
-    others = conditions_of(used, pair[0].name)
+    others = conditions_of(used, pair[0].name, pair[0].identity["fingerprint"])
     names = _apart(pair)
     # Before anything is written: records that do not suit a model are refused here.
     keys = [each.keys(read.all, max_new_tokens) for each in pair]
     with answer_file(out) as kept, phases(*map(answering, names)):
-        allowed = math.floor(used.max_failed * len(read.all))
+        allowed = _most_failed(used, len(read.all))
         turns = [_Turn(*each, read.all, max_new_tokens) for each in zip(pair, names, keys, strict=True)]
         made = [turn.all(kept, allowed) for turn in turns]
         outcomes = _outcomes(read.all, *made)
@@ -126,6 +126,11 @@ def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
             raise PrunekitError(f"{each} is read by this very run, and would be written by it; choose another -o.")
     if out.is_dir():
         check_output_file(out / NAME, overwrite, what=_WHAT)
+
+
+def _most_failed(policy: Policy, count: int) -> int:
+    """How many of ``count`` records may fail: 0.29 of 100 are 29, though the product is a little below."""
+    return math.floor(policy.max_failed * count + 1e-9)
 
 
 def _check_groups(policy: Policy, read: Records) -> None:
@@ -245,16 +250,18 @@ def _result(
 
 
 def _unit(outcomes: Sequence[Outcome], pair: Sequence[Candidate]) -> str:
-    """What lengths are counted in: tokens where both models count the same ones, else characters."""
+    """What lengths are counted in: tokens where both models are known to count the same ones, else characters. Of
+    servers nothing is known of the tokenizer."""
     from prunekit.evaluation.acceptance.asked.local_model import LocalModel
     from prunekit.models.tokenizer.same_tokens import first_difference
 
-    answers = [each for outcome in outcomes for each in (outcome.answer, outcome.baseline) if each.error is None]
     first, second = pair
-    counted = all(each.tokens is not None for each in answers) and type(first) is type(second)
-    if counted and isinstance(first, LocalModel) and isinstance(second, LocalModel):
-        counted = first_difference(first.tokenizer, second.tokenizer) is None
-    return "tokens" if counted else "characters"
+    if not (isinstance(first, LocalModel) and isinstance(second, LocalModel)):
+        return "characters"
+    answers = [each for outcome in outcomes for each in (outcome.answer, outcome.baseline) if each.error is None]
+    counted = all(each.tokens is not None for each in answers)
+    same = counted and first_difference(first.tokenizer, second.tokenizer) is None
+    return "tokens" if same else "characters"
 
 
 def _machine(pair: Sequence[Candidate]) -> dict[str, Any]:

@@ -90,19 +90,24 @@ def difference_interval(worse: float, better: float, count: float, alpha: float)
     return Interval(value, end(1.0, -edge), end(-1.0, edge))
 
 
-def noninferiority(worse: float, better: float, count: float, margin: float, *, exact: bool) -> tuple[float, str]:
+def noninferiority(worse: float, better: float, count: float, margin: float) -> tuple[float, str]:
     """The one-sided p of the hypothesis that the error rate rises by ``margin`` or more, and how it was computed.
 
-    ``exact``: an unconditional test that orders outcomes by Tango's score and takes the largest probability over all
-    shares of changed answers (Sidik, Statistics in Medicine 22, 2003), so that it never accepts too often; up to
-    1,000 pairs of equal weight. Else the normal approximation.
+    Up to 1,000 pairs an unconditional test that orders outcomes by Tango's score and takes the largest probability over
+    all shares of changed answers (Sidik, Statistics in Medicine 22, 2003), so that it never accepts too often. Of
+    weighted pairs ``count`` is the effective number: it is rounded down, and the shares are kept. Above 1,000 the
+    normal approximation, whose error is near ``alpha``, and may be a little above.
     """
     from scipy.special import ndtr
 
-    score = tango(worse, better, count, margin)
-    if exact and count <= MOST_EXACT:
-        return _exact_p(int(count), margin, score), "exact unconditional test by Tango's score"
-    return float(ndtr(score)), "Tango's score test, normal approximation"
+    whole = max(1, math.floor(count + 1e-9))
+    if whole > MOST_EXACT:
+        return float(ndtr(tango(worse, better, count, margin))), "Tango's score test, normal approximation"
+    part = whole / count
+    how = "exact unconditional test by Tango's score"
+    if abs(part - 1) > 1e-9:
+        how += f", for an effective number of {whole:,} records"
+    return _exact_p(whole, margin, tango(worse * part, better * part, whole, margin)), how
 
 
 def _exact_p(count: int, margin: float, score: float) -> float:
@@ -149,7 +154,8 @@ def needed(changed: float, margin: float, alpha: float, power: float) -> int:
         n = ((z_α √v₀ + z_power √v₁) / margin)²
 
     v₁ = ``changed`` is the variance of a pair's difference in truth, v₀ that under the hypothesis, at what the score
-    test takes for the share then (Nam, Biometrics 53, 1997).
+    test takes for the share then (Nam, Biometrics 53, 1997). Not fewer than log(``alpha``) / log(1 - ``margin``): of so
+    many pairs without any change the exact p, (1 - margin)ⁿ or more, is ``alpha``.
     """
     from scipy.special import ndtri
 
@@ -157,7 +163,8 @@ def needed(changed: float, margin: float, alpha: float, power: float) -> int:
     other = _constrained(changed / 2, changed / 2, 1.0, margin)
     under = 2 * other + margin - margin * margin
     root = -float(ndtri(alpha)) * math.sqrt(under) + float(ndtri(power)) * math.sqrt(changed)
-    return min(_LARGEST_SAMPLE, max(1, math.ceil((max(0.0, root) / margin) ** 2)))
+    least = 1 if margin >= 1 else math.ceil(math.log(alpha) / math.log1p(-margin))
+    return min(_LARGEST_SAMPLE, max(1, least, math.ceil((max(0.0, root) / margin) ** 2)))
 
 
 def ratio(made: Sequence[float], wanted: Sequence[float], weights: Sequence[float], alpha: float = 0.05) -> Interval:

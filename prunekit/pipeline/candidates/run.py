@@ -130,6 +130,12 @@ def _row(name: str) -> str:
     return f"quality of {name}"
 
 
+def _succeeded(found: Candidate, missing: str | None) -> bool:
+    """Whether a size was measured, and exported where a format was asked for that can be written here."""
+    exported = found.shipped is None or missing is not None or bool(found.shipped.facts)
+    return found.own.result is not None and exported
+
+
 @dataclass
 class _Work:
     """One comparison: what is asked for, checked."""
@@ -182,9 +188,10 @@ class _Work:
         self._weigh()
         for size, plan in zip(self.sizes, plans, strict=True):
             with progress(_row(size.name), 1) as advance:
-                done = self._is_kept(plan.file_digest(), kept, missing)
+                partly = self._is_kept_in_part(plan.file_digest(), kept, missing)
                 found.append(self._pruned(size, plan, dense, judge, kept, missing))
-                advance(kept=done)
+                # Only a size that was all made now tells how long the others take.
+                advance(kept=partly or not _succeeded(found[-1], missing))
         facts = Facts(source.shape, source.dtype, source_name(self.text), self.format_, place)
         rows = [row for each in found for row in rows_of(each, facts)]
         told = dict(zip((size.name for size in self.sizes), rounding, strict=True))
@@ -233,10 +240,10 @@ class _Work:
         work = {_row(size.name): float(self.source.shape.parameters) for size in self.sizes}
         run.weigh(work, [*what, *speed_key(pick_device(first.device))])
 
-    def _is_kept(self, digest: str, kept: Kept, missing: str | None) -> bool:
-        """Whether all of a size was measured before."""
-        own = kept.measured("prune", digest)
-        return own is not None and (self.format_ is None or self._kept_shipped(digest, kept, missing) is not None)
+    def _is_kept_in_part(self, digest: str, kept: Kept, missing: str | None) -> bool:
+        """Whether something of a size was measured before."""
+        shipped = None if missing is not None else self._kept_shipped(digest, kept, missing)
+        return kept.measured("prune", digest) is not None or shipped is not None
 
     def _dense(self, dense: DenseModel, judge: Judge, kept: Kept, missing: str | None) -> Candidate:
         own = kept.measured("dense") or kept.keep(judge.of_dense(), "dense")

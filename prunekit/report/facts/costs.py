@@ -44,24 +44,24 @@ def priced(grouped: Grouped, prices: Prices | None) -> Grouped:
 
 
 def _costs(row: Row, bases: Sequence[Row], checkpoint: Row | None, prices: Prices) -> Iterator[Claim]:
-    said = "the prices, and output tokens a second as measured"
     share = prices.utilisation or 1.0
-    said += f", at {share:.0%} use of the machine"
     for claim in row.claims:
         rate = claim.figure.value
+        came = "as measured" if claim.figure.status == MEASURED else "as estimated"
         if claim.figure.status not in (MEASURED, ESTIMATED) or not rate:
             continue
         if claim.metric == "tokens_per_second":
             dollars = prices.per_million_tokens(rate)
             if dollars is not None:
-                yield _estimate(claim, "dollars_per_million", dollars, said)
+                how = f"the prices, and output tokens a second {came}, at {share:.0%} use of the machine"
+                yield _estimate(claim, "dollars_per_million", dollars, how)
             if prices.watts is not None:
-                how = f"{prices.watts:g} watts, as the prices say, over output tokens a second as measured"
+                how = f"{prices.watts:g} watts, as the prices say, over output tokens a second {came}"
                 yield _estimate(claim, "joules_per_token", prices.watts / rate, how)
         if claim.metric == "requests_per_second":
             dollars = prices.per_request(rate)
             if dollars is not None:
-                yield _estimate(claim, "dollars_per_request", dollars, "the prices, and requests a second as measured")
+                yield _estimate(claim, "dollars_per_request", dollars, f"the prices, and requests a second {came}")
                 yield from _rework(claim, dollars, bases, prices)
         if claim.metric == "slo_load":
             yield from _within_slo(claim, [row, *([checkpoint] if checkpoint is not None else [])], bases, prices)

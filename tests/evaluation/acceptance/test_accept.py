@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.acceptance.asked.answers import Answer
+from prunekit.evaluation.acceptance.asked.answers import Answer, answer_file
 from prunekit.evaluation.acceptance.checks.kinds import read_check
 from prunekit.evaluation.acceptance.compared import Figure, Outcome, compare
 from prunekit.evaluation.acceptance.policy import Limits, Policy
 from prunekit.evaluation.acceptance.records import Record
-from prunekit.evaluation.acceptance.run import accept
+from prunekit.evaluation.acceptance.run import _most_failed, accept
+from prunekit.evaluation.acceptance.statistics import noninferiority
 from prunekit.evaluation.acceptance.verdict import ACCEPTED, NO_VERDICT, REFUSED, TOO_FEW, decide
 from prunekit.models.source import load_model, load_tokenizer, resolve
 from tests.support.command import Command, save_tiny, start
@@ -204,17 +205,42 @@ def test_bad_input_leaves_nothing_behind(command: Command, dense: Path, records:
     tried("-o", out, "--dtype", "int3", words="no dtype")
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "answers.jsonl").write_text("my own\n")
-    tried("-o", mine, words="holds no answers that prunekit wrote")
-    assert (mine / "answers.jsonl").read_text() == "my own\n"
+    for text in (
+        "my own\n",
+        "my own",
+        '\n{"key": "a"}\n',
+        "\n",
+        " ",
+        '{"format": "prunekit-answers"}\n',
+        '{"format"\n',
+    ):
+        (mine / "answers.jsonl").write_text(text)
+        tried("-o", mine, words="holds no answers that prunekit wrote")
+        assert (mine / "answers.jsonl").read_text() == text
     (mine / "accept.json").write_text("{}")
     tried("-o", mine, words="already exists")
     tried("-o", mine, "--overwrite", words="is no accept that prunekit wrote")
 
 
-def test_two_runs_do_not_write_to_one_folder(dense: Path, records: Path, tmp_path: Path) -> None:
-    from prunekit.evaluation.acceptance.asked.answers import answer_file
+def test_a_file_of_answers_that_was_cut_off_is_used(tmp_path: Path) -> None:
+    head = '{"format": "prunekit-answers", "version": 1}'
+    line = '{"key": "k", "text": "t", "tokens": 1, "finish": "stop"}\n'
+    file = tmp_path / "answers.jsonl"
+    for text in ("", "{", head[:-1], head):
+        file.write_text(text)
+        with answer_file(tmp_path) as made:
+            assert not made.kept
+            made.add("k", Answer("t", 1))
+        assert file.read_text() == f"{head}\n{line}"
+    file.write_text(f"{head}\n{line[:-5]}")
+    with answer_file(tmp_path) as made:
+        assert not made.kept
+    file.write_text(f"{head}\nbroken\n{line}")
+    with answer_file(tmp_path) as made:
+        assert made.kept == {"k": Answer("t", 1)} and made.fresh == {"k"}
 
+
+def test_two_runs_do_not_write_to_one_folder(dense: Path, records: Path, tmp_path: Path) -> None:
     with answer_file(tmp_path / "out"), pytest.raises(PrunekitError, match="Another process writes answers"):
         run(dense, dense, records, tmp_path / "out")
 
@@ -251,6 +277,11 @@ def test_verdicts() -> None:
     assert decide(policy, failing, {}).word == NO_VERDICT and decide(policy, failing, {}).exit_code == 3
 
 
+@pytest.mark.parametrize(("share", "count", "most"), ((0.29, 100, 29), (0.07, 100, 7), (0.01, 99, 0), (1.0, 3, 3)))
+def test_how_many_may_fail(share: float, count: int, most: int) -> None:
+    assert _most_failed(Policy(max_failed=share), count) == most
+
+
 def test_failures_never_speak_for_the_smaller_model() -> None:
     seen = several((90, True, True), (4, True, None), (3, None, True), (3, False, None))
     assert (seen.worse, seen.better, seen.failed, seen.baseline_failed) == (6, 0, 3, 7)
@@ -262,7 +293,10 @@ def test_weights() -> None:
     seen = compare(outcomes, margin=0.05, alpha=0.05, power=0.8, unit="tokens")
     assert seen.error_rate.value == pytest.approx(0.08) and seen.worse == 1
     assert seen.effective == pytest.approx(100**2 / (64 + 92))
-    assert seen.noninferiority is not None and "approximation" in seen.noninferiority.how
+    assert seen.noninferiority is not None
+    test, share = seen.noninferiority, 0.08
+    assert "exact" in test.how and "64 records" in test.how
+    assert test.p == pytest.approx(noninferiority(64 * share, 0, 64, 0.05)[0])
 
 
 def test_other_files(dense: Path, records: Path, tmp_path: Path) -> None:
@@ -278,6 +312,22 @@ def test_other_files(dense: Path, records: Path, tmp_path: Path) -> None:
     serve: dict[str, Any] = {"format": "prunekit-server-bench", "capacity": {"ratio": {"value": 1.2}}}
     (tmp_path / "serve.json").write_text(json.dumps(serve))
     assert run(dense, dense, records, tmp_path / "out", **told).accepted
+    for doubt, words in (
+        ({"believed": False}, "not to be believed"),
+        ({"stopped": "the server was gone."}, "ended early: the server was gone; it shows nothing."),
+    ):
+        (tmp_path / "serve.json").write_text(json.dumps({**serve, **doubt}))
+        found = run(dense, dense, records, tmp_path / "out", **told)
+        assert not found.accepted and words in found.verdict.reasons[0]
+    (tmp_path / "serve.json").write_text(json.dumps({**serve, "believed": True, "stopped": None}))
+    measured = {"model": "dense", "verdict": {"loss_added": 0.05}}
+    own = {"fingerprint": resolve(str(dense)).fingerprint}
+    (tmp_path / "eval.json").write_text(json.dumps({**measured, "origin": own}))
+    assert run(dense, dense, records, tmp_path / "out", **told).accepted
+    (tmp_path / "eval.json").write_text(json.dumps({**measured, "origin": {"fingerprint": "0" * 64}}))
+    with pytest.raises(PrunekitError, match="was measured of another model than dense: their weights differ"):
+        run(dense, dense, records, tmp_path / "out", **told)
+    (tmp_path / "eval.json").write_text(json.dumps(measured))
     serve["capacity"]["ratio"]["value"] = None
     (tmp_path / "serve.json").write_text(json.dumps(serve))
     found = run(dense, dense, records, tmp_path / "out", **told)

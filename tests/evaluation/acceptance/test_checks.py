@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.acceptance.checks import child, judging
 from prunekit.evaluation.acceptance.checks.child import unfenced
 from prunekit.evaluation.acceptance.checks.judging import judge, look_at
 from prunekit.evaluation.acceptance.checks.kinds import Check, is_right, read_check
@@ -187,6 +189,27 @@ def record(tmp_path: Path, line: str) -> Any:
             "has a schema that can't be used",
         ),
         ('{"prompt": "a", "check": "json-schema", "schema": {"$ref": "#"}}', "has a schema that can't be used"),
+        *(
+            (
+                json.dumps({"prompt": "a", "check": "json-schema", "schema": schema}),
+                rf"Line 1 of .* has a schema that can't be used \(.*{words}",
+            )
+            for schema, words in (
+                ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "it points to #/\\$defs/none, which is not in it"),
+                ({"properties": {"a": {"items": {"$ref": "other.json"}}}}, "it points to other.json"),
+                ({"$ref": "#/$defs/a", "$defs": {"a": {"not": {"$ref": "#anchor"}}}}, "it points to #anchor"),
+                ({"$ref": "#/own", "own": {"properties": {"a": {"$ref": "#/none"}}}}, "it points to #/none"),
+                (
+                    {
+                        "$schema": "http://json-schema.org/draft-07/schema#",
+                        "properties": {"a": {"$ref": "#/definitions/b"}},
+                    },
+                    "it points to #/definitions/b",
+                ),
+                ({"properties": {"a": {"pattern": "("}}}, ""),
+                ({"patternProperties": {"(": {}}}, ""),
+            )
+        ),
     ),
 )
 def test_broken_patterns_and_schemas_are_refused_before_a_model_is_asked(line: str, words: str, tmp_path: Path) -> None:
@@ -195,3 +218,50 @@ def test_broken_patterns_and_schemas_are_refused_before_a_model_is_asked(line: s
     records = record(tmp_path, line)
     with pytest.raises(PrunekitError, match=words):
         look_at(records)
+
+
+def test_references_that_are_there_are_followed() -> None:
+    pytest.importorskip("jsonschema")
+    tree = {
+        "$id": "http://example.com/tree",
+        "properties": {
+            "left": {"$ref": "#"},
+            "name": {"$ref": "#/$defs/name"},
+            "also": {"$ref": "#named"},
+            "$ref": {"type": "integer"},
+            "schema": {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+        },
+        "$defs": {"name": {"$anchor": "named", "type": "string"}},
+        "additionalProperties": False,
+    }
+    answers = {
+        '{"left": {"left": {"name": "a"}}}': True,
+        '{"left": {"left": {"name": 1}}}': False,
+        '{"also": 1}': False,
+        '{"$ref": 1}': True,
+        '{"schema": {"type": "objekt"}}': False,
+        '{"schema": {"type": "object"}}': True,
+    }
+    assert judge([check("json-schema", schema=tree)] * len(answers), [*answers]) == [*answers.values()]
+    old = {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"n": {"type": "null"}}}
+    old["properties"] = {"a": {"$ref": "#/definitions/n"}}
+    assert judge([check("json-schema", schema=old)] * 2, ['{"a": null}', '{"a": 1}']) == [True, False]
+
+
+def test_a_judgement_that_breaks_is_that_records_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a package raises at one answer leaves the others as they are."""
+    pytest.importorskip("jsonschema")
+    broken = check("json-schema", schema={"properties": {"a": {"multipleOf": 0.5}}})
+
+    def made(options: str) -> Any:
+        def judge(answer: str) -> bool:
+            return answer == "right" or bool(1 / 0)
+
+        return judge
+
+    monkeypatch.setattr(child, "_validator", made)
+    item = {"kind": "json-schema", "options": dict(broken.options)}
+    assert child._said({**item, "answer": "right"}) == {"right": True}
+    assert child._said({**item, "answer": "other"}) == {"failed": "ZeroDivisionError"}
+    monkeypatch.setattr(judging, "_run", lambda items: [{"right": True}, {"failed": "ZeroDivisionError"}])
+    assert judge([broken] * 2, ["right", "other"]) == [True, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_a_model_at_the_margin_is_accepted_no_more_often_than_alpha(count: int, 
         score = statistics.tango(worse, other, count, margin)
         # Only near the edge of the region does it matter, and each exact p takes milliseconds.
         if score < -1.3:
-            p = statistics.noninferiority(worse, other, count, margin, exact=True)[0]
+            p = statistics.noninferiority(worse, other, count, margin)[0]
             accepted += number * (p <= alpha)
     error = math.sqrt(alpha * (1 - alpha) / runs)
     assert accepted / runs <= alpha + 3 * error
@@ -107,7 +108,7 @@ def test_the_exact_p_by_enumeration() -> None:
             if statistics.tango(w, b, count, margin) <= score + 1e-9
         )
         largest = max(largest, total)
-    found, how = statistics.noninferiority(worse, better, count, margin, exact=True)
+    found, how = statistics.noninferiority(worse, better, count, margin)
     assert found == pytest.approx(largest, rel=0.02) and "exact" in how
 
 
@@ -117,13 +118,39 @@ def test_the_sample_size_has_its_power() -> None:
     assert 250 < count < 320
     generator = np.random.default_rng(2)
     drawn = generator.multinomial(count, [changed / 2, changed / 2, 1 - changed], 3000)
-    ps = [statistics.noninferiority(w, b, count, margin, exact=False)[0] for w, b, _ in drawn.tolist()]
-    assert np.mean(np.array(ps) <= 0.05) == pytest.approx(0.8, abs=0.04)
+    scored = sorted((statistics.tango(w, b, count, margin), w, b) for w, b, _ in drawn.tolist())
+    # p rises with the score: a search in order finds how many are shown.
+    shown = bisect.bisect_right(scored, 0.05, key=lambda each: statistics.noninferiority(*each[1:], count, margin)[0])
+    assert shown / len(scored) == pytest.approx(0.8, abs=0.04)
+
+
+def test_weighted_pairs_have_the_exact_test_of_their_effective_number() -> None:
+    margin = 0.05
+    for count in (64.1, 120.99, 300.5):
+        whole = int(count)
+        # The shares of 3 and 1 in ``whole``, in an effective number that is not whole.
+        found, how = statistics.noninferiority(3 * count / whole, count / whole, count, margin)
+        assert found == pytest.approx(statistics.noninferiority(3, 1, whole, margin)[0], rel=1e-6)
+        assert how.endswith(f"for an effective number of {whole} records")
+    # A sum of weights that should be 80, and isn't quite.
+    assert statistics.noninferiority(2, 1, 80 - 1e-12, margin)[1] == "exact unconditional test by Tango's score"
+    assert statistics.noninferiority(0.0, 0.0, 0.9999, margin)[0] == pytest.approx(0.95, rel=1e-3)
+    assert "approximation" in statistics.noninferiority(3, 1, 1001, margin)[1]
+
+
+@pytest.mark.parametrize("margin", (0.01, 0.02, 0.05, 0.3))
+def test_without_a_change_the_number_needed_is_enough(margin: float) -> None:
+    count = statistics.needed(0.0, margin, 0.05, 0.8)
+    assert count == math.ceil(math.log(0.05) / math.log(1 - margin))
+    assert (1 - margin) ** count <= 0.05 < (1 - margin) ** (count - 1)
+    p = statistics.noninferiority(0, 0, count, margin)[0]
+    # Where the margin is wide, other outcomes score as low: then it is more.
+    assert p == pytest.approx((1 - margin) ** count, rel=1e-6) if margin < 0.1 else p > (1 - margin) ** count
 
 
 def test_what_cannot_be_shown_needs_more() -> None:
     assert statistics.needed(0.1, 0.02, 0.05, 0.8) > statistics.needed(0.1, 0.05, 0.05, 0.8)
-    assert statistics.needed(0.0, 0.02, 0.05, 0.8) == math.ceil(stats.norm.ppf(0.95) ** 2 * 0.02 * 0.98 / 0.02**2)
+    assert statistics.needed(0.0, 0.02, 0.05, 0.8) == 149
 
 
 def test_ratios_of_lengths() -> None:

@@ -24,12 +24,14 @@ STOP, LENGTH = "stop", "length"
 @dataclass(frozen=True)
 class Answer:
     """What a model answered: its ``text``, how many ``tokens`` that is (None: the server does not tell), and how it
-    ``finish``-ed; or the ``error`` because of which there is none."""
+    ``finish``-ed; or the kind of ``error`` because of which there is none. ``detail`` is what the server said of it: it
+    may hold the prompt, and is shown where texts are."""
 
     text: str = ""
     tokens: int | None = None
     finish: str = STOP
     error: str | None = None
+    detail: str = ""
 
     @property
     def truncated(self) -> bool:
@@ -47,15 +49,16 @@ class AnswerFile:
         self._handle = handle
         self.kept: dict[str, Answer] = {}
         self.fresh: set[str] = set()
-        self.broken = 0
 
     def read(self, path: Path) -> None:
-        """Take what the file holds. A last line that was cut off is taken away, and other broken ones are counted."""
+        """Take what the file holds. A last line that was cut off is taken away; answers of other broken lines are asked
+        again. Raises PrunekitError where it does not begin as prunekit's do: it is left as it is."""
         self._handle.seek(0)
         end = 0
         for number, line in enumerate(self._handle):
             whole = line.endswith(b"\n")
-            if number == 0 and line.strip() and line.strip() != _HEAD.encode():
+            # The head itself may be cut off, in a run that was killed at once.
+            if number == 0 and line.rstrip() != _HEAD.encode() and (whole or not _HEAD.encode().startswith(line)):
                 raise PrunekitError(f"{path} holds no answers that prunekit wrote; move it away, or choose another -o.")
             if not whole:
                 break
@@ -79,7 +82,6 @@ class AnswerFile:
             if made.tokens is not None and not isinstance(made.tokens, int):
                 raise ValueError(made.tokens)
         except (ValueError, KeyError, TypeError, AttributeError):
-            self.broken += 1
             return
         self.kept[key] = made
         self.fresh.add(key)

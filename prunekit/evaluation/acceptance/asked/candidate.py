@@ -13,8 +13,8 @@ Told = Callable[[Record, Answer], None]
 
 
 class Candidate(ABC):
-    """``name`` is what tables call it, ``identity`` what a report says of it (JSON values), ``unit`` what lengths of
-    its answers are counted in."""
+    """``name`` is what tables call it, ``identity`` what a report says of it (JSON values): "model", "fingerprint"
+    of its weights (None: they are not at hand), and more."""
 
     name: str
     identity: Mapping[str, Any]

@@ -14,8 +14,8 @@ from prunekit.utils.endpoints import answer as came
 from prunekit.utils.endpoints.about import with_model
 from prunekit.utils.endpoints.client import complete, opened
 from prunekit.utils.endpoints.endpoint import Ask, Endpoint
+from prunekit.utils.endpoints.naming import shown_model
 from prunekit.utils.files.cache import cache_key
-from prunekit.utils.names import printable
 
 _RECIPE = 1
 # Beside what the client itself does on 429 and 503.
@@ -39,7 +39,7 @@ class RemoteModel(Candidate):
     def __init__(self, endpoint: Endpoint, *, concurrency: int, limits: came.Limits = LIMITS):
         self.endpoint = _run(_named(endpoint))
         self._concurrency, self._limits = concurrency, limits
-        self.name = printable(self.endpoint.model or "model")
+        self.name = shown_model(self.endpoint.model or "model")
         self.identity = {"model": self.name, "endpoint": self.endpoint.label, "fingerprint": None}
 
     def keys(self, records: Sequence[Record], most: int) -> list[str]:
@@ -81,7 +81,7 @@ class RemoteModel(Candidate):
             if got.error in _FOR_GOOD or tries == _RETRIES:
                 break
             await asyncio.sleep(_PAUSE * 2**tries)
-        return Answer(error=f"{got.error}: {got.detail}" if got.detail else str(got.error))
+        return Answer(error=str(got.error), detail=got.detail)
 
 
 async def _named(endpoint: Endpoint) -> Endpoint:

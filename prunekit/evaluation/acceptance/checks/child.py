@@ -1,7 +1,8 @@
 """Judges answers by patterns and schemas of the user's, for a parent that has set limits: both may compute without end.
 
 stdin: {"seconds", "items": [{"kind", "options", "answer"}]} as JSON; an item without an answer only has its pattern or
-schema looked at. stdout: for each item {"right"}, {"slow"} or {"error"} as a line of JSON.
+schema looked at. stdout: for each item a line of JSON: {"right"}, {"slow"}, {"failed"} (at this answer), or
+{"error"} (at any answer).
 """
 
 from __future__ import annotations
@@ -73,7 +74,15 @@ def _said(item: dict[str, Any]) -> dict[str, Any]:
         judge = make(options)
     except (re.error, ImportError, ValueError, OverflowError, TypeError) as error:
         return {"error": MISSING if isinstance(error, ImportError) else str(error).splitlines()[0][:200]}
-    return {"right": "answer" not in item or judge(item["answer"])}
+    if "answer" not in item:
+        return {"right": True}
+    try:
+        return {"right": judge(item["answer"])}
+    except (_Slow, RecursionError, MemoryError):
+        raise
+    except Exception as error:
+        # Whatever the package for schemas does with this answer: other records have a result all the same.
+        return {"failed": type(error).__name__}
 
 
 @lru_cache(maxsize=64)
@@ -89,7 +98,6 @@ def _validator(said: str) -> Callable[[str], bool]:
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
 
     options = json.loads(said)
     schema = options["schema"]
@@ -99,6 +107,7 @@ def _validator(said: str) -> Callable[[str], bool]:
     except SchemaError as error:
         place = "/".join(map(str, error.absolute_path)) or "the schema"
         raise ValueError(f"{place}: {error.message}") from None
+    _check_parts(schema, kind.META_SCHEMA)
     # An empty registry: nothing that a schema points to is fetched.
     validator = kind(schema, registry=Registry())
 
@@ -110,19 +119,42 @@ def _validator(said: str) -> Callable[[str], bool]:
             value = parse(text)
         except ValueError:
             return False
-        try:
-            return validator.is_valid(value)
-        except Unresolvable as error:
-            raise ValueError(f"it points to {error.ref}, which is not in it") from None
+        return validator.is_valid(value)
 
-    return _told(judge)
-
-
-def _told(judge: Callable[[str], bool]) -> Callable[[str], bool]:
-    # A reference is looked up when a value is compared: once now, so that a broken one shows before the answers.
+    # A schema that points to itself without end shows before the answers.
     judge("{}")
     judge("[]")
     return judge
+
+
+def _check_parts(schema: Any, dialect: Any) -> None:
+    """Raises ValueError where a part of the schema, however deep, points to what is not there, or has a broken pattern.
+    The validator itself looks at a part when a value reaches it: some answer, after all models were asked."""
+    from jsonschema_specifications import REGISTRY
+    from referencing import Specification
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import specification_with
+
+    how = specification_with(dialect.get("$id") or dialect.get("id") or "", default=Specification.OPAQUE)
+    root = how.create_resource(schema)
+    left = [(root, REGISTRY.resolver_with_root(root))]
+    seen: set[int] = set()
+    while left:
+        part, place = left.pop()
+        if id(part.contents) in seen or not isinstance(part.contents, dict):
+            continue
+        seen.add(id(part.contents))
+        for pattern in (part.contents.get("pattern"), *(part.contents.get("patternProperties") or ())):
+            if isinstance(pattern, str):
+                re.compile(pattern)
+        for name in ("$ref", "$dynamicRef"):
+            if isinstance(target := part.contents.get(name), str):
+                try:
+                    found = place.lookup(target)
+                except Unresolvable:
+                    raise ValueError(f"it points to {target}, which is not in it") from None
+                left.append((how.create_resource(found.contents), found.resolver))
+        left += [(each, place.in_subresource(each)) for each in part.subresources()]
 
 
 def unfenced(answer: str, fence: str) -> str | None:

@@ -29,7 +29,8 @@ Verdict = bool | None
 
 
 def judge(checks: Sequence[Check], answers: Sequence[str]) -> list[Verdict]:
-    """Whether each of the ``answers`` passes its check. None where a pattern or a schema took more than a second.
+    """Whether each of the ``answers`` passes its check. None where a pattern or a schema took more than a second, or
+    failed at this answer.
 
     Raises PrunekitError where a check can't be run at all.
     """

@@ -219,6 +219,9 @@ def _shown(value: Any, said: Fields, name: str) -> str:
         text = "\n".join(parts)
     elif isinstance(value, list):
         text = "\n".join(_shown(each, said, name) for each in value[:50])
+    elif isinstance(value, bool) and name == "references":
+        # A JSON schema may be true or false.
+        text = str(value).lower()
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         text = str(value)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -122,7 +123,9 @@ def _scored(value: float, details: Fields | None, turned: bool, place: Place) ->
     )
     how = f"mean over {count:,} sampled requests, scored beside the dense model{bound}"
     shown = 1 - value if turned else value
-    low, high = (None, None) if half is None else (shown - half, shown + half)
+    # Agreement is a share; a divergence is at least 0.
+    most = 1.0 if turned else math.inf
+    low, high = (None, None) if half is None else (max(0.0, shown - half), min(most, shown + half))
     return Figure(shown, MEASURED, low, high, how, (place.name,))
 
 
