@@ -181,6 +181,23 @@ def test_a_window_that_can_t_be_read_says_why(folder: Path, tmp_path: Path) -> N
     assert "no answers" in (signals["answer_nll"].score(silent, states["answer_nll"]).reason or "")
 
 
+def test_a_window_that_failed_is_not_tried_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = made(folder, tmp_path / "base.features.safetensors")
+    states = {name: each.reference(log(64)) for name, each in signals.items()}
+    tried: list[int] = []
+
+    def fail(*given: Any) -> Any:
+        tried.append(1)
+        raise PrunekitError("No answer.")
+
+    monkeypatch.setattr(signals["shadow_kl"].readings.scorer, "scores", fail)
+    for seed in (1, 2):
+        for name in ("shadow_kl", "prompt_increase", "prompt_nll"):
+            with pytest.raises(PrunekitError, match=r"No answer\."):
+                signals[name].score(log(50, seed=seed), states[name])
+    assert len(tried) == 2
+
+
 def write_log(file: Path, requests: list[Request]) -> None:
     rows = [{key: getattr(each, key) for key in ("id", "ts", "prompt", "answer", "n_in", "n_out")} for each in requests]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

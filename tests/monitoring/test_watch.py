@@ -272,7 +272,7 @@ class Loss:
         return {"seen": len(requests)}
 
     def score(self, window: Any, state: dict[str, Any]) -> Scored:
-        assert state["seen"] == 512 and 0 < len(window) <= 64
+        assert 400 <= state["seen"] <= 512 and 0 < len(window) <= 64
         return Scored(sum(each.logprob_mean for each in window) / len(window))
 
 
@@ -292,6 +292,59 @@ def test_signals_of_models_take_part(tmp_path: Path) -> None:
     without = watch_run([worse], tmp_path / "base.json", tmp_path / "other")
     assert without.verdict == "notice"
     assert without.data["last_window"]["signals"]["shadow_kl"]["reason"] == "its model was not given to this run"
+
+
+class Fact:
+    """Whether the weights are others: a signal of kind "weights"."""
+
+    name, kind, title, transform = "other_weights", "weights", "weights", "none"
+
+    def __init__(self, other: bool) -> None:
+        self.other = other
+
+    def reference(self, requests: Any) -> dict[str, Any]:
+        return {}
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        return Scored(float(self.other))
+
+
+class Broken(Loss):
+    """Its model can't be had."""
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        raise PrunekitError("The server at secret.host did not answer.")
+
+
+def test_other_weights_are_a_fact_and_a_signal_that_fails_stops_nothing(tmp_path: Path) -> None:
+    """Of nine windows of a reference: too few for statistics, enough for a fact."""
+    signals: list[Any] = [Fact(False), Loss()]
+    draw = rows(550, 1)
+    log = tmp_path / "reference.jsonl"
+    log.write_text("\n".join(json.dumps({**row, "logprob_mean": -1 - (at % 7) / 10}) for at, row in enumerate(draw)))
+    base = watch_init(log, tmp_path / "base.json", config=CONFIG, signals=signals)
+    fact = next(each for each in base.signals if each.name == "other_weights")
+    assert fact.decides and fact.h == 0.5 and fact.to_dict()["finds"]["windows"] == 1
+    plain = watch_init(log, tmp_path / "plain.json", config=CONFIG, signals=[Loss()])  # type: ignore[list-item]
+    assert [each.h for each in base.signals if each.name != "other_weights"] == [each.h for each in plain.signals]
+    assert not any(each.decides for each in base.signals if each.name != "other_weights")
+
+    notes: list[str] = []
+    short = write_log(tmp_path / "short.jsonl", 100, 2)
+    result = watch_run(
+        [short],
+        tmp_path / "base.json",
+        tmp_path / "watch",
+        signals=lambda baseline: [Fact(True), Broken()],  # type: ignore[list-item]
+        note=notes.append,
+    )
+    assert result.verdict == "investigate" and result.data["windows"] == 2
+    assert history(tmp_path / "watch")[0]["verdict"] == "investigate"
+    assert result.data["last_window"]["signals"]["shadow_kl"]["reason"] == "it could not be scored in this window"
+    assert sum("secret.host" in each for each in notes) == 1
+    assert all("secret.host" not in file.read_text() for file in (tmp_path / "watch").iterdir())
+    with pytest.raises(PrunekitError, match=r"secret\.host"):
+        watch_init(log, tmp_path / "other.json", config=CONFIG, signals=[Broken()])  # type: ignore[list-item]
 
 
 def refuse(words: str, call: Any) -> None:

@@ -111,7 +111,7 @@ def watch_run(
         # A state is prunekit's own, but a disk may have spoiled it.
         try:
             marks = {name: Mark(**each) for name, each in state.get("marks", {}).items()}
-            watcher = Watcher(base, models, None if reset else state.get("watcher"))
+            watcher = Watcher(base, models, None if reset else state.get("watcher"), note)
             teller = Teller(
                 {} if reset else state.get("teller", {}),
                 command=None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunekit.errors import PrunekitError
 from prunekit.monitoring.log.request import Request, sample
 from prunekit.monitoring.scoring import mmd
 from prunekit.monitoring.scoring.features import read_features, write_features
@@ -22,16 +23,27 @@ LEAST = 8
 
 @dataclass(frozen=True)
 class Readings:
-    """Reads the requests of a window that all signals look at, with the ``scorer``, which does it once for all."""
+    """Reads the requests of a window that all signals look at, with the ``scorer``, which does it once for all.
+    ``failed`` remembers why the last window could not be read: other signals need not wait for the same failure."""
 
     scorer: Scorer
     window: int
+    failed: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False)
 
     def of(self, requests: Sequence[Request]) -> tuple[list[RequestScore], str]:
-        """Scores, and why some requests have none (the most common reason; empty: all have)."""
+        """Scores, and why some requests have none (the most common reason; empty: all have). Raises PrunekitError where
+        a model can't be loaded, can't be reached or gives numbers that are none."""
         config = self.scorer.config
         taken = sample(requests, min(config.prompts, WINDOW_SAMPLE))
-        made, why = self.scorer.scores(taken, taken[: self.shadowed])
+        window = tuple(each.id for each in taken)
+        if window in self.failed:
+            raise PrunekitError(self.failed[window])
+        self.failed.clear()
+        try:
+            made, why = self.scorer.scores(taken, taken[: self.shadowed])
+        except PrunekitError as error:
+            self.failed[window] = str(error)
+            raise
         reasons = list(why.values())
         return made, max(reasons, key=reasons.count) if reasons else ""
 
