@@ -52,6 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weight += size * noise
         model.save_pretrained(root / name)
         tiny_tokenizer().save_pretrained(root / name)
+    with torch.no_grad():
+        weight[0, 0] = torch.nan
+    model.save_pretrained(root / "nan")
+    tiny_tokenizer().save_pretrained(root / "nan")
     return root
 
 
@@ -221,5 +225,9 @@ def test_the_commands_watch_with_both_models(folder: Path, tmp_path: Path, comma
     broken = command(*run, tmp_path / "same.jsonl", "-o", tmp_path / "b", "--model", folder / "broken")
     assert broken.code == 3, broken.err
     assert json.loads(broken.out)["verdict"] == "investigate"
+    spoiled = command(*run, tmp_path / "same.jsonl", "-o", tmp_path / "c", "--model", folder / "nan")
+    assert spoiled.code == 3, spoiled.err
+    assert json.loads(spoiled.out)["verdict"] == "investigate"
+    assert "could not be scored" in spoiled.err
     alone = command("watch", "init", "--reference", logs, "--dense", models[2], "-o", tmp_path / "x.json")
     assert alone.code == 2

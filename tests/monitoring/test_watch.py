@@ -22,6 +22,7 @@ from prunekit.monitoring.baseline.gather import windows
 from prunekit.monitoring.baseline.make import watch_init
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import Baseline, read_baseline
+from prunekit.monitoring.baseline.times import Times
 from prunekit.monitoring.log.fields import request_of
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.folder import Folder
@@ -56,6 +57,34 @@ def test_a_baseline_is_read_as_it_was_written(made: tuple[Path, Baseline]) -> No
     rate = baseline.bounds["error"]
     assert rate["reference"] == pytest.approx(0.03, abs=0.01) and rate["bound"] > rate["reference"] + 0.01
     assert "prompt" not in json.dumps({key: value for key, value in baseline.log.items()})
+
+
+def test_broken_clocks_do_not_change_the_rate(tmp_path: Path) -> None:
+    """1,000 requests, one an hour; one line is of 1992, one of 2090."""
+    lines = [json.dumps({"ts": 1.8e9 + 3600 * at, "n_in": 5, "n_out": at % 9}) for at in range(1000)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(lines))
+    plain = watch_init(log, tmp_path / "plain.json", config=CONFIG)
+    assert plain.per_day == pytest.approx(24 * 1000 / 999)
+    lines[10:10] = ['{"ts": 7e8, "n_in": 5}']
+    lines[500:500] = ['{"ts": 3.8e9, "n_in": 5}']
+    log.write_text("\n".join(lines))
+    jumps = watch_init(log, tmp_path / "jumps.json", config=CONFIG)
+    assert jumps.per_day == plain.per_day and jumps.log["first"] == 1.8e9
+    assert any("2 of 1,002 requests have a time more than a week" in each for each in jumps.notes)
+    assert jumps.log["weekdays"] == list(range(7))
+
+
+def test_a_log_with_a_pause_of_a_week_is_one() -> None:
+    def span(*days: int) -> Any:
+        times = Times()
+        for day in days:
+            times.add(Request(str(day), ts=1.8e9 + 86400 * day, n_in=1))
+        return times.span()
+
+    assert (span(0, 7, 8).counted, span(0, 7, 8).outside) == (3, 0)
+    assert (span(0, 8, 9).counted, span(0, 8, 9).outside) == (2, 1)
+    assert span(3).per_day is None and span().per_day is None
 
 
 @pytest.mark.parametrize(
