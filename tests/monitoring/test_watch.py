@@ -18,6 +18,7 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.alarms.command import Command, parse_command
 from prunekit.monitoring.alarms.prometheus import escaped
+from prunekit.monitoring.baseline.calibrate import alarms_a_year
 from prunekit.monitoring.baseline.gather import windows
 from prunekit.monitoring.baseline.make import watch_init
 from prunekit.monitoring.baseline.settings import WatchConfig
@@ -73,6 +74,18 @@ def test_broken_clocks_do_not_change_the_rate(tmp_path: Path) -> None:
     assert jumps.per_day == plain.per_day and jumps.log["first"] == 1.8e9
     assert any("2 of 1,002 requests have a time more than a week" in each for each in jumps.notes)
     assert jumps.log["weekdays"] == list(range(7))
+
+
+def test_a_promise_that_can_t_be_kept_is_told(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 450, 1)
+    config = WatchConfig(window=50, requests_per_day=1e6)
+    base = watch_init(log, tmp_path / "base.json", config=config)
+    expected = alarms_a_year(base.signals, config, 1e6)
+    assert max(each.h for each in base.signals if each.h is not None) == 60 and expected > 2
+    assert any(f"About {expected:,.3g} false alarms a year are to be expected, not 1" in each for each in base.notes)
+    calm = watch_init(log, tmp_path / "calm.json", config=WatchConfig(window=50, requests_per_day=10, false_alarms=9))
+    assert alarms_a_year(calm.signals, calm.config, 10) == pytest.approx(9, rel=0.01)
+    assert not any("are to be expected" in each for each in calm.notes)
 
 
 def test_a_log_with_a_pause_of_a_week_is_one() -> None:

@@ -11,7 +11,7 @@ from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.signals.plain import PLAIN, Plain
 from prunekit.monitoring.signals.protocol import ModelSignal, Scored
 from prunekit.monitoring.signals.reference import Gathered, Reference
-from prunekit.monitoring.statistics.cusum import detectable, limit, run_length
+from prunekit.monitoring.statistics.cusum import detectable, false_rate, limit, run_length
 from prunekit.monitoring.statistics.null import LEAST, Null, fit
 
 # The pairs of windows that models score: more cost minutes and tell little.
@@ -114,6 +114,16 @@ def calibrate(
         )
         for each, null, reason, state in fitted
     )
+
+
+def alarms_a_year(signals: Sequence[Calibrated], config: WatchConfig, per_day: float) -> float:
+    """The false alarms a year that all limits together give: more than was asked for where one is as high as can be."""
+    rates = [
+        false_rate(each.h, each.null.effective)
+        for each in signals
+        if each.null is not None and each.h is not None and each.kind != "weights"
+    ]
+    return sum(rates) * per_day * DAYS / config.window
 
 
 def _limit(kind: str, between: float, null: Null) -> float:

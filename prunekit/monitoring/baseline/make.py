@@ -10,7 +10,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.baseline.bounds import bounds_of
-from prunekit.monitoring.baseline.calibrate import calibrate, model_windows
+from prunekit.monitoring.baseline.calibrate import alarms_a_year, calibrate, model_windows
 from prunekit.monitoring.baseline.gather import windows
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import WHAT, Baseline
@@ -82,7 +82,7 @@ def watch_init(
         bounds=bounds_of(gathered.outcomes, config),
         outcomes=tuple(gathered.outcomes),
         log=_about(paths, problems, times, gathered),
-        notes=_notes(problems, times, gathered, calibrated, config),
+        notes=_notes(problems, times, gathered, calibrated, config, per_day),
         models={name: model_label(each) for name, each in (models or {}).items()},
         run={"versions": versions(), "cpu": cpu_name(), "made": datetime.now(timezone.utc).isoformat()},
     )
@@ -140,7 +140,9 @@ def _about(paths: Sequence[Path], problems: Problems, times: Times, gathered: Ga
     }
 
 
-def _notes(problems: Problems, times: Times, gathered: Gathered, signals: Any, config: WatchConfig) -> list[str]:
+def _notes(
+    problems: Problems, times: Times, gathered: Gathered, signals: Any, config: WatchConfig, per_day: float
+) -> list[str]:
     """What to know before the baseline is relied on."""
     notes, span = problems.sentences(), times.span()
     if span.outside:
@@ -158,6 +160,12 @@ def _notes(problems: Problems, times: Times, gathered: Gathered, signals: Any, c
         notes.append(
             f"Some signals have fewer than {CALIBRATED} independent windows of {config.window}: uncalibrated, they "
             "warn only. Give a longer log or a smaller --window."
+        )
+    expected = alarms_a_year(signals, config, per_day)
+    if expected > 1.05 * config.false_alarms:
+        notes.append(
+            f"About {expected:,.3g} false alarms a year are to be expected, not {config.false_alarms:g}: the reference "
+            "has too few windows for so few. Give a longer log or a smaller --window."
         )
     alike = max((each.null.neighbours for each in signals if each.null is not None), default=0.0)
     if alike > 0:
