@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -237,10 +238,23 @@ def test_an_alarm_is_told_once(made: tuple[Path, Baseline], tmp_path: Path) -> N
 
 def test_reset_begins_anew(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl", 700, 2, kind="rejected")
-    assert watch_run([log], made[0], tmp_path / "watch").verdict == "fall back to dense now"
+    tell = TellConfig(webhook="http://127.0.0.1:9/hook")  # nobody is there, so posts wait
+    before = watch_run([log], made[0], tmp_path / "watch", tell=tell)
+    assert before.verdict == "fall back to dense now"
     log.write_text(log.read_text() + write_log(tmp_path / "more.jsonl", 300, 8).read_text())
-    result = watch_run([log], made[0], tmp_path / "watch", reset=True)
-    assert result.verdict == "ok" and result.data["windows"] == 6
+    result = watch_run([log], made[0], tmp_path / "watch", reset=True, tell=tell)
+    assert result.verdict == "ok" and result.data["windows"] == 20 and not result.alarm
+    assert [each["window"] for each in history(tmp_path / "watch")] == list(range(1, 21))
+    assert result.data["changes"][-1]["reasons"] == ["The watch began anew (--reset)."]
+    posts = json.loads((tmp_path / "watch" / "state.json").read_text())["teller"]["posts"]
+    (last,) = [each for each in posts if each["id"] == before.data["alarm"]["id"] and each["ended"] is not None]
+    assert posts[-1] == last and posts[0]["status"] == "firing"
+    with pytest.raises(PrunekitError, match="at most 86400"):
+        watch_run([log], made[0], tmp_path / "watch", every=float("inf"))
+    state = json.loads((tmp_path / "watch" / "state.json").read_text())
+    state["session"]["alarm"] = {"id": "x"}
+    (tmp_path / "watch" / "state.json").write_text(json.dumps(state))
+    refuse("is damaged", lambda: watch_run([log], made[0], tmp_path / "watch"))
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -303,6 +317,45 @@ def test_cool_down_and_one_command_at_a_time(tmp_path: Path) -> None:
     clock[0] += 3600
     teller.begin(alarm("re-prune"))
     assert teller.held_back == 1
+
+
+def test_an_alarm_that_outlasts_the_cool_down_is_told() -> None:
+    from prunekit.monitoring.alarms.alarm import Alarm
+
+    clock, posted = [1000.0], list[tuple[str, str]]()
+
+    def send(url: str, data: dict[str, Any]) -> None:
+        posted.append((data["status"], data["alerts"][0]["labels"]["verdict"]))
+
+    def teller(state: dict[str, Any]) -> Teller:
+        return Teller(
+            json.loads(json.dumps(state)),
+            command=None,
+            url="http://x",
+            cool_down=3600,
+            model="m",
+            note=print,
+            now=lambda: clock[0],
+            send=send,
+        )
+
+    first = Alarm("re-prune-1", "re-prune", ("Because.",), "Act.", 1, 50, 1000.0)
+    second, third = replace(first, id="re-prune-2"), replace(first, id="re-prune-3")
+    one = teller({})
+    one.begin(first)
+    one.end(replace(first, ended=1001.0))
+    one.begin(second)
+    one.end(replace(second, ended=1002.0))
+    one.begin(third)
+    one.work(lambda: None)
+    assert posted == [("firing", "re-prune"), ("resolved", "re-prune")] and one.held_back == 2
+    clock[0] += 3601
+    two = teller(one.to_dict())
+    two.work(lambda: None)
+    two.work(lambda: None)
+    two.end(replace(third, ended=clock[0]))
+    two.work(lambda: None)
+    assert posted[2:] == [("firing", "re-prune"), ("resolved", "re-prune")]
 
 
 class Loss:

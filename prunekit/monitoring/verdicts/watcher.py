@@ -53,6 +53,11 @@ class Watcher:
             "wealth": {name: each.to_dict() for name, each in self.wealth.items()},
         }
 
+    @staticmethod
+    def begun_anew(state: dict[str, Any]) -> dict[str, Any]:
+        """Of a state what stays when all sums begin anew: the numbers of windows, by which alarms are named."""
+        return {name: state[name] for name in ("windows", "requests") if name in state}
+
     def judge(self, window: Figures, sampled: Sequence[Request]) -> tuple[Judged, dict[str, Any]]:
         """The verdict after one more window, and the window's row of the history."""
         self.windows += 1
