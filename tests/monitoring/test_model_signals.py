@@ -185,6 +185,19 @@ def test_a_window_that_can_t_be_read_says_why(folder: Path, tmp_path: Path) -> N
     assert "no answers" in (signals["answer_nll"].score(silent, states["answer_nll"]).reason or "")
 
 
+def test_baselines_of_other_names_have_other_features(tmp_path: Path) -> None:
+    names = {features_file(tmp_path / name).name for name in ("v.1", "v.2", "base.json")}
+    assert names == {f"{name}.features.safetensors" for name in ("v.1", "v.2", "base")}
+    features = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    kept = mmd.reference(features, tuple(map(str, range(16))))
+    file = features_file(tmp_path / "v.1")
+    write_features(file, kept)
+    (tmp_path / "v.1").write_text("{}")
+    with pytest.raises(PrunekitError, match="already exists"):
+        write_features(file, kept)
+    write_features(file, kept, overwrite=True)
+
+
 def test_a_window_that_failed_is_not_tried_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = made(folder, tmp_path / "base.features.safetensors")
     states = {name: each.reference(log(64)) for name, each in signals.items()}

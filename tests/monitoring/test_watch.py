@@ -26,9 +26,12 @@ from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import Baseline, read_baseline
 from prunekit.monitoring.baseline.times import Times
 from prunekit.monitoring.log.fields import request_of
+from prunekit.monitoring.log.problems import Problems
+from prunekit.monitoring.log.read import Seen
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.folder import Folder
 from prunekit.monitoring.running.run import TellConfig, watch_run
+from prunekit.monitoring.running.source import Source
 from prunekit.monitoring.running.teller import Teller
 from prunekit.monitoring.signals.protocol import Scored
 from prunekit.monitoring.verdicts.rule import Up, judge
@@ -183,6 +186,45 @@ def test_rotated_logs_are_read_to_their_ends(made: tuple[Path, Baseline], tmp_pa
     assert history(tmp_path / "watch") == history(tmp_path / "expected") and not result.data["log"]["problems"]
     log.write_text("".join(lines[:60]))
     assert watch_run([log], made[0], tmp_path / "watch").data["log"]["problems"]["lost"]["lines"] == 1
+
+
+def test_a_rotation_while_a_backlog_is_read_loses_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+
+    def write(file: Path, first: int, modified: int) -> None:
+        file.write_text("".join(f'{{"id": "r{at}", "n_in": {at}}}\n' for at in range(first, first + 3)))
+        os.utime(file, (modified, modified))
+
+    def read(source: Source, meanwhile: Any) -> list[int | None]:
+        got = []
+        for request, _ in source.requests():
+            got.append(request.n_in)
+            if len(got) == 2:
+                meanwhile()
+        return got
+
+    def source(problems: Problems) -> Source:
+        write(log, 0, 1)
+        before = Source([log], {}, Problems(), Seen())
+        next(before.requests())
+        log.rename(tmp_path / "log.jsonl.2")
+        write(tmp_path / "log.jsonl.1", 3, 2)
+        write(log, 6, 3)
+        return Source([log], before.marks(), problems, Seen())
+
+    def rotate() -> None:
+        for old, new in ((".2", ".3"), (".1", ".2"), ("", ".1")):
+            (tmp_path / f"log.jsonl{old}").rename(tmp_path / f"log.jsonl{new}")
+        write(log, 9, 4)
+
+    problems = Problems()
+    rotated = source(problems)
+    assert read(rotated, rotate) == [1, 2, 3, 4, 5, 6, 7, 8] and not problems.counts
+    assert read(Source([log], rotated.marks(), problems, Seen()), lambda: None) == [9, 10, 11]
+    for each in tmp_path.iterdir():
+        each.unlink()
+    assert read(source(problems), (tmp_path / "log.jsonl.1").unlink) == [1, 2, 6, 7, 8]
+    assert problems.counts == {"lost": 1}
 
 
 KILLED = """
@@ -356,6 +398,23 @@ def test_an_alarm_that_outlasts_the_cool_down_is_told() -> None:
     two.end(replace(third, ended=clock[0]))
     two.work(lambda: None)
     assert posted[2:] == [("firing", "re-prune"), ("resolved", "re-prune")]
+
+
+def test_a_window_without_failures_has_a_share_of_zero(tmp_path: Path) -> None:
+    """Of a server that tells how an answer ended only where it failed."""
+    lines = [{"ts": 1.8e9 + at, "n_in": 5, **({"error": "x"} if at % 300 == 0 else {})} for at in range(1000)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(map(json.dumps, lines)))
+    base = watch_init(log, tmp_path / "base.json", config=CONFIG)
+    assert base.reference.ended == 4 and read_baseline(tmp_path / "base.json").reference.ended == 4
+    (errors,) = [each for each in base.signals if each.name == "errors"]
+    assert errors.null is not None and errors.null.windows == 20 and errors.null.typical == 0
+    log.write_text("\n".join(json.dumps(each) for each in lines[1:51]))
+    result = watch_run([log], tmp_path / "base.json", tmp_path / "watch")
+    assert result.data["last_window"]["signals"]["errors"]["value"] == 0
+    log.write_text("\n".join(json.dumps({"ts": 1.8e9 + at, "n_in": 5}) for at in range(1000)))
+    silent = watch_init(log, tmp_path / "silent.json", config=CONFIG)
+    assert next(each for each in silent.signals if each.name == "errors").is_off
 
 
 class Loss:

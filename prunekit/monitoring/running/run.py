@@ -83,7 +83,8 @@ def watch_run(
     needs there. ``signals`` makes those of models; without it, those of the baseline are off.
 
     With ``follow`` it goes on as the logs grow, looking every so many seconds, until it is interrupted. ``reset``
-    begins all sums anew, as after a repair, and ends an open alarm; reading goes on where it stood. ``note`` is told what a user should know.
+    begins all sums anew, as after a repair, and ends an open alarm; reading goes on where it stood. ``note`` is told
+    what a user should know.
     Raises PrunekitError where a file can't be read, or another run works in ``output``.
 
     >>> import prunekit

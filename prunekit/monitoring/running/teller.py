@@ -75,7 +75,7 @@ class Teller:
             self._posts = [*self._posts, alarm.to_dict()][-_MOST_WAITING:]
 
     def end(self, alarm: Alarm) -> None:
-        """An alarm ended: receivers of the webhook are told, as Alertmanager does, where they were told that it began."""
+        """An alarm ended: receivers of the webhook are told, as Alertmanager does, where they know that it began."""
         if self._held is not None and self._held.id == alarm.id:
             self._held = None
         elif self._url is not None:

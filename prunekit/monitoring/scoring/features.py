@@ -19,13 +19,14 @@ _MOST_BYTES = 64 << 20
 
 def features_file(baseline: Path) -> Path:
     """Where the hidden states of a baseline lie."""
-    return baseline.with_name(baseline.stem + _SUFFIX)
+    return baseline.with_name(baseline.name.removesuffix(".json") + _SUFFIX)
 
 
 def check_features_file(file: Path, overwrite: bool = False) -> None:
     """Raises PrunekitError where hidden states can't be written to ``file``: before any long work is done. Those that
     a failed `watch init` left, without a baseline, are in nobody's way."""
-    left = not file.with_name(file.name.removesuffix(_SUFFIX) + ".json").exists()
+    name = file.name.removesuffix(_SUFFIX)
+    left = not any(file.with_name(each).exists() for each in (name, name + ".json"))
     if not ((overwrite or left) and _is_ours(file)):
         check_output_file(file)
 
