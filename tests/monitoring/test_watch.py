@@ -531,6 +531,21 @@ def test_what_is_refused(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_text("")
     refuse("holds other things than a watch", lambda: watch_run([log], made[0], tmp_path / "mine"))
+    good = json.loads(made[0].read_text())
+    for path, value in (
+        (("signals", 0, "null", "effective"), 0),
+        (("signals", 0, "null", "sd"), 0.0),
+        (("reference", "lengths_in"), [1.0]),
+        (("reference", "mix", "counts"), [1.0]),
+        (("bounds", "error", "bound"), 1.0),
+    ):
+        spoiled = json.loads(json.dumps(good))
+        inner = spoiled
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        base.write_text(json.dumps(spoiled))
+        refuse("is damaged", lambda: read_baseline(base))
     watch_run([log], made[0], out)
     other = write_log(tmp_path / "reference.jsonl", 500, 9)
     watch_init(other, tmp_path / "other.json", config=CONFIG)

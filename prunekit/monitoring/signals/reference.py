@@ -45,8 +45,8 @@ class Mix:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference log as a whole: counts of lengths, float64 [LENGTHS], the token mix where prompts are told, and of how
-    many requests it tells how they ``ended``."""
+    """A reference log as a whole: counts of lengths, float64 [LENGTHS], the token mix where prompts are told, and how
+    many requests tell how they ``ended``."""
 
     lengths_in: Any
     lengths_out: Any
