@@ -132,6 +132,10 @@ def test_signals_see_what_they_are_for(folder: Path, tmp_path: Path) -> None:
     before = made(folder, tmp_path / "base.features.safetensors")
     states = {name: each.reference(reference) for name, each in before.items()}
     json.dumps(states)
+    assert not list(tmp_path.iterdir())
+    waiting = before["prompt_mmd"].score(same, states["prompt_mmd"]).value
+    before["prompt_mmd"].keep()
+    assert before["prompt_mmd"].score(same, states["prompt_mmd"]).value == waiting
     assert [name for name, each in before.items() if each.kind == "quality"] == [
         "shadow_kl",
         "shadow_disagreement",

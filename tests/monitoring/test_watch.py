@@ -463,6 +463,31 @@ class Fact:
         return Scored(float(self.other))
 
 
+class Filed(Loss):
+    """A signal with a file, beside the baseline."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        assert not self.file.exists()
+        return Scored(1.0)
+
+    def keep(self) -> None:
+        assert not self.file.with_name("base.json").exists()
+        self.file.write_text("kept")
+
+
+def test_files_of_signals_are_written_just_before_the_baseline(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 500, 1)
+    signals: list[Any] = [Filed(tmp_path / "file"), Broken()]
+    with pytest.raises(PrunekitError, match=r"secret\.host"):
+        watch_init(log, tmp_path / "base.json", config=CONFIG, signals=signals)
+    assert not signals[0].file.exists()
+    watch_init(log, tmp_path / "base.json", config=CONFIG, signals=signals[:1])
+    assert signals[0].file.read_text() == "kept"
+
+
 class Broken(Loss):
     """Its model can't be had."""
 

@@ -19,7 +19,7 @@ from prunekit.monitoring.log.lines import opened
 from prunekit.monitoring.log.problems import Problems
 from prunekit.monitoring.log.read import Place, Seen, read_from
 from prunekit.monitoring.log.request import Request
-from prunekit.monitoring.signals.protocol import ModelSignal
+from prunekit.monitoring.signals.protocol import Keeps, ModelSignal
 from prunekit.monitoring.signals.reference import Gathered
 from prunekit.monitoring.statistics.null import CALIBRATED, LEAST
 from prunekit.utils.files.atomic import check_output_file, write_text
@@ -86,6 +86,9 @@ def watch_init(
         models={name: model_label(each) for name, each in (models or {}).items()},
         run={"versions": versions(), "cpu": cpu_name(), "made": datetime.now(timezone.utc).isoformat()},
     )
+    for signal in signals:
+        if isinstance(signal, Keeps):
+            signal.keep()
     write_text(output, json.dumps(made.to_dict(), allow_nan=False) + "\n", overwrite, what=WHAT, inputs=paths)
     return made
 
