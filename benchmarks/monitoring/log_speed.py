@@ -1,7 +1,7 @@
 """Seconds and peak memory of ``prunekit watch`` on a long log: python benchmarks/monitoring/log_speed.py ROWS FOLDER.
 
-The log is written into FOLDER (about 280 bytes a row) and deleted afterwards. Processor seconds are told beside the
-clock's, since a machine may be busy.
+The log is written inside FOLDER (about 280 bytes a row) and deleted afterwards, as is what the watch makes of it.
+Processor seconds are told beside the clock's, since a machine may be busy.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = 20_000
@@ -40,16 +41,15 @@ def timed(*arguments: str) -> dict[str, float]:
 def main() -> None:
     rows, folder = int(sys.argv[1]), Path(sys.argv[2])
     sys.path.insert(0, str(ROOT))
-    log, base, watch = folder / "speed.jsonl", folder / "speed.json", folder / "speed-watch"
-    try:
+    with TemporaryDirectory(prefix="speed-", dir=folder) as made_in:  # so that a second run begins anew
+        inside = Path(made_in)
+        log, base, watch = inside / "speed.jsonl", inside / "speed.json", inside / "watch"
         write(log, rows)
         made = {"rows": rows, "bytes": log.stat().st_size}
         asked = ("--requests-per-day", "20000", "-o", str(base), "--overwrite")
         made_init = timed("watch", "init", "--reference", str(log), *asked)
         made_run = timed("watch", "run", str(log), "--baseline", str(base), "--once", "-o", str(watch))
         print(json.dumps({**made, "init": made_init, "run": made_run}, indent=1))
-    finally:
-        log.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,13 @@ def test_long_prompts_are_not_sent() -> None:
     assert not seen.seen
 
 
+@pytest.mark.parametrize("wrong", [1 << 31, 1 << 80, -1])
+def test_tokens_that_can_t_be_are_refused(wrong: int) -> None:
+    told = [None, {"5": {"logprob": -1.0}, str(wrong): {"logprob": -2.0}}]
+    with pytest.raises(PrunekitError, match="can't be read"):
+        likeliest({"choices": [{"prompt_logprobs": told}]}, [4, 5])
+
+
 def test_minus_infinity_of_a_server_is_a_number() -> None:
     made = likeliest(
         {"choices": [{"prompt_logprobs": [None, {"6": {"logprob": -9999.0}, "7": {"logprob": 0.0}}]}]}, [5, 6]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.log.lines import LONGEST, lines
+from prunekit.monitoring.log.otel import flat_rows
 from prunekit.monitoring.log.problems import Problems
 from prunekit.monitoring.log.read import Place, Seen, read_from, read_log
 from prunekit.monitoring.log.request import Request, sample
@@ -224,3 +225,31 @@ def test_reading_goes_on_inside_a_batch(tmp_path: Path) -> None:
 def test_a_sample_depends_on_ids_alone() -> None:
     requests = [Request(str(index)) for index in range(100)]
     assert sample(requests, 20) == sample(reversed(requests), 20) == sample(requests, 60)[:20]
+
+
+def test_an_outcome_that_is_told_twice_counts_once(tmp_path: Path) -> None:
+    requests, problems = read(
+        tmp_path / "log", {"id": "a", "n_in": 5, "outcome": "rejected"}, {"id": "a", "outcome": "rejected"}
+    )
+    assert [each.outcome for each in requests] == ["rejected"] and problems.counts == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("empty", ["", None, False, 0, {}])
+def test_an_empty_error_hides_no_status(tmp_path: Path, empty: Any) -> None:
+    (failed, fine), _ = read(
+        tmp_path / "log", {"n_in": 5, "error": empty, "status_code": 503}, {"n_in": 6, "error": empty, "status": 200}
+    )
+    assert failed.failed and failed.finish_reason == "error"
+    assert fine.finish_reason is None
+
+
+def test_only_operations_that_ask_for_text_are_requests() -> None:
+    def batch(name: str | None) -> dict[str, Any]:
+        told = [{"key": "gen_ai.usage.input_tokens", "value": {"intValue": "5"}}]
+        told += [] if name is None else [{"key": "gen_ai.operation.name", "value": {"stringValue": name}}]
+        return {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": told}]}]}]}
+
+    for name in (None, "chat", "text_completion", "generate_content"):
+        assert len(list(flat_rows(batch(name)))) == 1
+    for name in ("embeddings", "execute_tool", "invoke_agent", "create_agent"):
+        assert not list(flat_rows(batch(name)))

@@ -52,6 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weight += size * noise
         model.save_pretrained(root / name)
         tiny_tokenizer().save_pretrained(root / name)
+    with torch.no_grad():
+        weight[0, 0] = torch.nan
+    model.save_pretrained(root / "nan")
+    tiny_tokenizer().save_pretrained(root / "nan")
     return root
 
 
@@ -128,6 +132,10 @@ def test_signals_see_what_they_are_for(folder: Path, tmp_path: Path) -> None:
     before = made(folder, tmp_path / "base.features.safetensors")
     states = {name: each.reference(reference) for name, each in before.items()}
     json.dumps(states)
+    assert not list(tmp_path.iterdir())
+    waiting = before["prompt_mmd"].score(same, states["prompt_mmd"]).value
+    before["prompt_mmd"].keep()
+    assert before["prompt_mmd"].score(same, states["prompt_mmd"]).value == waiting
     assert [name for name, each in before.items() if each.kind == "quality"] == [
         "shadow_kl",
         "shadow_disagreement",
@@ -181,6 +189,36 @@ def test_a_window_that_can_t_be_read_says_why(folder: Path, tmp_path: Path) -> N
     assert "no answers" in (signals["answer_nll"].score(silent, states["answer_nll"]).reason or "")
 
 
+def test_baselines_of_other_names_have_other_features(tmp_path: Path) -> None:
+    names = {features_file(tmp_path / name).name for name in ("v.1", "v.2", "base.json")}
+    assert names == {f"{name}.features.safetensors" for name in ("v.1", "v.2", "base")}
+    features = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    kept = mmd.reference(features, tuple(map(str, range(16))))
+    file = features_file(tmp_path / "v.1")
+    write_features(file, kept)
+    (tmp_path / "v.1").write_text("{}")
+    with pytest.raises(PrunekitError, match="already exists"):
+        write_features(file, kept)
+    write_features(file, kept, overwrite=True)
+
+
+def test_a_window_that_failed_is_not_tried_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = made(folder, tmp_path / "base.features.safetensors")
+    states = {name: each.reference(log(64)) for name, each in signals.items()}
+    tried: list[int] = []
+
+    def fail(*given: Any) -> Any:
+        tried.append(1)
+        raise PrunekitError("No answer.")
+
+    monkeypatch.setattr(signals["shadow_kl"].readings.scorer, "scores", fail)
+    for seed in (1, 2):
+        for name in ("shadow_kl", "prompt_increase", "prompt_nll"):
+            with pytest.raises(PrunekitError, match=r"No answer\."):
+                signals[name].score(log(50, seed=seed), states[name])
+    assert len(tried) == 2
+
+
 def write_log(file: Path, requests: list[Request]) -> None:
     rows = [{key: getattr(each, key) for key in ("id", "ts", "prompt", "answer", "n_in", "n_out")} for each in requests]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -204,5 +242,9 @@ def test_the_commands_watch_with_both_models(folder: Path, tmp_path: Path, comma
     broken = command(*run, tmp_path / "same.jsonl", "-o", tmp_path / "b", "--model", folder / "broken")
     assert broken.code == 3, broken.err
     assert json.loads(broken.out)["verdict"] == "investigate"
+    spoiled = command(*run, tmp_path / "same.jsonl", "-o", tmp_path / "c", "--model", folder / "nan")
+    assert spoiled.code == 3, spoiled.err
+    assert json.loads(spoiled.out)["verdict"] == "investigate"
+    assert "could not be scored" in spoiled.err
     alone = command("watch", "init", "--reference", logs, "--dense", models[2], "-o", tmp_path / "x.json")
     assert alone.code == 2

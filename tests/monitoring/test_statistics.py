@@ -10,7 +10,7 @@ from scipy.special import ndtri, stdtr
 
 from prunekit.monitoring.signals.divergence import jensen_shannon, psi
 from prunekit.monitoring.statistics.betting import Wealth
-from prunekit.monitoring.statistics.cusum import Cusum, detectable, limit, run_length
+from prunekit.monitoring.statistics.cusum import HIGHEST, Cusum, detectable, false_rate, limit, run_length
 from prunekit.monitoring.statistics.null import fit
 
 
@@ -71,6 +71,14 @@ def test_an_alarm_ends_where_its_cause_does() -> None:
         sums = sums.after(0.0, 5.0)
     assert sums.active
     assert not sums.after(0.0, 5.0).active
+    high = Cusum(33.0, True).after(8.0, 30.0)
+    assert high == Cusum(34.0, True)
+    assert sum(1 for _ in range(100) if (high := high.after(0.0, 30.0)).active) == 67
+
+
+def test_a_limit_that_is_as_high_as_can_be_tells_what_it_gives() -> None:
+    assert false_rate(limit(2000.0, 30), 30) == pytest.approx(1 / 2000, rel=1e-6)
+    assert limit(1e9, 8) == HIGHEST and false_rate(HIGHEST, 8) > 1e-6
 
 
 def test_the_null_of_skewed_and_rare_figures() -> None:

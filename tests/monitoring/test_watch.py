@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,14 +19,19 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.alarms.command import Command, parse_command
 from prunekit.monitoring.alarms.prometheus import escaped
+from prunekit.monitoring.baseline.calibrate import alarms_a_year
 from prunekit.monitoring.baseline.gather import windows
 from prunekit.monitoring.baseline.make import watch_init
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import Baseline, read_baseline
+from prunekit.monitoring.baseline.times import Times
 from prunekit.monitoring.log.fields import request_of
+from prunekit.monitoring.log.problems import Problems
+from prunekit.monitoring.log.read import Seen
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.folder import Folder
 from prunekit.monitoring.running.run import TellConfig, watch_run
+from prunekit.monitoring.running.source import Source
 from prunekit.monitoring.running.teller import Teller
 from prunekit.monitoring.signals.protocol import Scored
 from prunekit.monitoring.verdicts.rule import Up, judge
@@ -56,6 +62,46 @@ def test_a_baseline_is_read_as_it_was_written(made: tuple[Path, Baseline]) -> No
     rate = baseline.bounds["error"]
     assert rate["reference"] == pytest.approx(0.03, abs=0.01) and rate["bound"] > rate["reference"] + 0.01
     assert "prompt" not in json.dumps({key: value for key, value in baseline.log.items()})
+
+
+def test_broken_clocks_do_not_change_the_rate(tmp_path: Path) -> None:
+    """1,000 requests, one an hour; one line is of 1992, one of 2090."""
+    lines = [json.dumps({"ts": 1.8e9 + 3600 * at, "n_in": 5, "n_out": at % 9}) for at in range(1000)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(lines))
+    plain = watch_init(log, tmp_path / "plain.json", config=CONFIG)
+    assert plain.per_day == pytest.approx(24 * 1000 / 999)
+    lines[10:10] = ['{"ts": 7e8, "n_in": 5}']
+    lines[500:500] = ['{"ts": 3.8e9, "n_in": 5}']
+    log.write_text("\n".join(lines))
+    jumps = watch_init(log, tmp_path / "jumps.json", config=CONFIG)
+    assert jumps.per_day == plain.per_day and jumps.log["first"] == 1.8e9
+    assert any("2 of 1,002 requests have a time more than a week" in each for each in jumps.notes)
+    assert jumps.log["weekdays"] == list(range(7))
+
+
+def test_a_promise_that_can_t_be_kept_is_told(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 450, 1)
+    config = WatchConfig(window=50, requests_per_day=1e6)
+    base = watch_init(log, tmp_path / "base.json", config=config)
+    expected = alarms_a_year(base.signals, config, 1e6)
+    assert max(each.h for each in base.signals if each.h is not None) == 60 and expected > 2
+    assert any(f"About {expected:,.3g} false alarms a year are to be expected, not 1" in each for each in base.notes)
+    calm = watch_init(log, tmp_path / "calm.json", config=WatchConfig(window=50, requests_per_day=10, false_alarms=9))
+    assert alarms_a_year(calm.signals, calm.config, 10) == pytest.approx(9, rel=0.01)
+    assert not any("are to be expected" in each for each in calm.notes)
+
+
+def test_a_log_with_a_pause_of_a_week_is_one() -> None:
+    def span(*days: int) -> Any:
+        times = Times()
+        for day in days:
+            times.add(Request(str(day), ts=1.8e9 + 86400 * day, n_in=1))
+        return times.span()
+
+    assert (span(0, 7, 8).counted, span(0, 7, 8).outside) == (3, 0)
+    assert (span(0, 8, 9).counted, span(0, 8, 9).outside) == (2, 1)
+    assert span(3).per_day is None and span().per_day is None
 
 
 @pytest.mark.parametrize(
@@ -142,6 +188,45 @@ def test_rotated_logs_are_read_to_their_ends(made: tuple[Path, Baseline], tmp_pa
     assert watch_run([log], made[0], tmp_path / "watch").data["log"]["problems"]["lost"]["lines"] == 1
 
 
+def test_a_rotation_while_a_backlog_is_read_loses_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+
+    def write(file: Path, first: int, modified: int) -> None:
+        file.write_text("".join(f'{{"id": "r{at}", "n_in": {at}}}\n' for at in range(first, first + 3)))
+        os.utime(file, (modified, modified))
+
+    def read(source: Source, meanwhile: Any) -> list[int | None]:
+        got = []
+        for request, _ in source.requests():
+            got.append(request.n_in)
+            if len(got) == 2:
+                meanwhile()
+        return got
+
+    def source(problems: Problems) -> Source:
+        write(log, 0, 1)
+        before = Source([log], {}, Problems(), Seen())
+        next(before.requests())
+        log.rename(tmp_path / "log.jsonl.2")
+        write(tmp_path / "log.jsonl.1", 3, 2)
+        write(log, 6, 3)
+        return Source([log], before.marks(), problems, Seen())
+
+    def rotate() -> None:
+        for old, new in ((".2", ".3"), (".1", ".2"), ("", ".1")):
+            (tmp_path / f"log.jsonl{old}").rename(tmp_path / f"log.jsonl{new}")
+        write(log, 9, 4)
+
+    problems = Problems()
+    rotated = source(problems)
+    assert read(rotated, rotate) == [1, 2, 3, 4, 5, 6, 7, 8] and not problems.counts
+    assert read(Source([log], rotated.marks(), problems, Seen()), lambda: None) == [9, 10, 11]
+    for each in tmp_path.iterdir():
+        each.unlink()
+    assert read(source(problems), (tmp_path / "log.jsonl.1").unlink) == [1, 2, 6, 7, 8]
+    assert problems.counts == {"lost": 1}
+
+
 KILLED = """
 import os, sys
 from prunekit.monitoring.running import folder
@@ -195,10 +280,23 @@ def test_an_alarm_is_told_once(made: tuple[Path, Baseline], tmp_path: Path) -> N
 
 def test_reset_begins_anew(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl", 700, 2, kind="rejected")
-    assert watch_run([log], made[0], tmp_path / "watch").verdict == "fall back to dense now"
+    tell = TellConfig(webhook="http://127.0.0.1:9/hook")  # nobody is there, so posts wait
+    before = watch_run([log], made[0], tmp_path / "watch", tell=tell)
+    assert before.verdict == "fall back to dense now"
     log.write_text(log.read_text() + write_log(tmp_path / "more.jsonl", 300, 8).read_text())
-    result = watch_run([log], made[0], tmp_path / "watch", reset=True)
-    assert result.verdict == "ok" and result.data["windows"] == 6
+    result = watch_run([log], made[0], tmp_path / "watch", reset=True, tell=tell)
+    assert result.verdict == "ok" and result.data["windows"] == 20 and not result.alarm
+    assert [each["window"] for each in history(tmp_path / "watch")] == list(range(1, 21))
+    assert result.data["changes"][-1]["reasons"] == ["The watch began anew (--reset)."]
+    posts = json.loads((tmp_path / "watch" / "state.json").read_text())["teller"]["posts"]
+    (last,) = [each for each in posts if each["id"] == before.data["alarm"]["id"] and each["ended"] is not None]
+    assert posts[-1] == last and posts[0]["status"] == "firing"
+    with pytest.raises(PrunekitError, match="at most 86400"):
+        watch_run([log], made[0], tmp_path / "watch", every=float("inf"))
+    state = json.loads((tmp_path / "watch" / "state.json").read_text())
+    state["session"]["alarm"] = {"id": "x"}
+    (tmp_path / "watch" / "state.json").write_text(json.dumps(state))
+    refuse("is damaged", lambda: watch_run([log], made[0], tmp_path / "watch"))
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -263,6 +361,62 @@ def test_cool_down_and_one_command_at_a_time(tmp_path: Path) -> None:
     assert teller.held_back == 1
 
 
+def test_an_alarm_that_outlasts_the_cool_down_is_told() -> None:
+    from prunekit.monitoring.alarms.alarm import Alarm
+
+    clock, posted = [1000.0], list[tuple[str, str]]()
+
+    def send(url: str, data: dict[str, Any]) -> None:
+        posted.append((data["status"], data["alerts"][0]["labels"]["verdict"]))
+
+    def teller(state: dict[str, Any]) -> Teller:
+        return Teller(
+            json.loads(json.dumps(state)),
+            command=None,
+            url="http://x",
+            cool_down=3600,
+            model="m",
+            note=print,
+            now=lambda: clock[0],
+            send=send,
+        )
+
+    first = Alarm("re-prune-1", "re-prune", ("Because.",), "Act.", 1, 50, 1000.0)
+    second, third = replace(first, id="re-prune-2"), replace(first, id="re-prune-3")
+    one = teller({})
+    one.begin(first)
+    one.end(replace(first, ended=1001.0))
+    one.begin(second)
+    one.end(replace(second, ended=1002.0))
+    one.begin(third)
+    one.work(lambda: None)
+    assert posted == [("firing", "re-prune"), ("resolved", "re-prune")] and one.held_back == 2
+    clock[0] += 3601
+    two = teller(one.to_dict())
+    two.work(lambda: None)
+    two.work(lambda: None)
+    two.end(replace(third, ended=clock[0]))
+    two.work(lambda: None)
+    assert posted[2:] == [("firing", "re-prune"), ("resolved", "re-prune")]
+
+
+def test_a_window_without_failures_has_a_share_of_zero(tmp_path: Path) -> None:
+    """Of a server that tells how an answer ended only where it failed."""
+    lines = [{"ts": 1.8e9 + at, "n_in": 5, **({"error": "x"} if at % 300 == 0 else {})} for at in range(1000)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(map(json.dumps, lines)))
+    base = watch_init(log, tmp_path / "base.json", config=CONFIG)
+    assert base.reference.ended == 4 and read_baseline(tmp_path / "base.json").reference.ended == 4
+    (errors,) = [each for each in base.signals if each.name == "errors"]
+    assert errors.null is not None and errors.null.windows == 20 and errors.null.typical == 0
+    log.write_text("\n".join(json.dumps(each) for each in lines[1:51]))
+    result = watch_run([log], tmp_path / "base.json", tmp_path / "watch")
+    assert result.data["last_window"]["signals"]["errors"]["value"] == 0
+    log.write_text("\n".join(json.dumps({"ts": 1.8e9 + at, "n_in": 5}) for at in range(1000)))
+    silent = watch_init(log, tmp_path / "silent.json", config=CONFIG)
+    assert next(each for each in silent.signals if each.name == "errors").is_off
+
+
 class Loss:
     """A signal of a model that is not there: a figure that requests carry."""
 
@@ -272,7 +426,7 @@ class Loss:
         return {"seen": len(requests)}
 
     def score(self, window: Any, state: dict[str, Any]) -> Scored:
-        assert state["seen"] == 512 and 0 < len(window) <= 64
+        assert 400 <= state["seen"] <= 512 and 0 < len(window) <= 64
         return Scored(sum(each.logprob_mean for each in window) / len(window))
 
 
@@ -292,6 +446,84 @@ def test_signals_of_models_take_part(tmp_path: Path) -> None:
     without = watch_run([worse], tmp_path / "base.json", tmp_path / "other")
     assert without.verdict == "notice"
     assert without.data["last_window"]["signals"]["shadow_kl"]["reason"] == "its model was not given to this run"
+
+
+class Fact:
+    """Whether the weights are others: a signal of kind "weights"."""
+
+    name, kind, title, transform = "other_weights", "weights", "weights", "none"
+
+    def __init__(self, other: bool) -> None:
+        self.other = other
+
+    def reference(self, requests: Any) -> dict[str, Any]:
+        return {}
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        return Scored(float(self.other))
+
+
+class Filed(Loss):
+    """A signal with a file, beside the baseline."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        assert not self.file.exists()
+        return Scored(1.0)
+
+    def keep(self) -> None:
+        assert not self.file.with_name("base.json").exists()
+        self.file.write_text("kept")
+
+
+def test_files_of_signals_are_written_just_before_the_baseline(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 500, 1)
+    signals: list[Any] = [Filed(tmp_path / "file"), Broken()]
+    with pytest.raises(PrunekitError, match=r"secret\.host"):
+        watch_init(log, tmp_path / "base.json", config=CONFIG, signals=signals)
+    assert not signals[0].file.exists()
+    watch_init(log, tmp_path / "base.json", config=CONFIG, signals=signals[:1])
+    assert signals[0].file.read_text() == "kept"
+
+
+class Broken(Loss):
+    """Its model can't be had."""
+
+    def score(self, window: Any, state: dict[str, Any]) -> Scored:
+        raise PrunekitError("The server at secret.host did not answer.")
+
+
+def test_other_weights_are_a_fact_and_a_signal_that_fails_stops_nothing(tmp_path: Path) -> None:
+    """Of nine windows of a reference: too few for statistics, enough for a fact."""
+    signals: list[Any] = [Fact(False), Loss()]
+    draw = rows(550, 1)
+    log = tmp_path / "reference.jsonl"
+    log.write_text("\n".join(json.dumps({**row, "logprob_mean": -1 - (at % 7) / 10}) for at, row in enumerate(draw)))
+    base = watch_init(log, tmp_path / "base.json", config=CONFIG, signals=signals)
+    fact = next(each for each in base.signals if each.name == "other_weights")
+    assert fact.decides and fact.h == 0.5 and fact.to_dict()["finds"]["windows"] == 1
+    plain = watch_init(log, tmp_path / "plain.json", config=CONFIG, signals=[Loss()])  # type: ignore[list-item]
+    assert [each.h for each in base.signals if each.name != "other_weights"] == [each.h for each in plain.signals]
+    assert not any(each.decides for each in base.signals if each.name != "other_weights")
+
+    notes: list[str] = []
+    short = write_log(tmp_path / "short.jsonl", 100, 2)
+    result = watch_run(
+        [short],
+        tmp_path / "base.json",
+        tmp_path / "watch",
+        signals=lambda baseline: [Fact(True), Broken()],  # type: ignore[list-item]
+        note=notes.append,
+    )
+    assert result.verdict == "investigate" and result.data["windows"] == 2
+    assert history(tmp_path / "watch")[0]["verdict"] == "investigate"
+    assert result.data["last_window"]["signals"]["shadow_kl"]["reason"] == "it could not be scored in this window"
+    assert sum("secret.host" in each for each in notes) == 1
+    assert all("secret.host" not in file.read_text() for file in (tmp_path / "watch").iterdir())
+    with pytest.raises(PrunekitError, match=r"secret\.host"):
+        watch_init(log, tmp_path / "other.json", config=CONFIG, signals=[Broken()])  # type: ignore[list-item]
 
 
 def refuse(words: str, call: Any) -> None:
@@ -324,6 +556,21 @@ def test_what_is_refused(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_text("")
     refuse("holds other things than a watch", lambda: watch_run([log], made[0], tmp_path / "mine"))
+    good = json.loads(made[0].read_text())
+    for path, value in (
+        (("signals", 0, "null", "effective"), 0),
+        (("signals", 0, "null", "sd"), 0.0),
+        (("reference", "lengths_in"), [1.0]),
+        (("reference", "mix", "counts"), [1.0]),
+        (("bounds", "error", "bound"), 1.0),
+    ):
+        spoiled = json.loads(json.dumps(good))
+        inner = spoiled
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        base.write_text(json.dumps(spoiled))
+        refuse("is damaged", lambda: read_baseline(base))
     watch_run([log], made[0], out)
     other = write_log(tmp_path / "reference.jsonl", 500, 9)
     watch_init(other, tmp_path / "other.json", config=CONFIG)

@@ -34,6 +34,11 @@ class Alarm:
         }
 
 
+def alarm_of(data: dict[str, Any]) -> Alarm:
+    """An alarm from its fields as JSON keeps them."""
+    return Alarm(**{**data, "reasons": tuple(data["reasons"])})
+
+
 def iso(seconds: float) -> str:
     """A time as RFC 3339 writes it, in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")

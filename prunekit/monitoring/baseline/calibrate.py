@@ -11,13 +11,15 @@ from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.signals.plain import PLAIN, Plain
 from prunekit.monitoring.signals.protocol import ModelSignal, Scored
 from prunekit.monitoring.signals.reference import Gathered, Reference
-from prunekit.monitoring.statistics.cusum import detectable, limit, run_length
+from prunekit.monitoring.statistics.cusum import detectable, false_rate, limit, run_length
 from prunekit.monitoring.statistics.null import LEAST, Null, fit
 
 # The pairs of windows that models score: more cost minutes and tell little.
 _MODEL_WINDOWS = 64
 # The sustained shift is told that is found after so many windows.
 FOUND_AFTER = 10
+# Other weights are a fact, not a deviation: one window is enough.
+_FACT = 0.5
 DAYS = 365.25
 
 
@@ -41,8 +43,8 @@ class Calibrated:
 
     @property
     def decides(self) -> bool:
-        """Whether it may give an alarm, and not only a notice."""
-        return self.null is not None and self.null.calibrated
+        """Whether it may give an alarm, and not only a notice. Other weights are a fact: it needs no statistics."""
+        return self.null is not None and (self.kind == "weights" or self.null.calibrated)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only, with what the set-up can find."""
@@ -50,7 +52,7 @@ class Calibrated:
         made["status"] = "off" if self.is_off else "calibrated" if self.decides else "uncalibrated: warns only"
         made["null"] = None if self.null is None else self.null.to_dict()
         made["limit"] = self.h
-        made["finds"] = None if self.null is None or self.h is None else finds(self.null, self.h)
+        made["finds"] = None if self.null is None or self.h is None else _found(self.kind, self.null, self.h)
         made["state"] = self.state
         return made
 
@@ -59,6 +61,12 @@ class Calibrated:
         """The counterpart of :meth:`to_dict`."""
         null = None if data["null"] is None else Null(**data["null"])
         return cls(data["name"], data["kind"], data["title"], null, data["limit"], data["reason"], data["state"])
+
+
+def _found(kind: str, null: Null, h: float) -> dict[str, Any]:
+    if kind == "weights":
+        return {"status": "certain", "windows": 1, "shift_sd": None, "from": 0.0, "to": 1.0, "windows_at_1_sd": None}
+    return finds(null, h)
 
 
 def finds(null: Null, h: float) -> dict[str, Any]:
@@ -82,7 +90,8 @@ def calibrate(
     models: Sequence[ModelSignal] = (),
     advance: Callable[[int], None] = lambda done: None,
 ) -> tuple[Calibrated, ...]:
-    """All signals with their limits: the false alarms a year are split over those that are on."""
+    """All signals with their limits: the false alarms a year are split over those that are on, but for those of kind
+    "weights", which tell a fact."""
     fitted: list[tuple[Any, Null | None, str | None, dict[str, Any] | None]] = []
     for signal in PLAIN:
         null, reason = _fit_plain(signal, gathered, reference)
@@ -91,7 +100,7 @@ def calibrate(
         state = each.reference(gathered.sampled)
         null, reason = _fit_model(each, state, gathered, advance)
         fitted.append((each, null, reason, state))
-    on = sum(null is not None for _, null, _, _ in fitted)
+    on = sum(null is not None and each.kind != "weights" for each, null, _, _ in fitted)
     between = per_day * DAYS / config.window * max(on, 1) / config.false_alarms
     return tuple(
         Calibrated(
@@ -99,12 +108,27 @@ def calibrate(
             each.kind,
             each.title,
             null,
-            None if null is None else limit(max(between, 2.0), null.effective),
+            None if null is None else _limit(each.kind, between, null),
             reason,
             state,
         )
         for each, null, reason, state in fitted
     )
+
+
+def alarms_a_year(signals: Sequence[Calibrated], config: WatchConfig, per_day: float) -> float:
+    """The false alarms a year that all limits together give: more than was asked for where one is as high as can be."""
+    rates = [
+        false_rate(each.h, each.null.effective)
+        for each in signals
+        if each.null is not None and each.h is not None and each.kind != "weights"
+    ]
+    return sum(rates) * per_day * DAYS / config.window
+
+
+def _limit(kind: str, between: float, null: Null) -> float:
+    """The limit of a signal that may give one false alarm in so many windows as lie ``between`` two."""
+    return _FACT if kind == "weights" else limit(max(between, 2.0), null.effective)
 
 
 def _fit_plain(signal: Plain, gathered: Gathered, reference: Reference) -> tuple[Null | None, str | None]:

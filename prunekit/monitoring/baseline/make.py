@@ -10,15 +10,16 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.baseline.bounds import bounds_of
-from prunekit.monitoring.baseline.calibrate import calibrate, model_windows
+from prunekit.monitoring.baseline.calibrate import alarms_a_year, calibrate, model_windows
 from prunekit.monitoring.baseline.gather import windows
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import WHAT, Baseline
+from prunekit.monitoring.baseline.times import Times
 from prunekit.monitoring.log.lines import opened
 from prunekit.monitoring.log.problems import Problems
 from prunekit.monitoring.log.read import Place, Seen, read_from
 from prunekit.monitoring.log.request import Request
-from prunekit.monitoring.signals.protocol import ModelSignal
+from prunekit.monitoring.signals.protocol import Keeps, ModelSignal
 from prunekit.monitoring.signals.reference import Gathered
 from prunekit.monitoring.statistics.null import CALIBRATED, LEAST
 from prunekit.utils.files.atomic import check_output_file, write_text
@@ -31,30 +32,6 @@ from prunekit.utils.provenance import model_label, versions
 
 _READING, _SCORING = "Reading the reference log", "Scoring the reference with the models"
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-
-class _Times:
-    """The first and last time of a log, and its days of the week."""
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self.last: float | None = None
-        self.counted = 0
-        self.days: set[int] = set()
-
-    def add(self, request: Request) -> None:
-        if (ts := request.ts) is None or request.is_label:
-            return
-        self.counted += 1
-        self.first = ts if self.first is None else min(self.first, ts)
-        self.last = ts if self.last is None else max(self.last, ts)
-        self.days.add((int(ts // 86400) + 3) % 7)  # the first day of 1970 was a Thursday
-
-    def per_day(self) -> float | None:
-        """Requests a day, None where the times span less than a minute."""
-        if self.first is None or self.last is None or self.last - self.first < 60:
-            return None
-        return self.counted / (self.last - self.first) * 86400
 
 
 def watch_init(
@@ -82,7 +59,7 @@ def watch_init(
     paths = [Path(each).expanduser() for each in given]
     output = Path(output).expanduser()
     check_output_file(output, overwrite, what=WHAT, inputs=paths)
-    problems, times, gathered = Problems(), _Times(), Gathered()
+    problems, times, gathered = Problems(), Times(), Gathered()
     with phases(_READING, *([_SCORING] if signals else [])):
         with progress(_READING, _size(paths)) as advance:
             done = 0
@@ -105,10 +82,13 @@ def watch_init(
         bounds=bounds_of(gathered.outcomes, config),
         outcomes=tuple(gathered.outcomes),
         log=_about(paths, problems, times, gathered),
-        notes=_notes(problems, times, gathered, calibrated, config),
+        notes=_notes(problems, times, gathered, calibrated, config, per_day),
         models={name: model_label(each) for name, each in (models or {}).items()},
         run={"versions": versions(), "cpu": cpu_name(), "made": datetime.now(timezone.utc).isoformat()},
     )
+    for signal in signals:
+        if isinstance(signal, Keeps):
+            signal.keep()
     write_text(output, json.dumps(made.to_dict(), allow_nan=False) + "\n", overwrite, what=WHAT, inputs=paths)
     return made
 
@@ -117,7 +97,7 @@ def _size(paths: Sequence[Path]) -> int:
     return max(1, sum(path.stat().st_size for path in paths if path.is_file()))
 
 
-def _timed(paths: Sequence[Path], problems: Problems, times: _Times) -> Iterator[tuple[Request, int]]:
+def _timed(paths: Sequence[Path], problems: Problems, times: Times) -> Iterator[tuple[Request, int]]:
     """The requests, with how many bytes of all files were read; of packed ones at most their size."""
     before, seen = 0, Seen()
     for path in paths:
@@ -130,7 +110,7 @@ def _timed(paths: Sequence[Path], problems: Problems, times: _Times) -> Iterator
 
 
 def _check_log(
-    paths: Sequence[Path], problems: Problems, times: _Times, gathered: Gathered, config: WatchConfig
+    paths: Sequence[Path], problems: Problems, times: Times, gathered: Gathered, config: WatchConfig
 ) -> float:
     """Requests a day. Raises PrunekitError where the log can't be a reference."""
     if gathered.windows < LEAST:
@@ -141,7 +121,7 @@ def _check_log(
             f"of {config.window}; {LEAST} windows are needed and {CALIBRATED} wanted. Give a longer log or a smaller "
             f"--window.{why}"
         )
-    per_day = config.requests_per_day or times.per_day()
+    per_day = config.requests_per_day or times.span().per_day
     if per_day is None:
         raise PrunekitError(
             "The reference log does not tell when requests came, so false alarms a year can't be promised; say how "
@@ -150,23 +130,31 @@ def _check_log(
     return per_day
 
 
-def _about(paths: Sequence[Path], problems: Problems, times: _Times, gathered: Gathered) -> dict[str, Any]:
+def _about(paths: Sequence[Path], problems: Problems, times: Times, gathered: Gathered) -> dict[str, Any]:
+    span = times.span()
     return {
         "files": [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths],
         "windows": gathered.windows,
         "windows_kept": len(gathered.kept),
-        "first": times.first,
-        "last": times.last,
-        "weekdays": sorted(times.days),
+        "first": span.first,
+        "last": span.last,
+        "weekdays": sorted(span.weekdays),
         **problems.to_dict(),
     }
 
 
-def _notes(problems: Problems, times: _Times, gathered: Gathered, signals: Any, config: WatchConfig) -> list[str]:
+def _notes(
+    problems: Problems, times: Times, gathered: Gathered, signals: Any, config: WatchConfig, per_day: float
+) -> list[str]:
     """What to know before the baseline is relied on."""
-    notes = problems.sentences()
-    if times.days and len(times.days) < 7:
-        missing = ", ".join(name for day, name in enumerate(_DAYS) if day not in times.days)
+    notes, span = problems.sentences(), times.span()
+    if span.outside:
+        notes.append(
+            f"{span.outside:,} of {span.outside + span.counted:,} requests have a time more than a week from all "
+            "others, as a broken clock writes: requests a day and days of the week are counted without them."
+        )
+    if span.weekdays and len(span.weekdays) < 7:
+        missing = ", ".join(name for day, name in enumerate(_DAYS) if day not in span.weekdays)
         notes.append(
             f"The reference has no requests of {missing}: what is different on such days will look like drift. Give a "
             "log of whole weeks."
@@ -175,6 +163,12 @@ def _notes(problems: Problems, times: _Times, gathered: Gathered, signals: Any, 
         notes.append(
             f"Some signals have fewer than {CALIBRATED} independent windows of {config.window}: uncalibrated, they "
             "warn only. Give a longer log or a smaller --window."
+        )
+    expected = alarms_a_year(signals, config, per_day)
+    if expected > 1.05 * config.false_alarms:
+        notes.append(
+            f"About {expected:,.3g} false alarms a year are to be expected, not {config.false_alarms:g}: the reference "
+            "has too few windows for so few. Give a longer log or a smaller --window."
         )
     alike = max((each.null.neighbours for each in signals if each.null is not None), default=0.0)
     if alike > 0:

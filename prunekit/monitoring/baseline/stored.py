@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from prunekit.errors import PrunekitError
 from prunekit.monitoring.baseline.calibrate import Calibrated
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.signals.reference import Reference
+from prunekit.monitoring.signals.window import LENGTHS
 from prunekit.utils.files.atomic import read_json
 from prunekit.utils.names import printable
 
@@ -32,11 +34,6 @@ class Baseline:
     notes: list[str]
     models: dict[str, str]
     run: dict[str, Any]
-
-    @property
-    def windows_a_year(self) -> float:
-        """As the reference log tells, or the user did."""
-        return self.per_day * 365.25 / self.config.window
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -68,7 +65,7 @@ def read_baseline(path: Path) -> Baseline:
             f"{VERSION}; make it again with `prunekit watch init`."
         )
     try:
-        return Baseline(
+        made = Baseline(
             config=WatchConfig(**data["config"]),
             per_day=float(data["requests_per_day"]),
             reference=Reference.from_dict(data["reference"]),
@@ -80,8 +77,29 @@ def read_baseline(path: Path) -> Baseline:
             models=dict(data["models"]),
             run=dict(data["run"]),
         )
+        _check(made)
+        return made
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PrunekitError(
             f"The baseline {shown} is damaged ({printable(type(error).__name__)}); make it again with "
             "`prunekit watch init`."
         ) from None
+
+
+def _check(made: Baseline) -> None:
+    """Raises ValueError where figures can't be what `watch init` writes."""
+    for each in made.signals:
+        null, h = each.null, each.h
+        if null is not None and not (null.effective >= 1 and 0 < null.sd < math.inf and math.isfinite(null.mean)):
+            raise ValueError
+        if h is not None and not 0 < h < math.inf:
+            raise ValueError
+    reference, mix = made.reference, made.reference.mix
+    if not reference.lengths_in.shape == reference.lengths_out.shape == (LENGTHS,):
+        raise ValueError
+    if mix is not None and not (mix.top.ndim == 1 and len(mix.top) and mix.counts.shape == (len(mix.top) + 1,)):
+        raise ValueError
+    if any(told["bound"] is not None and not 0 < told["bound"] < 1 for told in made.bounds.values()):
+        raise ValueError
+    if not 0 < made.per_day < math.inf:
+        raise ValueError

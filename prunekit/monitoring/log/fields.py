@@ -163,14 +163,15 @@ def _reason(value: Any) -> str | None:
 _SAME_REASON = {"max_tokens": "length", "max_output_tokens": "length", "end_turn": "stop", "eos": "stop"}
 
 
-def _error(value: Any) -> bool:
+def _error(value: Any) -> bool | None:
+    """True, or None where this field tells of none: another may."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return value >= 400
-    return bool(value)
+        return value >= 400 or None
+    return bool(value) or None
 
 
-def _status(value: Any) -> bool:
-    return isinstance(value, int) and value >= 400
+def _status(value: Any) -> bool | None:
+    return (isinstance(value, int) and value >= 400) or None
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,8 @@ from typing import Any
 
 # Deeper values are no attributes of a request.
 _DEEPEST = 16
+# What asks a model for text; embeddings, tools and agents are other operations.
+_OPERATIONS = (None, "chat", "text_completion", "generate_content")
 _SCOPES = (
     ("resourceLogs", "scopeLogs", "logRecords"),
     ("resourceSpans", "scopeSpans", "spans"),
@@ -28,7 +30,8 @@ def flat_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for each in _dicts(resource.get(scope)):
                 for record in _dicts(each.get(inner)):
                     made = _flat(record)
-                    if any(key.startswith("gen_ai.") for key in made):
+                    is_request = made.get("gen_ai.operation.name") in _OPERATIONS
+                    if is_request and any(key.startswith("gen_ai.") for key in made):
                         yield made
 
 

@@ -130,7 +130,13 @@ def _is_twice(request: Request, row: dict[str, Any], seen: Seen) -> bool:
     # Two requests without ids may well be alike.
     if request.id.startswith("line-") and "id" not in row:
         return False
-    return not seen.add(f"outcome {request.id}" if request.is_label else request.id)
+    if request.is_label:
+        return not seen.add(f"outcome {request.id}")
+    if not seen.add(request.id):
+        return True
+    if request.outcome is not None:  # a line that tells it again must not count it twice
+        seen.add(f"outcome {request.id}")
+    return False
 
 
 def _check_clock(now: float, last: float | None, where: str, problems: Problems) -> float:

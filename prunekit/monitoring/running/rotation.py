@@ -68,6 +68,13 @@ def to_read(path: Path, before: Mark, problems: Problems) -> list[tuple[Path, Pl
     return [(siblings[old], before.place), *((each, Place()) for each in siblings[old + 1 :]), (path, Place())]
 
 
+def found_again(path: Path, file: Path, begun: Mark) -> Path | None:
+    """Where the ``file`` that ``begun`` is of is now: a rotation of the log ``path`` may have renamed it since."""
+    if _is_old(file, begun):
+        return file
+    return next((each for each in _siblings(path) if _is_old(each, begun)), None)
+
+
 def _is_old(path: Path, before: Mark) -> bool:
     try:
         return is_same(path, before)

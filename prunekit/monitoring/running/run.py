@@ -83,7 +83,8 @@ def watch_run(
     needs there. ``signals`` makes those of models; without it, those of the baseline are off.
 
     With ``follow`` it goes on as the logs grow, looking every so many seconds, until it is interrupted. ``reset``
-    begins all sums anew, as after a repair; reading goes on where it stood. ``note`` is told what a user should know.
+    begins all sums anew, as after a repair, and ends an open alarm; reading goes on where it stood. ``note`` is told
+    what a user should know.
     Raises PrunekitError where a file can't be read, or another run works in ``output``.
 
     >>> import prunekit
@@ -92,6 +93,8 @@ def watch_run(
     False
     """
     tell = tell or TellConfig()
+    if not 0 < every <= 86400:
+        raise PrunekitError(f"Seconds between two looks must be above 0 and at most 86400, got {every}.")
     paths = [Path(each).expanduser() for each in ([logs] if isinstance(logs, str | Path) else logs)]
     if len({str(each) for each in paths}) < len(paths):
         raise PrunekitError("A log is named twice; name each once.")
@@ -111,9 +114,12 @@ def watch_run(
         # A state is prunekit's own, but a disk may have spoiled it.
         try:
             marks = {name: Mark(**each) for name, each in state.get("marks", {}).items()}
-            watcher = Watcher(base, models, None if reset else state.get("watcher"))
+            before, told = state.get("watcher", {}), state.get("teller", {})
+            if reset:
+                before, told = Watcher.begun_anew(before), {**told, "told": {}, "commands": []}
+            watcher = Watcher(base, models, before, note)
             teller = Teller(
-                {} if reset else state.get("teller", {}),
+                told,
                 command=None
                 if command is None
                 else Command(command, folder.path / COMMAND_LOG, 60 * tell.command_minutes),
@@ -123,11 +129,13 @@ def watch_run(
                 note=note,
             )
             source = Source(paths, marks, problems, Seen(state.get("seen", [])))
-            session = Session(base, watcher, teller, source, {} if reset else state.get("session", {}))
-        except (TypeError, AttributeError, ValueError):
+            session = Session(base, watcher, teller, source, state.get("session", {}))
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise PrunekitError(
                 f"The state in {printable(str(folder.path))} is damaged; choose another folder with --output."
             ) from None
+        if reset:
+            session.reset()
         return _run(session, folder, digest, base, models, follow, every, prometheus, note)
 
 
@@ -200,8 +208,6 @@ def _check_prometheus(path: Path) -> None:
         try:
             ours = read_regular(path, 1 << 24)
         except (OSError, ValueError) as error:
-            raise PrunekitError(
-                f"{shown} can't be replaced ({error}); choose another name with --prometheus."
-            ) from None
+            raise PrunekitError(f"{shown} can't be replaced ({error}); choose another name with --prom.") from None
         if path.is_symlink() or (ours and not ours.startswith(_PROMETHEUS_MARK)):
-            raise PrunekitError(f"{shown} was not written by prunekit watch; choose another name with --prometheus.")
+            raise PrunekitError(f"{shown} was not written by prunekit watch; choose another name with --prom.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from prunekit.monitoring.alarms.alarm import Alarm
+from prunekit.monitoring.alarms.alarm import Alarm, alarm_of
 from prunekit.monitoring.baseline.stored import Baseline
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.source import Source
@@ -36,7 +36,7 @@ class Session:
     ) -> None:
         self.baseline, self.watcher, self.teller, self.source, self._now = baseline, watcher, teller, source, now
         told = state.get("alarm")
-        self._alarm = None if told is None else Alarm(**{**told, "reasons": tuple(told["reasons"])})
+        self._alarm = None if told is None else alarm_of(told)
         self._alarms: int = state.get("alarms", 0)
         self._verdict: str = state.get("verdict", "ok")
         self._last: dict[str, Any] | None = state.get("last")
@@ -83,6 +83,15 @@ class Session:
         self._verdict, self._last = judged.verdict, row
         self._recent.append(_short(row))
         return row, changed
+
+    def reset(self) -> None:
+        """All is as it should be from here on, as after a repair: an open alarm ends. Numbers of windows go on."""
+        self._end_alarm()
+        if self._verdict != "ok":
+            reasons = ["The watch began anew (--reset)."]
+            told = {"window": self.watcher.windows, "requests": self.watcher.requests, "last": None}
+            self._changes.append({**told, "verdict": "ok", "reasons": reasons})
+        self._verdict, self._last, self.alarmed = "ok", None, False
 
     def _end_alarm(self) -> None:
         if self._alarm is not None:

@@ -11,7 +11,8 @@ from prunekit.monitoring.log.lines import opened
 from prunekit.monitoring.log.problems import Problems
 from prunekit.monitoring.log.read import Place, Seen, read_from
 from prunekit.monitoring.log.request import Request
-from prunekit.monitoring.running.rotation import Mark, mark, to_read
+from prunekit.monitoring.running.rotation import Mark, found_again, mark, to_read
+from prunekit.utils.names import printable
 
 Marks = dict[str, Mark]
 
@@ -44,15 +45,27 @@ class Source:
             known = [mark(file, start) for file, start in chain]
         except (OSError, PrunekitError):  # between the old file and the new one there may be none
             return
-        for (file, start), begun in zip(chain, known, strict=True):
+        for (named, start), begun in zip(chain, known, strict=True):
+            # A backlog takes its time: meanwhile files may have been renamed, or removed.
+            file = found_again(path, named, begun)
+            if file is None:
+                self.problems.add("lost", printable(named.name))
+                continue
 
             def reached(place: Place, file: Path = file, begun: Mark = begun) -> None:
                 self._places[str(path)] = (file, place, begun)
 
             growing = file == path
-            for request, place in read_from(file, start, self.problems, self.seen, growing=growing, reached=reached):
-                reached(place)
-                yield request, None
+            try:
+                for request, place in read_from(
+                    file, start, self.problems, self.seen, growing=growing, reached=reached
+                ):
+                    reached(place)
+                    yield request, None
+            except PrunekitError:
+                if file.exists():
+                    raise
+                self.problems.add("lost", printable(named.name))
 
     def read(self) -> int:
         """Bytes of all logs that were read up to now (of packed ones, unpacked)."""

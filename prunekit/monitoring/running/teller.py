@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from prunekit.monitoring.alarms.alarm import Alarm, is_due
+from prunekit.monitoring.alarms.alarm import Alarm, alarm_of, is_due
 from prunekit.monitoring.alarms.command import Command
 from prunekit.monitoring.alarms.webhook import body, post
 
@@ -37,6 +38,7 @@ class Teller:
         self._told: dict[str, float] = dict(state.get("told", {}))
         self._commands: list[dict[str, Any]] = list(state.get("commands", []))
         self._posts: list[dict[str, Any]] = list(state.get("posts", []))
+        self._held = None if state.get("held") is None else alarm_of(state["held"])
         self.failures: int = state.get("failures", 0)
         self.held_back: int = state.get("held_back", 0)
         self._wait, self._next_post = _FIRST_WAIT, 0.0
@@ -47,15 +49,25 @@ class Teller:
             "told": self._told,
             "commands": self._commands,
             "posts": self._posts,
+            "held": None if self._held is None else asdict(self._held),
             "failures": self.failures,
             "held_back": self.held_back,
         }
 
     def begin(self, alarm: Alarm) -> None:
-        """An alarm began: it waits to be told, unless one as severe was within the cool-down."""
-        if not is_due(alarm.verdict, self._told, self._now(), self._cool_down):
+        """An alarm began: it waits to be told. Where one as severe was within the cool-down it is held back until that
+        is over, and told if it still lasts then."""
+        self._held = None
+        if self._is_due(alarm):
+            self._tell(alarm)
+        else:
             self.held_back += 1
-            return
+            self._held = alarm
+
+    def _is_due(self, alarm: Alarm) -> bool:
+        return is_due(alarm.verdict, self._told, self._now(), self._cool_down)
+
+    def _tell(self, alarm: Alarm) -> None:
         self._told[alarm.verdict] = self._now()
         if self._command is not None:
             self._commands = [*self._commands, {"alarm": alarm.to_dict(), "attempts": 0}][-_MOST_WAITING:]
@@ -63,13 +75,18 @@ class Teller:
             self._posts = [*self._posts, alarm.to_dict()][-_MOST_WAITING:]
 
     def end(self, alarm: Alarm) -> None:
-        """An alarm ended: receivers of the webhook are told, as Alertmanager does."""
-        if self._url is not None:
+        """An alarm ended: receivers of the webhook are told, as Alertmanager does, where they know that it began."""
+        if self._held is not None and self._held.id == alarm.id:
+            self._held = None
+        elif self._url is not None:
             self._posts = [*self._posts, alarm.to_dict()][-_MOST_WAITING:]
 
     def work(self, keep: Callable[[], None], *, wait: bool = False) -> None:
         """Do what waits; ``keep`` is called when something of it is about to be done or was. With ``wait`` until
         commands have ended; a webhook is tried once, else when it is its turn."""
+        if self._held is not None and self._is_due(self._held):
+            self._tell(self._held)
+            self._held = None
         self._post(keep, at_once=wait)
         self._run(keep)
         while wait and self._command is not None and self._command.running:

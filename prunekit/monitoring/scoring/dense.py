@@ -55,7 +55,8 @@ class Likeliest(NamedTuple):
     bound: bool = True
 
     def beside(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor, name: str) -> TokenScores:
-        """All other tokens are put together as one, which makes KL a lower bound (log-sum inequality)."""
+        """All other tokens are put together as one, which makes KL a lower bound (log-sum inequality). Raises
+        PrunekitError where the server's vocabulary is larger than the model's."""
         import torch
 
         kept: dict[str, list[torch.Tensor]] = {"nll": [], "kl": [], "agree": []}
@@ -63,6 +64,11 @@ class Likeliest(NamedTuple):
         for part, log_probs in log_probs_of(head, hidden, name=name, text="the log"):
             kept["nll"].append(-log_probs.gather(1, targets[part, None])[:, 0].cpu().double())
             kept["agree"].append((log_probs.argmax(-1).cpu() == self.first[part]).double())
+            if (highest := int(self.ids[part].max())) >= log_probs.shape[-1]:
+                raise PrunekitError(
+                    f"The server of the dense model tells of the token {highest}, and {name} has {log_probs.shape[-1]} "
+                    "tokens; name the server of the model that it was pruned from."
+                )
             ids = self.ids[part].to(log_probs.device)
             other = log_probs.gather(1, ids.clamp(min=0)).cpu().double()
             kept["kl"].append(coarse_kl(self.log_probs[part], other.where(self.ids[part] >= 0, -torch.inf)))

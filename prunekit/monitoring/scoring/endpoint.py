@@ -29,6 +29,7 @@ _TOP = 20
 # vLLM holds logits of a whole prompt, outside of the memory it has reserved: longer ones have ended servers.
 MOST_TOKENS = 1024
 _TRIES = 4
+_MOST_ID = 1 << 31
 _PATIENCE = Limits(connect=10, total=120)
 _LOCALLY = "score with its checkpoint instead, which needs no server: name a folder or a hub id"
 
@@ -155,7 +156,11 @@ def _row(entry: Any, token: int) -> dict[int, float]:
     """Log-probabilities by token ids. A server writes -inf as a large number below zero."""
     try:
         row = {int(key): max(float(each["logprob"]), -1e4) for key, each in entry.items()}
-        if token not in row or not all(value <= 1e-3 for value in row.values()) or min(row) < 0:
+        if (
+            token not in row
+            or not all(value <= 1e-3 for value in row.values())
+            or not 0 <= min(row) <= max(row) < _MOST_ID
+        ):
             raise ValueError
     except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         raise _not_told(f"its prompt_logprobs can't be read ({printable(str(entry)[:80])})") from None

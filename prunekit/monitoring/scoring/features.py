@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,38 @@ _MOST_BYTES = 64 << 20
 
 def features_file(baseline: Path) -> Path:
     """Where the hidden states of a baseline lie."""
-    return baseline.with_name(baseline.stem + _SUFFIX)
+    return baseline.with_name(baseline.name.removesuffix(".json") + _SUFFIX)
 
 
 def check_features_file(file: Path, overwrite: bool = False) -> None:
     """Raises PrunekitError where hidden states can't be written to ``file``: before any long work is done. Those that
     a failed `watch init` left, without a baseline, are in nobody's way."""
-    left = not file.with_name(file.name.removesuffix(_SUFFIX) + ".json").exists()
+    name = file.name.removesuffix(_SUFFIX)
+    left = not any(file.with_name(each).exists() for each in (name, name + ".json"))
     if not ((overwrite or left) and _is_ours(file)):
         check_output_file(file)
 
 
 def write_features(file: Path, made: Reference, *, overwrite: bool = False) -> dict[str, Any]:
     """Write ``made`` and return what the baseline says of it. Raises PrunekitError where that is impossible."""
+    data = packed(made)
+    write_packed(file, data, overwrite=overwrite)
+    return about(file, made, data)
+
+
+def write_packed(file: Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write what :func:`packed` made. Raises PrunekitError where that is impossible."""
+    check_features_file(file, overwrite)
+    rewrite_bytes(file, data)
+
+
+def about(file: Path, made: Reference, data: bytes) -> dict[str, Any]:
+    """What a baseline says of the ``file`` that holds ``made`` as ``data``, or will hold it."""
+    return {"file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "prompts": len(made.features)}
+
+
+def packed(made: Reference) -> bytes:
+    """The bytes of the file. Two calls may give other ones, in another order."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -41,10 +61,7 @@ def write_features(file: Path, made: Reference, *, overwrite: bool = False) -> d
         "scale": made.scale,
         "width": np.array([made.width]),
     }
-    data = save(tensors, metadata={"format": FORMAT, _IDS: json.dumps(made.ids)})
-    check_features_file(file, overwrite)
-    rewrite_bytes(file, data)
-    return {"file": file.name, "sha256": sha256(file), "prompts": len(made.features)}
+    return bytes(save(tensors, metadata={"format": FORMAT, _IDS: json.dumps(made.ids)}))
 
 
 def _is_ours(file: Path) -> bool:

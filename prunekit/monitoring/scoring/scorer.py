@@ -22,7 +22,6 @@ from prunekit.monitoring.scoring.endpoint import DenseServer
 from prunekit.monitoring.scoring.scores import RequestScore
 from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import phases
-from prunekit.utils.provenance import model_label
 
 DEPLOYED, DENSE = "the deployed model", "the dense model"
 # Scores that are remembered; of each a hidden state of 1 to 16 kB.
@@ -68,13 +67,6 @@ class Scorer:
             "prompt_tokens": self.config.prompt_tokens,
             "answer_tokens": self.config.answer_tokens,
         }
-
-    @property
-    def labels(self) -> dict[str, str | None]:
-        """What the two models are called."""
-        dense = self.dense
-        named = model_label(dense.name) if isinstance(dense, Source) else None if dense is None else dense.label
-        return {"deployed": model_label(self.deployed.name), "dense": named}
 
     def scores(
         self, requests: Sequence[Request], shadowed: Sequence[Request] = ()

@@ -18,33 +18,29 @@ Array = Any  # numpy arrays: their shapes and types are in the docstrings
 class Shadow:
     """The deployed model beside the dense one on the same tokens, means a token in nats.
 
-    ``kl`` is KL(dense || deployed) over prompt and answer, ``answer_kl`` over the answer alone; ``agreement`` the share
-    of tokens for which both rank the same token first. ``prompt_increase`` and ``answer_increase`` are the NLL under
-    the deployed model less that under the dense one. An answer that the deployed model wrote is likelier to itself, so
-    that its ``answer_increase`` is below zero: with the other sign it estimates KL(deployed || dense). What the answer
-    gives is None where there is none. ``bound``: a server told only the likeliest tokens, so that KL is a lower bound.
+    ``kl`` is KL(dense || deployed) over prompt and answer; ``agreement`` the share of tokens for which both rank the
+    same token first. ``prompt_increase`` and ``answer_increase`` are the NLL under the deployed model less that under
+    the dense one. An answer that the deployed model wrote is likelier to itself, so that its ``answer_increase`` is
+    below zero: with the other sign it estimates KL(deployed || dense); it is None where there is no answer. ``bound``:
+    a server told only the likeliest tokens, so that KL is a lower bound.
     """
 
     kl: float
     agreement: float
     prompt_increase: float
-    answer_kl: float | None = None
-    answer_agreement: float | None = None
     answer_increase: float | None = None
     bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RequestScore:
-    """One request under the deployed model: NLL a token in nats of the ``prompt_tokens`` and ``answer_tokens`` that
-    were predicted, ``feature`` the mean hidden state of the prompt, float16 [hidden_size], and what it is beside the
-    dense model, None where that has not read it. ``logprob_gap`` is how far the server's own log-probability of the
-    answer lies from this model's, in nats a token, None where the log has none or the text was cut."""
+    """One request under the deployed model: NLL a token in nats of the prompt and of the answer, ``feature`` the mean
+    hidden state of the prompt, float16 [hidden_size], and what it is beside the dense model, None where that has not
+    read it. ``logprob_gap`` is how far the server's own log-probability of the answer lies from this model's, in nats a
+    token, None where the log has none or the text was cut."""
 
     id: str
-    prompt_tokens: int
     prompt_nll: float
-    answer_tokens: int
     answer_nll: float | None
     feature: Array
     logprob_gap: float | None = None
@@ -61,9 +57,7 @@ def request_score(context: Context, made: TokenScores, feature: Array, *, bound:
         gap = abs(answer_nll + context.said)
     return RequestScore(
         id=context.id,
-        prompt_tokens=split,
         prompt_nll=float(made.nll[:split].mean()),
-        answer_tokens=answered,
         answer_nll=answer_nll,
         feature=feature,
         logprob_gap=gap,
@@ -80,8 +74,6 @@ def _shadow(made: TokenScores, split: int, bound: bool) -> Shadow:
         kl=float(made.kl.mean()),
         agreement=float(made.agree.mean()),
         prompt_increase=float(increase[:split].mean()),
-        answer_kl=float(made.kl[answer].mean()) if has_answer else None,
-        answer_agreement=float(made.agree[answer].mean()) if has_answer else None,
         answer_increase=float(increase[answer].mean()) if has_answer else None,
         bound=bound,
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunekit.errors import PrunekitError
 from prunekit.monitoring.log.request import Request, sample
 from prunekit.monitoring.scoring import mmd
-from prunekit.monitoring.scoring.features import read_features, write_features
+from prunekit.monitoring.scoring.features import about, check_features_file, packed, read_features, write_packed
 from prunekit.monitoring.scoring.scorer import Scorer
 from prunekit.monitoring.scoring.scores import RequestScore, mean
 from prunekit.monitoring.signals.protocol import WINDOW_SAMPLE, Kind, ModelSignal, Scored
@@ -22,16 +23,27 @@ LEAST = 8
 
 @dataclass(frozen=True)
 class Readings:
-    """Reads the requests of a window that all signals look at, with the ``scorer``, which does it once for all."""
+    """Reads the requests of a window that all signals look at, with the ``scorer``, which does it once for all.
+    ``failed`` remembers why the last window could not be read: other signals need not wait for the same failure."""
 
     scorer: Scorer
     window: int
+    failed: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False)
 
     def of(self, requests: Sequence[Request]) -> tuple[list[RequestScore], str]:
-        """Scores, and why some requests have none (the most common reason; empty: all have)."""
+        """Scores, and why some requests have none (the most common reason; empty: all have). Raises PrunekitError where
+        a model can't be loaded, can't be reached or gives numbers that are none."""
         config = self.scorer.config
         taken = sample(requests, min(config.prompts, WINDOW_SAMPLE))
-        made, why = self.scorer.scores(taken, taken[: self.shadowed])
+        window = tuple(each.id for each in taken)
+        if window in self.failed:
+            raise PrunekitError(self.failed[window])
+        self.failed.clear()
+        try:
+            made, why = self.scorer.scores(taken, taken[: self.shadowed])
+        except PrunekitError as error:
+            self.failed[window] = str(error)
+            raise
         reasons = list(why.values())
         return made, max(reasons, key=reasons.count) if reasons else ""
 
@@ -75,7 +87,8 @@ class MeanSignal:
 
 @dataclass(frozen=True)
 class PromptDistance:
-    """MMD² between hidden states of a window's prompts and those of the reference, which lie in ``file``."""
+    """MMD² between hidden states of a window's prompts and those of the reference, which lie in ``file``; until
+    :meth:`keep` writes them, they are ``pending``, by the SHA-256 of the file to be."""
 
     readings: Readings
     file: Path
@@ -84,14 +97,28 @@ class PromptDistance:
     kind: Kind = "input"
     title: str = "distance of prompts from the reference (MMD² of hidden states)"
     transform: str = "none"
+    pending: dict[str, tuple[mmd.Reference, bytes]] = field(default_factory=dict, compare=False)
 
     def reference(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """Writes the file. Raises PrunekitError where too few prompts can be read."""
+        """Raises PrunekitError where too few prompts can be read, or the file can't be written."""
+        check_features_file(self.file, self.overwrite)
         scorer = self.readings.scorer
         scores, _ = scorer.scores(sample(requests, scorer.config.reference))
         features = np.stack([each.feature for each in scores]) if scores else np.zeros((0, 1))
         made = mmd.reference(features, tuple(each.id for each in scores))
-        return {"identity": scorer.identity, **write_features(self.file, made, overwrite=self.overwrite)}
+        # As a file holds them, so that figures stay the same.
+        made = replace(made, features=made.features.astype(np.float16).astype(np.float32))
+        data = packed(made)
+        said = about(self.file, made, data)
+        self.pending.clear()
+        self.pending[said["sha256"]] = (made, data)
+        return {"identity": scorer.identity, **said}
+
+    def keep(self) -> None:
+        """Write the file: just before the baseline, so that a run that fails leaves another's as it was."""
+        for _, data in self.pending.values():
+            write_packed(self.file, data, overwrite=self.overwrite)
+        self.pending.clear()
 
     def score(self, window: Sequence[Request], state: dict[str, Any]) -> Scored:
         """The distance; the window's own requests are left out of the reference."""
@@ -100,7 +127,8 @@ class PromptDistance:
         scores, why_not = self.readings.of(window)
         if len(scores) < LEAST:
             return too_few(len(scores), why_not)
-        kept = read_features(self.file.parent, state)
+        pending = self.pending.get(str(state.get("sha256")))
+        kept = read_features(self.file.parent, state) if pending is None else pending[0]
         features = np.stack([each.feature for each in scores])
         return Scored(kept.distance(features, tuple(each.id for each in scores)), details={"requests": len(scores)})
 

@@ -74,8 +74,9 @@ def _share(
 
 
 def _failed(window: Figures, reference: Reference) -> Scored:
-    """Of all requests: some servers tell of an end only where it is a failure."""
-    if not window.counts.ended:
+    """Of all requests: some servers tell of an end only where it is a failure. Whether they tell of ends at all, the
+    reference knows: a window of theirs without any is one without failures."""
+    if not (window.counts.ended or reference.ended):
         return _too_few(0, "reasons why answers ended, and no errors", LEAST_VALUES)
     if (found := window.counts.requests) < LEAST_VALUES:
         return _too_few(found, "requests", LEAST_VALUES)

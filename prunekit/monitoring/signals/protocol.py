@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from prunekit.monitoring.log.request import Request
 
@@ -43,9 +43,18 @@ class ModelSignal(Protocol):
 
     def reference(self, requests: Sequence[Request]) -> dict[str, Any]:
         """What is kept of the reference's requests in base.json: JSON values only, small. Large arrays go to files
-        whose names and SHA-256 are kept here."""
+        whose names and SHA-256 are kept here (:class:`Keeps`)."""
         ...
 
     def score(self, window: Sequence[Request], state: dict[str, Any]) -> Scored:
         """The figure of one window, given what :meth:`reference` kept. Deterministic."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A signal with a file of its own."""
+
+    def keep(self) -> None:
+        """Write it; called just before the baseline is written."""
         ...

@@ -45,18 +45,25 @@ class Mix:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference log as a whole: counts of lengths, float64 [LENGTHS], and the token mix where prompts are told."""
+    """A reference log as a whole: counts of lengths, float64 [LENGTHS], the token mix where prompts are told, and how
+    many requests tell how they ``ended``."""
 
     lengths_in: Any
     lengths_out: Any
     mix: Mix | None
+    ended: int = 0
 
     def without(self, window: Figures) -> Reference:
         """The reference less one of its own windows."""
         mix = self.mix
         if mix is not None:
             mix = Mix(mix.source, mix.top, mix.counts - mix.of(window))
-        return Reference(self.lengths_in - window.lengths_in, self.lengths_out - window.lengths_out, mix)
+        return Reference(
+            self.lengths_in - window.lengths_in,
+            self.lengths_out - window.lengths_out,
+            mix,
+            self.ended - window.counts.ended,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -64,6 +71,7 @@ class Reference:
             "lengths_in": self.lengths_in.tolist(),
             "lengths_out": self.lengths_out.tolist(),
             "mix": None if self.mix is None else self.mix.to_dict(),
+            "ended": self.ended,
         }
 
     @classmethod
@@ -73,7 +81,9 @@ class Reference:
         made = None
         if mix is not None:
             made = Mix(mix["source"], np.array(mix["top"], np.int64), np.array(mix["counts"], float))
-        return cls(np.array(data["lengths_in"], float), np.array(data["lengths_out"], float), made)
+        return cls(
+            np.array(data["lengths_in"], float), np.array(data["lengths_out"], float), made, int(data.get("ended", 0))
+        )
 
 
 @dataclass
@@ -82,6 +92,7 @@ class Gathered:
 
     windows: int = 0
     requests: int = 0
+    ended: int = 0
     lengths_in: Any = field(default_factory=lambda: np.zeros(LENGTHS))
     lengths_out: Any = field(default_factory=lambda: np.zeros(LENGTHS))
     tokens: dict[str, Any] = field(
@@ -101,6 +112,7 @@ class Gathered:
             self.tokens[source][buckets] += counts
             self.prompts[source] += window.counts.prompts[source]
         self.requests += window.counts.requests
+        self.ended += window.counts.ended
         for wrong, reworked in window.counts.outcomes:
             self.outcomes = [self.outcomes[0] + 1, self.outcomes[1] + wrong, self.outcomes[2] + reworked]
         if (self.windows // 2) % self._stride == 0:
@@ -119,9 +131,9 @@ class Gathered:
         found = np.argsort(-totals, kind="stable")[:TOP]
         found = found[totals[found] > 0]
         if not len(found):
-            return Reference(self.lengths_in, self.lengths_out, None)
+            return Reference(self.lengths_in, self.lengths_out, None, self.ended)
         counts = np.append(totals[found], totals.sum() - totals[found].sum()).astype(float)
-        return Reference(self.lengths_in, self.lengths_out, Mix(source, found, counts))
+        return Reference(self.lengths_in, self.lengths_out, Mix(source, found, counts), self.ended)
 
     def neighbours(self, places: list[int]) -> Iterator[tuple[int, int]]:
         """Of the kept windows at ``places`` (in the log's order) those that followed each other, as places in that

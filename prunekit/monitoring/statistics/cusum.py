@@ -16,7 +16,10 @@ K = 0.5
 # Beyond, a figure is as bad as can be, and one window must not decide alone for ever after.
 _MOST_Z = 8.0
 _OVERSHOOT = 1.166
-_HIGHEST = 60.0
+# A higher limit would find nothing in time.
+HIGHEST = 60.0
+# An alarm that is over ends after at most 2 (h + 4) windows on average.
+_CAP, _MOST_ABOVE = 1.5, 4.0
 
 
 def run_length(h: float, shift: float = 0.0, *, k: float = K, scale: float = 1.0) -> float:
@@ -35,21 +38,23 @@ def run_length(h: float, shift: float = 0.0, *, k: float = K, scale: float = 1.0
 def limit(windows: float, reference: int) -> float:
     """h for one false alarm in so many ``windows`` on average, where mean and standard deviation of z come from
     ``reference`` windows: the rate is averaged over what these may be wrong by, so that few windows cost a
-    higher limit."""
-    errors, chances = _estimates(reference)
-
-    def rate(h: float) -> float:
-        return float(sum(p / run_length(h, d, scale=s) for (d, s), p in zip(errors, chances, strict=True)))
-
-    low, high = 0.0, _HIGHEST
-    if rate(high) > 1 / windows:
+    higher limit. At most HIGHEST: what it gives then, :func:`false_rate` tells."""
+    low, high = 0.0, HIGHEST
+    if false_rate(high, reference) > 1 / windows:
         return high
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if rate(middle) > 1 / windows else (low, middle)
+        low, high = (middle, high) if false_rate(middle, reference) > 1 / windows else (low, middle)
     return high
 
 
+def false_rate(h: float, reference: int) -> float:
+    """False alarms a window of the limit ``h``, where z comes from ``reference`` windows."""
+    errors, chances = _estimates(reference)
+    return float(sum(p / run_length(h, d, scale=s) for (d, s), p in zip(errors, chances, strict=True)))
+
+
+@cache
 def _estimates(reference: int) -> tuple[list[tuple[float, float]], list[float]]:
     """What z of a healthy log may have for mean and standard deviation, each with its chance."""
     from scipy.special import chdtri
@@ -80,6 +85,7 @@ class Cusum:
     active: bool = False
 
     def after(self, z: float, h: float, k: float = K) -> Cusum:
-        """With one more window. The sum is held at 1.5 h, so that an alarm ends some windows after its cause."""
+        """With one more window. The sum is held at 1.5 h, and at h + 4 where that is less, so that an alarm ends some
+        windows after its cause."""
         s = max(0.0, self.s + max(-_MOST_Z, min(_MOST_Z, z)) - k)
-        return Cusum(min(s, 1.5 * h), s > h or (self.active and s > 0))
+        return Cusum(min(s, _CAP * h, h + _MOST_ABOVE), s > h or (self.active and s > 0))

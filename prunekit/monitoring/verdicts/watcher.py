@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from prunekit.errors import PrunekitError
 from prunekit.monitoring.baseline.calibrate import Calibrated
 from prunekit.monitoring.baseline.stored import Baseline
 from prunekit.monitoring.log.request import Request
@@ -21,14 +22,20 @@ _PLAIN = {each.name: each for each in PLAIN}
 
 
 class Watcher:
-    """Judges window after window against a baseline. ``models`` are the signals that need models and are at hand."""
+    """Judges window after window against a baseline. ``models`` are the signals that need models and are at hand;
+    ``note`` is told why one of them could not score a window."""
 
     def __init__(
-        self, baseline: Baseline, models: Sequence[ModelSignal] = (), state: dict[str, Any] | None = None
+        self,
+        baseline: Baseline,
+        models: Sequence[ModelSignal] = (),
+        state: dict[str, Any] | None = None,
+        note: Callable[[str], None] = lambda words: None,
     ) -> None:
         state = state or {}
         self._baseline = baseline
         self._models = {each.name: each for each in models}
+        self._note, self._noted = note, ""
         self.windows: int = state.get("windows", 0)
         self.requests: int = state.get("requests", 0)
         self.sums = {name: Cusum(**each) for name, each in state.get("sums", {}).items()}
@@ -45,6 +52,11 @@ class Watcher:
             "sums": {name: asdict(each) for name, each in self.sums.items()},
             "wealth": {name: each.to_dict() for name, each in self.wealth.items()},
         }
+
+    @staticmethod
+    def begun_anew(state: dict[str, Any]) -> dict[str, Any]:
+        """Of a state what stays when all sums begin anew: the numbers of windows, by which alarms are named."""
+        return {name: state[name] for name in ("windows", "requests") if name in state}
 
     def judge(self, window: Figures, sampled: Sequence[Request]) -> tuple[Judged, dict[str, Any]]:
         """The verdict after one more window, and the window's row of the history."""
@@ -97,10 +109,20 @@ class Watcher:
             return Scored(None, "its model was not given to this run")
         if not sampled:
             return Scored(None, "no requests in the window")
-        scored = model.score(sampled, signal.state or {})
+        try:
+            scored = model.score(sampled, signal.state or {})
+        except PrunekitError as error:  # a server that is away must not hide what else a window shows
+            self._tell(str(error))
+            return Scored(None, "it could not be scored in this window")
         if scored.value is not None and not math.isfinite(scored.value):
             return Scored(None, "its figure is no finite number")
         return scored
+
+    def _tell(self, words: str) -> None:
+        """Once for all signals and windows that fail alike. Words of an error may name a host: never in the history."""
+        if words != self._noted:
+            self._noted = words
+            self._note(f"window {self.windows}: a signal of a model could not be scored: {words}")
 
     def _judge_outcomes(self, window: Figures) -> list[str]:
         told = window.counts.outcomes
