@@ -10,15 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
-from prunekit.profiling.prices import Prices
+from prunekit.profiling.prices import Prices, per_accepted_answer
 from prunekit.profiling.server_costs import (
     AtLoad,
-    Help,
     Known,
     break_even,
-    electricity,
     energy_of,
-    per_accepted,
     server_cost,
     unknown,
 )
@@ -43,35 +40,16 @@ def test_a_request_and_a_million_tokens() -> None:
     assert made.per_request.low == pytest.approx(0.0004) and made.per_request.high == pytest.approx(0.001)
     assert made.per_million_tokens.value == pytest.approx(2.0) and made.per_million_tokens.low is None
     assert made.per_request.status == "estimated" and "within the SLO" in made.per_request.how
-    assert made.per_accepted == unknown("no share of answers to mend is known")
     assert made.to_dict()["per_request"]["value"] == pytest.approx(0.0005)
-
-
-def test_an_accepted_answer() -> None:
-    request, dense = known(0.001), known(0.002)
-    help = Help(known(0.05, 0.03, 0.08), known(0.1), dense)
-    made = per_accepted(request, PRICES, help)
-    assert made.value == pytest.approx(0.001 + 0.1 * 0.002 + 0.05 * 2.0)
-    assert made.low == pytest.approx(0.0012 + 0.06) and made.high == pytest.approx(0.0012 + 0.16)
-    assert "2 $ each" in made.how
-    # The user's share where nobody measured one, else none.
-    assumed = Prices(dollars_per_hour=3.6, dollars_per_rework=2.0, fallback_share=0.5)
-    assert per_accepted(request, assumed, Help(known(0.0), None, dense)).value == pytest.approx(0.002)
-    assert "by the prices" in per_accepted(request, assumed, Help(known(0.0), None, dense)).how
-    assert per_accepted(request, PRICES, Help(known(0.01))).value == pytest.approx(0.021)
 
 
 def test_what_is_missing_is_not_measured() -> None:
     lost = unknown("nobody asked")
-    made = server_cost(AtLoad(lost, known(0.0)), PRICES, 1.0, Help(known(0.1)))
+    made = server_cost(AtLoad(lost, known(0.0)), PRICES, 1.0)
     assert (made.per_request.value, made.per_request.how) == (None, "nobody asked")
     assert made.per_million_tokens.how == "the SLO was met at no load that was tried"
-    assert made.per_accepted.how == "nobody asked"
     power = Prices(dollars_per_kwh=0.36)
     assert "no hour is priced" in server_cost(at(known(1.0)), power, 1.0).per_request.how
-    assert "dollars_per_rework" in per_accepted(known(1.0), Prices(dollars_per_hour=1), Help(known(0.1))).how
-    assert per_accepted(known(1.0), PRICES, Help(lost)).how == "nobody asked"
-    assert "dense model's request" in per_accepted(known(1.0), PRICES, Help(known(0.1), known(0.2))).how
     assert break_even(lost, known(1.0), PRICES).how == break_even(known(1.0), lost, PRICES).how == "nobody asked"
     assert "dollars_per_rework" in break_even(known(1.0), known(1.0), Prices(dollars_per_hour=1)).how
     # An interval that reaches 0 has no upper end of cost.
@@ -104,8 +82,8 @@ def test_at_the_break_even_an_accepted_answer_costs_the_same(
     after = before + points / 100
     if points == 100 or after > 1:  # never more than all answers
         return
-    first = per_accepted(known(dense), prices, Help(known(before))).value
-    second = per_accepted(known(dense * share), prices, Help(known(after))).value
+    first = per_accepted_answer(dense, rework_share=before, dollars_per_rework=rework)
+    second = per_accepted_answer(dense * share, rework_share=after, dollars_per_rework=rework)
     assert second == pytest.approx(first)
 
 
@@ -122,11 +100,6 @@ def test_energy() -> None:
     assert (each.value, each.low, each.high) == (0.25, 0.2, 0.3) and each.how == "rapl, over 2000 output tokens"
     assert energy_of(spent, 0, "requests").how == "no requests were counted in the windows"
     assert energy_of(unknown("no sensor"), 3, "requests").how == "no sensor"
-    power = Prices(dollars_per_kwh=0.36)
-    # 3.6 MJ are a kilowatt hour.
-    assert electricity(each, power).value == pytest.approx(0.025)
-    assert electricity(each, PRICES).how == "the prices name no dollars_per_kwh"
-    assert electricity(unknown("no sensor"), power).how == "no sensor"
 
 
 class Counter:

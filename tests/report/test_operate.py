@@ -6,12 +6,15 @@ import json
 import random
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from prunekit.errors import PrunekitError
-from prunekit.report.facts.claims import Claim, FileSaid
+from prunekit.profiling.prices import Prices
+from prunekit.report.facts.claims import MEASURED, Claim, Figure, FileSaid, Subject
+from prunekit.report.facts.costs import _costs
 from prunekit.report.readers.registry import read_files
 from prunekit.report.write import write_report
 from tests.report.test_page import EVIL, Reader
@@ -285,6 +288,11 @@ def test_all_of_one_model_stand_together(tmp_path: Path) -> None:
     assert within[0]["value"] == pytest.approx(1e-4) and within[0]["status"] == "estimated"
     (accepted,) = figures["dollars_per_accepted"]
     assert accepted["value"] == pytest.approx(1e-4 + 0.12 * 2) and len(accepted["files"]) == 2
+    # Half of the answers are given again by the dense model, for 0.000125 $ each.
+    prices.write_text("dollars_per_hour = 1.8\ndollars_per_rework = 2.0\nfallback_share = 0.5\n")
+    _, more = made(tmp_path, evaluation(), server_bench(), acceptance(), watch(), prices=prices)
+    (accepted,) = more["rows"][1]["figures"]["dollars_per_accepted"]
+    assert accepted["value"] == pytest.approx(1e-4 + 0.5 * 1.25e-4 + 0.12 * 2) and "for 0.5 of" in accepted["how"]
     found = Reader(page)
     assert [each["id"] for each in found.named("h2")][:2] == ["decision", "proved"]
     section = page[page.index('id="proved"') : page.index('id="figures"')]
@@ -294,6 +302,17 @@ def test_all_of_one_model_stand_together(tmp_path: Path) -> None:
     assert kpis["summary"].endswith(
         "The acceptance test of small (row A) came to: too few to tell; the watch of small (row A) says: investigate."
     )
+
+
+def test_what_falls_back_to_a_model_of_unknown_cost_is_not_priced() -> None:
+    told = {"slo_load": 5.0, "error_rate": 0.1}
+    most, wrong = (Claim(Subject("small"), "", name, Figure(value, MEASURED)) for name, value in told.items())
+    row: Any = SimpleNamespace(claims=(most, wrong), dense=False)
+    for share, value in ((0.5, None), (0.0, pytest.approx(1e-4 + 0.2))):
+        prices = Prices(dollars_per_hour=1.8, dollars_per_rework=2.0, fallback_share=share)
+        *_, accepted = _costs(row, [], None, prices)
+        assert accepted.metric == "dollars_per_accepted" and accepted.figure.value == value
+    assert "not known" not in accepted.figure.how
 
 
 def test_there_is_no_empty_part(tmp_path: Path) -> None:

@@ -104,7 +104,6 @@ def cost() -> dict[str, Any]:
             "utilisation": used,
             "per_million_tokens": known(None),
             "per_request": per_request,
-            "per_accepted": known(None),
         }
 
     sides = {"baseline": 1.25e-4, "endpoint": 1e-4}

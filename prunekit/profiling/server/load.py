@@ -169,7 +169,7 @@ async def open_loop(
     for number, (job, offset) in enumerate(zip(jobs, times, strict=True)):
         due = begin + offset
         # What is due after the end is not waited for.
-        late = due > until
+        is_late = due > until
         wait = min(due, until) - time.perf_counter()
         if wait > 0:
             with suppress(asyncio.TimeoutError):
@@ -180,7 +180,7 @@ async def open_loop(
         if gun.is_dead:
             cut = "no answers"
             break
-        if late or (time.perf_counter() >= until and tasks):
+        if is_late or (time.perf_counter() >= until and tasks):
             cut = "time was up"
             break
         tasks.append(asyncio.ensure_future(one(job, number, due)))

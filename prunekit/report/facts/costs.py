@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prunekit.profiling.prices import allowed_rework, per_accepted_answer
-from prunekit.report.facts.claims import ESTIMATED, MEASURED, Claim, Figure
+from prunekit.report.facts.claims import ESTIMATED, MEASURED, Claim, Figure, missing
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import Column, columns
 
@@ -82,12 +82,19 @@ def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices:
     if not wrong or not prices.dollars_per_rework:
         return
     share = min(1.0, wrong[0].figure.value or 0.0)
-    accepted = per_accepted_answer(dollars, rework_share=share, dollars_per_rework=prices.dollars_per_rework)
+    # The dense model has nothing to fall back to.
+    back = 0.0 if rows[0].dense else prices.fallback_share or 0.0
+    dense = _dense_request(claim, bases, prices) if back else 0.0
+    if dense is None:
+        why = f"{back:.3g} of the answers fall back to the dense model, and what its request costs is not known"
+        yield replace(claim, metric="dollars_per_accepted", figure=missing(why))
+        return
+    accepted = per_accepted_answer(dollars, dense, back, share, prices.dollars_per_rework)
     whose = "it" if wrong[0].form == claim.form else "its checkpoint"
     how = (
         f"an answered request at the highest load within the SLO, and {prices.dollars_per_rework:g} $ for each of the "
         f"{share:.1%} of your records that {whose} gets wrong"
-    )
+    ) + (f", and the dense model's request for {back:.3g} of the answers, by the prices" if back else "")
     made = _estimate(claim, "dollars_per_accepted", accepted, how)
     files = tuple(dict.fromkeys((*claim.figure.files, *wrong[0].figure.files)))
     yield replace(made, figure=replace(made.figure, files=files))
@@ -97,18 +104,21 @@ def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices) 
     """By how much the share of answers that a person mends may rise until what is saved is spent."""
     if not prices.dollars_per_rework:
         return
-    told = [(base.model, each) for base in bases for each in base.claims]
-    same = [(model, each) for model, each in told if each.metric == claim.metric and each.setup == claim.setup]
-    # In whatever form the dense model was timed. Of two dense models under one set-up neither is known to be its own.
-    if len({model for model, _ in same}) != 1:
+    if any(each == claim for base in bases for each in base.claims):
         return
-    rate = same[0][1].figure.value
-    if not rate or any(each == claim for _, each in told):
-        return
-    before = prices.per_request(rate)
+    before = _dense_request(claim, bases, prices)
     if before is not None:
         how = f"what a request saves, over {prices.dollars_per_rework:g} $ for mending an answer"
         yield _estimate(claim, "rework_allowed", allowed_rework(before - dollars, prices.dollars_per_rework), how)
+
+
+def _dense_request(claim: Claim, bases: Sequence[Row], prices: Prices) -> float | None:
+    """Dollars of the dense model's request where it was timed under the set-up of ``claim``, in whatever form. Of two
+    dense models under one set-up neither is known to be its own."""
+    told = [(base.model, each) for base in bases for each in base.claims]
+    same = [(model, each) for model, each in told if each.metric == claim.metric and each.setup == claim.setup]
+    rate = same[0][1].figure.value if len({model for model, _ in same}) == 1 else None
+    return prices.per_request(rate) if rate else None
 
 
 def _estimate(claim: Claim, metric: str, value: float, how: str) -> Claim:

@@ -18,25 +18,22 @@ if TYPE_CHECKING:
     import httpx
 
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
-# Queries and hits in tokens, as servers name them. llama.cpp's counts what was computed and tells no hits.
+# Queries and hits in tokens, as servers name them.
 _CACHES = (
     ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"),
     ("vllm:prefix_cache_queries", "vllm:prefix_cache_hits"),
     ("vllm:gpu_prefix_cache_queries_total", "vllm:gpu_prefix_cache_hits_total"),
 )
-_COMPUTED = "llamacpp:prompt_tokens_total"
 _PAGE_BYTES = 1 << 23
 _PATIENCE = Limits(connect=5, total=10)
 
 
 @dataclass(frozen=True)
 class CacheCounters:
-    """Prompt tokens that were looked up in the prefix cache and found there; ``computed`` are those that were not, of
-    servers that tell only that. None: not told."""
+    """Prompt tokens that were looked up in the prefix cache and found there. None: not told."""
 
     queries: float | None = None
     hits: float | None = None
-    computed: float | None = None
 
 
 async def get(client: httpx.AsyncClient, url: str, limits: Limits = _PATIENCE) -> tuple[int | None, bytes, str]:
@@ -118,4 +115,4 @@ async def cache_counters(client: httpx.AsyncClient, endpoint: Endpoint) -> Cache
     for queries, hits in _CACHES:
         if queries in samples and hits in samples:
             return CacheCounters(samples[queries], samples[hits])
-    return CacheCounters(computed=samples.get(_COMPUTED))
+    return CacheCounters()

@@ -12,7 +12,6 @@ from prunekit.report.readers.place import Place
 _COSTS = {
     "per_million_tokens": ("dollars_per_million", "$ a million output tokens"),
     "per_request": ("dollars_per_request", "$ an answered request"),
-    "per_accepted": ("dollars_per_accepted", "$ an accepted request"),
 }
 _INTERVAL = "ends of what it follows from"
 
