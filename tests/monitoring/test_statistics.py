@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import ndtri, stdtr
 
+from prunekit.monitoring.baseline import bounds
 from prunekit.monitoring.signals.divergence import jensen_shannon, psi
 from prunekit.monitoring.statistics.betting import Wealth
 from prunekit.monitoring.statistics.cusum import HIGHEST, Cusum, detectable, false_rate, limit, run_length
@@ -144,3 +146,9 @@ def test_distances() -> None:
     expected = (p * np.log2(p / m)).sum() / 2 + (q * np.log2(q / m)).sum() / 2
     assert jensen_shannon(p * 1e9, q * 1e9) == pytest.approx(expected)
     assert psi(p * 1e9, q * 1e9) == pytest.approx(((p - q) * np.log(p / q)).sum())
+
+
+@pytest.mark.parametrize(("bad", "count"), ((0, 200), (1, 200), (37, 500), (199, 200), (200, 200), (12, 100_000)))
+def test_the_bound_of_a_reference_is_the_one_sided_limit_of_clopper_and_pearson(bad: int, count: int) -> None:
+    wanted = 1.0 if bad == count else float(stats.beta.ppf(0.95, bad + 1, count - bad))
+    assert bounds._upper(bad, count) == pytest.approx(wanted, rel=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,23 @@ def test_costs(tmp_path: Path) -> None:
     # $3.6 an hour is $0.001 a second, in which 33 tokens take 0.42 s, or half of it.
     assert dense.value == pytest.approx(1e6 * 0.001 / (33 / 0.42)) and dense.status == "estimated"
     assert small.value == pytest.approx(dense.value / 2)  # type: ignore[operator]
+    # The rate of the whole request is worked out from both times.
+    rates = [each for row in found.rows for each in row.claims if each.metric == "tokens_per_second"]
+    word = {"measured": "as measured", "estimated": "as estimated"}[rates[0].figure.status]
+    assert f"output tokens a second {word}" in dense.how
+    turned = [
+        replace(
+            row,
+            claims=tuple(
+                replace(each, figure=replace(each.figure, status="measured" if "estimated" in word else "estimated"))
+                for each in row.claims
+            ),
+        )
+        for row in grouped_of(tmp_path, bench(0.5, ttft=0.1, tpot=0.01)).rows
+    ]
+    other = {"as measured": "as estimated", "as estimated": "as measured"}[word]
+    (cost_of_other,) = columns("dollars_per_million", priced(replace(found, rows=tuple(turned)), prices))
+    assert f"output tokens a second {other}" in cost_of_other.figures[0].how
     (energy,) = columns("joules_per_token", found)
     assert energy.figures[0].value == pytest.approx(100 / (33 / 0.42)) and energy.setup.endswith(
         "torch 2.13.0 in float32"

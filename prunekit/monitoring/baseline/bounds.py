@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prunekit.evaluation.acceptance.statistics import share
 from prunekit.monitoring.baseline.settings import WatchConfig
 
 # Fewer outcomes say too little of a rate.
@@ -45,6 +46,5 @@ def _bound(count: int, bad: int, given: float | None) -> dict[str, Any]:
 
 
 def _upper(bad: int, count: int) -> float:
-    from scipy.special import betaincinv
-
-    return 1.0 if bad >= count else float(betaincinv(bad + 1, count - bad, 0.95))
+    # The upper end of a two-sided interval of 90 %.
+    return share(bad / count, count, 0.1).high
