@@ -58,6 +58,7 @@ TRAINING_TEXT = (
 )
 TOKENS, MINUTES = "Train on so many tokens", "Train for about so long"
 MAX_LOSS_ADDED = "The most loss that may be added, in nats a token: else the exit code is 3"
+ENERGY = "Measure joules with Zeus"
 MAX_MINUTES = "Measure for at most so long, in minutes"
 DEVICE = "Where to compute: auto, cpu, cuda, cuda:1, mps."
 TRUST = "Run code that comes with a model or an export"

@@ -78,8 +78,8 @@ def bench_command(
         bool,
         typer.Option(
             "--energy",
-            help="Measure joules a token at the largest batch size with Zeus, for about two minutes more; where there "
-            "is no counter, say why.",
+            help=f"{o.ENERGY}: joules a token at the largest batch size, for about two minutes more; where there is no "
+            "counter, say why.",
         ),
     ] = False,
     assume_watts: Annotated[
