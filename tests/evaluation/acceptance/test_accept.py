@@ -118,7 +118,7 @@ def test_the_command(command: Command, dense: Path, other: Path, records: Path, 
 def test_too_few(command: Command, dense: Path, records: Path, tmp_path: Path) -> None:
     told = ("accept", dense, "--baseline", dense, "--records", records, "--max-new-tokens", NEW, "--device", "cpu")
     made = command(*told, "-o", tmp_path / "out")
-    assert made.code == 3 and "Too few to tell." in made.out and "needs about 133." in " ".join(made.out.split())
+    assert made.code == 3 and "Too few to tell." in made.out and "needs about 149." in " ".join(made.out.split())
     policy = tmp_path / "policy.toml"
     policy.write_text('too_few = "accept"\n')
     made = command(*told, "-o", tmp_path / "out", "--policy", policy, "--overwrite", "--json")
