@@ -150,8 +150,8 @@ def bench_server_command(
         bool,
         typer.Option(
             "--energy",
-            help=f"{o.ENERGY}: joules a token and a request, where the servers run on this machine and it has a counter; "
-            "else say why not.",
+            help=f"{o.ENERGY}: joules a token and a request, where the servers run on this machine and it has a "
+            "counter; else say why not.",
         ),
     ] = False,
     seed: o.Seed = 0,
