@@ -595,7 +595,12 @@ def test_following_reads_what_comes(made: tuple[Path, Baseline], tmp_path: Path)
     data = write_log(tmp_path / "whole.jsonl", 400, 3).read_bytes()
     log = tmp_path / "log.jsonl"
     log.write_bytes(data[: len(data) // 2])
-    call = [sys.executable, "-m", "prunekit", "watch", "run", str(log), "--baseline", str(made[0]), "--every", "0.1"]
+    # Where tests run in the background, their children are born deaf to Ctrl-C.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'; "
+        "from prunekit.cli import main; main()"
+    )
+    call = [sys.executable, "-c", code, "watch", "run", str(log), "--baseline", str(made[0]), "--every", "0.1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([*call, "-o", str(tmp_path / "w")], env=env, stderr=subprocess.PIPE) as process:
         try:
