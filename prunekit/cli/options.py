@@ -79,6 +79,16 @@ BaselineRevision = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of that name.")]
 ReportFile = Annotated[Path | None, typer.Option("--output", "-o", help=f"{OUTPUT}: a JSON file.", show_default=False)]
+SERVERS = "Servers"
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Environment variable that holds the API key of the servers.",
+        show_default=False,
+        rich_help_panel=SERVERS,
+    ),
+]
 PricesFile = Annotated[
     Path | None,
     typer.Option(

@@ -36,6 +36,7 @@ from prunekit.profiling.server_energy import Meter
 from prunekit.utils.endpoints.answer import Answer, Limits, Usage
 from prunekit.utils.endpoints.client import opened
 from prunekit.utils.endpoints.endpoint import Endpoint
+from prunekit.utils.endpoints.naming import shown_model
 from tests.support.scripted_server import Script, Scripted, answer, free_port, scripted
 
 LIMITS = Limits(connect=2, first=5, gap=5, total=20)
@@ -525,7 +526,7 @@ def test_a_server_that_never_answers_ends_the_run(script: Script, said: str) -> 
     ],
 )
 def test_a_model_that_is_named_by_its_path_is_stored_without_its_folders(name: str, kept: str) -> None:
-    assert run._without_folders(name) == kept
+    assert shown_model(name) == kept
 
 
 def test_a_dead_port_ends_the_run() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from prunekit.utils.endpoints.about import CacheCounters, cache_counters, with_m
 from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.client import opened
 from prunekit.utils.endpoints.endpoint import Api, Endpoint
+from prunekit.utils.endpoints.naming import shown_model
 from prunekit.utils.machine import cpu_name
-from prunekit.utils.names import printable
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.process.stopping import Stopped, undisturbed
 from prunekit.utils.provenance import installed
@@ -140,7 +139,7 @@ def _report(
             notes.append(f"The server of {name} does not take ignore_eos, so answers end where its model ends them.")
         served.append(
             Served(
-                printable(_without_folders(gun.endpoint.model or "not told")),
+                shown_model(gun.endpoint.model or "not told"),
                 gun.endpoint.label,
                 target.identity,
                 0 if warm is None else warm.requests,
@@ -169,12 +168,6 @@ def _report(
         session.stopped,
         time.perf_counter() - session.began,
     )
-
-
-def _without_folders(model: str) -> str:
-    """A server's name for its model; of one that is a path on that machine the last part."""
-    is_path = model.startswith(("/", "~", "./", "../", "\\")) or model[1:3] in (":\\", ":/")
-    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] or "not told" if is_path else model
 
 
 def _moved(before: CacheCounters, after: CacheCounters) -> tuple[float | None, float | None]:

@@ -12,7 +12,6 @@ from prunekit.cli.common import app, note, print_json
 from prunekit.cli.long_command import long
 from prunekit.cli.tables.operate.acceptance import show_acceptance
 
-_SERVERS = "Servers"
 _SERVER = "or the address of a server (http://...)"
 
 
@@ -57,24 +56,16 @@ def accept_command(
         typer.Option(
             help="Name of the model in requests: to its server (default: the first that it lists).",
             show_default=False,
-            rich_help_panel=_SERVERS,
+            rich_help_panel=o.SERVERS,
         ),
     ] = None,
     baseline_served_name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the baseline in requests: to its server.", show_default=False, rich_help_panel=_SERVERS
+            help="Name of the baseline in requests: to its server.", show_default=False, rich_help_panel=o.SERVERS
         ),
     ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment variable that holds the API key of the servers.",
-            show_default=False,
-            rich_help_panel=_SERVERS,
-        ),
-    ] = None,
+    api_key_env: o.ApiKeyEnv = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prunekit.profiling.server.report import ServerReport
     from prunekit.utils.endpoints.endpoint import Endpoint
 
-_LOAD, _TEXTS, _SERVERS = "Load", "What is sent", "Servers"
+_LOAD, _TEXTS = "Load", "What is sent"
 
 
 @app.command("bench-server")
@@ -46,31 +46,23 @@ def bench_server_command(
         typer.Option(
             help="Name of the model in requests: of --url (default: the first that the server lists).",
             show_default=False,
-            rich_help_panel=_SERVERS,
+            rich_help_panel=o.SERVERS,
         ),
     ] = None,
     baseline_served_name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the baseline in requests: of --baseline-url.", show_default=False, rich_help_panel=_SERVERS
+            help="Name of the baseline in requests: of --baseline-url.", show_default=False, rich_help_panel=o.SERVERS
         ),
     ] = None,
     api: Annotated[
         Literal["completions", "chat"],
-        typer.Option(help="Which API texts are sent to: completions or chat.", rich_help_panel=_SERVERS),
+        typer.Option(help="Which API texts are sent to: completions or chat.", rich_help_panel=o.SERVERS),
     ] = "completions",
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment variable that holds the API key of the servers.",
-            show_default=False,
-            rich_help_panel=_SERVERS,
-        ),
-    ] = None,
+    api_key_env: o.ApiKeyEnv = None,
     server: Annotated[
         Literal["auto", "llama.cpp", "transformers", "vllm"],
-        typer.Option(help="What serves models: auto, llama.cpp, transformers or vllm.", rich_help_panel=_SERVERS),
+        typer.Option(help="What serves models: auto, llama.cpp, transformers or vllm.", rich_help_panel=o.SERVERS),
     ] = "auto",
     threads: o.Threads = None,
     slo: Annotated[
