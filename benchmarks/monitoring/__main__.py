@@ -1,10 +1,11 @@
 """Does a watch find what it should, how soon, and does it keep quiet else? Real prompts and a real pruned model.
 
-    python -m benchmarks.monitoring smaller --dense smollm2-135m --texts wiki=wiki.txt,handbook=handbook.txt \
+    python -m benchmarks.monitoring smaller --dense smollm2-135m --texts politics=politics.txt,handbook=handbook.txt \
         --questions mmlu_test.jsonl.gz --folder pools --output benchmarks/results/monitoring_cpu.json
 
 Pools of requests are made once and kept in --folder: a run that was cut short goes on where it was. Weeks of windows
-are drawn from them, and judged by the watch itself, with 1 false alarm a year allowed at one window a week.
+are drawn from them, no request twice where the pool is large enough, and judged by the watch itself, with 1 false alarm
+a year allowed at one window a week.
 """
 
 from __future__ import annotations
@@ -16,36 +17,41 @@ from typing import Any
 import numpy as np
 
 from benchmarks.monitoring.pools import ANSWER, PROMPT, Models, Pool, make
-from benchmarks.monitoring.simulate import REFERENCE_WINDOWS, WINDOW, Drawn, begins, learn, watch
+from benchmarks.monitoring.simulate import REFERENCE_WINDOWS, WINDOW, Stock, begins, learn, watch
 from benchmarks.quality.report_file import begun, save
+from prunekit.monitoring.scoring.contexts import ScoringConfig
 
-POOLS = (
-    Pool("wiki", "wiki", 160, own=True),
-    Pool("noise-scored", "wiki", 40, scored="noise 1", own=True),
-    Pool("handbook", "handbook", 40, own=True),
-    Pool("head-scored", "wiki", 40, scored="head", own=True),
-    Pool("questions", "questions", 80),
-    Pool("wrong-template", "questions", 40, template="wrong"),
-    Pool("noise-served", "questions", 40, served="noise 1"),
-    Pool("politics", "politics", 40, own=True),
-)
-# Of a baseline: what is watched, whether its weights are those of the baseline, what should be said, and which part of
-# the pool the baseline is of (one in so many: the same prompts as those that are watched).
-WATCHED = {
-    "wiki": (
-        ("handbook", "sound", "re-prune or notice", 1),
-        ("politics", "sound", "re-prune or notice", 1),
-        ("noise-scored", "other", "investigate", 4),
-        ("head-scored", "other", "investigate", 4),
-    ),
-    "questions": (("wrong-template", "sound", "investigate", 2), ("noise-served", "sound", "investigate", 2)),
-}
 QUIET_WEEKS, WEEKS = 200, 8
-HALVES = (
-    "Half a pool is tens of prompts, drawn again and again: two halves are two small populations that do differ, and "
-    "the reference knows nothing of that. So `two halves` shows what a reference of too few different requests does, "
-    "and `same requests` whether the promise is kept."
+# Requests that the models read.
+READ = ScoringConfig().prompts
+QUIET = (REFERENCE_WINDOWS + QUIET_WEEKS) * READ
+# Enough for tries that share little.
+FEW = 2 * WEEKS * READ
+POOLS = (
+    Pool("politics", "politics", QUIET, others=(REFERENCE_WINDOWS + QUIET_WEEKS) * (WINDOW - READ), own=True),
+    Pool("noise-scored", "politics", FEW, scored="noise 1", own=True),
+    Pool("head-scored", "politics", FEW, scored="head", own=True),
+    Pool("handbook", "handbook", FEW, others=WEEKS * (WINDOW - READ), own=True),
+    Pool("wiki", "wiki", FEW, others=WEEKS * (WINDOW - READ), own=True),
+    Pool("questions", "questions", REFERENCE_WINDOWS * READ),
+    Pool("more-questions", "questions", FEW, first=REFERENCE_WINDOWS * READ),
+    Pool("wrong-template", "questions", FEW, first=REFERENCE_WINDOWS * READ, template="wrong"),
+    Pool("noise-served", "questions", FEW, first=REFERENCE_WINDOWS * READ, served="noise 1"),
 )
+# Of a baseline: what is watched, whether its weights are those of the baseline, and what should be said.
+WATCHED = {
+    "politics": (
+        ("handbook", "sound", "re-prune or notice"),
+        ("wiki", "sound", "re-prune or notice"),
+        ("noise-scored", "other", "investigate"),
+        ("head-scored", "other", "investigate"),
+    ),
+    "questions": (
+        ("more-questions", "sound", "ok"),
+        ("wrong-template", "sound", "investigate"),
+        ("noise-served", "sound", "investigate"),
+    ),
+}
 
 
 def main() -> None:
@@ -78,60 +84,56 @@ def main() -> None:
 def run(report: dict[str, Any], folder: Path, output: Path | None) -> None:
     """Add what ``report`` has not yet, and save it after each row."""
     done = {(each["baseline"], each["watched"]) for each in report["runs"]}
+    seeds = report["asked"]["seeds"]
     for name, others in WATCHED.items():
         if not (folder / f"{name}.json").exists():
             continue
-        pool = Drawn.of(folder, name)
-        rows = [(name, "sound", "ok", 1), *others]
-        for watched, weights, expected, parts in rows:
+        stock = Stock.of(folder, name)
+        # A text long enough for two halves.
+        rows = [(name, "sound", "ok"), *others] if stock.others else others
+        for watched, weights, expected in rows:
             if (name, watched) in done or not (folder / f"{watched}.json").exists():
                 continue
-            seeds = report["asked"]["seeds"]
-            row = (
-                quiet(pool, folder, seeds)
-                if watched == name
-                else found(pool.part(0, parts), folder, watched, weights, seeds)
-            )
+            if watched == name:
+                row = quiet(stock, folder, seeds)
+            else:
+                # Faults are tried on the pool's first requests, which the reference is then without.
+                rest = stock.without(FEW if stock.others else 0)
+                row = found(rest, Stock.of(folder, watched), folder, weights, seeds)
             report["runs"].append({"baseline": name, "watched": watched, "expected": expected, **row})
             save(output, report)
-            print(name, watched, {key: each for key, each in row.items() if key != "alarms"}, flush=True)
+            print(name, watched, row, flush=True)
 
 
-def quiet(pool: Drawn, folder: Path, seeds: int) -> dict[str, Any]:
-    """Weeks in which nothing has changed: with the whole pool as what the server's users ask, and with one half of it
-    as the reference and the other as the weeks."""
-    made: dict[str, Any] = {"promised_a_year": 1.0, "note": HALVES}
-    for kind in ("same requests", "two halves"):
-        alarms: list[tuple[int, str]] = []
-        verdicts: list[str] = []
-        for seed in range(seeds):
-            first, second = (
-                (pool, pool) if kind == "same requests" else (pool.part(seed % 2, 2), pool.part(1 - seed % 2, 2))
-            )
-            base, file = learn(first, folder, seed)
-            weeks = watch(base, file, second, QUIET_WEEKS, 1000 + seed)
-            alarms += begins(weeks)
-            verdicts += [verdict for verdict, _ in weeks]
-        years = QUIET_WEEKS * seeds * 7 / 365.25
-        names = sorted({name for _, name in alarms})
-        made[kind] = {
-            "requests_in_pool": [len(first.requests), len(second.requests)],
-            "weeks": QUIET_WEEKS * seeds,
-            "years": round(years, 1),
-            "signal_alarms": len(alarms),
-            "signal_alarms_a_year": round(len(alarms) / years, 3),
-            "by_signal": {name: sum(each == name for _, each in alarms) for name in names},
-            "weeks_by_verdict": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
-        }
-    return made
+def quiet(stock: Stock, folder: Path, seeds: int) -> dict[str, Any]:
+    """Weeks in which nothing has changed: two halves of one text, split anew for each try."""
+    alarms: list[tuple[int, str]] = []
+    verdicts: list[str] = []
+    for seed in range(seeds):
+        share = REFERENCE_WINDOWS / (REFERENCE_WINDOWS + QUIET_WEEKS)
+        first, second = stock.halves(share, np.random.default_rng(seed))
+        base, file = learn(first, folder, seed)
+        weeks = watch(base, file, second, QUIET_WEEKS, 1000 + seed)
+        alarms += begins(weeks)
+        verdicts += [verdict for verdict, _ in weeks]
+    years = QUIET_WEEKS * seeds * 7 / 365.25
+    names = sorted({name for _, name in alarms})
+    return {
+        "promised_a_year": 1.0,
+        "weeks": QUIET_WEEKS * seeds,
+        "years": round(years, 1),
+        "signal_alarms": len(alarms),
+        "signal_alarms_a_year": round(len(alarms) / years, 3),
+        "by_signal": {name: sum(each == name for _, each in alarms) for name in names},
+        "weeks_by_verdict": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+    }
 
 
-def found(pool: Drawn, folder: Path, watched: str, weights: str, seeds: int) -> dict[str, Any]:
+def found(stock: Stock, other: Stock, folder: Path, weights: str, seeds: int) -> dict[str, Any]:
     """Weeks after a change: the verdicts, and after how many requests the first that is no ok came."""
-    other = Drawn.of(folder, watched)
     first, alarmed, last, firsts = [], [], [], []
     for seed in range(seeds):
-        base, file = learn(pool, folder, seed)
+        base, file = learn(stock, folder, seed)
         weeks = watch(base, file, other, WEEKS, 2000 + seed, weights)
         verdicts = [verdict for verdict, _ in weeks]
         first.append(next((place + 1 for place, each in enumerate(verdicts) if each != "ok"), None))

@@ -23,20 +23,25 @@ from prunekit.monitoring.scoring.deployed import score
 from prunekit.monitoring.scoring.scores import RequestScore, Shadow
 from prunekit.utils.files.atomic import rewrite_bytes, rewrite_text
 
-PROMPT, ANSWER, BATCH = 40, 16, 40
+PROMPT, ANSWER, BATCH = 30, 15, 40
+# Contexts whose hidden states of the dense model are in memory together.
+CHUNK = 640
 # What the wrong template makes of a question: another family's words.
 WRONG = "[INST] {question} [/INST]"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """``count`` requests: prompts ``of`` a text or "questions", answers of a model with the fault ``served``, scored by
-    one with the fault ``scored``; ``template`` is how questions reach the server. With ``own`` answers are not a
-    model's: the text goes on."""
+    """``count`` requests, from number ``first`` on of a text's blocks or of "questions" in an order drawn once: answers
+    of a model with the fault ``served``, scored by one with the fault ``scored``. ``others`` more requests, the next
+    ones, have no scores. ``template`` is how questions reach the server. With ``own`` answers are not a model's: the
+    text goes on."""
 
     name: str
     of: str
     count: int
+    first: int = 0
+    others: int = 0
     served: str | None = None
     scored: str | None = None
     template: str = "right"
@@ -57,22 +62,25 @@ class Models:
         return cls(*both, load_tokenizer(deployed))
 
 
-def text_prompts(file: Path, count: int, tokenizer: Any) -> list[list[int]]:
-    """Blocks of PROMPT + ANSWER tokens, spread evenly over a text."""
+def blocks(file: Path, tokenizer: Any) -> list[list[int]]:
+    """A text's blocks of PROMPT + ANSWER tokens, one behind the other, in an order drawn once."""
     text = file.read_text(encoding="utf-8", errors="replace")
-    ids = [
-        tokenizer(text[place * len(text) // count :][: (PROMPT + ANSWER) * 12], add_special_tokens=False)["input_ids"]
-        for place in range(count)
-    ]
-    return [each[: PROMPT + ANSWER] for each in ids]
+    ids, size = tokenizer(text, add_special_tokens=False)["input_ids"], PROMPT + ANSWER
+    return [ids[place * size : (place + 1) * size] for place in drawn(len(ids) // size)]
 
 
-def questions(file: Path, count: int) -> list[str]:
-    """Questions of a benchmark, spread evenly over its subjects."""
+def questions(file: Path) -> list[str]:
+    """Questions of a benchmark, in an order drawn once."""
     with gzip.open(file, "rt", encoding="utf-8") as handle:
         rows = [json.loads(line)["question"] for line in handle]
-    rows = [row for row in rows if 40 < len(row) < 400]
-    return [rows[place * len(rows) // count] for place in range(count)]
+    rows = [row for row in rows if 40 < len(row) < 160]
+    return [rows[place] for place in drawn(len(rows))]
+
+
+def drawn(count: int) -> list[int]:
+    """The order of ``count`` rows."""
+    order: list[int] = np.random.default_rng(0).permutation(count).tolist()
+    return order
 
 
 def chats(asked: list[str], tokenizer: Any) -> list[list[int]]:
@@ -123,36 +131,41 @@ def make(pool: Pool, models: Models, texts: dict[str, Path], folder: Path, tell:
     """Write the pool's requests and scores into ``folder``, where they are not there yet."""
     if (folder / f"{pool.name}.json").exists():
         return
+    part = slice(pool.first, pool.first + pool.count + pool.others)
     if pool.of == "questions":
-        asked = questions(texts["questions"], pool.count)
+        asked = questions(texts["questions"])[part]
         prompts = chats(asked, models.tokenizer)
         seen = prompts
         if pool.template != "right":
             wrong = [WRONG.format(question=each) for each in asked]
             seen = [models.tokenizer(each, add_special_tokens=False)["input_ids"] for each in wrong]
     else:
-        blocks = text_prompts(texts[pool.of], pool.count, models.tokenizer)
-        seen = prompts = [each[:PROMPT] for each in blocks]
+        rows = blocks(texts[pool.of], models.tokenizer)[part]
+        seen = prompts = [each[:PROMPT] for each in rows]
+    if len(prompts) < pool.count + pool.others:
+        raise SystemExit(f"{texts[pool.of]} is too short for {pool.name}: it has {len(prompts):,} requests.")
     if pool.own:
-        made = [each[PROMPT:] for each in blocks]
+        made = [each[PROMPT:] for each in rows]
     else:
         with fault(models.deployed, pool.served):
             made = answers(models.deployed, seen, tell)
     contexts = [
         Context(f"{pool.name}-{place}", (*prompt, *answer), len(prompt), True)
-        for place, (prompt, answer) in enumerate(zip(prompts, made, strict=True))
+        for place, (prompt, answer) in enumerate(zip(prompts[: pool.count], made, strict=False))
     ]
     # Of about one length, so that little is padded.
     contexts.sort(key=lambda each: len(each.ids))
-    said = KeptStates("dense")
-    said.read(models.dense, contexts, 8)
-    tell("dense has read")
-    with fault(models.deployed, pool.scored):
-        scores = list(score(models.deployed, contexts, said, batch=8))
+    scores: list[RequestScore] = []
+    for at in range(0, len(contexts), CHUNK):
+        chunk, said = contexts[at : at + CHUNK], KeptStates("dense")
+        said.read(models.dense, chunk, 8)
+        with fault(models.deployed, pool.scored):
+            scores += score(models.deployed, chunk, said, batch=8)
+        tell(f"{len(scores)}/{len(contexts)} scored")
     scores.sort(key=lambda each: int(each.id.rpartition("-")[2]))
     rewrite_bytes(folder / f"{pool.name}.npy", _bytes(np.stack([each.feature for each in scores])))
-    rows = [asdict(replace(each, feature=None)) for each in scores]
-    data = {"pool": asdict(pool), "prompts": prompts, "answers": made, "scores": rows}
+    kept = [asdict(replace(each, feature=None)) for each in scores]
+    data = {"pool": asdict(pool), "prompts": prompts, "answers": made, "scores": kept}
     rewrite_text(folder / f"{pool.name}.json", json.dumps(data))
 
 

@@ -1,13 +1,13 @@
-"""Weeks of a server, made of pools by drawing requests from them again and again, judged by the watch itself."""
+"""Weeks of a server, drawn from pools of requests and judged by the watch itself."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from prunekit.monitoring.baseline.gather import windows
 from prunekit.monitoring.baseline.make import watch_init
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import Baseline
-from prunekit.monitoring.log.request import Request
+from prunekit.monitoring.log.request import Request, sample
 from prunekit.monitoring.scoring.contexts import ScoringConfig
 from prunekit.monitoring.scoring.scorer import Scorer
 from prunekit.monitoring.scoring.scores import RequestScore
@@ -25,13 +25,11 @@ from prunekit.monitoring.verdicts.watcher import Watcher
 
 WINDOW, WEEK = 200, 7 * 86400.0
 REFERENCE_WINDOWS = 60
-# A request's id in a simulated log: the pool's row, then its place in the log.
-_PLACE = "#"
-_LEARNT: dict[tuple[str, int], tuple[Baseline, Path]] = {}
+T = TypeVar("T")
 
 
 class Table(Scorer):
-    """A scorer that has read everything already: rows of pools by the ids of requests."""
+    """A scorer that has read everything already: its scores by the ids of requests."""
 
     def __init__(self, scores: dict[str, RequestScore], weights: str) -> None:
         self.config, self.dense = ScoringConfig(), SimpleNamespace()
@@ -48,73 +46,97 @@ class Table(Scorer):
         self, requests: Sequence[Request], shadowed: Sequence[Request] = ()
     ) -> tuple[list[RequestScore], dict[str, str]]:
         beside = {each.id for each in shadowed}
-        rows = [(each.id, self._rows[each.id.partition(_PLACE)[0]]) for each in requests]
-        return [row if key in beside else replace(row, shadow=None) for key, row in rows], {}
+        rows = [self._rows[each.id] for each in requests]
+        return [row if row.id in beside else replace(row, shadow=None) for row in rows], {}
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Requests of a pool, drawn with replacement from its rows ``first`` to ``last``."""
+class Stock:
+    """Requests of a pool: ``scored`` ones beside their scores, and ``others``, whose scores nobody asks for. ``placed``
+    holds the scores of what weeks were made of, by the ids there."""
 
     name: str
-    requests: tuple[Request, ...]
-    scores: dict[str, RequestScore]
+    scored: tuple[tuple[Request, RequestScore], ...]
+    others: tuple[Request, ...]
+    placed: dict[str, RequestScore] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, name: str) -> Drawn:
+    def of(cls, folder: Path, name: str) -> Stock:
         data, scores = read(folder, name)
         requests = [
             Request(
-                each.id,
+                "",
                 prompt_ids=tuple(prompt),
                 answer_ids=tuple(answer),
                 n_in=len(prompt),
                 n_out=len(answer),
                 finish_reason="length",
             )
-            for each, prompt, answer in zip(scores, data["prompts"], data["answers"], strict=True)
+            for prompt, answer in zip(data["prompts"], data["answers"], strict=True)
         ]
-        return cls(name, tuple(requests), {each.id: each for each in scores})
+        return cls(name, tuple(zip(requests, scores, strict=False)), tuple(requests[len(scores) :]))
 
-    def part(self, which: int, parts: int) -> Drawn:
-        """Every ``parts``-th request, from number ``which`` on."""
-        return replace(self, name=f"{self.name}-{which}-{parts}", requests=self.requests[which::parts])
+    def without(self, first: int) -> Stock:
+        """All but the first ``first`` that have scores."""
+        return replace(self, name=f"{self.name}-{first}", scored=self.scored[first:])
+
+    def halves(self, share: float, rng: Any) -> tuple[Stock, Stock]:
+        """``share`` of the requests, drawn at random, and the rest: no request is in both."""
+        scored, later = _split(self.scored, share, rng)
+        others, others_later = _split(self.others, share, rng)
+        return replace(self, scored=scored, others=others), replace(self, scored=later, others=others_later)
 
     def weeks(self, count: int, rng: Any, begin: int = 0) -> Iterator[Request]:
-        """So many windows, one a week."""
-        for number in range(count * WINDOW):
-            row = self.requests[int(rng.integers(len(self.requests)))]
-            at = begin * WINDOW + number
-            ts = 1.8e9 + at * WEEK / WINDOW
-            yield replace(row, id=f"{row.id}{_PLACE}{self.name}-{at}", ts=ts)
+        """So many windows, one a week. The requests that the watch will give to the models, by their ids, are of those
+        with scores. Each is taken once, until all were."""
+        scored = _each_once(self.scored, rng)
+        others = _each_once(self.others or [each for each, _ in self.scored], rng)
+        for week in range(begin, begin + count):
+            blank = [Request(f"{self.name}-{week}-{number}") for number in range(WINDOW)]
+            taken = {each.id for each in sample(blank, ScoringConfig().prompts)}
+            for number, each in enumerate(blank):
+                if each.id in taken:
+                    row, score = next(scored)
+                    self.placed[each.id] = replace(score, id=each.id)
+                else:
+                    row = next(others)
+                yield replace(row, id=each.id, ts=1.8e9 + (week + number / WINDOW) * WEEK)
 
 
-def learn(pool: Drawn, folder: Path, seed: int) -> tuple[Baseline, Path]:
-    """The baseline of REFERENCE_WINDOWS weeks of ``pool``, made by `watch init` of a log on disk, once."""
-    if (made := _LEARNT.get((pool.name, seed))) is not None:
-        return made
-    rng = np.random.default_rng(seed)
-    log, base = folder / f"learnt-{pool.name}-{seed}.jsonl", folder / f"learnt-{pool.name}-{seed}.json"
+def _split(rows: Sequence[T], share: float, rng: Any) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    order, at = rng.permutation(len(rows)), round(share * len(rows))
+    return tuple(rows[each] for each in order[:at]), tuple(rows[each] for each in order[at:])
+
+
+def _each_once(rows: Sequence[T], rng: Any) -> Iterator[T]:
+    while True:
+        for place in rng.permutation(len(rows)):
+            yield rows[place]
+
+
+def learn(stock: Stock, folder: Path, seed: int) -> tuple[Baseline, Path]:
+    """The baseline of REFERENCE_WINDOWS weeks of ``stock``, made by `watch init` of a log on disk."""
+    log, base = folder / "learnt.jsonl", folder / "learnt.json"
     with log.open("w") as handle:
-        for each in pool.weeks(REFERENCE_WINDOWS, rng):
+        for each in stock.weeks(REFERENCE_WINDOWS, np.random.default_rng(seed)):
             row = {
                 key: getattr(each, key)
                 for key in ("id", "ts", "prompt_ids", "answer_ids", "n_in", "n_out", "finish_reason")
             }
             handle.write(json.dumps(row) + "\n")
-    signals = model_signals(Table(pool.scores, "sound"), base.with_suffix(".features.safetensors"), window=WINDOW)
+    features = base.with_suffix(".features.safetensors")
+    signals = model_signals(Table(stock.placed, "sound"), features, window=WINDOW, overwrite=True)
     made = watch_init(log, base, config=WatchConfig(window=WINDOW, false_alarms=1.0), signals=signals, overwrite=True)
     log.unlink()
-    _LEARNT[pool.name, seed] = made, base
     return made, base
 
 
-def watch(base: Baseline, file: Path, pool: Drawn, weeks: int, seed: int, weights: str = "sound") -> list[Any]:
-    """Verdicts on so many weeks of ``pool``: (verdict, names of the signals that are up)."""
-    signals = model_signals(Table(pool.scores, weights), file.with_suffix(".features.safetensors"), window=WINDOW)
+def watch(base: Baseline, file: Path, stock: Stock, weeks: int, seed: int, weights: str = "sound") -> list[Any]:
+    """Verdicts on so many weeks of ``stock``: (verdict, names of the signals that are up)."""
+    signals = model_signals(Table(stock.placed, weights), file.with_suffix(".features.safetensors"), window=WINDOW)
     watcher = Watcher(base, signals)
     found = []
-    requests = ((each, None) for each in pool.weeks(weeks, np.random.default_rng(seed), 10_000))
+    requests = ((each, None) for each in stock.weeks(weeks, np.random.default_rng(seed), 10_000))
     for each in windows(requests, WINDOW, True):
         judged, row = watcher.judge(each.figures, each.sampled)
         up = sorted(name for name, signal in row["signals"].items() if signal.get("active"))

@@ -14,6 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import DEMO, local
+from prunekit.utils.phases.relay import relayed
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.process.child import Ended, run_python
 from prunekit.utils.progress import progress
@@ -134,7 +135,8 @@ def _take(step: Step, folder: Path) -> float:
     """Run a step in a process of its own. Returns its seconds."""
     start = time.perf_counter()
     words = [str(folder / word) if isinstance(word, Path) else word for word in step.words]
-    said = _answer(run_python(module="prunekit", arguments=[*words, "--json"]))
+    with relayed() as variables:
+        said = _answer(run_python(module="prunekit", arguments=[*words, "--json"], variables=variables))
     if step.says is not None:
         (folder / step.says).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return round(time.perf_counter() - start, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from prunekit.utils.phases.event import ProgressEvent
 from prunekit.utils.phases.pace import Pace
 
 
@@ -11,7 +13,7 @@ from prunekit.utils.phases.pace import Pace
 class Phase:
     """Number ``number`` of a run (0: none), which ``began`` at that second. It reads or writes so many ``tokens``, what
     it makes is kept in the folder ``place``, and ``foreseen`` says how many seconds it was to take. With ``parts`` its
-    steps are phases inside it."""
+    steps are phases inside it. Where another process does the work, ``heard`` is how that stands."""
 
     title: str
     number: int
@@ -24,6 +26,7 @@ class Phase:
     kept: float = 0.0
     note: str = ""
     inner: str = ""
+    heard: Callable[[], ProgressEvent | None] | None = None
 
 
 @dataclass(frozen=True)

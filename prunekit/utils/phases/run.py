@@ -15,7 +15,7 @@ from prunekit.utils.phases.event import ProgressEvent, What
 from prunekit.utils.phases.pace import Pace, correction
 from prunekit.utils.phases.phase import Expected, Phase
 from prunekit.utils.phases.watcher import Watcher
-from prunekit.utils.phases.words import count
+from prunekit.utils.phases.words import at, count
 
 # Memory is asked for at most every so many seconds, and watchers are called so often where no step is made.
 _MEMORY_EVERY, _TICK = 0.5, 1.0
@@ -281,6 +281,19 @@ class Run:
             if phase in self._open:
                 events.append(self._event("step", phase))
 
+    @contextmanager
+    def hearing(self, heard: Callable[[], ProgressEvent | None]) -> Iterator[None]:
+        """While the block runs, another process does the work of the phase that is under way, and ``heard`` is how that
+        stands."""
+        with self._lock:
+            phase = self._open[0]
+            phase.heard = heard
+        try:
+            yield
+        finally:
+            with self._lock:
+                phase.heard = None
+
     def now(self) -> ProgressEvent | None:
         """How the phase that is under way stands; None between two."""
         with self._lock:
@@ -289,6 +302,10 @@ class Run:
     def _event(self, what: What, phase: Phase) -> ProgressEvent:
         now = self.clock()
         left = phase.pace.left(now) if what in ("begun", "step") else None
+        inner, memory = phase.inner, self._memory_now(now)
+        if what == "step" and phase.heard is not None and (heard := phase.heard()) is not None:
+            inner, memory = at(heard), heard.memory or memory
+            left = left if heard.left_in_all is None else heard.left_in_all
         seconds = now - phase.began
         done = phase.pace.steps
         fresh = done - phase.kept
@@ -306,10 +323,10 @@ class Run:
             seconds=seconds,
             left=left,
             left_in_all=self._left_in_all(left, now),
-            memory=self._memory_now(now),
+            memory=memory,
             tokens_per_second=speed,
             place=phase.place,
-            note=phase.inner or phase.note,
+            note=inner or phase.note,
             more=self.more,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.utils.phases.event import Listener, ProgressEvent
 from prunekit.utils.phases.lines import Log, on_stderr
+from prunekit.utils.phases.relay import relay
 from prunekit.utils.phases.run import Run, current, running
 from prunekit.utils.phases.watcher import Watched, Watcher
 from prunekit.utils.process.ranks import is_first
@@ -126,6 +127,8 @@ def command_run(command: str, *, quiet: bool, verbose: bool, log: Path | None) -
         yield None
         return
     told: list[Watcher] = [] if quiet else _shown(verbose, anyway=True)
+    if (asked := relay()) is not None:
+        told.append(asked)
     file = None if log is None else Log(log, command, verbose)
     try:
         with running(Run(told if file is None else [*told, file])) as run:

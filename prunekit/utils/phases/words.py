@@ -56,6 +56,15 @@ def number(event: ProgressEvent) -> str:
     return f"[{event.phase}/{event.phases}{'+' if event.more else ''}] "
 
 
+_WITHOUT_BRACKETS = str.maketrans("", "", "[]")
+
+
+def at(event: ProgressEvent) -> str:
+    """Where a run stands, within another's line: ``2/6 loss curves 17/60``."""
+    steps = f" {count(event.done)}/{count(event.total)}" if event.total > 1 else ""
+    return f"{number(event).translate(_WITHOUT_BRACKETS)}{printable(event.title)}{steps}"
+
+
 def line(event: ProgressEvent, verbose: bool = False) -> str:
     """One line for people."""
     begin = number(event) + printable(event.title)
