@@ -97,6 +97,14 @@ def test_every_cell_tells_how_its_figure_came_about(whole: tuple[str, dict[str, 
     assert all(any(word in cell for word in words) for cell in cells)
 
 
+def test_a_ratio_has_its_milliseconds_beside_it(tmp_path: Path) -> None:
+    page, _ = made(tmp_path, bench(0.8, ttft=0.1, tpot=0.01))
+    table = page[page.index('id="decision"') : page.index('id="figures"')]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+    told = [[re.findall(r"[\d.]+ ms", cell) for cell in row[1:3]] for row in cells]
+    assert told == [[["100.0 ms"], ["10.00 ms"]], [["80.0 ms"], ["8.00 ms"]]]
+
+
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     pages = []
     for name in ("a", "b"):

@@ -104,8 +104,11 @@ def best(metrics: Sequence[str], grouped: Grouped) -> Column:
 
 
 def beside(column: Column, metric: str, grouped: Grouped) -> Column | None:
-    """The column of another ``metric`` under the set-up of ``column``; None where there is none."""
-    return next((each for each in columns(metric, grouped) if each.key == column.key), None)
+    """The column of another ``metric`` under the set-up of ``column``; None where there is none. One of them may be
+    against a model, such as a ratio, where the other one, such as a time, stands for itself."""
+    setup, _, detail = column.key
+    found = [each for each in columns(metric, grouped) if (each.key[0], each.key[2]) == (setup, detail)]
+    return next((each for each in found if each.key == column.key), found[0] if found else None)
 
 
 def with_predictions(column: Column, grouped: Grouped) -> Column:
