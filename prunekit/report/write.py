@@ -14,6 +14,7 @@ from prunekit.report.facts.costs import priced
 from prunekit.report.facts.exported import placed
 from prunekit.report.facts.fields import clipped
 from prunekit.report.facts.kpis import kpis
+from prunekit.report.facts.ratios import set_beside
 from prunekit.report.facts.rows import group
 from prunekit.report.facts.runs import apart
 from prunekit.report.facts.summary import not_measured, summary
@@ -67,7 +68,7 @@ def write_report(
     known = Prices.load(prices) if isinstance(prices, str | Path) else prices
     read = placed(read_files(paths))
     grouped, runs = apart(group(read))
-    grouped = priced(grouped, known)
+    grouped = priced(set_beside(grouped), known)
     decision = decide(grouped)
     conflicts = contradictions(grouped)
     told = [each for file in read for each in file.reading.not_measured]

@@ -64,7 +64,8 @@ def _row(place: int, row: Row, grouped: Grouped, decision: Decision) -> dict[str
         "verdict": None if found is None else {"verdict": found.word, "text": found.text, "files": [found.file]},
         "proofs": [each.to_dict() for each in row.proofs],
         "decision": {
-            column.metric: {"setup": column.setup, **column.figures[place].to_dict()} for column in decision.shown
+            column.metric: {"setup": column.setup_of(place), **column.figures[place].to_dict()}
+            for column in (*decision.shown, *decision.times.values())
         },
         "figures": told,
         "contradictory": [
