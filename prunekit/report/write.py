@@ -74,9 +74,10 @@ def write_report(
     told = [each for file in read for each in file.reading.not_measured]
     warned = [each for file in read for each in file.reading.warnings]
     unknown = not_measured(grouped, decision, told)
-    warnings = list(dict.fromkeys((*grouped.warnings, *runs, *conflicts, *warned)))
+    against = list(dict.fromkeys((*runs, *conflicts)))
+    warnings = list(dict.fromkeys((*grouped.warnings, *warned)))
     shown, said = clipped(title), summary(grouped, decision)
-    data = kpis(shown, said, read, grouped, decision, known, unknown, warnings)
+    data = kpis(shown, said, read, grouped, decision, known, unknown, against, warnings)
 
     from prunekit.report.page.page import page
 
@@ -88,7 +89,7 @@ def write_report(
         decision,
         prices=known,
         show_texts=show_texts,
-        warnings=warnings,
+        warnings=list(dict.fromkeys((*against, *warnings))),
         unknown=unknown,
         data=data,
         versions=f"prunekit {installed('prunekit') or '(not installed)'}",

@@ -67,7 +67,8 @@ def _ratio(claim: Claim, dense: Claim) -> Claim:
     )
     files = tuple(dict.fromkeys((*own.files, *other.files)))
     believed = own.believed and other.believed
-    figure = Figure(own.value / other.value, ESTIMATED, low, high, how, files, f"{own.interval}, not in turns", believed)
+    interval = f"{own.interval}, not in turns"
+    figure = Figure(own.value / other.value, ESTIMATED, low, high, how, files, interval, believed)
     return replace(claim, metric=f"{claim.metric}_ratio", figure=figure, against=dense.subject)
 
 
