@@ -14,6 +14,7 @@ from prunekit.report.facts.costs import priced
 from prunekit.report.facts.exported import placed
 from prunekit.report.facts.fields import clipped
 from prunekit.report.facts.kpis import kpis
+from prunekit.report.facts.ratios import set_beside
 from prunekit.report.facts.rows import group
 from prunekit.report.facts.runs import apart
 from prunekit.report.facts.summary import not_measured, summary
@@ -67,15 +68,16 @@ def write_report(
     known = Prices.load(prices) if isinstance(prices, str | Path) else prices
     read = placed(read_files(paths))
     grouped, runs = apart(group(read))
-    grouped = priced(grouped, known)
+    grouped = priced(set_beside(grouped), known)
     decision = decide(grouped)
     conflicts = contradictions(grouped)
     told = [each for file in read for each in file.reading.not_measured]
     warned = [each for file in read for each in file.reading.warnings]
     unknown = not_measured(grouped, decision, told)
-    warnings = list(dict.fromkeys((*grouped.warnings, *runs, *conflicts, *warned)))
+    against = list(dict.fromkeys((*runs, *conflicts)))
+    warnings = list(dict.fromkeys((*grouped.warnings, *warned)))
     shown, said = clipped(title), summary(grouped, decision)
-    data = kpis(shown, said, read, grouped, decision, known, unknown, warnings)
+    data = kpis(shown, said, read, grouped, decision, known, unknown, against, warnings)
 
     from prunekit.report.page.page import page
 
@@ -87,7 +89,7 @@ def write_report(
         decision,
         prices=known,
         show_texts=show_texts,
-        warnings=warnings,
+        warnings=list(dict.fromkeys((*against, *warnings))),
         unknown=unknown,
         data=data,
         versions=f"prunekit {installed('prunekit') or '(not installed)'}",

@@ -9,7 +9,7 @@ import pytest
 
 import prunekit
 from tests.support.command import Command, save_tiny, write_text
-from tests.support.report_files import bench, candidates, evaluation, vllm, write
+from tests.support.report_files import bench, candidates, edge_bench, evaluation, vllm, write
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
@@ -52,6 +52,31 @@ def test_from_models_to_a_page(command: Command, tmp_path: Path, monkeypatch: py
     assert json.loads((tmp_path / "report.json").read_text())["summary"] == done.json["summary"]
     shown = command("report", *files.values(), small, "-o", page, "--overwrite")
     assert f"Page written to {page}" in "".join(shown.out.splitlines()) or "Page written to" in shown.out
+
+
+def test_what_is_not_to_be_believed_says_so(command: Command, tmp_path: Path) -> None:
+    data = bench()
+    data["results"][0]["tpot"] |= {"believed": False, "why": ["Other processes took half of the time."]}
+    tiny = bench(0.5, ttft=0.3, tpot=0.03)
+    tiny["pruned"]["name"] = "tiny"
+    files = [write(tmp_path / f"{name}.json", each) for name, each in (("a", data), ("b", tiny), ("c", edge_bench()))]
+    done = command("report", *files, "-o", tmp_path / "r.html", "--json")
+    # That two runs found different times is a contradiction; that a machine was busy is not.
+    assert (
+        len(done.json["contradictions"]) == 1
+        and "a.json and b.json timed dense-model" in done.json["contradictions"][0]
+    )
+    (warning,) = done.json["warnings"]
+    assert warning.startswith("a.json: the time of each further token by small at batch 1 is not to be believed: Other")
+    page = (tmp_path / "r.html").read_text()
+    assert "timed dense-model" in page and "Other processes took half of the time" in page
+    shown = command("report", *files, "-o", tmp_path / "r.html", "--overwrite").out
+    lines = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "│" in line]
+    told = {name: " ".join(each[5] for each in lines[at : at + 3]) for at, (_, name, *_) in enumerate(lines) if name}
+    assert told["A"].startswith("0.800 ×, not believed") and told["C"].startswith("0.500 ×")
+    alone = next(" ".join(each[4] for each in lines[at : at + 3]) for at, each in enumerate(lines) if each[1] == "B")
+    assert alone.strip() == "50.0 ms, not compared"
+    assert "Note: a.json and b.json" in shown and "Note: a.json: the time of each" in shown
 
 
 def test_what_is_printed(command: Command, tmp_path: Path) -> None:

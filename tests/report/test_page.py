@@ -19,10 +19,10 @@ from prunekit.errors import PrunekitError
 from prunekit.report.facts.claims import Figure
 from prunekit.report.page.markup import Markup, element, embedded
 from prunekit.report.page.style import CSS
-from prunekit.report.page.tradeoff import Point, unbeaten
+from prunekit.report.page.tradeoff import Point, compared, unbeaten
 from prunekit.report.write import write_report
 from tests.fuzz.fuzz_mutations import spoil
-from tests.support.report_files import all_files, bench, candidates, evaluation, generated, write
+from tests.support.report_files import all_files, bench, candidates, evaluation, generated, result, write
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\x1b[31m\u202e$x_1$"
 VOID = {"meta", "br", "hr", "use"}
@@ -95,6 +95,14 @@ def test_every_cell_tells_how_its_figure_came_about(whole: tuple[str, dict[str, 
         "–",
     )
     assert all(any(word in cell for word in words) for cell in cells)
+
+
+def test_a_ratio_has_its_milliseconds_beside_it(tmp_path: Path) -> None:
+    page, _ = made(tmp_path, bench(0.8, ttft=0.1, tpot=0.01))
+    table = page[page.index('id="decision"') : page.index('id="figures"')]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+    told = [[re.findall(r"[\d.]+ ms", cell) for cell in row[1:3]] for row in cells]
+    assert told == [[["100.0 ms"], ["10.00 ms"]], [["80.0 ms"], ["8.00 ms"]]]
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
@@ -224,6 +232,42 @@ def test_the_front() -> None:
 
     points = [point("a", 1, 3), point("b", 2, 1), point("c", 2, 2), point("d", 3, 1), point("e", 4, 0)]
     assert [each.letter for each in unbeaten(points)] == ["a", "b", "e"]
+
+
+def test_a_prediction_is_not_on_the_front_of_what_was_measured(tmp_path: Path) -> None:
+    def point(letter: str, x: float, y: float, status: str = "measured", setup: str | None = None) -> Point:
+        return Point(letter, Figure(x, status), Figure(y, "measured"), setup)
+
+    dense = point("dense", 1.0, 0.0, "exact")
+    guesses = [point("p", 0.5, 0.1, "predicted", "x"), point("q", 0.4, 0.3, "predicted", "x")]
+    other = point("r", 0.1, 0.0, "predicted", "y")
+    measured = point("m", 0.7, 0.2)
+    assert compared([dense, measured, *guesses, other]) == [dense, measured]
+    # Where nothing was measured, the predictions of one set-up are compared, and with the dense model.
+    assert compared([dense, *guesses, other]) == [dense, *guesses]
+
+    files = [evaluation("small", result(added=0.3, tokens_seen=8192)), bench(0.9), candidates(tmp_path / "cand")]
+    page, data = made(tmp_path, *files)
+    plots = page[page.index('id="tradeoff"') : page.index('id="widths"')]
+    caption = next(
+        each for each in re.findall(r"<figcaption>(.*?)</figcaption>", plots) if "told under another" in each
+    )
+    rows = {row["name"]: row for row in data["rows"] if row["form"] == "checkpoint"}
+    small, planned = rows["small"], rows["plan-0.8"]
+    assert f"No other model beats {small['row']}, dense. Not compared with them: {planned['row']}," in caption
+    # The note below the first table says what the prediction was told under, and so does the JSON.
+    assert planned["decision"]["tpot_ratio"]["setup"] == "as candidates says, Test CPU, 2 threads"
+    assert small["decision"]["tpot_ratio"]["setup"].startswith("Test CPU, 2 threads, prompt of 128")
+    table = page[page.index('id="decision"') : page.index('id="tradeoff"')]
+    assert (
+        "<strong>Note 1, First token, predicted; Each further token, predicted</strong>: as candidates says, Test CPU, "
+        "2 threads. Not compared with the rest of the column." in table
+    )
+    row = next(each for each in table.split("<tr>") if "plan-0.8" in each)
+    assert re.findall(r"([\d.]+)<span class=\"status predicted\">predicted</span><span[^>]*>note 1</span>", row) == [
+        "0.820",
+        "0.820",
+    ]
 
 
 def test_markup_escapes_all_but_itself() -> None:

@@ -15,12 +15,23 @@ from prunekit.report.facts.agree import resolved
 from prunekit.report.facts.claims import CHECKPOINT, Claim, Figure, FileSaid, Reading, Subject
 from prunekit.report.facts.costs import priced, uses
 from prunekit.report.facts.metrics import METRICS, plain
+from prunekit.report.facts.ratios import set_beside
 from prunekit.report.facts.rows import Grouped, group
 from prunekit.report.facts.runs import apart
 from prunekit.report.facts.summary import not_measured, summary
 from prunekit.report.facts.tables import ELSEWHERE, columns, contradictions, decide
 from prunekit.report.readers.registry import read_files
-from tests.support.report_files import bench, candidates, evaluation, result, vllm, write
+from tests.support.report_files import (
+    DENSE,
+    PRUNED,
+    bench,
+    candidates,
+    edge_bench,
+    evaluation,
+    result,
+    vllm,
+    write,
+)
 
 
 def said(*claims: Claim, subjects: tuple[tuple[Subject, str], ...] = ()) -> FileSaid:
@@ -167,6 +178,83 @@ def test_what_was_predicted_fills_what_was_not_measured(tmp_path: Path) -> None:
     shown = {row.title: each for row, each in zip(found.rows, decide(found).tpot_ratio.figures, strict=True)}
     assert (shown["small"].status, shown["plan-0.8"].status) == ("measured", "predicted")
     assert shown["dense-model, gguf q4_k_m"].value is None
+
+
+def _edges(name: str, fingerprint: str, seconds: float, **changes: Any) -> Any:
+    """What bench.py says of the q8_0 export of a model."""
+    made = edge_bench(**changes)
+    for phase, median in (("ttft", seconds), ("tpot", seconds / 10)):
+        made[phase] |= {"median": median, "p20": median * 0.98, "p80": median * 1.02}
+        made[phase]["interval"] = [median * 0.99, median * 1.01]
+    return {**made, "export": {**made["export"], "name": name, "fingerprint": fingerprint}}
+
+
+def test_two_exports_timed_on_a_device_are_set_beside_each_other(tmp_path: Path) -> None:
+    dense, small = _edges("dense-model", DENSE, 0.05), _edges("small", PRUNED, 0.04)
+    found = set_beside(grouped_of(tmp_path, evaluation(), dense, small))
+    shown = decide(found)
+    titles = [row.title for row in found.rows]
+    assert titles == ["dense-model", "dense-model, gguf q8_0", "small", "small, gguf q8_0"]
+    ratio = shown.ttft_ratio.figures[3]
+    assert ratio.value == pytest.approx(0.8) and ratio.status == "estimated"
+    assert (ratio.low, ratio.high) == (pytest.approx(0.8 * 0.98 / 1.02), pytest.approx(0.8 * 1.02 / 0.98))
+    assert "40 ms over the dense model's 50 ms" in ratio.how and "not in turns" in ratio.how
+    assert shown.ttft_ratio.figures[1].value == 1.0 and shown.tpot_ratio.figures[3].value == pytest.approx(0.8)
+    assert shown.ttft is not None and [each.value for each in shown.ttft.figures] == [None, 0.05, None, 0.04]
+    assert [each for each in not_measured(found, shown, []) if each.startswith("First token")] == [
+        "First token: of dense, B."
+    ]
+
+
+def test_an_export_that_was_timed_alone_shows_its_time(tmp_path: Path) -> None:
+    for number, dense in enumerate(
+        [
+            None,
+            _edges("dense-model", DENSE, 0.05, config={**edge_bench()["config"], "threads": 1}),
+            _edges("dense-model", DENSE, 0.05, export={**edge_bench()["export"], "dtype": "q4_k_m"}),
+        ]
+    ):
+        (folder := tmp_path / str(number)).mkdir()
+        files = [evaluation(), _edges("small", PRUNED, 0.04), *([] if dense is None else [dense])]
+        found = set_beside(grouped_of(folder, *files))
+        shown = decide(found)
+        place = [row.title for row in found.rows].index("small, gguf q8_0")
+        assert shown.ttft_ratio.figures[place].value is None
+        assert shown.ttft is not None and shown.ttft.figures[place].value == 0.04
+        told = not_measured(found, shown, [])
+        letter = found.rows[place].letter
+        assert any(
+            each.startswith(f"First token, against the dense model's: of {letter}, which was timed alone.")
+            for each in told
+        )
+        assert not any(each.startswith("First token: of no model") for each in told)
+
+
+def test_of_two_dense_models_neither_is_compared_with(tmp_path: Path) -> None:
+    other = {**evaluation("tiny", fingerprint=None), "baseline": "other-dense"}
+    other["origin"] = {"fingerprint": "99" * 32, "baseline_fingerprint": "88" * 32}
+    files = [_edges("dense-model", DENSE, 0.05), _edges("other-dense", "88" * 32, 0.06), _edges("small", PRUNED, 0.04)]
+    found = set_beside(grouped_of(tmp_path, evaluation(), other, *files))
+    assert len([row for row in found.rows if row.dense]) == 4
+    assert not columns("ttft_ratio", found)
+
+
+def test_a_ratio_of_runs_in_turns_is_not_estimated_again(tmp_path: Path) -> None:
+    turns = bench(0.7, runtime="gguf", dtype="q8_0")
+    files = [turns, _edges("dense-model", DENSE, 0.05), _edges("small", PRUNED, 0.04)]
+    found = set_beside(grouped_of(tmp_path, evaluation(), *files))
+    (ratio,) = columns("ttft_ratio", found)
+    assert [each.status for each in ratio.figures if each.value is not None] == ["exact", "measured"]
+
+
+def test_what_was_predicted_tells_its_own_set_up(tmp_path: Path) -> None:
+    candidates(tmp_path / "cand")
+    found = group(read_files([tmp_path / "cand", write(tmp_path / "bench.json", bench(0.9))]))
+    ratio = decide(found).tpot_ratio
+    place = [row.title for row in found.rows].index("plan-0.8")
+    assert ratio.setup.startswith("Test CPU, 2 threads, prompt of 128")
+    assert ratio.setup_of(place) == "as candidates says, Test CPU, 2 threads"
+    assert ratio.setup_of(place - 1) == ratio.setup
 
 
 def test_the_summary(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ class Claim:
     """A figure of a model. ``form`` is what of it runs: the checkpoint, or an export such as "gguf q8_0". ``setup``
     says in words what else must be equal where figures are compared: text and windows, or machine, runtime and load;
     ``detail`` is what must be equal too of checkpoints, and differs between exports by their form: runtime and
-    precision. ``against`` is the model that a difference or a ratio is to."""
+    precision. ``against`` is the model that a difference or a ratio is to. ``apart`` says that this is a time of the
+    model alone, in a run of its own."""
 
     subject: Subject
     form: str
@@ -70,6 +71,7 @@ class Claim:
     setup: str = ""
     against: Subject | None = None
     detail: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ def kpis(
     prices: Prices | None,
     unknown: Sequence[str],
     conflicts: Sequence[str],
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """JSON values only, and no clock time: of the same files and prices, the same."""
+    """JSON values only, and no clock time: of the same files and prices, the same. ``conflicts`` are sentences on what
+    files say against each other, ``warnings`` all else that is to be known first."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -36,6 +38,7 @@ def kpis(
         "rows": [_row(place, row, grouped, decision) for place, row in enumerate(grouped.rows)],
         "proofs_of_no_row": [each.to_dict() for file in files for each in file.reading.proofs if each.subject is None],
         "contradictions": list(conflicts),
+        "warnings": list(warnings),
         "not_measured": list(unknown),
         "prices": None if prices is None else prices.to_dict(),
         "files": [{"name": file.name, "kind": file.reading.kind, "sha256": file.sha256} for file in files],
@@ -64,7 +67,8 @@ def _row(place: int, row: Row, grouped: Grouped, decision: Decision) -> dict[str
         "verdict": None if found is None else {"verdict": found.word, "text": found.text, "files": [found.file]},
         "proofs": [each.to_dict() for each in row.proofs],
         "decision": {
-            column.metric: {"setup": column.setup, **column.figures[place].to_dict()} for column in decision.shown
+            column.metric: {"setup": column.setup_of(place), **column.figures[place].to_dict()}
+            for column in (*decision.shown, *decision.times.values())
         },
         "figures": told,
         "contradictory": [

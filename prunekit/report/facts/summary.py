@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from prunekit.evaluation.verdict import COSTS, FINE, WORDS
-from prunekit.report.facts.claims import ACCEPTANCE, CONTRADICTORY, WATCH, Judged
+from prunekit.report.facts.claims import ACCEPTANCE, CONTRADICTORY, NOT_MEASURED, WATCH, Judged
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import ELSEWHERE, Decision
@@ -138,12 +138,26 @@ def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> l
     """What no file says, in sentences: of whole columns, of single rows, and what the files say themselves."""
     found = []
     for column in decision.shown:
+        times, title = decision.times.get(column.metric), METRICS[column.metric].title
+        timed = {
+            row.letter
+            for place, row in enumerate(grouped.rows)
+            if times is not None
+            and times.figures[place].value is not None
+            and column.figures[place].status == NOT_MEASURED
+            and column.figures[place].how != ELSEWHERE
+        }
         unknown = [
             row.letter
             for row, figure in zip(grouped.rows, column.figures, strict=True)
-            if figure.value is None and figure.status != CONTRADICTORY and figure.how != ELSEWHERE
+            if figure.value is None
+            and figure.status != CONTRADICTORY
+            and figure.how != ELSEWHERE
+            and row.letter not in timed
         ]
-        title = METRICS[column.metric].title
+        alone = [row.letter for row in grouped.rows if row.letter in timed and not row.dense]
+        if alone:
+            found.append(f"{title}, against the dense model's: of {', '.join(alone)}, which was timed alone. {_ALONE}")
         if len(unknown) == len(grouped.rows):
             found.append(f"{title}: of no model. {_HOW.get(column.metric, '')}".strip())
         elif unknown:
@@ -154,10 +168,12 @@ def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> l
     return list(dict.fromkeys((*found, *told)))
 
 
+_TIMED = "prunekit bench MODEL --baseline DENSE measures it, and so does bench.py of the exports of both on a device."
+_ALONE = "bench.py of the dense model's export in the same form, on the same device, gives what to compare it with."
 _HOW = {
     "loss_added": "prunekit eval MODEL --baseline DENSE --text held-out.jsonl measures it.",
-    "ttft_ratio": "prunekit bench MODEL --baseline DENSE measures it.",
-    "tpot_ratio": "prunekit bench MODEL --baseline DENSE measures it.",
+    "ttft_ratio": _TIMED,
+    "tpot_ratio": _TIMED,
     "tokens_per_second": "prunekit bench, or a load test of the server, measures it.",
     "peak_bytes": "prunekit bench measures it.",
     "joules_per_token": "It needs a sensor of power, or watts in the prices.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from prunekit.report.facts.agree import resolved
 from prunekit.report.facts.claims import (
@@ -12,6 +12,7 @@ from prunekit.report.facts.claims import (
     ESTIMATED,
     EXACT,
     MEASURED,
+    NOT_MEASURED,
     PREDICTED,
     Claim,
     Figure,
@@ -29,12 +30,18 @@ ELSEWHERE = "told under another set-up, see below"
 @dataclass(frozen=True)
 class Column:
     """``figures`` of one ``metric``, one for each row. ``setup`` is what they have in common, in words, and by ``key``
-    columns under one set-up are found."""
+    columns under one set-up are found. ``elsewhere`` are the set-ups of figures that were filled in from other columns,
+    by the places of their rows: they are not compared with the rest."""
 
     metric: str
     setup: str
     figures: tuple[Figure, ...]
     key: Key = ("", None, "")
+    elsewhere: Mapping[int, str] = field(default_factory=dict)
+
+    def setup_of(self, place: int) -> str:
+        """Under what the figure of that row was told."""
+        return self.elsewhere.get(place, self.setup)
 
     @property
     def title(self) -> str:
@@ -80,8 +87,11 @@ def _figure(row: Row, metric: str, key: Key, grouped: Grouped) -> Figure:
 
 
 def _why(row: Row, metric: str, grouped: Grouped) -> str:
-    if any(each.metric == metric for each in row.claims):
+    told = [each.figure for each in row.claims if each.metric == metric]
+    if any(each.status != NOT_MEASURED for each in told):
         return ELSEWHERE
+    if told:
+        return told[0].how or "no file says it"
     other = grouped.checkpoint_of(row)
     if row.form != CHECKPOINT and other is not None and any(each.metric == metric for each in other.claims):
         return f"measured of the checkpoint ({other.letter}), not of this export"
@@ -89,8 +99,8 @@ def _why(row: Row, metric: str, grouped: Grouped) -> str:
 
 
 def best(metrics: Sequence[str], grouped: Grouped) -> Column:
-    """The column that says most of any of ``metrics``: measured for most rows, then known for most; of equals, the
-    first. Without any, an empty one of the first metric."""
+    """The column that says most of any of ``metrics``: measured for most rows, then estimated or known for most; of
+    equals, the first. Without any, an empty one of the first metric."""
     found = [each for metric in metrics for each in columns(metric, grouped)]
     if not found:
         return Column(metrics[0], "", tuple(missing("no file says it") for _ in grouped.rows))
@@ -100,29 +110,56 @@ def best(metrics: Sequence[str], grouped: Grouped) -> Column:
         """With the dense model, which is what is to be decided."""
         return any(column.figures[place].value is not None for place in dense) and column.known() > 1
 
-    return max(found, key=lambda each: (compares(each), each.known(MEASURED, EXACT), each.known()))
+    def known(column: Column) -> tuple[int, int, int]:
+        return column.known(MEASURED, EXACT), column.known(MEASURED, EXACT, ESTIMATED), column.known()
+
+    return max(found, key=lambda each: (compares(each), *known(each)))
 
 
 def beside(column: Column, metric: str, grouped: Grouped) -> Column | None:
-    """The column of another ``metric`` under the set-up of ``column``; None where there is none."""
-    return next((each for each in columns(metric, grouped) if each.key == column.key), None)
+    """The column of another ``metric`` under the set-up of ``column``; None where there is none. One of them may be
+    against a model, such as a ratio, where the other one, such as a time, stands for itself."""
+    setup, _, detail = column.key
+    found = [each for each in columns(metric, grouped) if (each.key[0], each.key[2]) == (setup, detail)]
+    return next((each for each in found if each.key == column.key), found[0] if found else None)
 
 
 def with_predictions(column: Column, grouped: Grouped) -> Column:
-    """``column``, with what was predicted under other set-ups where nothing was measured. Each figure tells which."""
-    others = [each for each in columns(column.metric, grouped) if each.key != column.key]
-    filled = []
-    for place, figure in enumerate(column.figures):
-        if figure.status not in _KNOWN and figure.status != CONTRADICTORY:
-            guesses = [each.figures[place] for each in others if each.figures[place].status == PREDICTED]
-            figure = guesses[0] if guesses else figure
-        filled.append(figure)
-    return Column(column.metric, column.setup, tuple(filled), column.key)
+    """``column``, with what was predicted under other set-ups where nothing was measured."""
+    places = {place for place, each in enumerate(column.figures) if each.status not in (*_KNOWN, CONTRADICTORY)}
+    return _filled(column, columns(column.metric, grouped), places, PREDICTED)
+
+
+def _times(ratio: Column, metric: str, grouped: Grouped) -> Column | None:
+    """Times under the set-up of ``ratio``; where a model has no ratio at all, its time wherever it was measured."""
+    there = columns(metric, grouped)
+    if not there:
+        return None
+    same = beside(ratio, metric, grouped)
+    unknown = tuple(missing("no file says it") for _ in grouped.rows)
+    column = same or Column(metric, ratio.setup, unknown, ratio.key)
+    places = {
+        place
+        for place, (own, time) in enumerate(zip(ratio.figures, column.figures, strict=True))
+        if own.value is None and own.how != ELSEWHERE and time.status not in (*_KNOWN, CONTRADICTORY)
+    }
+    return _filled(column, there, places, MEASURED)
+
+
+def _filled(column: Column, others: Sequence[Column], places: set[int], status: str) -> Column:
+    """``column`` with the first figure of ``status`` that another one has in each of ``places``."""
+    figures, elsewhere = [*column.figures], dict(column.elsewhere)
+    for place in sorted(places):
+        found = [each for each in others if each.key != column.key and each.figures[place].status == status]
+        if found:
+            figures[place], elsewhere[place] = found[0].figures[place], found[0].setup
+    return replace(column, figures=tuple(figures), elsewhere=elsewhere)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The columns of the first table."""
+    """The columns of the first table. ``ttft`` and ``tpot`` are times, which stand beside their ratios, or in their
+    place where a model was not compared with the dense one."""
 
     quality: Column
     ttft_ratio: Column
@@ -136,6 +173,12 @@ class Decision:
     cost: Column
     service: tuple[Column, ...] = ()
     """What was proved of models in service: load within the SLO, wrong answers, rework that may be added."""
+
+    @property
+    def times(self) -> dict[str, Column]:
+        """By the metrics of the columns that they stand in."""
+        pairs = ((self.ttft_ratio, self.ttft), (self.tpot_ratio, self.tpot))
+        return {ratio.metric: time for ratio, time in pairs if time is not None}
 
     @property
     def shown(self) -> tuple[Column, ...]:
@@ -160,14 +203,15 @@ def decide(grouped: Grouped) -> Decision:
     first = next(
         (each for each in columns("ttft_ratio", grouped) if each.key == further.key), best(["ttft_ratio"], grouped)
     )
+    first, further = with_predictions(first, grouped), with_predictions(further, grouped)
     capacity = [best([name], grouped) for name in ("users", "tokens_per_second")]
     told = tuple(each for each in capacity if each.known()) or (capacity[1],)
     return Decision(
         quality,
-        with_predictions(first, grouped),
-        with_predictions(further, grouped),
-        beside(first, "ttft", grouped),
-        beside(further, "tpot", grouped),
+        first,
+        further,
+        _times(first, "ttft", grouped),
+        _times(further, "tpot", grouped),
         told,
         _memory(grouped),
         best(["file_bytes"], grouped),

@@ -22,15 +22,21 @@ from prunekit.report.facts.summary import verdict_of
 from prunekit.report.facts.tables import ELSEWHERE, Column, Decision
 from prunekit.report.page.markup import Markup, element, joined, scrolling
 
+Notes = dict[str, dict[str, None]]
 _PROOFS = {ACCEPTANCE: "acceptance", WATCH: "watch"}
 
 
-def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
-    """One figure: its value, its interval, ``also`` what belongs to it, and its status in words."""
+def cell(figure: Figure, metric: str, also: str | None = None, note: int | None = None) -> Markup:
+    """One figure: its value, its interval, ``also`` what belongs to it, its status in words, and the number of the
+    ``note`` on its set-up."""
     shown = METRICS[metric]
+    pointer = None if note is None else element("span", f"note {note}", class_="also")
     if figure.value is None:
         kind = "contradictory" if figure.status == CONTRADICTORY else "none"
         words = "other set-up, see below" if figure.how == ELSEWHERE else figure.status
+        if also is not None and kind == "none":
+            alone = element("span", "measured, not compared", class_="status measured")
+            return element("td", also, alone, pointer)
         return element("td", element("span", words, class_=kind))
     bounds = None
     if figure.low is not None and figure.high is not None:
@@ -47,6 +53,7 @@ def cell(figure: Figure, metric: str, also: str | None = None) -> Markup:
         None if also is None else element("span", also, class_="also"),
         element("span", figure.status, class_=f"status {figure.status.split()[0]}"),
         None if figure.believed else element("span", "not to be believed", class_="status contradictory"),
+        pointer,
         data_sort=f"{figure.value:.17g}",
     )
 
@@ -119,10 +126,10 @@ def words_table(about: str, heads: Sequence[str], rows: Sequence[Sequence[str]],
 
 def decision_table(rows: Sequence[Row], decision: Decision) -> Markup:
     """The first table: what each model costs and brings, and its verdict."""
-    beside = {id(decision.ttft_ratio): decision.ttft, id(decision.tpot_ratio): decision.tpot}
+    notes = _notes(decision)
     body = []
     for place, row in enumerate(rows):
-        cells = [cell(each.figures[place], each.metric, _also(beside.get(id(each)), place)) for each in decision.shown]
+        cells = [_decided(each, place, decision.times.get(each.metric), notes) for each in decision.shown]
         body.append(element("tr", row_head(row), *cells, _verdict(row)))
     heads = [heading("Model"), *map(column_head, decision.shown), heading("Verdict")]
     table = element(
@@ -131,7 +138,43 @@ def decision_table(rows: Sequence[Row], decision: Decision) -> Markup:
         element("tbody", *body),
         class_="sortable",
     )
-    return joined(scrolling("Decision table", table), _columns_of(decision.shown))
+    return joined(scrolling("Decision table", table), _columns_of(decision.shown), _noted(notes))
+
+
+def _decided(column: Column, place: int, times: Column | None, notes: Notes) -> Markup:
+    setup = column.elsewhere.get(place)
+    if setup is not None:
+        # Its time, where there is one, is of the other set-up.
+        times = None
+    elif column.figures[place].value is None and times is not None and times.figures[place].value is not None:
+        setup = times.elsewhere.get(place)
+    note = [*notes].index(setup) + 1 if setup in notes else None
+    return cell(column.figures[place], column.metric, _also(times, place), note)
+
+
+def _notes(decision: Decision) -> Notes:
+    """The set-ups of figures that were filled in, in their order, each with what they are of."""
+    found: Notes = {}
+    for ratio in decision.shown:
+        columns = [each for each in (ratio, decision.times.get(ratio.metric)) if each is not None]
+        for column in columns:
+            for place, setup in sorted(column.elsewhere.items()):
+                said = f"{column.title}, {column.figures[place].status}"
+                found.setdefault(setup, {})[said] = None
+    return found
+
+
+def _noted(notes: Notes) -> Markup | None:
+    """The notes below the first table."""
+    lines = [
+        element(
+            "li",
+            element("strong", f"Note {number}, {'; '.join(what)}"),
+            f": {setup or 'set-up not told'}. Not compared with the rest of the column.",
+        )
+        for number, (setup, what) in enumerate(notes.items(), start=1)
+    ]
+    return element("ul", *lines, class_="of") if lines else None
 
 
 def _also(column: Column | None, place: int) -> str | None:

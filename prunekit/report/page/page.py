@@ -94,7 +94,8 @@ def _legend() -> Markup:
     return element(
         "p",
         "Small words say how each figure came about: measured, exact (counted), ≈ estimated (with prices or watts that "
-        "were given), predicted, not measured. Ranges are intervals of 95 %, unless they say something else. "
+        "were given, or from two runs that were not in turns), predicted, not measured. Ranges are intervals of 95 %, "
+        "unless they say something else. "
         "Between p20 and p80 lie 60 % of the timed runs.",
         class_="legend",
     )

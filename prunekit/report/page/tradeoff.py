@@ -21,11 +21,13 @@ _SURE = (MEASURED, EXACT)
 
 @dataclass(frozen=True)
 class Point:
-    """A model called ``letter`` at ``x`` and ``y``, both figures with a value."""
+    """A model called ``letter`` at ``x`` and ``y``, both figures with a value. ``setup`` is what ``x`` was told under
+    where that is not the set-up of the rest."""
 
     letter: str
     x: Figure
     y: Figure
+    setup: str | None = None
 
     @property
     def place(self) -> tuple[float, float]:
@@ -41,10 +43,21 @@ def points_of(grouped: Grouped, cost: Column, quality: Column) -> list[Point]:
     """The models of which both are known."""
     triples = zip(grouped.rows, cost.figures, quality.figures, strict=True)
     return [
-        Point(row.letter, x, y)
-        for row, x, y in triples
+        Point(row.letter, x, y, cost.elsewhere.get(place))
+        for place, (row, x, y) in enumerate(triples)
         if x.value is not None and y.value is not None and max(abs(x.value), abs(y.value)) < _LARGEST
     ]
+
+
+def compared(points: Sequence[Point]) -> list[Point]:
+    """Those that may be compared: of one set-up, and what is exact (the dense model, which is 1 in all of them). What
+    was predicted never stands against what was measured."""
+    own = [each for each in points if each.setup is None]
+    others = [each.setup for each in points if each.setup is not None]
+    if others and sum(each.x.status != EXACT for each in own) == 0:
+        chosen = max(dict.fromkeys(others), key=others.count)
+        return [each for each in points if each.setup in (None, chosen)]
+    return own
 
 
 def unbeaten(points: Sequence[Point]) -> list[Point]:
@@ -58,16 +71,21 @@ def plot(grouped: Grouped, cost: Column, quality: Column, number: int) -> Markup
     points = points_of(grouped, cost, quality)
     if len(points) < 2:
         return None
-    best = unbeaten(points)
+    fair = compared(points)
+    best = unbeaten(fair)
     title = f"{METRICS[quality.metric].title} against {METRICS[cost.metric].title.lower()}: " + "; ".join(
         f"{each.letter} at {_said(cost, each.x)}, {_said(quality, each.y)}" for each in points
     )
     with page_style():
         picture = svg(_draw(points, best, cost, quality), number, title)
-    beaten = [each.letter for each in points if each not in best]
+    beaten = [each.letter for each in fair if each not in best]
+    apart = [each.letter for each in points if each not in fair]
     said = "Further left is cheaper, further down is better. "
     said += f"No other model beats {', '.join(each.letter for each in best)}"
     said += f"; beaten: {', '.join(beaten)}. " if beaten else ". "
+    said += f"Not compared with them: {', '.join(apart)}, told under another set-up. " if apart else ""
+    setup = next((each.setup for each in fair if each.setup is not None), None)
+    said += f"{METRICS[cost.metric].title} of all but the dense model: {setup}. " if setup else ""
     if not all(each.is_measured for each in points):
         said += "Filled circles and whole lines are measured; hollow diamonds and dashed lines are not. "
     across = next((each.x.interval for each in points if each.x.low is not None), INTERVAL)

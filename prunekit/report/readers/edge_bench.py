@@ -34,7 +34,7 @@ def read(data: Fields, place: Place) -> Reading:
     for phase, title in PHASES.items():
         said = data.object(phase)
         doubt = doubt_of(said)
-        claims.append(Claim(subject, form, phase, summary_of(said, place, doubt), setup))
+        claims.append(Claim(subject, form, phase, summary_of(said, place, doubt), setup, apart=True))
         if doubt:
             warnings.append(f"{place.name}: the {title} by {subject.name}, {form}, is not to be believed: {doubt}.")
     times = (made.ttft.median, made.tpot.median)
