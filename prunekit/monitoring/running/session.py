@@ -66,8 +66,10 @@ class Session:
         changed = judged.verdict != self._verdict
         if changed:
             self._changes.append({name: row[name] for name in ("window", "requests", "last", "verdict", "reasons")})
-            self._end_alarm()
-            if judged.alarm:
+            before = self._alarm
+            if not judged.alarm:
+                self._end_alarm()
+            else:
                 self._alarms += 1
                 self._alarm = Alarm(
                     f"{judged.verdict.split()[0]}-{row['window']:08d}",
@@ -78,7 +80,7 @@ class Session:
                     row["requests"],
                     self._now(),
                 )
-                self.teller.begin(self._alarm)
+                self.teller.begin(self._alarm, instead_of=before)
                 self.alarmed = True
         self._verdict, self._last = judged.verdict, row
         self._recent.append(_short(row))

@@ -123,7 +123,7 @@ PLAIN = (
     ),
     Plain(
         "errors",
-        "output",
+        "server",
         "share of requests that failed",
         "arcsine",
         _failed,

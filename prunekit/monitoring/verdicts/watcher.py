@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -38,6 +38,8 @@ class Watcher:
         self._note, self._noted = note, ""
         self.windows: int = state.get("windows", 0)
         self.requests: int = state.get("requests", 0)
+        # Signals of answers that were up while prompts were as before: an alarm must not end because prompts change.
+        self.alone = set(state.get("alone", []))
         self.sums = {name: Cusum(**each) for name, each in state.get("sums", {}).items()}
         self.wealth = {name: Wealth(**each) for name, each in state.get("wealth", {}).items()}
         for name, told in baseline.bounds.items():
@@ -49,6 +51,7 @@ class Watcher:
         return {
             "windows": self.windows,
             "requests": self.requests,
+            "alone": sorted(self.alone),
             "sums": {name: asdict(each) for name, each in self.sums.items()},
             "wealth": {name: each.to_dict() for name, each in self.wealth.items()},
         }
@@ -67,7 +70,7 @@ class Watcher:
         for signal in self._baseline.signals:
             rows[signal.name] = self._judge_signal(signal, window, sampled, up)
         over = self._judge_outcomes(window)
-        verdict = judge(up, over)
+        verdict = judge(self._with_alone(up), over)
         row = {
             "window": self.windows,
             "requests": self.requests,
@@ -79,6 +82,12 @@ class Watcher:
             "outcomes": self._outcomes(window),
         }
         return verdict, row
+
+    def _with_alone(self, up: Sequence[Up]) -> list[Up]:
+        other_prompts = any(each.kind == "input" and each.decides for each in up)
+        answers = {each.name for each in up if each.kind == "output"}
+        self.alone = answers & self.alone if other_prompts else answers
+        return [replace(each, alone=each.name in self.alone) for each in up]
 
     def _judge_signal(
         self, signal: Calibrated, window: Figures, sampled: Sequence[Request], up: list[Up]
@@ -98,7 +107,10 @@ class Watcher:
             after = self.sums[signal.name] = before.after(row["z"], signal.h)
         row |= {"sum": after.s, "limit": signal.h, "active": after.active}
         if after.active:
-            up.append(Up(signal.name, signal.kind, signal.decides, _sentence(signal, scored, after)))
+            # A baseline of before may tell another kind.
+            known = plain or self._models.get(signal.name)
+            kind = signal.kind if known is None else known.kind
+            up.append(Up(signal.name, kind, signal.decides, _sentence(signal, scored, after)))
         return row
 
     def _score(self, signal: Calibrated, plain: Plain | None, window: Figures, sampled: Sequence[Request]) -> Scored:
