@@ -25,6 +25,10 @@ DO: dict[str, str] = {
     "the cause is not in the prompts.",
     "fall back to dense now": "Send requests to the dense model until the cause is found.",
 }
+# Of a notice that is about the log alone.
+BLIND = (
+    "Compare the lines of the log with those that the baseline was made of: what they no longer tell is not watched."
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class Judged:
         return asdict(self)
 
 
-def judge(up: Sequence[Up], over: Sequence[str] = ()) -> Judged:
-    """The verdict on the signals that are ``up``; ``over`` holds a sentence for each bound that was passed."""
-    reasons = (*over, *(each.sentence for each in up))
+def judge(up: Sequence[Up], over: Sequence[str] = (), blind: Sequence[str] = ()) -> Judged:
+    """The verdict on the signals that are ``up``; ``over`` holds a sentence for each bound that was passed, ``blind``
+    one for each thing that the log does not tell any more."""
+    reasons = (*over, *(each.sentence for each in up), *blind)
     deciding = [each for each in up if each.decides]
     kinds = {each.kind for each in deciding}
     other_prompts = "input" in kinds
@@ -70,10 +75,12 @@ def judge(up: Sequence[Up], over: Sequence[str] = ()) -> Judged:
         verdict = "investigate"
     elif "quality" in kinds:
         verdict = "re-prune" if other_prompts else "investigate"
-    elif up:
+    elif up or blind:
         verdict = "notice"
     else:
         verdict = "ok"
+    if verdict == "notice" and not up:
+        return Judged(verdict, reasons, BLIND)
     if verdict == "notice" and not kinds:
         reasons = (*reasons, "These signals are uncalibrated: they warn only.")
     return Judged(verdict, reasons or ("All signals are within their limits.",), DO[verdict])

@@ -19,6 +19,7 @@ from prunekit.monitoring.statistics.cusum import Cusum
 from prunekit.monitoring.verdicts.rule import Judged, Up, judge
 
 _PLAIN = {each.name: each for each in PLAIN}
+_NOT_GIVEN = "its model was not given to this run"
 
 
 class Watcher:
@@ -40,6 +41,8 @@ class Watcher:
         self.requests: int = state.get("requests", 0)
         # Signals of answers that were up while prompts were as before: an alarm must not end because prompts change.
         self.alone = set(state.get("alone", []))
+        # Windows without a figure, one after the other, by signals.
+        self.silent: dict[str, int] = dict(state.get("silent", {}))
         self.sums = {name: Cusum(**each) for name, each in state.get("sums", {}).items()}
         self.wealth = {name: Wealth(**each) for name, each in state.get("wealth", {}).items()}
         for name, told in baseline.bounds.items():
@@ -52,6 +55,7 @@ class Watcher:
             "windows": self.windows,
             "requests": self.requests,
             "alone": sorted(self.alone),
+            "silent": dict(self.silent),
             "sums": {name: asdict(each) for name, each in self.sums.items()},
             "wealth": {name: each.to_dict() for name, each in self.wealth.items()},
         }
@@ -61,8 +65,11 @@ class Watcher:
         """Of a state what stays when all sums begin anew: the numbers of windows, by which alarms are named."""
         return {name: state[name] for name in ("windows", "requests") if name in state}
 
-    def judge(self, window: Figures, sampled: Sequence[Request]) -> tuple[Judged, dict[str, Any]]:
-        """The verdict after one more window, and the window's row of the history."""
+    def judge(
+        self, window: Figures, sampled: Sequence[Request], blind: Sequence[str] = ()
+    ) -> tuple[Judged, dict[str, Any]]:
+        """The verdict after one more window, and the window's row of the history. ``blind`` says what is known already
+        of what the log does not tell any more."""
         self.windows += 1
         self.requests += window.counts.requests
         rows: dict[str, dict[str, Any]] = {}
@@ -70,7 +77,8 @@ class Watcher:
         for signal in self._baseline.signals:
             rows[signal.name] = self._judge_signal(signal, window, sampled, up)
         over = self._judge_outcomes(window)
-        verdict = judge(self._with_alone(up), over)
+        blind = [*blind, *self._silent_signals(rows, window.counts.requests)]
+        verdict = judge(self._with_alone(up), over, blind)
         row = {
             "window": self.windows,
             "requests": self.requests,
@@ -78,10 +86,27 @@ class Watcher:
             "last": window.counts.last,
             "verdict": verdict.verdict,
             "reasons": list(verdict.reasons),
+            "do": verdict.do,
+            "blind": blind,
             "signals": rows,
             "outcomes": self._outcomes(window),
         }
         return verdict, row
+
+    def _silent_signals(self, rows: dict[str, dict[str, Any]], requests: int) -> list[str]:
+        """A sentence for each signal that should have a figure and has none for too long. One whose model was not named
+        is off by the user's will. A window of outcomes alone tells nothing of this."""
+        made = []
+        one = int(requests >= self._baseline.config.window)
+        for signal in self._baseline.signals:
+            row = rows[signal.name]
+            if signal.is_off or row["value"] is not None or row.get("reason") == _NOT_GIVEN:
+                self.silent.pop(signal.name, None)
+                continue
+            count = self.silent[signal.name] = self.silent.get(signal.name, 0) + one
+            if count >= signal.silent_after:
+                made.append(f"{signal.name}: no figure in the last {count:,} windows: {row['reason']}.")
+        return made
 
     def _with_alone(self, up: Sequence[Up]) -> list[Up]:
         other_prompts = any(each.kind == "input" and each.decides for each in up)
@@ -118,7 +143,7 @@ class Watcher:
             return plain.figure(window, self._baseline.reference)
         model = self._models.get(signal.name)
         if model is None:
-            return Scored(None, "its model was not given to this run")
+            return Scored(None, _NOT_GIVEN)
         if not sampled:
             return Scored(None, "no requests in the window")
         try:
