@@ -145,8 +145,8 @@ def _request(row: dict[str, Any]) -> Request | None:
 
 
 def test_the_rule() -> None:
-    def up(kind: str, decides: bool = True) -> Up:
-        return Up(kind, kind, decides, f"{kind} is up.")
+    def up(kind: str, decides: bool = True, alone: bool = False) -> Up:
+        return Up(kind, kind, decides, f"{kind} is up.", alone)
 
     assert judge([]).verdict == "ok"
     assert judge([up("input")]).verdict == "notice"
@@ -157,7 +157,58 @@ def test_the_rule() -> None:
     assert judge([up("weights"), up("quality"), up("input")]).verdict == "investigate"
     assert judge([up("quality", False), up("output", False)]).verdict == "notice"
     assert judge([up("quality")], ["Too many errors."]).verdict == "fall back to dense now"
+    # What prompts can't explain, or what was there before they changed.
+    assert judge([up("server")]).verdict == judge([up("server"), up("input")]).verdict == "investigate"
+    assert judge([up("server"), up("quality"), up("input")]).verdict == "investigate"
+    assert judge([up("output", alone=True), up("input")]).verdict == "investigate"
+    # A signal that only warns excuses nothing, and adds nothing.
+    assert judge([up("output"), up("input", False)]).verdict == "investigate"
+    assert judge([up("quality"), up("input", False)]).verdict == "investigate"
+    assert judge([up("server", False), up("input")]).verdict == "notice"
     assert judge([up("input")], ["Too many errors."]).reasons == ("Too many errors.", "input is up.")
+
+
+def _fails(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("id", "ts", "prompt", "n_in")} | {"finish_reason": "error"}
+
+
+def _repeats(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "answer": " ".join(["again"] * 12), "n_out": 12}
+
+
+@pytest.mark.parametrize("fault", [_fails, _repeats])
+def test_other_prompts_end_no_alarm(made: tuple[Path, Baseline], tmp_path: Path, fault: Any) -> None:
+    """A fault, then the same fault and other prompts: one alarm, which lasts, from run to run."""
+    log, folder = tmp_path / "log.jsonl", tmp_path / "watch"
+    tell = TellConfig(webhook="http://127.0.0.1:9/hook")
+    log.write_text("".join(json.dumps(fault(row)) + "\n" for row in rows(500, 2)))
+    first = watch_run([log], made[0], folder, tell=tell, note=lambda words: None)
+    assert first.verdict == "investigate"
+    for seed in (3, 4):
+        with log.open("a") as handle:
+            handle.writelines(json.dumps(fault(row)) + "\n" for row in rows(500, seed, kind="domain"))
+        later = watch_run([log], made[0], folder, tell=tell, note=lambda words: None)
+    assert later.data["last_window"]["signals"]["token_mix"]["active"]
+    assert later.verdict == "investigate" and later.alarm and later.data["alarm"]["id"] == first.data["alarm"]["id"]
+    posts = json.loads((folder / "state.json").read_text())["teller"]["posts"]
+    assert [each["status"] for each in posts] == ["firing"]
+    # It ends with its cause, though prompts stay other ones.
+    with log.open("a") as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in rows(2500, 5, kind="domain"))
+    assert watch_run([log], made[0], folder, note=lambda words: None).verdict == "notice"
+
+
+def test_answers_that_change_with_prompts_are_a_notice(made: tuple[Path, Baseline], tmp_path: Path) -> None:
+    """Answers of another length to other prompts: what prompts explain is no alarm. Failures to them are one."""
+    log = tmp_path / "log.jsonl"
+    other = [{**row, "n_out": 200} for row in rows(500, 2, kind="domain")]
+    log.write_text("".join(json.dumps(row) + "\n" for row in other))
+    result = watch_run([log], made[0], tmp_path / "watch")
+    up = {name for name, each in result.data["last_window"]["signals"].items() if each.get("active")}
+    assert {"token_mix", "output_length"} <= up and result.verdict == "notice"
+    with log.open("a") as handle:
+        handle.writelines(json.dumps(_fails(row)) + "\n" for row in rows(300, 3, kind="domain"))
+    assert watch_run([log], made[0], tmp_path / "watch").verdict == "investigate"
 
 
 def test_a_growing_log_is_read_on(made: tuple[Path, Baseline], tmp_path: Path) -> None:
@@ -398,6 +449,53 @@ def test_an_alarm_that_outlasts_the_cool_down_is_told() -> None:
     two.end(replace(third, ended=clock[0]))
     two.work(lambda: None)
     assert posted[2:] == [("firing", "re-prune"), ("resolved", "re-prune")]
+
+
+def test_an_alarm_that_gives_way_to_one_held_back_is_not_told_as_over() -> None:
+    """Investigate, then re-prune: a lesser verdict in the cool-down. Receivers keep an alarm until all is over."""
+    from prunekit.monitoring.alarms.alarm import Alarm
+
+    clock = [1000.0]
+
+    def teller(state: dict[str, Any]) -> Teller:
+        return Teller(
+            json.loads(json.dumps(state)),
+            command=None,
+            url="http://x",
+            cool_down=3600,
+            model="m",
+            note=print,
+            now=lambda: clock[0],
+            send=lambda url, data: posted.append((data["status"], data["alerts"][0]["annotations"]["alarm_id"])),
+        )
+
+    def alarm(verdict: str) -> Alarm:
+        return Alarm(verdict, verdict, ("Because.",), "Act.", 1, 50, clock[0])
+
+    worse, lesser, worst = alarm("investigate"), alarm("re-prune"), alarm("fall back to dense now")
+    posted: list[tuple[str, str]] = []
+    one = teller({})
+    one.begin(worse)
+    one.begin(lesser, instead_of=worse)
+    one.work(lambda: None)
+    assert posted == [("firing", "investigate")] and one.held_back == 1
+    # Told when the cool-down is over: then the first one ends.
+    two, state = teller(one.to_dict()), one.to_dict()
+    clock[0] += 3601
+    two.work(lambda: None)
+    assert posted[1:] == [("firing", "re-prune"), ("resolved", "investigate")]
+    # Or all is over before.
+    posted.clear()
+    three = teller(state)
+    three.end(replace(lesser, ended=clock[0]))
+    three.work(lambda: None)
+    assert posted == [("resolved", "investigate")] and not three.to_dict()["lasting"]
+    # Or a graver one comes.
+    posted.clear()
+    four = teller(state)
+    four.begin(worst, instead_of=lesser)
+    four.work(lambda: None)
+    assert posted == [("firing", worst.id), ("resolved", "investigate")]
 
 
 def test_a_window_without_failures_has_a_share_of_zero(tmp_path: Path) -> None:

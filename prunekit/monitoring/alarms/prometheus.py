@@ -14,7 +14,8 @@ _HELP = {
     "alarms_total": ("counter", "Alarms so far."),
     "telling_failures_total": ("counter", "Times that a command or a webhook failed."),
     "problem_lines": ("gauge", "Lines of the log with a problem that the last run read, by kind."),
-    "last_request_timestamp_seconds": ("gauge", "Time of the last request of the last window."),
+    "blind": ("gauge", "1 while the log does not tell what the reference told."),
+    "last_request_timestamp_seconds": ("gauge", "Time of the newest request that was read."),
     "signal_value": ("gauge", "A signal's figure in the last window."),
     "signal_sum": ("gauge", "A signal's sum of deviations (CUSUM)."),
     "signal_limit": ("gauge", "The limit of that sum."),
@@ -29,13 +30,14 @@ def text(watch: dict[str, Any]) -> str:
     for verdict in SEVERITY:
         rows["verdict"].append(({"verdict": verdict}, int(verdict == watch["verdict"])))
     rows["alarm"].append(({}, int(watch["alarm"] is not None)))
+    rows["blind"].append(({}, int(bool(watch["blind"]))))
+    rows["last_request_timestamp_seconds"].append(({}, watch["last_request"]))
     for name in ("windows", "requests", "alarms", "telling_failures"):
         rows[f"{name}_total"].append(({}, watch[name]))
     for kind, told in watch["log"]["problems"].items():
         rows["problem_lines"].append(({"kind": kind}, told["lines"]))
     last = watch["last_window"]
     if last is not None:
-        rows["last_request_timestamp_seconds"].append(({}, last["last"]))
         for name, signal in last["signals"].items():
             labels = {"signal": name}
             rows["signal_value"].append((labels, signal.get("value")))

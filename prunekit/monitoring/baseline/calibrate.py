@@ -20,13 +20,14 @@ _MODEL_WINDOWS = 64
 FOUND_AFTER = 10
 # Other weights are a fact, not a deviation: one window is enough.
 _FACT = 0.5
+_NO_CHANCE = 1e-6
 DAYS = 365.25
 
 
 @dataclass(frozen=True)
 class Calibrated:
     """A signal of a baseline: its ``null`` and limit ``h``, or the ``reason`` why it is off. ``state`` is what a signal
-    of a model keeps of the reference."""
+    of a model keeps of the reference. ``looked`` counts windows of the reference that could have had a figure."""
 
     name: str
     kind: str
@@ -35,6 +36,7 @@ class Calibrated:
     h: float | None
     reason: str | None = None
     state: dict[str, Any] | None = None
+    looked: int | None = None
 
     @property
     def is_off(self) -> bool:
@@ -54,13 +56,24 @@ class Calibrated:
         made["limit"] = self.h
         made["finds"] = None if self.null is None or self.h is None else _found(self.kind, self.null, self.h)
         made["state"] = self.state
+        made["looked"] = self.looked
         return made
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Calibrated:
         """The counterpart of :meth:`to_dict`."""
         null = None if data["null"] is None else Null(**data["null"])
-        return cls(data["name"], data["kind"], data["title"], null, data["limit"], data["reason"], data["state"])
+        given = [data[key] for key in ("name", "kind", "title")]
+        return cls(*given, null, data["limit"], data["reason"], data["state"], data.get("looked"))
+
+    @property
+    def silent_after(self) -> int:
+        """So many windows without a figure, one after the other, are no chance: as rare as one in a million, by how
+        often the reference had none (Laplace's rule)."""
+        assert self.null is not None
+        looked = max(self.looked or 0, self.null.windows)
+        missing = (looked - self.null.windows + 1) / (looked + 2)
+        return math.ceil(math.log(_NO_CHANCE) / math.log(missing))
 
 
 def _found(kind: str, null: Null, h: float) -> dict[str, Any]:
@@ -92,15 +105,15 @@ def calibrate(
 ) -> tuple[Calibrated, ...]:
     """All signals with their limits: the false alarms a year are split over those that are on, but for those of kind
     "weights", which tell a fact."""
-    fitted: list[tuple[Any, Null | None, str | None, dict[str, Any] | None]] = []
+    fitted: list[tuple[Any, Null | None, str | None, dict[str, Any] | None, int]] = []
     for signal in PLAIN:
         null, reason = _fit_plain(signal, gathered, reference)
-        fitted.append((signal, null, reason, None))
+        fitted.append((signal, null, reason, None, len(gathered.kept)))
     for each in models:
         state = each.reference(gathered.sampled)
         null, reason = _fit_model(each, state, gathered, advance)
-        fitted.append((each, null, reason, state))
-    on = sum(null is not None and each.kind != "weights" for each, null, _, _ in fitted)
+        fitted.append((each, null, reason, state, model_windows(gathered)))
+    on = sum(null is not None and each.kind != "weights" for each, null, *_ in fitted)
     between = per_day * DAYS / config.window * max(on, 1) / config.false_alarms
     return tuple(
         Calibrated(
@@ -111,8 +124,9 @@ def calibrate(
             None if null is None else _limit(each.kind, between, null),
             reason,
             state,
+            looked,
         )
-        for each, null, reason, state in fitted
+        for each, null, reason, state, looked in fitted
     )
 
 

@@ -26,12 +26,14 @@ _MOST_EXAMPLES = 3
 
 @dataclass
 class Problems:
-    """Counts by kind, and where the first of each were. Lines are named by file and number, never quoted."""
+    """Counts by kind, and where the first of each were. Lines are named by file and number, never quoted. ``empty``
+    counts lines of which nothing was used, neither a request nor an outcome."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     lines: int = 0
     requests: int = 0
+    empty: int = 0
 
     def add(self, kind: str, where: str) -> None:
         """Count one line with the problem ``kind``, a key of WORDS."""
@@ -52,5 +54,6 @@ class Problems:
         return {
             "lines": self.lines,
             "requests": self.requests,
+            "empty": self.empty,
             "problems": {kind: {"lines": n, "first": self.examples[kind]} for kind, n in self.counts.most_common()},
         }

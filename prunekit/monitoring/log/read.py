@@ -86,9 +86,11 @@ def read_from(
             if rows is None:
                 return
             problems.lines += 1
+            used = False
             for place, row in enumerate(rows):
                 after = Place(line.begin, place + 1) if place + 1 < len(rows) else Place(line.end)
                 if place < skip:
+                    used = True
                     continue
                 request = request_of(row, line.data or b"", partial(problems.add, where=where))
                 if request is None:
@@ -100,7 +102,9 @@ def read_from(
                 if request.ts is not None:
                     last = _check_clock(request.ts, last, where, problems)
                 problems.requests += not request.is_label
+                used = True
                 yield request, after
+            problems.empty += not used
             skip = 0
             reached(Place(line.end))
     except CutShort:

@@ -150,7 +150,7 @@ def _run(
     prometheus: Path | None,
     note: Callable[[str], None],
 ) -> WatchResult:
-    kept = -_KEEP_EVERY
+    kept, lost = -_KEEP_EVERY, False
     # As of the last closed window: what was read since is read again by the next run.
     held = session.to_state()
 
@@ -160,8 +160,12 @@ def _run(
         kept = time.monotonic()
 
     def publish() -> None:
+        nonlocal lost
         keep()
         data = session.summary()
+        if data["verdict"] != session.verdict and not lost:
+            note(f"{data['verdict']}: {' '.join(data['reasons'])}")
+        lost = data["verdict"] != session.verdict
         folder.write_watch(data)
         if prometheus is not None:
             rewrite_text(prometheus, text(data))

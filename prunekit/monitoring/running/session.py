@@ -14,7 +14,7 @@ from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.source import Source
 from prunekit.monitoring.running.teller import Teller
 from prunekit.monitoring.signals.window import Figures
-from prunekit.monitoring.verdicts.rule import DO
+from prunekit.monitoring.verdicts.rule import BLIND, DO
 from prunekit.monitoring.verdicts.watcher import Watcher
 from prunekit.utils.provenance import versions
 
@@ -38,11 +38,13 @@ class Session:
         told = state.get("alarm")
         self._alarm = None if told is None else alarm_of(told)
         self._alarms: int = state.get("alarms", 0)
-        self._verdict: str = state.get("verdict", "ok")
+        self.verdict: str = state.get("verdict", "ok")
         self._last: dict[str, Any] | None = state.get("last")
         self._changes: deque[dict[str, Any]] = deque(state.get("changes", []), _MOST_CHANGES)
         self._recent: deque[dict[str, Any]] = deque(state.get("recent", []), _MOST_WINDOWS)
         self.alarmed = self._alarm is not None
+        # Lines of this run, and those of no use, when the last window was closed.
+        self._lines = self._empty = 0
 
     def to_state(self) -> dict[str, Any]:
         """JSON values only: all that the next run goes on from, as of the last window."""
@@ -53,7 +55,7 @@ class Session:
             "session": {
                 "alarm": None if self._alarm is None else asdict(self._alarm),
                 "alarms": self._alarms,
-                "verdict": self._verdict,
+                "verdict": self.verdict,
                 "last": self._last,
                 "changes": list(self._changes),
                 "recent": list(self._recent),
@@ -62,12 +64,15 @@ class Session:
 
     def judge(self, window: Figures, sampled: Sequence[Request]) -> tuple[dict[str, Any], bool]:
         """The row of one more window, and whether the verdict changed with it."""
-        judged, row = self.watcher.judge(window, sampled)
-        changed = judged.verdict != self._verdict
+        judged, row = self.watcher.judge(window, sampled, self._lost_lines())
+        self._lines, self._empty = self.source.problems.lines, self.source.problems.empty
+        changed = judged.verdict != self.verdict
         if changed:
             self._changes.append({name: row[name] for name in ("window", "requests", "last", "verdict", "reasons")})
-            self._end_alarm()
-            if judged.alarm:
+            before = self._alarm
+            if not judged.alarm:
+                self._end_alarm()
+            else:
                 self._alarms += 1
                 self._alarm = Alarm(
                     f"{judged.verdict.split()[0]}-{row['window']:08d}",
@@ -78,20 +83,39 @@ class Session:
                     row["requests"],
                     self._now(),
                 )
-                self.teller.begin(self._alarm)
+                self.teller.begin(self._alarm, instead_of=before)
                 self.alarmed = True
-        self._verdict, self._last = judged.verdict, row
+        self.verdict, self._last = judged.verdict, row
         self._recent.append(_short(row))
         return row, changed
 
     def reset(self) -> None:
         """All is as it should be from here on, as after a repair: an open alarm ends. Numbers of windows go on."""
         self._end_alarm()
-        if self._verdict != "ok":
+        if self.verdict != "ok":
             reasons = ["The watch began anew (--reset)."]
             told = {"window": self.watcher.windows, "requests": self.watcher.requests, "last": None}
             self._changes.append({**told, "verdict": "ok", "reasons": reasons})
-        self._verdict, self._last, self.alarmed = "ok", None, False
+        self.verdict, self._last, self.alarmed = "ok", None, False
+
+    def _lost_lines(self) -> list[str]:
+        """A sentence where most lines since the last window are of no use, and those of the reference were not: more
+        than a window's requests, and more than twice what came with as many requests of the reference."""
+        problems, log, window = self.source.problems, self.baseline.log, self.baseline.config.window
+        lines, empty = problems.lines - self._lines, problems.empty - self._empty
+        requests = max(1, log.get("requests") or 1)
+        usual = log.get("empty", max(0, (log.get("lines") or 0) - requests)) / requests
+        if empty <= window * (1 + 2 * usual):
+            return []
+        return [
+            f"Of the last {lines:,} lines of the log {empty:,} hold no request that can be read, and of the "
+            f"reference's {usual / (1 + usual):.0%}."
+        ]
+
+    def _newest(self) -> float | None:
+        """When the newest request came, seconds since 1970, as far as was read."""
+        times = [self.source.newest, None if self._last is None else self._last.get("last")]
+        return max((each for each in times if each is not None), default=None)
 
     def _end_alarm(self) -> None:
         if self._alarm is not None:
@@ -102,10 +126,19 @@ class Session:
         """What watch.json holds: the verdict, what led to it, and the figures of the last windows."""
         base = self.baseline
         last = self._last or {}
+        verdict, do = self.verdict, last.get("do", DO.get(self.verdict, ""))
+        reasons = last.get("reasons", ["No whole window was read yet."])
+        # What holds since the last window stands in no row of the history.
+        if lost := self._lost_lines():
+            reasons = [*(reasons if self._last is None or verdict != "ok" else []), *lost]
+            if verdict == "ok":
+                verdict, do = "notice", BLIND
         return {
-            "verdict": self._verdict,
-            "reasons": last.get("reasons", ["No whole window was read yet."]),
-            "do": DO.get(self._verdict, ""),
+            "verdict": verdict,
+            "reasons": reasons,
+            "do": do,
+            "blind": [*last.get("blind", []), *lost],
+            "last_request": self._newest(),
             "alarm": None if self._alarm is None else self._alarm.to_dict(),
             "windows": self.watcher.windows,
             "requests": self.watcher.requests,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,20 @@ from prunekit.monitoring.running.rotation import Mark, found_again, mark, to_rea
 from prunekit.utils.names import printable
 
 Marks = dict[str, Mark]
+# A request of later than this in seconds from now has a broken clock.
+_AHEAD = 3600.0
 
 
 class Source:
-    """Reads ``paths`` on from ``marks``. After each request :attr:`places` says how far each log was read."""
+    """Reads ``paths`` on from ``marks``. After each request :attr:`places` says how far each log was read, and
+    ``newest`` holds the time of the newest request, in seconds since 1970."""
 
     def __init__(self, paths: Sequence[Path], marks: Marks, problems: Problems, seen: Seen) -> None:
         self.paths, self.problems, self.seen = list(paths), problems, seen
         # How far each log was read: a place in the file that it is, or was, known by the mark of its beginning.
         self._places: dict[str, tuple[Path, Place, Mark]] = {}
         self._marks = dict(marks)
+        self.newest: float | None = None
         for path in self.paths:
             with opened(path):  # so that a wrong name is told before anything is read
                 pass
@@ -61,11 +66,17 @@ class Source:
                     file, start, self.problems, self.seen, growing=growing, reached=reached
                 ):
                     reached(place)
+                    self._note_time(request)
                     yield request, None
             except PrunekitError:
                 if file.exists():
                     raise
                 self.problems.add("lost", printable(named.name))
+
+    def _note_time(self, request: Request) -> None:
+        """An outcome may come days later: it does not tell that there are requests."""
+        if request.ts is not None and not request.is_label and request.ts <= time.time() + _AHEAD:
+            self.newest = request.ts if self.newest is None else max(self.newest, request.ts)
 
     def read(self) -> int:
         """Bytes of all logs that were read up to now (of packed ones, unpacked)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from prunekit.monitoring.alarms.alarm import Alarm, alarm_of, is_due
@@ -39,6 +39,8 @@ class Teller:
         self._commands: list[dict[str, Any]] = list(state.get("commands", []))
         self._posts: list[dict[str, Any]] = list(state.get("posts", []))
         self._held = None if state.get("held") is None else alarm_of(state["held"])
+        # Alarms that gave way to one that is held back: receivers still take them for active.
+        self._lasting = [alarm_of(each) for each in state.get("lasting", [])]
         self.failures: int = state.get("failures", 0)
         self.held_back: int = state.get("held_back", 0)
         self._wait, self._next_post = _FIRST_WAIT, 0.0
@@ -50,13 +52,17 @@ class Teller:
             "commands": self._commands,
             "posts": self._posts,
             "held": None if self._held is None else asdict(self._held),
+            "lasting": [asdict(each) for each in self._lasting],
             "failures": self.failures,
             "held_back": self.held_back,
         }
 
-    def begin(self, alarm: Alarm) -> None:
+    def begin(self, alarm: Alarm, instead_of: Alarm | None = None) -> None:
         """An alarm began: it waits to be told. Where one as severe was within the cool-down it is held back until that
-        is over, and told if it still lasts then."""
+        is over, and told if it still lasts then. The one that it came ``instead_of`` ends for receivers when they know
+        of this one, or all is over: no alarm ends for them while another is active."""
+        if instead_of is not None and (self._held is None or self._held.id != instead_of.id):
+            self._lasting.append(instead_of)
         self._held = None
         if self._is_due(alarm):
             self._tell(alarm)
@@ -73,12 +79,23 @@ class Teller:
             self._commands = [*self._commands, {"alarm": alarm.to_dict(), "attempts": 0}][-_MOST_WAITING:]
         if self._url is not None:
             self._posts = [*self._posts, alarm.to_dict()][-_MOST_WAITING:]
+        self._end_lasting()
 
     def end(self, alarm: Alarm) -> None:
         """An alarm ended: receivers of the webhook are told, as Alertmanager does, where they know that it began."""
         if self._held is not None and self._held.id == alarm.id:
             self._held = None
-        elif self._url is not None:
+        else:
+            self._post_end(alarm)
+        self._end_lasting()
+
+    def _end_lasting(self) -> None:
+        for each in self._lasting:
+            self._post_end(replace(each, ended=self._now()))
+        self._lasting = []
+
+    def _post_end(self, alarm: Alarm) -> None:
+        if self._url is not None:
             self._posts = [*self._posts, alarm.to_dict()][-_MOST_WAITING:]
 
     def work(self, keep: Callable[[], None], *, wait: bool = False) -> None:

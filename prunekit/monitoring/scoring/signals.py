@@ -188,7 +188,7 @@ _ALONE: tuple[tuple[str, Kind, str, str, Callable[[RequestScore], float | None],
     ),
     (
         "logprob_gap",
-        "output",
+        "server",
         "log-probability of answers, the server's against the deployed model's",
         "log",
         lambda each: each.logprob_gap,

@@ -75,10 +75,11 @@ def _share(
 
 def _failed(window: Figures, reference: Reference) -> Scored:
     """Of all requests: some servers tell of an end only where it is a failure. Whether they tell of ends at all, the
-    reference knows: a window of theirs without any is one without failures."""
-    if not (window.counts.ended or reference.ended):
-        return _too_few(0, "reasons why answers ended, and no errors", LEAST_VALUES)
-    if (found := window.counts.requests) < LEAST_VALUES:
+    reference knows: a window of theirs without any is one without failures. Of the others it is one that lost them."""
+    told, found = window.counts.ended, window.counts.requests
+    if not (told or reference.ended) or (reference.tells_ends and 2 * told < found):
+        return _too_few(told, "reasons why answers ended, or errors", found // 2)
+    if found < LEAST_VALUES:
         return _too_few(found, "requests", LEAST_VALUES)
     return Scored(window.counts.failed / found)
 
@@ -123,7 +124,7 @@ PLAIN = (
     ),
     Plain(
         "errors",
-        "output",
+        "server",
         "share of requests that failed",
         "arcsine",
         _failed,

@@ -46,12 +46,18 @@ class Mix:
 @dataclass(frozen=True)
 class Reference:
     """A reference log as a whole: counts of lengths, float64 [LENGTHS], the token mix where prompts are told, and how
-    many requests tell how they ``ended``."""
+    many of its ``requests`` (0: not known) tell how they ``ended``."""
 
     lengths_in: Any
     lengths_out: Any
     mix: Mix | None
     ended: int = 0
+    requests: int = 0
+
+    @property
+    def tells_ends(self) -> bool:
+        """Whether most requests tell how they ended, and not only those that failed."""
+        return 0 < self.requests <= 2 * self.ended
 
     def without(self, window: Figures) -> Reference:
         """The reference less one of its own windows."""
@@ -63,6 +69,7 @@ class Reference:
             self.lengths_out - window.lengths_out,
             mix,
             self.ended - window.counts.ended,
+            max(0, self.requests - window.counts.requests),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +79,7 @@ class Reference:
             "lengths_out": self.lengths_out.tolist(),
             "mix": None if self.mix is None else self.mix.to_dict(),
             "ended": self.ended,
+            "requests": self.requests,
         }
 
     @classmethod
@@ -81,9 +89,8 @@ class Reference:
         made = None
         if mix is not None:
             made = Mix(mix["source"], np.array(mix["top"], np.int64), np.array(mix["counts"], float))
-        return cls(
-            np.array(data["lengths_in"], float), np.array(data["lengths_out"], float), made, int(data.get("ended", 0))
-        )
+        lengths = [np.array(data[name], float) for name in ("lengths_in", "lengths_out")]
+        return cls(*lengths, made, *(int(data.get(name, 0)) for name in ("ended", "requests")))
 
 
 @dataclass
@@ -131,9 +138,10 @@ class Gathered:
         found = np.argsort(-totals, kind="stable")[:TOP]
         found = found[totals[found] > 0]
         if not len(found):
-            return Reference(self.lengths_in, self.lengths_out, None, self.ended)
+            return Reference(self.lengths_in, self.lengths_out, None, self.ended, self.requests)
         counts = np.append(totals[found], totals.sum() - totals[found].sum()).astype(float)
-        return Reference(self.lengths_in, self.lengths_out, Mix(source, found, counts), self.ended)
+        mix = Mix(source, found, counts)
+        return Reference(self.lengths_in, self.lengths_out, mix, self.ended, self.requests)
 
     def neighbours(self, places: list[int]) -> Iterator[tuple[int, int]]:
         """Of the kept windows at ``places`` (in the log's order) those that followed each other, as places in that

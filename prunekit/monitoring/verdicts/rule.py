@@ -1,8 +1,9 @@
 """The rule of the verdict: which signals are up decides what should be done.
 
 Other prompts alone are no fault of the model: a notice. Other prompts and a model that follows the dense one less well
-on them: prune anew with recent text. Worse answers to the same prompts, or a model of other weights: something is
-wrong, so investigate. More bad answers than the bound allows: the dense model, now.
+on them: prune anew with recent text. Worse answers to the same prompts, what no prompt can cause, or a model of other
+weights: something is wrong, so investigate. More bad answers than the bound allows: the dense model, now. A signal that
+only warns changes no other verdict than "ok".
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ DO: dict[str, str] = {
     "the cause is not in the prompts.",
     "fall back to dense now": "Send requests to the dense model until the cause is found.",
 }
+# Of a notice that is about the log alone.
+BLIND = (
+    "Compare the lines of the log with those that the baseline was made of: what they no longer tell is not watched."
+)
 
 
 @dataclass(frozen=True)
 class Up:
-    """A signal whose alarm is active; ``decides`` is False for one that only warns. ``sentence`` says what it saw."""
+    """A signal whose alarm is active; ``decides`` is False for one that only warns. ``sentence`` says what it saw.
+    ``alone``: it was up while prompts were as before, so that prompts which changed later don't explain it."""
 
     name: str
     kind: str
     decides: bool
     sentence: str
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,24 +61,31 @@ class Judged:
         return asdict(self)
 
 
-def judge(up: Sequence[Up], over: Sequence[str] = ()) -> Judged:
-    """The verdict on the signals that are ``up``; ``over`` holds a sentence for each bound that was passed."""
-    reasons = (*over, *(each.sentence for each in up))
-    kinds = {each.kind for each in up if each.decides}
-    seen = {each.kind for each in up}
+def judge(up: Sequence[Up], over: Sequence[str] = (), blind: Sequence[str] = ()) -> Judged:
+    """The verdict on the signals that are ``up``; ``over`` holds a sentence for each bound that was passed, ``blind``
+    one for each thing that the log does not tell any more."""
+    reasons = (*over, *(each.sentence for each in up), *blind)
+    deciding = [each for each in up if each.decides]
+    kinds = {each.kind for each in deciding}
+    other_prompts = "input" in kinds
     verdict: Verdict
     if over:
         verdict = "fall back to dense now"
-    elif "weights" in kinds:
+    elif any(_is_unexplained(each, other_prompts) for each in deciding):
         verdict = "investigate"
-    elif "quality" in kinds and "input" in seen:
-        verdict = "re-prune"
-    elif "quality" in kinds or ("output" in kinds and "input" not in seen):
-        verdict = "investigate"
-    elif seen:
+    elif "quality" in kinds:
+        verdict = "re-prune" if other_prompts else "investigate"
+    elif up or blind:
         verdict = "notice"
     else:
         verdict = "ok"
+    if verdict == "notice" and not up:
+        return Judged(verdict, reasons, BLIND)
     if verdict == "notice" and not kinds:
         reasons = (*reasons, "These signals are uncalibrated: they warn only.")
     return Judged(verdict, reasons or ("All signals are within their limits.",), DO[verdict])
+
+
+def _is_unexplained(signal: Up, other_prompts: bool) -> bool:
+    """Whether prompts can't be the cause: by what the signal is, or since it was up before they changed."""
+    return signal.kind in ("weights", "server") or (signal.kind == "output" and (signal.alone or not other_prompts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -19,6 +19,7 @@ from prunekit.monitoring.statistics.cusum import Cusum
 from prunekit.monitoring.verdicts.rule import Judged, Up, judge
 
 _PLAIN = {each.name: each for each in PLAIN}
+_NOT_GIVEN = "its model was not given to this run"
 
 
 class Watcher:
@@ -38,6 +39,10 @@ class Watcher:
         self._note, self._noted = note, ""
         self.windows: int = state.get("windows", 0)
         self.requests: int = state.get("requests", 0)
+        # Signals of answers that were up while prompts were as before: an alarm must not end because prompts change.
+        self.alone = set(state.get("alone", []))
+        # Windows without a figure, one after the other, by signals.
+        self.silent: dict[str, int] = dict(state.get("silent", {}))
         self.sums = {name: Cusum(**each) for name, each in state.get("sums", {}).items()}
         self.wealth = {name: Wealth(**each) for name, each in state.get("wealth", {}).items()}
         for name, told in baseline.bounds.items():
@@ -49,6 +54,8 @@ class Watcher:
         return {
             "windows": self.windows,
             "requests": self.requests,
+            "alone": sorted(self.alone),
+            "silent": dict(self.silent),
             "sums": {name: asdict(each) for name, each in self.sums.items()},
             "wealth": {name: each.to_dict() for name, each in self.wealth.items()},
         }
@@ -58,8 +65,11 @@ class Watcher:
         """Of a state what stays when all sums begin anew: the numbers of windows, by which alarms are named."""
         return {name: state[name] for name in ("windows", "requests") if name in state}
 
-    def judge(self, window: Figures, sampled: Sequence[Request]) -> tuple[Judged, dict[str, Any]]:
-        """The verdict after one more window, and the window's row of the history."""
+    def judge(
+        self, window: Figures, sampled: Sequence[Request], blind: Sequence[str] = ()
+    ) -> tuple[Judged, dict[str, Any]]:
+        """The verdict after one more window, and the window's row of the history. ``blind`` says what is known already
+        of what the log does not tell any more."""
         self.windows += 1
         self.requests += window.counts.requests
         rows: dict[str, dict[str, Any]] = {}
@@ -67,7 +77,8 @@ class Watcher:
         for signal in self._baseline.signals:
             rows[signal.name] = self._judge_signal(signal, window, sampled, up)
         over = self._judge_outcomes(window)
-        verdict = judge(up, over)
+        blind = [*blind, *self._silent_signals(rows, window.counts.requests)]
+        verdict = judge(self._with_alone(up), over, blind)
         row = {
             "window": self.windows,
             "requests": self.requests,
@@ -75,10 +86,33 @@ class Watcher:
             "last": window.counts.last,
             "verdict": verdict.verdict,
             "reasons": list(verdict.reasons),
+            "do": verdict.do,
+            "blind": blind,
             "signals": rows,
             "outcomes": self._outcomes(window),
         }
         return verdict, row
+
+    def _silent_signals(self, rows: dict[str, dict[str, Any]], requests: int) -> list[str]:
+        """A sentence for each signal that should have a figure and has none for too long. One whose model was not named
+        is off by the user's will. A window of outcomes alone tells nothing of this."""
+        made = []
+        one = int(requests >= self._baseline.config.window)
+        for signal in self._baseline.signals:
+            row = rows[signal.name]
+            if signal.is_off or row["value"] is not None or row.get("reason") == _NOT_GIVEN:
+                self.silent.pop(signal.name, None)
+                continue
+            count = self.silent[signal.name] = self.silent.get(signal.name, 0) + one
+            if count >= signal.silent_after:
+                made.append(f"{signal.name}: no figure in the last {count:,} windows: {row['reason']}.")
+        return made
+
+    def _with_alone(self, up: Sequence[Up]) -> list[Up]:
+        other_prompts = any(each.kind == "input" and each.decides for each in up)
+        answers = {each.name for each in up if each.kind == "output"}
+        self.alone = answers & self.alone if other_prompts else answers
+        return [replace(each, alone=each.name in self.alone) for each in up]
 
     def _judge_signal(
         self, signal: Calibrated, window: Figures, sampled: Sequence[Request], up: list[Up]
@@ -98,7 +132,10 @@ class Watcher:
             after = self.sums[signal.name] = before.after(row["z"], signal.h)
         row |= {"sum": after.s, "limit": signal.h, "active": after.active}
         if after.active:
-            up.append(Up(signal.name, signal.kind, signal.decides, _sentence(signal, scored, after)))
+            # A baseline of before may tell another kind.
+            known = plain or self._models.get(signal.name)
+            kind = signal.kind if known is None else known.kind
+            up.append(Up(signal.name, kind, signal.decides, _sentence(signal, scored, after)))
         return row
 
     def _score(self, signal: Calibrated, plain: Plain | None, window: Figures, sampled: Sequence[Request]) -> Scored:
@@ -106,7 +143,7 @@ class Watcher:
             return plain.figure(window, self._baseline.reference)
         model = self._models.get(signal.name)
         if model is None:
-            return Scored(None, "its model was not given to this run")
+            return Scored(None, _NOT_GIVEN)
         if not sampled:
             return Scored(None, "no requests in the window")
         try:
