@@ -213,8 +213,8 @@ def probe_of(limit: float, rates: list[float], start: float) -> Bracket:
 def test_the_search_comes_within_a_tenth(limit: float) -> None:
     rates: list[float] = []
     found = probe_of(limit, rates, 4.0).found
-    assert found.status == "found" and found.rate is not None
-    assert found.rate <= limit <= 1.1 * found.rate and len(rates) < 16
+    assert found.status == "found" and found.holds is not None
+    assert found.holds <= limit <= 1.1 * found.holds and len(rates) < 16
 
 
 def test_an_slo_that_is_never_met_or_never_broken() -> None:
@@ -269,10 +269,12 @@ def searched(slo: Slo, monkeypatch: pytest.MonkeyPatch, player: Callable[..., An
 
 @pytest.mark.parametrize("slo", [Slo(ttft=1000), Slo(e2e=2000)])
 def test_the_highest_load_is_no_more_than_the_server_can_do(monkeypatch: pytest.MonkeyPatch, slo: Slo) -> None:
-    """A server of 50 requests a second. 60 requests at 84 a second wait at most half a second, for they are few."""
+    """A server of 50 requests a second. 60 requests at 84 a second wait at most half a second, for they are few. Within
+    ten times the longest bound, a tenth more than the server can do just keeps it."""
     made = searched(slo, monkeypatch, serial(0.02)).capacity
     assert made is not None and made.status == ["found"]
-    assert made.rates[0] == pytest.approx(50, rel=0.11)
+    holds, fails = made.searches[0][0].holds, made.searches[0][0].fails
+    assert holds is not None and fails is not None and holds < 55.6 and 45 < fails < 1.1 * holds
     assert probe_size(Slo(tpot=50), 100.0, 60) == 60 and probe_size(Slo(ttft=500, e2e=2000), 10.0, 60) == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -262,4 +263,5 @@ class Session:
                 return None
             return judge(rate, volley, slo)
 
-        return await search(max(1e-3, SEARCH_SHARE * self._fastest(side)), probe, around=last)
+        draw = random.Random(f"{config.seed}/search/{side}/{block}")
+        return await search(max(1e-3, SEARCH_SHARE * self._fastest(side)), probe, draw=draw, around=last)

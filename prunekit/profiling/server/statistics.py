@@ -82,6 +82,7 @@ class Ratio:
     low: float | None = None
     high: float | None = None
     count: int = 0
+    how: str = "geometric mean over blocks, 95 % interval by Student's t on logarithms"
 
     @property
     def status(self) -> str:
@@ -90,8 +91,8 @@ class Ratio:
         return "measured" if self.low is not None else "too few"
 
     def to_dict(self) -> dict[str, Any]:
-        how = "geometric mean over blocks, 95 % interval by Student's t on logarithms"
-        return {**vars(self), "status": self.status, "how": how}
+        """JSON values."""
+        return {**vars(self), "status": self.status}
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
