@@ -33,21 +33,15 @@ from prunekit.profiling.server.traces import load_workload
 from prunekit.profiling.server.warmup import Warm, is_steady
 from prunekit.profiling.server.workload import Job, Workload, arrivals
 from prunekit.profiling.server_energy import Meter
-from prunekit.utils.endpoints.answer import Answer, Limits, Usage
+from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.client import opened
 from prunekit.utils.endpoints.endpoint import Endpoint
 from prunekit.utils.endpoints.naming import shown_model
 from tests.support.scripted_server import Script, Scripted, answer, free_port, scripted
+from tests.support.shots import shot
 
 LIMITS = Limits(connect=2, first=5, gap=5, total=20)
 JOB = Job("a b c d", 4, 5)
-
-
-def shot(ttft: float, tpot: float = 0.01, tokens: int = 5, error: str | None = None, late: float = 0.0) -> Shot:
-    """A request that was to be sent at 0 and was sent ``late``; its times count from 0."""
-    end = ttft + tpot * (tokens - 1)
-    made = Answer("x", late, end, error, "", ttft, (ttft, end), "w", usage=Usage(4, tokens), finish_reason="stop")
-    return Shot(0.0, made, tokens, 4)
 
 
 def fire(url: str, run: Callable[[Gun], Any]) -> Any:
@@ -186,7 +180,7 @@ def test_ratios_of_blocks() -> None:
     made = ratio_of([(1.0, 0.5), (2.0, 1.0), (4.0, 2.0)])
     assert made.value == pytest.approx(0.5) and made.low == pytest.approx(0.5) and made.count == 3
     assert ratio_of([(1.0, 2.0)]).status == "too few"
-    assert ratio_of([(1.0, math.inf), (0.0, 1.0), (math.nan, 1.0)]).status == "not measured"
+    assert ratio_of([(1.0, math.inf), (0.0, 1.0), (math.nan, 1.0)]).status == ratio_of([]).status == "not measured"
     wide = ratio_of([(1.0, 1.0), (1.0, 4.0)])
     assert wide.low is not None and wide.high is not None and wide.low < 1 < wide.high
 

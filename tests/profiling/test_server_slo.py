@@ -9,7 +9,9 @@ import random
 import pytest
 
 from prunekit.profiling.server.config import Slo
-from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, search
+from prunekit.profiling.server.load import Volley
+from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, is_told, search
+from tests.support.shots import shot
 
 
 async def found(limit: float, start: float, around: float | None, draw: random.Random) -> Search:
@@ -88,3 +90,23 @@ def test_what_a_capacity_says_of_each_block() -> None:
     # Two brackets of 10 %: each end may be wrong by 10 %, though both blocks say 2.
     assert said["ratio"]["value"] == pytest.approx(2.0) and "widened" in said["ratio"]["how"]
     assert [said["ratio"][name] for name in ("low", "high")] == [pytest.approx(2 / 1.1), pytest.approx(2 * 1.1)]
+
+
+@pytest.mark.parametrize(
+    ("made", "slow", "failed", "cut", "told"),
+    [
+        # 60 were to be made: up to 3 may be slower than the SLO.
+        (40, 0, 0, "time was up", False),
+        (59, 3, 0, "time was up", False),
+        (40, 4, 0, "time was up", True),
+        (40, 0, 1, "time was up", True),
+        (40, 4, 0, "the SLO was broken", True),
+        (60, 0, 0, "", True),
+    ],
+)
+def test_a_probe_that_was_cut_tells_only_of_an_slo_that_is_broken(
+    made: int, slow: int, failed: int, cut: str, told: bool
+) -> None:
+    shots = [shot(0.1) for _ in range(made - slow - failed)] + [shot(0.9) for _ in range(slow)]
+    shots += [shot(0.1, error="reset") for _ in range(failed)]
+    assert is_told(Volley(tuple(shots), 8.0, 0.1, cut), Slo(ttft=500), 60) is told

@@ -23,6 +23,7 @@ from prunekit.profiling.server.workload import Workload
 from prunekit.utils.endpoints.about import CacheCounters, cache_counters, with_model
 from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.client import opened
+from prunekit.utils.endpoints.connections import connections
 from prunekit.utils.endpoints.endpoint import Api, Endpoint
 from prunekit.utils.endpoints.naming import shown_model
 from prunekit.utils.machine import cpu_name
@@ -110,10 +111,10 @@ async def _session(
 ) -> tuple[list[CacheCounters], list[CacheCounters]]:
     limits = Limits(min(10.0, config.timeout), config.timeout, config.timeout, _TOTAL * config.timeout)
     async with AsyncExitStack() as stack:
-        guns = []
+        guns, most = [], connections(len(targets))
         for target in targets:
-            client = await stack.enter_async_context(opened(target.endpoint, connections=2000))
-            guns.append(Gun(client, await with_model(client, target.endpoint), limits))
+            client = await stack.enter_async_context(opened(target.endpoint, connections=most))
+            guns.append(Gun(client, await with_model(client, target.endpoint), limits, connections=most))
         session.guns = guns
         before = [await cache_counters(gun.client, gun.endpoint) for gun in guns]
         await session.run()

@@ -70,6 +70,15 @@ class Search:
         return 0.0 if self.holds is None or self.fails is None else math.log(self.fails / self.holds) / 2
 
 
+def is_told(volley: Volley, slo: Slo, count: int) -> bool:
+    """Whether ``volley`` tells how ``count`` requests at its rate fare: where the time was up before all were made, only
+    if those that were made broke the SLO already. A queue that grows had no time to be seen."""
+    if volley.cut != "time was up":
+        return True
+    failed = sum(not shot.answer.ok for shot in volley.shots)
+    return failed > MOST_FAILED * count or hopeless(slo, count)(volley.shots)
+
+
 def judge(rate: float, volley: Volley, slo: Slo) -> Probe:
     """Whether the requests of ``volley`` keep ``slo``: each bound at its percentile, and at most 1 % failed."""
     shots = volley.shots
@@ -295,4 +304,4 @@ def _said(rate: float | None, status: str, searches: Sequence[Search]) -> str:
     )
 
 
-__all__ = ["Bracket", "Capacity", "Probe", "Search", "hopeless", "is_good", "judge", "probe_size", "search"]
+__all__ = ["Bracket", "Capacity", "Probe", "Search", "hopeless", "is_good", "is_told", "judge", "probe_size", "search"]
