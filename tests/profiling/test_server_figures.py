@@ -7,12 +7,18 @@ import math
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prunekit.profiling.loopback.serve import Identity, Server
 from prunekit.profiling.server.config import ServerConfig
 from prunekit.profiling.server.load import Gun, Volley, open_loop
 from prunekit.profiling.server.measured import Load, measured
+from prunekit.profiling.server.run import bench_server
 from prunekit.profiling.server.session import Session
 from prunekit.profiling.server.statistics import ratio_of
 from prunekit.profiling.server.traces import load_workload
@@ -95,3 +101,26 @@ def test_a_client_without_open_files_is_no_failure_of_the_server() -> None:
     assert made.error == NO_FILES == "too many open files" and not gun.is_dead
     starved = measured(Load("closed", 1), [Volley((shot(0.1, error=NO_FILES), shot(0.1)), 1.0, 0.1)])
     assert starved.void and starved.failed == 1
+
+
+def test_slots_are_passed_on_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    @contextmanager
+    def served(model: str, **options: Any) -> Iterator[Server]:
+        asked.append({"model": model, "slots": options["slots"]})
+        slots = 1 if model == "alone" else options["slots"]
+        identity = Identity("llama-server", "b1", (), model, "0" * 64, 2048, 1, slots)
+        yield Server(server.url, "scripted", identity, 1, Path("log"))
+
+    monkeypatch.setattr("prunekit.profiling.loopback.served", served)
+    config = ServerConfig(requests=4, blocks=2, concurrency=(1,), tokens=2, warmup=3, natural_tokens=0, rates=(50.0,))
+    with scripted(lambda body, _: answer(body["max_tokens"], ttft=0.002, tpot=0)) as server:
+        alike = bench_server("pruned", baseline="dense", config=config, slots=3)
+        unlike = bench_server("alone", baseline="dense", config=config, slots=3)
+    assert asked[:2] == [{"model": "dense", "slots": 3}, {"model": "pruned", "slots": 3}]
+    assert [each.identity and each.identity["slots"] for each in alike.served] == [3, 3]
+    said = "The server of the endpoint (llama-server) answers 3 requests at a time (--slots); others wait in it."
+    assert said in alike.notes and not any("not answer equally many" in each for each in alike.notes)
+    assert any("answers one request at a time" in each for each in unlike.notes)
+    assert any("not answer equally many" in each for each in unlike.notes)

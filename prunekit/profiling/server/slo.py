@@ -71,8 +71,8 @@ class Search:
 
 
 def is_told(volley: Volley, slo: Slo, count: int) -> bool:
-    """Whether ``volley`` tells how ``count`` requests at its rate fare: where the time was up before all were made, only
-    if those that were made broke the SLO already. A queue that grows had no time to be seen."""
+    """Whether ``volley`` tells how ``count`` requests at its rate fare. Where the time was up before all were made, it
+    does only if those that were made broke the SLO already: a queue that grows had no time to be seen."""
     if volley.cut != "time was up":
         return True
     failed = sum(not shot.answer.ok for shot in volley.shots)
