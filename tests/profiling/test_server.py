@@ -383,7 +383,7 @@ def test_prompts_of_a_file_are_sent_as_they_are(tmp_path: Path) -> None:
     made: Workload = load_workload(ServerConfig(prompts=path, tokens=3), "r")
     assert {job.prompt for job in made.jobs} == {"one", None}
     assert made.jobs[1].messages == (messages[0],) and made.jobs[1].tokens == 9
-    assert len([*made.take("x", 0, 5)]) == 5 and made.repeated
+    assert len([*made.take("x", 0, 5)]) == 5 and made.repeated == 3 and made.sent == 5
 
 
 def test_what_a_file_needs_of_a_server(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_what_a_file_needs_of_a_server(tmp_path: Path) -> None:
     assert second.messages is not None and "my words" not in second.messages[0]["content"] and second.prompt is None
     for side in (0, 1):
         assert [job.prompt for job in made.take("x", side, 2)] == ["my text", None] and not made.repeated
-    assert [*made.take("y", 1, 1)] and made.repeated
+    assert [*made.take("y", 1, 1)] and made.repeated == 1
 
 
 @pytest.mark.parametrize("loads", [{"concurrency": (2, 2)}, {"rates": (1.0, 3.0, 1.0)}])

@@ -163,7 +163,11 @@ def _report(
         )
     notes += _slots(targets)
     if workload.repeated:
-        notes.append("Prompts of the file were sent more than once: a prefix cache may have helped.")
+        notes.append(
+            f"{workload.repeated:,} of {workload.sent:,} requests to a server sent a text of the file again, so a "
+            "prefix cache may have helped: times may be too good. Give a file of at least "
+            f"{workload.sent:,} texts, or turn the cache off."
+        )
     if workload.bad:
         notes.append(f"{workload.bad:,} lines of the file were no requests and were left out.")
     if workload.kind == "trace" and session.config.slo is not None and session.capacity is not None:
