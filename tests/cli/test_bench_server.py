@@ -50,6 +50,8 @@ def test_tables_files_and_json(command: Command, tmp_path: Path) -> None:
         (("model", "--served-name", "x"), "--served-name is the name of a model at an address"),
         (("model", "--baseline-served-name", "x"), "--baseline-served-name is the name"),
         (("model", "--api-key-env", "PATH"), "--api-key-env is of servers at an address"),
+        (("--url", "http://127.0.0.1:1", "--slots", "4"), "--slots is of servers that are started here"),
+        (("no-such.gguf", "--slots", "0"), "slots must be from 1"),
         (("--url", "http://127.0.0.1:1", "-o", "a.json", "--rows", "./a.json"), "give each a file of its own"),
         (("--url", "localhost:80"), "is no address of a server"),
         (("--url", "http://127.0.0.1:1", "--slo", "fast"), "is no SLO"),

@@ -308,6 +308,11 @@ def test_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("llama-server -m tiny.gguf --host 127.0.0.1 --port PORT --alias tiny -fa on")
     # The context is of all slots together.
     assert "-c 2048 -np 4 -ngl 0 -t 2" in line and made.slots == 4 and made.ready == "/health"
+    # Under load one slot would measure its own queue.
+    made = commands_module.command_of(opened(str(file)), wanted(), tmp_path)
+    assert "-c 2048 -np 4" in " ".join(made.shown) and made.slots == 4
+    made = commands_module.command_of(opened(str(file)), wanted(slots=1), tmp_path)
+    assert "-c 512 -np 1" in " ".join(made.shown) and made.slots == 1
     monkeypatch.setattr(commands_module, "llama_server", lambda: None)
     with pytest.raises(PrunekitError, match="one request at a time; put llama-server in PATH"):
         commands_module.command_of(opened(str(file)), wanted(slots=4), tmp_path)

@@ -16,6 +16,8 @@ from prunekit.utils.provenance import installed
 HOST = "127.0.0.1"
 # A program that replaces this Python keeps its promise to end with its parent.
 _BECOME = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+# Requests that llama-server answers at once, where nobody says how many: with one, a load test shows its queue.
+SLOTS = 4
 # Names that servers take their address, their key or their number of processes from.
 _UNSEEN = ("HOST", "PORT", "CONFIG_FILE", "WEB_CONCURRENCY", "API_KEY", "VLLM_API_KEY", "VLLM_HOST_IP", "VLLM_PORT")
 
@@ -68,7 +70,7 @@ def _llama_cpp(model: Opened, wanted: Wanted, folder: Path) -> Command:
     gpu = wanted.device != "cpu"
     program = llama_server()
     if program is not None:
-        slots = wanted.slots or 1
+        slots = wanted.slots or SLOTS
         options = ["--host", HOST, "--port", str(wanted.port), "--alias", model.label, "-fa", "on", "--metrics"]
         # Its context is that of all slots together.
         options += ["-c", str(wanted.context * slots), "-np", str(slots), "-ngl", "99" if gpu else "0"]

@@ -78,7 +78,8 @@ def served(
     ``kind`` is ``llama.cpp`` (llama-server where PATH has it, else llama-cpp-python's), ``transformers``, ``vllm`` or
     ``auto`` (:func:`~prunekit.profiling.loopback.models.opened`). ``port`` 0 takes a free one. ``threads`` of None
     leaves them to the server; ``context`` is in tokens, of one request (transformers has no such limit); ``slots`` are
-    requests at once, ``log`` a file that the server's words are added to. ``limit`` is in seconds.
+    requests at once (None: four in llama-server, one in llama-cpp-python's, else the server's own choice), ``log`` a
+    file that the server's words are added to. ``limit`` is in seconds.
 
     No code of the model is run and no other machine is asked. The server is ended with the block, by Ctrl-C too.
     Raises PrunekitError where the model can't be served, the server is not installed, ends before it is ready (with its

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prunekit.profiling.server.workload import Job
 from prunekit.utils.endpoints.answer import Answer, Limits
 from prunekit.utils.endpoints.client import stream
+from prunekit.utils.endpoints.connections import MOST_CONNECTIONS, NO_FILES
 from prunekit.utils.endpoints.endpoint import Ask, Endpoint
 
 if TYPE_CHECKING:
@@ -22,12 +23,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Shot:
     """One request: when it was to be sent, what came of it, how long its text was in words and how many tokens were
-    asked for. Seconds of :func:`time.perf_counter`."""
+    asked for; ``waited`` for a connection of the client. Seconds of :func:`time.perf_counter`."""
 
     scheduled: float
     answer: Answer
     asked: int
     words: int
+    waited: bool = False
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether the client had no connection for it: what it took says nothing of the server."""
+        return self.waited or self.answer.error == NO_FILES
 
     @property
     def lag(self) -> float:
@@ -86,7 +93,8 @@ _BUSY = (429, 503)
 @dataclass
 class Gun:
     """What sends: one client of one endpoint. ``told`` is called after each request; ``exact`` asks for answers of
-    exact lengths. ``failures`` counts requests in a row that got no answer."""
+    exact lengths. ``failures`` counts requests in a row that got no answer. Of more than ``connections`` requests
+    ``under_way`` some wait in the client."""
 
     client: httpx.AsyncClient
     endpoint: Endpoint
@@ -95,6 +103,8 @@ class Gun:
     told: Callable[[], None] = lambda: None
     failures: int = 0
     last_error: str = ""
+    connections: int = MOST_CONNECTIONS
+    under_way: int = 0
 
     @property
     def is_dead(self) -> bool:
@@ -109,15 +119,20 @@ class Gun:
             id=str(uuid.uuid5(uuid.NAMESPACE_OID, number)),
             exact=exact,
         )
-        answer = await stream(self.client, self.endpoint, ask, self.limits)
-        if answer.ok or answer.status in _BUSY:
+        self.under_way += 1
+        waited = self.under_way > self.connections
+        try:
+            answer = await stream(self.client, self.endpoint, ask, self.limits)
+        finally:
+            self.under_way -= 1
+        if answer.ok or answer.status in _BUSY or answer.error == NO_FILES:
             self.failures = 0
         else:
             self.failures += 1
             self.last_error = answer.error or ""
         self.told()
         text = job.prompt or " ".join(str(each.get("content")) for each in job.messages or ())
-        return Shot(answer.sent if scheduled is None else scheduled, answer, job.tokens, len(text.split()))
+        return Shot(answer.sent if scheduled is None else scheduled, answer, job.tokens, len(text.split()), waited)
 
 
 async def closed(gun: Gun, jobs: Iterable[Job], concurrency: int, name: str, until: float, exact: bool) -> Volley:

@@ -137,12 +137,12 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         lag,
         cpu,
         any(volley.cut for volley in volleys),
-        _void(lag, cpu, len(shots)),
+        _void(lag, cpu, len(shots), sum(shot.is_starved for shot in shots)),
         _cut(volleys) + _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
     )
 
 
-def _void(lag: float, cpu: float, count: int) -> tuple[str, ...]:
+def _void(lag: float, cpu: float, count: int, starved: int) -> tuple[str, ...]:
     made = []
     if not count:
         made.append("No request was made.")
@@ -150,6 +150,11 @@ def _void(lag: float, cpu: float, count: int) -> tuple[str, ...]:
         made.append(f"The client was late by {1000 * lag:,.0f} ms (p99; at most 50): it measures itself.")
     if cpu > MOST_CPU:
         made.append(f"The client kept {cpu:.0%} of a CPU busy (at most 90 %): it measures itself.")
+    if starved:
+        made.append(
+            f"The client had no connection left for {starved:,} requests, because of its limit of open files (raise it "
+            "with `ulimit -n`): it measures itself."
+        )
     return tuple(made)
 
 
@@ -194,21 +199,23 @@ def _quantiles(values: Sequence[float]) -> tuple[Quantile, ...]:
 
 
 def medians(volley: Volley) -> dict[str, float]:
-    """Of one block: median times and rates, to be compared with the block of the other endpoint beside it."""
+    """Of one block: median times and rates, to be compared with the block of the other endpoint beside it. Infinite
+    where requests failed, NaN where the server does not count; nothing where no request was made."""
     if not volley.shots:
         return {}
     shots = volley.shots
     good = [shot for shot in shots if shot.answer.ok]
     tpots = [shot.tpot for shot in shots if shot.tpot is not None]
     lengths = [shot.tokens for shot in good if shot.tokens is not None]
-    tokens = sum(lengths) if len(lengths) == len(good) else 0
+    tokens = sum(lengths) if len(lengths) == len(good) else math.nan
     made = {
         "ttft": statistics.median(shot.ttft for shot in shots),
         "e2e": statistics.median(shot.e2e for shot in shots),
-        "tpot": statistics.median(tpots) if tpots else math.inf,
+        "tpot": statistics.median(tpots) if tpots else math.nan,
     }
     if volley.seconds > 0:
         made |= {"requests_per_second": len(good) / volley.seconds, "tokens_per_second": tokens / volley.seconds}
-    if good:
-        made |= {"tokens": tokens / len(good), "characters": sum(len(shot.answer.text) for shot in good) / len(good)}
+    letters = sum(len(shot.answer.text) for shot in good)
+    made["tokens"] = tokens / len(good) if good else math.inf
+    made["characters"] = letters / len(good) if good else math.inf
     return made

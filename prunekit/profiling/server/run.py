@@ -16,13 +16,14 @@ from prunekit.profiling.server.config import ServerConfig
 from prunekit.profiling.server.joules import meter
 from prunekit.profiling.server.load import Gun
 from prunekit.profiling.server.measured import MOST_CACHED
-from prunekit.profiling.server.report import Served, ServerReport
+from prunekit.profiling.server.report import NAMES, Served, ServerReport
 from prunekit.profiling.server.session import Session
 from prunekit.profiling.server.traces import load_workload
 from prunekit.profiling.server.workload import Workload
 from prunekit.utils.endpoints.about import CacheCounters, cache_counters, with_model
 from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.client import opened
+from prunekit.utils.endpoints.connections import connections
 from prunekit.utils.endpoints.endpoint import Api, Endpoint
 from prunekit.utils.endpoints.naming import shown_model
 from prunekit.utils.machine import cpu_name
@@ -48,6 +49,7 @@ def bench_server(
     config: ServerConfig | None = None,
     server: str = "auto",
     threads: int | None = None,
+    slots: int | None = None,
     api: Api = "completions",
     keep: Callable[[ServerReport], None] | None = None,
 ) -> ServerReport:
@@ -55,9 +57,9 @@ def bench_server(
 
     Each is an address (``http://...``), an :class:`~prunekit.utils.endpoints.endpoint.Endpoint`, or a model, which is
     served on the loopback interface while the test runs, by ``server`` (llama.cpp, transformers, vllm, or auto) on so
-    many ``threads``. ``api`` is what texts are sent to (an Endpoint says it itself). ``keep`` is given what was
-    measured where Ctrl-C ends the test. Raises PrunekitError where a server can't be reached, or answers nothing at
-    first.
+    many ``threads``, with ``slots`` requests at once (None: four in llama-server, else what the server takes). ``api``
+    is what texts are sent to (an Endpoint says it itself). ``keep`` is given what was measured where Ctrl-C ends the
+    test. Raises PrunekitError where a server can't be reached, or answers nothing at first.
 
     >>> report = bench_server("http://127.0.0.1:8001", baseline="http://127.0.0.1:8000")  # doctest: +SKIP
     >>> report.loads[0].ratios["tpot"].value  # doctest: +SKIP
@@ -68,12 +70,18 @@ def bench_server(
     # Before any server is started.
     workload = load_workload(config, secrets.token_hex(6))
     with ExitStack() as stack:
-        targets = [_target(each, stack, server, threads, workload.longest, api) for each in named]
+        targets = [_target(each, stack, server, threads, slots, workload.longest, api) for each in named]
         return _tested(targets, workload, config, keep)
 
 
 def _target(
-    named: Endpoint | str, stack: ExitStack, server: str, threads: int | None, longest: int, api: Api
+    named: Endpoint | str,
+    stack: ExitStack,
+    server: str,
+    threads: int | None,
+    slots: int | None,
+    longest: int,
+    api: Api,
 ) -> Target:
     if isinstance(named, Endpoint):
         return Target(named)
@@ -81,7 +89,9 @@ def _target(
         return Target(Endpoint(named, api=api))
     from prunekit.profiling.loopback import served
 
-    made = stack.enter_context(served(named, kind=server, threads=threads, context=max(2048, longest + 64)))
+    made = stack.enter_context(
+        served(named, kind=server, threads=threads, slots=slots, context=max(2048, longest + 64))
+    )
     return Target(Endpoint(made.url, made.model, api=api), made.identity.to_dict())
 
 
@@ -110,10 +120,10 @@ async def _session(
 ) -> tuple[list[CacheCounters], list[CacheCounters]]:
     limits = Limits(min(10.0, config.timeout), config.timeout, config.timeout, _TOTAL * config.timeout)
     async with AsyncExitStack() as stack:
-        guns = []
+        guns, most = [], connections(len(targets))
         for target in targets:
-            client = await stack.enter_async_context(opened(target.endpoint, connections=2000))
-            guns.append(Gun(client, await with_model(client, target.endpoint), limits))
+            client = await stack.enter_async_context(opened(target.endpoint, connections=most))
+            guns.append(Gun(client, await with_model(client, target.endpoint), limits, connections=most))
         session.guns = guns
         before = [await cache_counters(gun.client, gun.endpoint) for gun in guns]
         await session.run()
@@ -151,8 +161,13 @@ def _report(
                 gun.endpoint.api,
             )
         )
+    notes += _slots(targets)
     if workload.repeated:
-        notes.append("Prompts of the file were sent more than once: a prefix cache may have helped.")
+        notes.append(
+            f"{workload.repeated:,} of {workload.sent:,} requests to a server sent a text of the file again, so a "
+            "prefix cache may have helped: times may be too good. Give a file of at least "
+            f"{workload.sent:,} texts, or turn the cache off."
+        )
     if workload.bad:
         notes.append(f"{workload.bad:,} lines of the file were no requests and were left out.")
     if workload.kind == "trace" and session.config.slo is not None and session.capacity is not None:
@@ -168,6 +183,29 @@ def _report(
         session.stopped,
         time.perf_counter() - session.began,
     )
+
+
+def _slots(targets: list[Target]) -> list[str]:
+    """How many requests at a time the servers that prunekit started answer."""
+    names = NAMES[-len(targets) :]
+    told = {name: each.identity for name, each in zip(names, targets, strict=True) if each.identity is not None}
+    notes = []
+    for name, identity in told.items():
+        slots = identity.get("slots")
+        if slots is not None:
+            several = f"{slots} requests" if slots > 1 else "one request"
+            notes.append(
+                f"The server of the {name} ({identity.get('server')}) answers {several} at a time (--slots); others "
+                "wait in it."
+            )
+        elif identity.get("server") == "transformers serve":
+            notes.append(f"The server of the {name} (transformers serve) answers one request at a time.")
+    if len({identity.get("slots") or identity.get("server") for identity in told.values()}) > 1:
+        notes.append(
+            "The two servers do not answer equally many requests at a time, or are not of one kind: their ratio is not "
+            "the model's alone. Serve both alike (--server, --slots)."
+        )
+    return notes
 
 
 def _moved(before: CacheCounters, after: CacheCounters) -> tuple[float | None, float | None]:

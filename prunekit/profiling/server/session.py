@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from prunekit.profiling.server.joules import energies, window_name
 from prunekit.profiling.server.load import Gun, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured, medians
 from prunekit.profiling.server.report import Compared
-from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, judge, probe_size, search
+from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, is_told, judge, probe_size, search
 from prunekit.profiling.server.statistics import ratio_of
 from prunekit.profiling.server.warmup import Warm, warm_up
 from prunekit.profiling.server.workload import Workload, arrivals
@@ -208,7 +209,8 @@ class Session:
         results = tuple(measured(load, each, self.config.slo) for each in volleys)
         ratios = {}
         if len(volleys) == 2:
-            pairs = [(medians(a), medians(b)) for a, b in zip(*volleys, strict=False)]
+            # A block without a request did not fail: it was not made.
+            pairs = [(medians(a), medians(b)) for a, b in zip(*volleys, strict=False) if a.shots and b.shots]
             for name in ("ttft", "tpot", "e2e", "requests_per_second", "tokens_per_second", "tokens", "characters"):
                 ratios[name] = ratio_of([(a.get(name, math.nan), b.get(name, math.nan)) for a, b in pairs])
         spent = () if self.meter is None else energies(self.meter, load.name, results)
@@ -243,7 +245,7 @@ class Session:
             nonlocal number
             count = probe_size(slo, rate, config.requests)
             # What does not fit into the time says nothing.
-            if time.perf_counter() + 0.5 * count / rate > until:
+            if time.perf_counter() + (count - 1) / rate > until:
                 return None
             what = f"search {block} {number}"
             jobs = [*self.workload.take(what, side, count)]
@@ -258,8 +260,7 @@ class Session:
                 await gun.fire(jobs[0], f"{name}-alone", None, gun.exact)
                 if gun.failures:
                     raise self._ended(side)
-            if volley.cut == "time was up" and len(volley.shots) < count / 2:
-                return None
-            return judge(rate, volley, slo)
+            return judge(rate, volley, slo) if is_told(volley, slo, count) else None
 
-        return await search(max(1e-3, SEARCH_SHARE * self._fastest(side)), probe, around=last)
+        draw = random.Random(f"{config.seed}/search/{side}/{block}")
+        return await search(max(1e-3, SEARCH_SHARE * self._fastest(side)), probe, draw=draw, around=last)

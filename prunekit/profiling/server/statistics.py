@@ -76,12 +76,15 @@ def ranks(count: int, share: float, level: float = LEVEL) -> tuple[int | None, i
 @dataclass(frozen=True)
 class Ratio:
     """The geometric mean of the ratios of ``count`` blocks, endpoint over baseline, with its 95 % interval by Student's
-    distribution on their logarithms (None of fewer than two)."""
+    distribution on their logarithms (None of fewer than two). ``failed`` blocks have no such figure, and then there is
+    no ratio."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     count: int = 0
+    failed: int = 0
+    how: str = "geometric mean over blocks, 95 % interval by Student's t on logarithms"
 
     @property
     def status(self) -> str:
@@ -90,19 +93,23 @@ class Ratio:
         return "measured" if self.low is not None else "too few"
 
     def to_dict(self) -> dict[str, Any]:
-        how = "geometric mean over blocks, 95 % interval by Student's t on logarithms"
-        return {**vars(self), "status": self.status, "how": how}
+        """JSON values."""
+        return {**vars(self), "status": self.status}
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
-    """The ratio second/first of ``pairs``, one a block; those that are not positive and finite are left out."""
+    """The ratio second/first of ``pairs``, one a block. There is none where a figure of any block is not positive and
+    finite: without the blocks that failed it would speak of the good ones alone."""
     from prunekit.utils.numerics.student import half_interval
 
-    good = [(before, after) for before, after in pairs if 0 < before < math.inf and 0 < after < math.inf]
-    logs = [math.log(after / before) for before, after in good]
-    count = len(logs)
+    count = len(pairs)
+    failed = sum(not (0 < before < math.inf and 0 < after < math.inf) for before, after in pairs)
+    if failed:
+        how = f"none: in {failed} of {count} blocks requests of an endpoint failed, or were not counted"
+        return Ratio(None, count=count, failed=failed, how=how)
     if not count:
         return Ratio(None)
+    logs = [math.log(after / before) for before, after in pairs]
     mean = sum(logs) / count
     if count < 2:
         return Ratio(math.exp(mean), count=count)

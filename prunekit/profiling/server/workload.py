@@ -15,6 +15,8 @@ from prunekit.utils.prose import builtin_documents
 
 # Tokens a word of English takes, until a server has counted some.
 _TOKENS_A_WORD = 1.35
+# English text, where nobody counted.
+_CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Workload:
     format: str = ""
     sha256: str = ""
     tokens_a_word: float = _TOKENS_A_WORD
-    _used: Counter[int] = field(default_factory=Counter, repr=False)
+    _used: Counter[tuple[int, int]] = field(default_factory=Counter, repr=False)
+    _next: dict[int, int] = field(default_factory=dict, repr=False)
+    _order: tuple[int, ...] = field(default=(), repr=False)
     _words: tuple[str, ...] = field(default=(), repr=False)
 
     @property
@@ -60,20 +64,31 @@ class Workload:
             self.tokens_a_word = min(20.0, max(0.2, tokens / words))
 
     def take(
-        self, what: str, side: int, count: int, *, natural: bool = False, first: int = 0, warm: bool = False
+        self, what: str, side: int, count: int, *, natural: bool = False, first: int | None = None, warm: bool = False
     ) -> Iterator[Job]:
         """``count`` jobs of the block ``what``: for each ``side`` the same lengths, with other beginnings of made-up
-        texts. ``first`` is the first job of a trace. Of a trace none of the texts is used where it is to ``warm``: a
-        prefix cache must not know them."""
+        texts. Jobs of a file come one after the other, those of prompts in an order that the seed draws; ``first`` is
+        the first job of a trace. None of the file's texts is used where it is to ``warm``: a prefix cache must not know
+        them."""
+        begin = 0
+        if self.jobs and not warm:
+            begin = self._next.get(side, 0) if first is None else first
+            # Of a block that is cut the rest stays unused, so that both sides go on at the same job.
+            self._next[side] = max(self._next.get(side, 0), begin + count)
+        return self._taken(what, side, range(begin, begin + count), natural, warm)
+
+    def _taken(self, what: str, side: int, places: range, natural: bool, warm: bool) -> Iterator[Job]:
         draw = random.Random(f"{self.config.seed}/{what}")
-        begin = draw.randrange(len(self.jobs)) if self.jobs and self.kind == "prompts" else first
-        for number in range(count):
+        for number, place in enumerate(places):
             if self.jobs:
-                job = self.jobs[(begin + number) % len(self.jobs)]
+                index = self._place(place)
+                job = self.jobs[index]
                 chat = job.messages is not None
-                if warm and self.kind == "trace":
-                    job = replace(job, prompt=None, messages=None)
-                self._used[side] += job.prompt is not None or job.messages is not None
+                if warm:
+                    length = job.prompt_tokens or math.ceil(job.characters / _CHARACTERS_A_TOKEN)
+                    job = replace(job, prompt=None, messages=None, prompt_tokens=length)
+                elif job.prompt is not None or job.messages is not None:
+                    self._used[side, index] += 1
             else:
                 config, chat = self.config, False
                 tokens = _spread(draw, config.tokens, config.spread)
@@ -84,11 +99,29 @@ class Workload:
                 job = replace(job, messages=({"role": "user", "content": text},)) if chat else replace(job, prompt=text)
             yield replace(job, tokens=self.config.natural_tokens) if natural else job
 
+    def _place(self, place: int) -> int:
+        """Which job stands at ``place``. A file of prompts may be sorted, and each load gets a fair part of it."""
+        if self.kind == "prompts" and not self._order:
+            whole = range(len(self.jobs))
+            self._order = tuple(random.Random(f"{self.config.seed}/order").sample(whole, len(whole)))
+        return self._order[place % len(self.jobs)] if self._order else place % len(self.jobs)
+
     @property
-    def repeated(self) -> bool:
-        """Whether one of the user's texts was sent to one server more than once, which its prefix cache may have
-        helped."""
-        return any(each > len(self.jobs) for each in self._used.values())
+    def repeated(self) -> int:
+        """How many requests sent one of the user's texts to a server that had seen it, whose prefix cache may have
+        helped; of the server with the most."""
+        again: Counter[int] = Counter()
+        for (side, _), times in self._used.items():
+            again[side] += times - 1
+        return max(again.values(), default=0)
+
+    @property
+    def sent(self) -> int:
+        """How many of the user's texts were sent to the server that was sent the most, repeats counted."""
+        made: Counter[int] = Counter()
+        for (side, _), times in self._used.items():
+            made[side] += times
+        return max(made.values(), default=0)
 
     @property
     def longest(self) -> int:

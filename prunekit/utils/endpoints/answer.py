@@ -38,10 +38,10 @@ class Answer:
     """One request and what came of it. Times are :func:`time.perf_counter`'s seconds.
 
     ``error`` is None where the answer is whole; else its kind: ``refused``, ``unreachable``, ``reset``, ``stalled``,
-    ``too long``, ``too large``, ``status 429`` and the like, ``malformed``, ``cut off``, ``server error``; ``detail``
-    says more. ``first`` is when the first text came (the first chunk, where no chunk held text), ``chunks`` when each
-    chunk with text did: a chunk may hold several tokens. ``tries`` counts requests that were made, ``status`` is the
-    last one's.
+    ``too many open files`` (of this process), ``too long``, ``too large``, ``status 429`` and the like, ``malformed``,
+    ``cut off``, ``server error``; ``detail`` says more. ``first`` is when the first text came (the first chunk, where
+    no chunk held text), ``chunks`` when each chunk with text did: a chunk may hold several tokens. ``tries`` counts
+    requests that were made, ``status`` is the last one's.
     """
 
     id: str

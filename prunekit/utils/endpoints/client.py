@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.utils.endpoints.answer import Answer, Limits
 from prunekit.utils.endpoints.chunks import Received, said_in
+from prunekit.utils.endpoints.connections import NO_FILES, is_no_files
 from prunekit.utils.endpoints.endpoint import Ask, Endpoint, body, target
 from prunekit.utils.endpoints.sse import EventParser
 from prunekit.utils.endpoints.watchdog import Watchdog
@@ -238,9 +239,12 @@ def _seconds_of(detail: str) -> float | None:
 
 
 def _not_connected(failed: Any) -> str:
-    """``refused`` where nobody listens, ``unreachable`` where the machine can't be reached or found."""
+    """``refused`` where nobody listens, ``unreachable`` where the machine can't be reached or found; of this process's
+    own limit of open files :data:`NO_FILES`."""
     cause: BaseException | None = failed
     while cause is not None:
+        if is_no_files(cause):
+            return NO_FILES
         if isinstance(cause, ConnectionRefusedError):
             return "refused"
         cause = cause.__cause__ or cause.__context__

@@ -65,6 +65,14 @@ def bench_server_command(
         typer.Option(help="What serves models: auto, llama.cpp, transformers or vllm.", rich_help_panel=o.SERVERS),
     ] = "auto",
     threads: o.Threads = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests that a server started here answers at once; others wait in it.",
+            show_default="4 for llama-server, 1 for llama-cpp-python's and transformers, vllm's own",
+            rich_help_panel=o.SERVERS,
+        ),
+    ] = None,
     slo: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +181,8 @@ def bench_server_command(
         raise PrunekitError("Name a server with --url, or a model to serve.")
     if api_key_env is not None and url is None and baseline_url is None:
         raise PrunekitError("--api-key-env is of servers at an address; name one with --url, or leave it out.")
+    if slots is not None and model is None and baseline is None:
+        raise PrunekitError("--slots is of servers that are started here; name a model to serve, or leave it out.")
     dense = _named("--baseline-url", baseline, baseline_url, baseline_served_name, api, api_key_env)
     config = ServerConfig(
         requests=requests,
@@ -218,7 +228,9 @@ def bench_server_command(
         if output is not None:
             note(f"What was measured until then is in {output}.")
 
-    report = bench_server(endpoint, baseline=dense, config=config, server=server, threads=threads, api=api, keep=keep)
+    report = bench_server(
+        endpoint, baseline=dense, config=config, server=server, threads=threads, slots=slots, api=api, keep=keep
+    )
     report = write(report)
     if json:
         print_json(report.to_dict())

@@ -144,7 +144,8 @@ def _ms(each: Quantile) -> str:
 
 def _ratio(ratio: Ratio | None) -> tuple[str, str]:
     if ratio is None or ratio.value is None:
-        return "", ""
+        some = ratio is not None and 0 < ratio.failed < ratio.count
+        return ("none", f"{ratio.failed} of {ratio.count} turns have none") if ratio and some else ("", "")
     interval = "too few" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
     return f"{ratio.value:.3f}", interval
 
