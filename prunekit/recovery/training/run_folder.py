@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.plan.training import RESOURCES
 from prunekit.utils.files.atomic import new_folder, read_json, rewrite_text
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.leftovers import discard, sweep_and_tell
@@ -209,7 +210,13 @@ def _read(path: Path) -> dict[str, Any] | None:
         and isinstance(data.get("asked"), dict)
         and isinstance(data.get("settled"), dict)
     )
-    return data if sound else None
+    if not sound:
+        return None
+    settings = data["asked"].get("settings")
+    if isinstance(settings, dict) and not {*RESOURCES}.isdisjoint(settings):
+        # Earlier versions went on with the same ones alone.
+        data["settled"].setdefault("resources", {name: settings.pop(name, None) for name in RESOURCES})
+    return data
 
 
 def _other(path: Path, earlier: dict[str, Any] | None, asked: Mapping[str, Any]) -> PrunekitError:
