@@ -19,6 +19,9 @@ CHOICES = {
     "teacher": ("auto", "online", "hidden", "sampled"),
 }
 
+RESOURCES = ("micro_batch", "recompute")
+"""Settings that say how a step is computed, and not what comes of it: a training goes on with others."""
+
 # More steps brought more than larger ones: 67,584 tokens of SmolLM2-135M at 50 % of its blocks took 0.023 off the KL in
 # steps of 512, and 0.015 in steps of 2,048. A GPU would mostly wait with steps so small.
 CPU_BATCH, BATCH = 512, 2048
@@ -102,6 +105,11 @@ class TrainingConfig:
             _check("micro_batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
         if self.lora and self.train == "all":
             raise PrunekitError("Adapters (lora) train the blocks' matrices alone; leave out train=all, or lora.")
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """The settings of :data:`RESOURCES`."""
+        return {name: getattr(self, name) for name in RESOURCES}
 
     def on(self, device: str) -> TrainingConfig:
         """The same with every setting settled, on a ``device`` of that kind (cpu, cuda, mps)."""

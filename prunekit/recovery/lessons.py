@@ -35,7 +35,7 @@ from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import keeping, phases, unneeded
 from prunekit.utils.phases.titles import TRAINING, TRIAL
 from prunekit.utils.process import ranks
-from prunekit.utils.process.ranks import from_first, shared
+from prunekit.utils.process.ranks import from_first, in_order
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -182,9 +182,11 @@ class Lessons:
 
     def _begin(self, made: _Seats, kept: Checkpoints, source: Source, carried: bool) -> Standing:
         """Where the last checkpoint stands, or the start."""
+        made.optimizer.begin()
         known = from_first(kept.checkpoints)
         if known:
             standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
+            self._turn(standing)
             made.student.recompute = standing.recompute
         else:
             standing = self._start(made, source)
@@ -194,10 +196,25 @@ class Lessons:
 
     def _start(self, made: _Seats, source: Source) -> Standing:
         config, student, most = self.config, made.student, self.sequences // ranks.size()
-        micro = config.micro_batch or shared(_fitting(student, source, self.text.length, most))
+        micro = config.micro_batch or _least(_fitting(student, source, self.text.length, most))
         short = config.micro_batch is None and micro == 0
         student.recompute = short if config.recompute is None else config.recompute
-        return Standing(micro_batch=min(max(1, micro), most), recompute=student.recompute, ce_share=config.ce_share)
+        return Standing(
+            micro_batch=min(max(1, micro), most),
+            recompute=student.recompute,
+            ce_share=config.ce_share,
+            resources=config.resources,
+        )
+
+    def _turn(self, standing: Standing) -> None:
+        """Compute steps as is asked for now, where that is not what was asked for before ``standing`` was kept."""
+        asked = self.config.resources
+        turned = {name for name, value in asked.items() if value is not None and value != standing.resources.get(name)}
+        if "micro_batch" in turned:
+            standing.micro_batch = min(asked["micro_batch"], self.sequences // ranks.size())
+        if "recompute" in turned:
+            standing.recompute = asked["recompute"]
+        standing.resources = asked
 
     def _trial(self, made: _Seats, standing: Standing, listener: Listener) -> Trial:
         length = self.text.length
@@ -239,6 +256,11 @@ def _fitting(student: Student, source: Source, length: int, sequences: int) -> i
     while count and 4 * count * length * source.shape.activation_numbers_per_token() > room:
         count //= 2
     return count
+
+
+def _least(count: int) -> int:
+    """The least ``count`` of all ranks."""
+    return min(in_order([count], ranks.size()))
 
 
 def _checkpoint_bytes(student: Student, source: Source) -> int:

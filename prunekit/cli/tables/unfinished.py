@@ -113,9 +113,10 @@ def _command(folder: RunFolder) -> str:
         words += [] if value is None else [f"--{name}", value]
     words += [] if asked["dtype"] == "auto" else ["--dtype", asked["dtype"]]
     words += ["--seed", asked["text"]["seed"]] if asked["text"]["seed"] and not turns else []
+    settings = {**config.resources, **asked["settings"], **folder.settled.get("resources", {})}
     for knob in (recovery_knobs() if turns else training_knobs()).values():
         told, usual = {
-            TrainingConfig: (asked["settings"], config),
+            TrainingConfig: (settings, config),
             TextConfig: (asked["text"], TextConfig()),
             StagesConfig: (asked.get("turns", {}), stages),
         }[knob.config]

@@ -84,11 +84,13 @@ class Gradient:
 
     def _take_less(self) -> None:
         standing = self._standing
-        if ranks.size() > 1:
+        last = standing.micro_batch == 1 and self._student.recompute
+        if ranks.size() > 1 and not last:
+            # The others wait for this one inside a layer, where nothing can be agreed upon.
+            less = f"micro_batch={standing.micro_batch // 2}" if standing.micro_batch > 1 else "recompute=true"
             raise PrunekitError(
                 f"The memory of process {ranks.rank()} is too small for {standing.micro_batch} sequences at a time. "
-                "Begin anew with fewer (--set micro_batch=1), or with activations that are computed twice (--set "
-                "recompute=true)."
+                f"Give the same command again with --set {less}: it goes on from the last checkpoint, if there is one."
             )
         self._student.clear()
         if self._student.device.type == "cuda":
@@ -103,5 +105,6 @@ class Gradient:
             self._note("The memory is too small: activations are computed a second time instead of being kept.")
         else:
             raise PrunekitError(
-                "One sequence does not fit into memory; take shorter ones (--set text_length=...), or another machine."
+                "One sequence does not fit into memory. Go on on a machine with more of it, or begin anew with shorter "
+                "ones (--set text_length=... --overwrite)."
             )

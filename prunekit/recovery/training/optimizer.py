@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training.sharding import average, clip, is_sharded, like, whole
+from prunekit.utils.numerics.memory import out_of_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -35,6 +37,20 @@ class Optimizer:
             fused=True,
         )
 
+    def begin(self) -> None:
+        """Make the state that AdamW would make in its first step, where it has none: where memory is too small, that
+        shows now, and a trial before the training holds all that the training does.
+
+        Raises PrunekitError where it is.
+        """
+        with _fitting():
+            for parameter in self.parameters.values():
+                if parameter not in self._adam.state:
+                    self._adam.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),
+                        **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS},
+                    }
+
     def zero(self) -> None:
         self._adam.zero_grad(set_to_none=True)
 
@@ -58,7 +74,7 @@ class Optimizer:
                 f"{kind}.{name}": self._adam.state[parameter][kind]
                 for name, parameter in self.parameters.items()
                 for kind in MOMENTS
-                if parameter in self._adam.state
+                if self.updates
             }
         )
 
@@ -76,7 +92,22 @@ class Optimizer:
                 raise PrunekitError(
                     f"The training's state lacks the moments of {name}; it is damaged. Begin anew with --overwrite."
                 )
-            self._adam.state[parameter] = {
-                "step": torch.tensor(float(updates), device=parameter.device),
-                **{kind: like(parameter, each).clone() for kind, each in kept.items() if each is not None},
-            }
+            with _fitting():
+                self._adam.state[parameter] = {
+                    "step": torch.tensor(float(updates), device=parameter.device),
+                    **{kind: like(parameter, each).clone() for kind, each in kept.items() if each is not None},
+                }
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Raises PrunekitError where the block needs more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise PrunekitError(
+            "The weights and AdamW's two moments of each don't fit into memory. Train adapters (--set lora=16), or "
+            "take a machine with more memory, or several (docs/sizes.md)."
+        ) from None

@@ -13,7 +13,8 @@ class Standing:
     many steps in a row were not finite; ``micro_batch`` sequences are computed at a time. ``held_out`` has what was
     measured on text that is not trained on, by step; ``steps`` a row for each step: its number, divergence and loss
     (nats a token, before the step), rate, gradient norm. Rows hold no clock times, so that a run that was continued
-    ends as one that was not. ``ce_share`` is that of the loss, by which held-out measurements are judged too."""
+    ends as one that was not. ``ce_share`` is that of the loss, by which held-out measurements are judged too.
+    ``resources`` are the settings of how a step is computed that were asked for."""
 
     step: int = 0
     updates: int = 0
@@ -25,6 +26,7 @@ class Standing:
     steps: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     ce_share: float = 0.0
+    resources: dict[str, Any] = field(default_factory=dict)
 
     @property
     def start(self) -> dict[str, float]:

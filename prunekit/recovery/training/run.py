@@ -14,6 +14,7 @@ from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer, pick_device
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
+from prunekit.plan.training import RESOURCES
 from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
@@ -171,10 +172,11 @@ def _check_pair(source: Source, teacher: Source, tokenizer: Any) -> None:
 
 
 def settled(config: TrainingConfig, folder: RunFolder, device: str) -> TrainingConfig:
-    """``config`` with every setting settled: what was left to the device, as it was when the training began."""
+    """``config`` with every setting settled: what was left to the device, as it was when the training began. How a step
+    is computed is written down for people."""
     config = replace(config, batch_tokens=config.batch_tokens or folder.settled.get("batch_tokens"))
     config = config.on(pick_device(device).type)
-    folder.settle(batch_tokens=config.batch_tokens)
+    folder.settle(batch_tokens=config.batch_tokens, resources=config.resources)
     return config
 
 
@@ -184,7 +186,7 @@ def asked_of(teacher: Source, text: TextConfig, budget: Budget, config: Training
         "teacher": teacher.fingerprint,
         "text": {**asdict(text), **told_by_content(text.source)},
         "budget": asdict(budget),
-        "settings": asdict(config),
+        "settings": {name: value for name, value in asdict(config).items() if name not in RESOURCES},
         "dtype": dtype,
     }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.plan.training import RESOURCES
 from prunekit.utils.files.atomic import new_folder, read_json, rewrite_text
 from prunekit.utils.files.hashes import sha256
 from prunekit.utils.files.leftovers import discard, sweep_and_tell
@@ -71,7 +72,8 @@ class RunFolder(Checkpoints):
         """Decide ``facts`` for this run and all that go on from it. Raises PrunekitError where that can't be kept."""
         self.settled |= facts
         if is_first():
-            rewrite_text(self.path / _RUN, _json(self.asked, self.settled))
+            # Without it all checkpoints are lost, be it to a power cut.
+            rewrite_text(self.path / _RUN, _json(self.asked, self.settled), durable=True)
 
     def pruned(self, stage: int) -> Path:
         """Where the model lies that is trained in ``stage``, which counts from 1."""
@@ -88,7 +90,7 @@ class RunFolder(Checkpoints):
 
     def conclude(self, stage: int, facts: Mapping[str, Any]) -> None:
         """Say that ``stage`` has ended. Raises PrunekitError where that can't be kept."""
-        rewrite_text(self._facts(stage), json.dumps(facts, allow_nan=False) + "\n")
+        rewrite_text(self._facts(stage), json.dumps(facts, allow_nan=False) + "\n", durable=True)
 
     def forget(self, stage: int) -> None:
         """Remove the models of ``stage``; what it has come to stays known."""
@@ -125,23 +127,16 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
         yield RunFolder(path, asked, shared({}))
         return
     if os.path.lexists(path):
-        earlier = _read(path)
-        if earlier is None or earlier["asked"] != _plain(asked):
-            # One without a checkpoint holds nothing that can't be had again.
-            if not overwrite and (earlier is None or _is_begun(path)):
-                raise _other(path, earlier, asked)
-            check_place(path, ())
-            _check_own(path)
-            discard(path)
-            earlier = None
-    else:
-        earlier = None
-    if earlier is None:
+        _make_way(path, asked, overwrite)
+    if not os.path.lexists(path):
         with new_folder(path) as made:
             (made / _RUN).write_text(_json(asked, {}), encoding="utf-8")
     with _alone(path):
+        found = _read(path)
+        if found is None or found["asked"] != _plain(asked):
+            raise PrunekitError(f"Another process began another training in {path} meanwhile; choose another output.")
         sweep_and_tell(path)
-        folder = RunFolder(path, asked, {} if earlier is None else earlier["settled"])
+        folder = RunFolder(path, asked, found["settled"])
         shared(folder.settled)
         try:
             yield folder
@@ -149,6 +144,27 @@ def run_folder(path: Path, asked: Mapping[str, Any], overwrite: bool = False) ->
             if path.is_dir() and not folder.is_begun:
                 folder.erase()
             raise
+
+
+def _make_way(path: Path, asked: Mapping[str, Any], overwrite: bool) -> None:
+    """Remove the training in ``path`` where it was asked for something else, and no process works there."""
+    earlier, wanted = _read(path), _plain(asked)
+    if earlier is not None and earlier["asked"] == wanted:
+        return
+    if earlier is None and not overwrite:
+        raise _other(path, earlier, asked)
+    check_place(path, ())
+    _check_own(path)
+    with _alone(path):
+        # What is there now that nobody else writes.
+        earlier = _read(path)
+        if earlier is not None and earlier["asked"] == wanted:
+            return
+        # One without a checkpoint holds nothing that can't be had again.
+        if not overwrite and (earlier is None or _is_begun(path)):
+            raise _other(path, earlier, asked)
+        _check_own(path)
+        discard(path)
 
 
 def _is_begun(path: Path) -> bool:
@@ -194,7 +210,13 @@ def _read(path: Path) -> dict[str, Any] | None:
         and isinstance(data.get("asked"), dict)
         and isinstance(data.get("settled"), dict)
     )
-    return data if sound else None
+    if not sound:
+        return None
+    settings = data["asked"].get("settings")
+    if isinstance(settings, dict) and not {*RESOURCES}.isdisjoint(settings):
+        # Earlier versions went on with the same ones alone.
+        data["settled"].setdefault("resources", {name: settings.pop(name, None) for name in RESOURCES})
+    return data
 
 
 def _other(path: Path, earlier: dict[str, Any] | None, asked: Mapping[str, Any]) -> PrunekitError:
@@ -230,15 +252,21 @@ def _alone(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    taken = PrunekitError(f"Another process trains in {path}; wait for it, or choose another output.")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise PrunekitError(f"Another process trains in {path}; wait for it, or choose another output.") from None
-    except OSError:
-        pass  # a file system without locks
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise taken from None
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken from None
+        except OSError:
+            pass  # a file system without locks
+        # Another may have removed what was opened, and made a new one of that name.
+        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+            raise taken
         yield
     finally:
         os.close(handle)

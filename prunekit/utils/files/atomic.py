@@ -118,19 +118,20 @@ def write_bytes(
     _write(path, data, replace=overwrite, durable=not is_inside_claim(path.absolute()))
 
 
-def rewrite_text(path: Path, text: str) -> None:
+def rewrite_text(path: Path, text: str, *, durable: bool = False) -> None:
     """:func:`rewrite_bytes` for text."""
-    rewrite_bytes(path, text.encode())
+    rewrite_bytes(path, text.encode(), durable=durable)
 
 
-def rewrite_bytes(path: Path, data: bytes) -> None:
-    """Write a file whose name is prunekit's own, such as in its cache: what is there is replaced.
+def rewrite_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file whose name is prunekit's own, such as in its cache: what is there is replaced. Where it is to be
+    ``durable``, it has reached the disk afterwards.
 
     Raises PrunekitError where that fails."""
     if path.is_dir():
         raise PrunekitError(f"{path} is a folder, where prunekit keeps a file; move it away.")
     _sweep(path)
-    _write(path, data, replace=True, durable=False)
+    _write(path, data, replace=True, durable=durable)
 
 
 def keep_bytes(path: Path, data: bytes) -> None:

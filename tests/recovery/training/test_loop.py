@@ -142,7 +142,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_three_in_a_row_end_it() -> 
     assert len(notes) == 2
     hopeless = tiny_training(dense, pruned, steps=6)
     hopeless._gradient._teacher = _Broken(tiny_teacher(dense), 99)
-    with pytest.raises(PrunekitError, match=r"3 steps in a row.*learning_rate=0\.00025"):
+    with pytest.raises(PrunekitError, match=r"3 steps in a row.*learning_rate=0\.00025 --overwrite"):
         hopeless.run()
 
 
@@ -186,3 +186,28 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_and_changes_nothing() -> N
     with pytest.raises(PrunekitError, match="One sequence does not fit"):
         hopeless.run()
     assert "computed a second time" in notes[-1]
+
+
+def test_all_that_the_optimizer_takes_is_taken_before_the_first_step() -> None:
+    """And the steps are those of an optimizer that makes its state in the first one."""
+    dense, pruned = tiny_pair()
+    late, early = (tiny_training(dense, pruned, steps=3) for _ in range(2))
+    early.optimizer.begin()
+    assert early.optimizer.moments() == {} == late.optimizer.moments()
+    before = {id(each) for state in early.optimizer._adam.state.values() for each in state.values()}
+    late.run()
+    early.run()
+    assert before == {id(each) for state in early.optimizer._adam.state.values() for each in state.values()}
+    for name, expected in {**_weights(late), **late.optimizer.moments()}.items():
+        assert torch.equal({**_weights(early), **early.optimizer.moments()}[name], expected), name
+
+
+def test_moments_that_do_not_fit_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tiny_training(*tiny_pair())
+
+    def full(*given: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "zeros_like", full)
+    with pytest.raises(PrunekitError, match=r"two moments of each don't fit into memory.*lora=16"):
+        training.optimizer.begin()

@@ -21,7 +21,8 @@ from prunekit.pipeline import recover
 from prunekit.plan import Plan
 from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training.progress import Listener
-from tests.support.recovering import SETTINGS, recover_tiny
+from prunekit.utils.files.hashes import sha256
+from tests.support.recovering import SETTINGS, killed_before, recover_tiny
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
 
@@ -185,6 +186,57 @@ def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatc
         recover_tiny(places, tmp_path / "out", tokens=64 * 9)
     made = recover_tiny(places, tmp_path / "out", tokens=64 * 9, overwrite=True)
     assert made.standing.step == 9
+
+
+def test_a_training_goes_on_with_fewer_sequences_at_a_time(places: Path, tmp_path: Path) -> None:
+    """Where memory was too small, so that the system ended it. Twice: the second run ends before a checkpoint."""
+    whole = recover_tiny(places, tmp_path / "whole", settings={"micro_batch": 1, "recompute": True})
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0, settings={"micro_batch": 4})
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", settings={"micro_batch": 1, "recompute": True})
+    made = recover_tiny(places, tmp_path / "out", settings={"micro_batch": 1, "recompute": True})
+    assert (made.standing.micro_batch, made.standing.recompute) == (1, True)
+    assert made.standing.resources == {"micro_batch": 1, "recompute": True}
+    assert made.after == pytest.approx(whole.after, rel=1e-5) and made.used == whole.used
+
+
+def test_a_training_that_took_less_goes_on_so(places: Path, tmp_path: Path) -> None:
+    """The same command does not try again what did not fit."""
+    out = tmp_path / "out"
+    with killed_before(5):
+        recover_tiny(places, out, checkpoint_minutes=0, settings={"micro_batch": 4})
+    (last,) = sorted(Path(f"{out}.training").glob("step-*"))[-1:]
+    _rewrite_state(last, micro_batch=1)
+    assert recover_tiny(places, out, settings={"micro_batch": 4}).standing.micro_batch == 1
+
+
+def test_a_training_of_an_earlier_version_goes_on(places: Path, tmp_path: Path) -> None:
+    """It wrote how a step is computed among what decides the training."""
+    whole = recover_tiny(places, tmp_path / "whole")
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+    run = tmp_path / "out.training" / "run.json"
+    said = json.loads(run.read_text())
+    said["asked"]["settings"] |= {"micro_batch": None, "recompute": None}
+    del said["settled"]["resources"]
+    run.write_text(json.dumps(said))
+    for step in (tmp_path / "out.training").glob("step-*"):
+        _rewrite_state(step, resources=None)
+    assert recover_tiny(places, tmp_path / "out").after == whole.after
+
+
+def _rewrite_state(checkpoint: Path, **changes: object) -> None:
+    """As another run would have written it. None: it did not know of that."""
+    path = checkpoint / "training" / "state.json"
+    said = json.loads(path.read_text())
+    standing = {**said["standing"], **changes}
+    said["standing"] = {name: value for name, value in standing.items() if changes.get(name, value) is not None}
+    path.write_text(json.dumps(said))
+    manifest = checkpoint / "prunekit.json"
+    listed = json.loads(manifest.read_text())
+    listed["files"]["training/state.json"] = sha256(path)
+    manifest.write_text(json.dumps(listed))
 
 
 def test_a_folder_of_the_users_is_never_taken(places: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,76 @@ def test_it_is_not_taken_from_a_run_that_works_there(tmp_path: Path) -> None:
             end(path, tmp_path / "out")
         folder.checkpoint(1).mkdir()
     assert look(path) is not None
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_another_training_does_not_replace_one_that_runs(tmp_path: Path, begun: bool, overwrite: bool) -> None:
+    """Not with --overwrite, and not while it has no checkpoint, packing its text for instance."""
+    path = tmp_path / "out.training"
+    with run_folder(path, ASKED) as folder:
+        folder.settle(steps=3)
+        (folder.checkpoint(1) if begun else folder.text).mkdir()
+        with (
+            pytest.raises(PrunekitError, match="Another process trains"),
+            run_folder(path, {"budget": {"tokens": 6}}, overwrite),
+        ):
+            pass
+        found = look(path)
+        assert found is not None and found.asked == ASKED and found.settled["steps"] == 3
+        assert sorted(each.name for each in path.iterdir()) == ["run.json", "step-00000001" if begun else "text"]
+    # It is over, and then it may be replaced.
+    with run_folder(path, {"budget": {"tokens": 6}}, overwrite=True) as folder:
+        assert folder.settled == {} and folder.checkpoints() == []
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_training_that_was_replaced_meanwhile_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Between looking and locking another process throws it away and begins its own."""
+    from prunekit.recovery.training import run_folder as module
+
+    path = begin(tmp_path)
+    original, other = module._alone, {"budget": {"tokens": 6}}
+
+    def late(place: Path) -> AbstractContextManager[None]:
+        monkeypatch.setattr(module, "_alone", original)
+        with pytest.raises(KeyboardInterrupt), run_folder(path, other, overwrite=True) as folder:
+            folder.checkpoint(2).mkdir()
+            raise KeyboardInterrupt
+        return original(place)
+
+    monkeypatch.setattr(module, "_alone", late)
+    with pytest.raises(PrunekitError, match="began another training"), run_folder(path, ASKED, overwrite):
+        pass
+    found = look(path)
+    assert found is not None and found.asked == other and found.checkpoints() == [2]
+
+
+def test_what_is_written_down_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are on the disk before the name is theirs."""
+    from prunekit.utils.files import atomic
+
+    synced: list[str] = []
+    original, replaced = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        original(handle)
+
+    def replace(given: Path, name: Path) -> None:
+        assert given.name in synced
+        replaced(given, name)
+        synced.append(f"named {name.name}")
+
+    with run_folder(tmp_path / "out.training", ASKED) as folder:
+        monkeypatch.setattr(atomic.os, "fsync", sync)
+        monkeypatch.setattr(atomic.os, "replace", replace)
+        folder.settle(steps=3)
+        folder.conclude(1, {"used": 0})
+    named = [each for each in synced if each.startswith("named") or each == "out.training"]
+    assert named == ["named run.json", "out.training", "named stage-01.json", "out.training"]
 
 
 def test_what_a_killed_removal_left_is_swept(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_inspect_of_a_training_that_is_not_finished(command: Command, places: Pa
     data = command("inspect", places / "unfinished.training", "--json").json
     assert (data["model"], data["teacher"], data["steps"]) == ("small", "dense", 8)
     assert data["step"] == data["checkpoints"][-1]["step"] == 7 and data["tokens"] == 7 * 64
-    assert data["held_out"][0]["step"] == 0 and data["asked"]["settings"]["recompute"] is True
+    assert data["held_out"][0]["step"] == 0 and "recompute" not in data["asked"]["settings"]
     shown = " ".join(command("inspect", places / "unfinished.training").out.split())
     best = min(data["held_out"], key=lambda row: row["kl"])
     for said in (
