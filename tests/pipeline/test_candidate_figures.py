@@ -17,6 +17,7 @@ from prunekit.pipeline.candidates.costs import Place, Read, latency_figures, mem
 from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, unknown
 from prunekit.pipeline.candidates.overlap import share_seen
 from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.profiling.compare import ideal_prefill_ratio
 from prunekit.report.front import front
 from tests.plan.test_latency_table import SHAPE, made_up
 
@@ -128,12 +129,28 @@ def test_latency_by_a_table_by_hand() -> None:
     figures = latency_figures(SHAPE, half, shape, read, Read(20), 1, 2, place)
     assert figures["tpot_ratio"].value == pytest.approx(28 / 43) and figures["tpot_ratio"].status == "predicted"
     assert "latency table of decode" in figures["tpot_ratio"].how and "ideal" in figures["ttft_ratio"].how
-    flops = shape.flops_per_token(4) / SHAPE.flops_per_token(4)
-    assert figures["ttft_ratio"].value == pytest.approx(flops)
     # A dropped layer takes no time.
     dropped = [LayerShape(4, 2, 100), LayerShape(0, 0, 0), LayerShape(4, 2, 100)]
     figures = latency_figures(SHAPE, dropped, SHAPE.with_layers(dropped[::2]), read, Read(20), 1, 2, place)
     assert figures["tpot_ratio"].value == pytest.approx(29 / 43)
+
+
+def test_the_ideal_of_a_prompt_by_hand() -> None:
+    """Hidden size 64, vocabulary 128, 3 layers of 4 query and 2 KV heads of 16. A prompt of 10 tokens: products of a
+    layer are 2 · (4 · 2 · 16 · 64 + 2 · 2 · 16 · 64 + 3 · 64 · width) a token, attention 4 · 4 · 16 for each of
+    0 + 1 + … + 9 = 45 pairs, and the output head runs for the last token alone."""
+    half = SHAPE.with_layers([LayerShape(4, 2, 50)] * 3)
+
+    def operations(width: int) -> int:
+        products = 2 * (8 * 16 * 64 + 4 * 16 * 64 + 3 * 64 * width)
+        return 3 * (10 * products + 45 * 4 * 4 * 16) + 2 * 128 * 64
+
+    place, read = Place(10, None, {}), Read(10)
+    figure = latency_figures(SHAPE, half.layers, half, read, Read(20), 1, 2, place)["ttft_ratio"]
+    assert figure.value == pytest.approx(operations(50) / operations(100))
+    assert figure.status == "predicted" and "a prompt of 10 tokens" in figure.how and "best" not in figure.how
+    # One place, one formula: what bench calls ideal.
+    assert figure.value == ideal_prefill_ratio(SHAPE, half, 10)
 
 
 def test_ideal_latency_by_hand() -> None:

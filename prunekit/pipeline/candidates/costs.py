@@ -9,6 +9,7 @@ from prunekit.errors import PrunekitError
 from prunekit.pipeline.candidates.figure import Figure, exact, predicted, unknown
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.profiling.compare import ideal_prefill_ratio
 
 PHASES = {"prefill": "ttft_ratio", "decode": "tpot_ratio"}
 
@@ -112,16 +113,16 @@ def _ideal(
             return unknown(
                 "how fast rounded weights are multiplied depends on the runtime: measure it with prunekit bench"
             )
-        # On average a token of a prompt attends to half of it.
-        ratio = shape.flops_per_token(context // 2) / dense.flops_per_token(context // 2)
         return predicted(
-            ratio, "ideal: operations alone, at best; give a --latency-table, or measure with prunekit bench"
+            ideal_prefill_ratio(dense, shape, context),
+            f"ideal: operations of a prompt of {context:,} tokens alone; give a --latency-table, or measure with "
+            "prunekit bench",
         )
     if read.weight_bytes is None or of_dense.weight_bytes is None:
         return unknown("the bytes that a step reads are not known")
     ratio = (read.weight_bytes + kv * context) / (of_dense.weight_bytes + dense_kv * context)
     return predicted(
         ratio,
-        f"ideal: bytes read at {context:,} tokens of context alone, at best; give a --latency-table, or measure with "
+        f"ideal: bytes read at {context:,} tokens of context alone; give a --latency-table, or measure with "
         "prunekit bench",
     )

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 from prunekit.errors import PrunekitError
 from prunekit.pipeline.candidates.kept import Kept
 from prunekit.plan import Plan
+from prunekit.plan.budgets import PARAMETERS
 from prunekit.plan.rounding import RoundingConfig
-from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, read_task
+from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, planning_phases, read_task
+from prunekit.utils.phases.telling import unneeded
+from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
 
 if TYPE_CHECKING:
     from prunekit.data.mixture import CalibrationText
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import Source
+    from prunekit.pipeline.candidates.asked import Format
 
 GGUF = "gguf"
 
@@ -30,24 +34,45 @@ def check_sizes(source: Source, configs: Sequence[PlanConfig]) -> None:
             raise PrunekitError(f"{config.target.text}: {error}") from None
 
 
+def share_left(source: Source, config: PlanConfig) -> float:
+    """About which share of its blocks a size leaves: of a goal that counts no parameters, as much goes of these as of
+    what it counts."""
+    shape, gone = source.shape, 0.0
+    for budget in read_task(source, config).budgets:
+        counted = budget.dense / shape.block_parameters if budget.cost.name == PARAMETERS else 1.0
+        gone = max(gone, budget.removed * counted)
+    return min(1.0, max(0.0, 1 - gone))
+
+
 def plan_for(source: Source, config: PlanConfig, dense: DenseModel, text: CalibrationText) -> Plan:
     """The plan that `prunekit plan` makes, on ``text``, which has been read; one that was made before is taken from the
     cache. The ``dense`` model may be used up. Raises PrunekitError as
     :func:`~prunekit.pruning.planner.compute_plan` does."""
+    if (made := kept_plan(source, config, text)) is not None:
+        return made
+    stage = Stage(read_task(source, config).budgets, None, text, config.target.text)
+    made = compute_plan(source, config, dense, stage)
+    kept, name = _place(source, config, text)
+    kept.keep_plan(made, *name)
+    return made
+
+
+def kept_plan(source: Source, config: PlanConfig, text: CalibrationText) -> Plan | None:
+    """The plan that was made before; None where there is none."""
+    kept, name = _place(source, config, text)
+    made = kept.plan(*name)
+    # Its texts are called as they are called today.
+    return made and replace(made, recipe=config.recipe.with_text(text.describe()["source"]), text=text)
+
+
+def _place(source: Source, config: PlanConfig, text: CalibrationText) -> tuple[Kept, tuple[str, ...]]:
+    """Where a plan is kept, and under which name."""
     from prunekit.models.source import pick_device
 
     recipe = config.recipe.to_dict() | {"calib": None}
-    kept = Kept.of(
-        "plan", source.fingerprint, text.fingerprint, config.dtype, str(pick_device(config.device)), versions()
-    )
-    name = (config.target.text, repr(sorted(recipe.items(), key=str)))
-    if (made := kept.plan(*name)) is not None:
-        # Its texts are called as they are called today.
-        return replace(made, recipe=config.recipe.with_text(text.describe()["source"]), text=text)
-    stage = Stage(read_task(source, config).budgets, None, text, config.target.text)
-    made = compute_plan(source, config, dense, stage)
-    kept.keep_plan(made, *name)
-    return made
+    place = str(pick_device(config.device))
+    kept = Kept.of("plan", source.fingerprint, text.fingerprint, config.dtype, place, versions())
+    return kept, (config.target.text, repr(sorted(recipe.items(), key=str)))
 
 
 def expected_loss(plan: Plan) -> float | None:
@@ -73,3 +98,34 @@ def loss_of_rounding(
         return None
     theirs = expected_loss(other)
     return None if theirs is None else theirs - mine
+
+
+def make_plans(
+    source: Source,
+    configs: Sequence[PlanConfig],
+    format_: Format | None,
+    dense: DenseModel,
+    text: CalibrationText,
+    title: str,
+) -> tuple[list[Plan], list[float | None]]:
+    """A plan for each size, and what the rounding that the ``format_`` wants costs there. What is measured for the
+    first one serves the others, so it has phases of its own; the others share the phase ``title``."""
+    begun = next((each for each in configs if kept_plan(source, each, text) is None), None)
+    if begun is None:
+        for each in planning_phases(configs[0].recipe):
+            unneeded(each, "not needed, for all plans are kept")
+    first = None if begun is None else plan_for(source, begun, dense, text)
+    plans, rounding = [], []
+    with progress(title, len(configs)) as advance:
+        for config in configs:
+            done = first if config is begun else kept_plan(source, config, text)
+            plans.append(done or plan_for(source, config, dense, text))
+            wanted = format_ is not None and _wants_blocks(format_) and config.recipe.rounding.round_for != GGUF
+            rounding.append(loss_of_rounding(source, config, dense, text, plans[-1]) if wanted else None)
+            advance(kept=done is not None)
+    return plans, rounding
+
+
+def _wants_blocks(format_: Format) -> bool:
+    """Whether rows of weights are to fill K-quants' blocks."""
+    return format_.target.name == GGUF and "_k" in format_.dtype

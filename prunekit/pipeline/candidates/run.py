@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.data.mixture import text_phases
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.windows import EvalConfig
 from prunekit.pipeline import plan_config, solve
@@ -18,13 +17,16 @@ from prunekit.pipeline.candidates.costs import Place, read_tables
 from prunekit.pipeline.candidates.folder import write_folder
 from prunekit.pipeline.candidates.kept import Kept, Measured
 from prunekit.pipeline.candidates.overlap import share_seen
-from prunekit.pipeline.candidates.plans import GGUF, check_sizes, loss_of_rounding, plan_for
+from prunekit.pipeline.candidates.plans import check_sizes, kept_plan, make_plans, share_left
 from prunekit.pipeline.candidates.result import Candidates, with_front
 from prunekit.pipeline.candidates.rows import Candidate, Facts, rows_of
 from prunekit.pipeline.candidates.words import advice, how_made, not_measured, shared_text
+from prunekit.pipeline.forecast.sizes import Comparison
+from prunekit.pipeline.forecast.tell import foretell_sizes, still_to_write
 from prunekit.plan.goals import parse_size
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
+from prunekit.pruning.planner import plan_phases
 from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.files.replacing import CANDIDATES, local
 from prunekit.utils.phases.run import current
@@ -106,7 +108,7 @@ def candidates(
     place = replace(place, tables=read_tables(tables, source.shape))
     check_sizes(source, configs)
     rows = map(_row, (_DENSE, *(each.name for each in sizes)))
-    with phases(*text_phases(configs[0].recipe.calibration.source), _PLANS, *rows):
+    with phases(*plan_phases(configs[0].recipe), _PLANS, *rows):
         made = _Work(source, sizes, configs, format_, text, config, out).all(place)
     write_folder(made, out, overwrite, inputs)
     return replace(made, path=out)
@@ -168,6 +170,10 @@ class _Work:
         missing = None if self.format_ is None else why_not(self.format_)
         if missing is not None:
             _log.warning("Sizes and quality in %s are not measured: %s", self.format_ and self.format_.text, missing)
+        # Where the model has text to write, nothing else is kept: it is told before. Else what is kept is known first.
+        unwritten = bool(still_to_write(dense, first.recipe.calibration))
+        if unwritten:
+            self._foretell(dense, judge, {each.name for each in self.sizes}, planned=False)
         calibration = calibration_text(first.recipe.calibration, tokenizer, dense)
         seen = share_seen(judge.ids, calibration.input_ids)
         shared = shared_text(self.text, first.recipe.calibration.source, seen)
@@ -176,16 +182,15 @@ class _Work:
         kept = Kept.of(
             "quality", source.fingerprint, judge.digest, first.dtype, str(pick_device(first.device)), versions()
         )
-        plans, rounding = [], []
-        with progress(_PLANS, len(self.configs)) as advance:
-            for each in self.configs:
-                plans.append(plan_for(source, each, dense, calibration))
-                rounding.append(self._rounding(each, dense, calibration, plans[-1]))
-                advance()
+        todo = self._to_measure(calibration, kept, missing)
+        if not unwritten:
+            planned = all(kept_plan(source, each, calibration) is not None for each in self.configs)
+            self._foretell(dense, judge, todo, planned=planned)
+        self._weigh(todo)
+        plans, rounding = make_plans(source, self.configs, self.format_, dense, calibration, _PLANS)
         with progress(_row(_DENSE), 1) as advance:
             found = [self._dense(dense, judge, kept, missing)]
             advance()
-        self._weigh()
         for size, plan in zip(self.sizes, plans, strict=True):
             with progress(_row(size.name), 1) as advance:
                 partly = self._is_kept_in_part(plan.file_digest(), kept, missing)
@@ -226,7 +231,35 @@ class _Work:
             not_measured=not_measured(self.text, shared, self.format_, missing, bool(place.tables)),
         )
 
-    def _weigh(self) -> None:
+    def _to_measure(self, calibration: CalibrationText, kept: Kept, missing: str | None) -> set[str]:
+        """The names of the sizes that were not measured before."""
+        found = set()
+        for size, config in zip(self.sizes, self.configs, strict=True):
+            plan = kept_plan(self.source, config, calibration)
+            if plan is None or not self._is_kept(plan.file_digest(), kept, missing):
+                found.add(size.name)
+        return found
+
+    def _foretell(self, dense: DenseModel, judge: Judge, todo: set[str], *, planned: bool) -> None:
+        """Tell how long it will take to measure the sizes ``todo``."""
+        from prunekit.evaluation.windows import windows
+
+        recipe, ids, run = self.configs[0].recipe, len(judge.ids), current.get()
+        spans = windows(ids, self.config.length, self.config.step)
+        shares = {size.name: share_left(self.source, each) for size, each in zip(self.sizes, self.configs, strict=True)}
+        if run is not None:
+            run.foresee({_row(name): 0.0 for name in shares if name not in todo})
+        asked = Comparison(
+            shares={_row(name): share for name, share in shares.items() if name in todo},
+            plans=_PLANS,
+            dense=_row(_DENSE),
+            tokens=len(spans) * min(ids, self.config.length),
+            stored=self.source.dtype.itemsize,
+            exports=self.format_ is not None,
+        )
+        foretell_sizes(dense, recipe, asked, planned=planned, out=self.out)
+
+    def _weigh(self, todo: set[str]) -> None:
         """Sizes are the same work each: the first tells how long the others take, and of later models the same."""
         from prunekit.models.source import pick_device
         from prunekit.utils.machine import speed_key
@@ -237,8 +270,13 @@ class _Work:
         solved = first.recipe.refit is not None, first.recipe.rescale is not None
         format_ = None if self.format_ is None else self.format_.text
         what = ["candidates", text.sequences, text.length, *solved, self.config.max_tokens, first.dtype, format_]
-        work = {_row(size.name): float(self.source.shape.parameters) for size in self.sizes}
+        work = {_row(size.name): float(self.source.shape.parameters) for size in self.sizes if size.name in todo}
         run.weigh(work, [*what, *speed_key(pick_device(first.device))])
+
+    def _is_kept(self, digest: str, kept: Kept, missing: str | None) -> bool:
+        """Whether everything of a size was measured before."""
+        shipped = self.format_ is None or self._kept_shipped(digest, kept, missing) is not None
+        return shipped and kept.measured("prune", digest) is not None
 
     def _is_kept_in_part(self, digest: str, kept: Kept, missing: str | None) -> bool:
         """Whether something of a size was measured before."""
@@ -304,14 +342,3 @@ class _Work:
         made = shipped(self.source, self.format_, judge, device, beside, plan, weights)
         # What failed may work the next time.
         return kept.keep(made, *self._export_key(self.format_, digest)) if made.facts else made
-
-    def _rounding(
-        self, config: PlanConfig, dense: DenseModel, calibration: CalibrationText, plan: Plan
-    ) -> float | None:
-        """What the widths that K-quants want would cost, where they are asked about."""
-        format_ = self.format_
-        if format_ is None or format_.target.name != GGUF or "_k" not in format_.dtype:
-            return None
-        if config.recipe.rounding.round_for == GGUF:
-            return None
-        return loss_of_rounding(self.source, config, dense, calibration, plan)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # Logits that are held at a time with what becomes of them, a shard of the checkpoint, and what Python and PyTorch take.
-_HEAD, _SHARD, _PROGRAM = 160e6, 2 * 2**30, 0.5e9
+_HEAD, _SHARD, PROGRAM = 160e6, 2 * 2**30, 0.5e9
 # Of what autograd would keep if weights had gradients.
 _KEPT = 0.8
 _DOUBLE = 8
@@ -62,7 +62,7 @@ def room(work: Work, itemsize: int, *, fast: bool) -> Room:
         phases.append(4.0 * min(batch, text.scored) * shape.activation_numbers_per_token() * (text.needs in BACKWARD))
     phases.append(min(_SHARD, work.stored))
     own = 8.0 * sum(text.unwritten) * text.length
-    return Room(_PROGRAM + weights + max(phases), weights + sums, own + sums + work.stored)
+    return Room(PROGRAM + weights + max(phases), weights + sums, own + sums + work.stored)
 
 
 def whole_memory(device: torch.device) -> float:

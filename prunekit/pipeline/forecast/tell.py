@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from prunekit.data.self_generated import unwritten
 from prunekit.data.sources import SELF
 from prunekit.models.source import pick_device, pick_dtype
 from prunekit.pipeline.forecast.room import Room, check_memory, room
+from prunekit.pipeline.forecast.sizes import Comparing, Comparison
 from prunekit.pipeline.forecast.work import Text, Work
 from prunekit.plan import Plan
 from prunekit.plan.allocations import AdaptConfig, OptimalConfig
@@ -29,7 +31,9 @@ from prunekit.utils.progress import aside
 if TYPE_CHECKING:
     import torch
 
+    from prunekit.data.calibration import CalibrationConfig
     from prunekit.models.dense import DenseModel
+    from prunekit.pipeline.forecast.trial import Rates
     from prunekit.plan.recipe import Recipe
     from prunekit.plan.shape import ModelShape
 
@@ -58,14 +62,52 @@ def foretell(dense: DenseModel, asked: Recipe | Plan, share: float, *, stored: i
     from prunekit.utils.numerics.bf16 import has_fast_products
 
     needed = room(work, dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
-    for sentence in (check_memory(needed, device), _short_of_disk(needed, work, out)):
-        if sentence is not None and ranks.is_first():
-            _log.warning("%s", sentence)
+    _warn(needed, work, device, out)
     if ranks.is_first():
         _measure_and_tell(dense, work, needed, dtype, device)
 
 
-def _measure_and_tell(dense: DenseModel, work: Work, needed: Room, dtype: torch.dtype, device: torch.device) -> None:
+def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, planned: bool, out: Path) -> None:
+    """As :func:`foretell`, of several sizes that are ``asked`` for by one ``recipe``: each is planned (``planned``: an
+    earlier run has done it), pruned in memory and evaluated, and what it takes on disk lies beside ``out`` for a
+    moment. Raises PrunekitError where there is certainly too little memory for it."""
+    from prunekit.utils.numerics.bf16 import has_fast_products
+
+    if not asked.shares:
+        return
+    device, dtype = pick_device(dense.device), pick_dtype(dense.dtype) or dense.source.dtype
+    text = _text(dense, recipe, recipe, min(asked.shares.values()))
+    if takes_weights_alone(recipe.method):
+        text = replace(text, passes=0.0)
+    if planned:
+        text = replace(text, curves=0, fisher=0, scale=0, passes=0.0)
+    comparing = Comparing(dense.source.shape, recipe, text, asked)
+    if comparing.operations() < _SOON:
+        return
+    needed = comparing.room(dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
+    _warn(needed, comparing.plans, device, out)
+    if ranks.is_first():
+        _measure_and_tell(dense, comparing.plans, needed, dtype, device, comparing.seconds)
+        run = current.get()
+        if asked.exports and run is not None and (run.foreseen() or 0.0) >= _WORTH:
+            run.announce("Exports come on top. The first size tells how long they take.")
+
+
+def _warn(needed: Room, work: Work, device: torch.device, out: Path | None) -> None:
+    for sentence in (check_memory(needed, device), _short_of_disk(needed, work, out)):
+        if sentence is not None and ranks.is_first():
+            _log.warning("%s", sentence)
+
+
+def _measure_and_tell(
+    dense: DenseModel,
+    work: Work,
+    needed: Room,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds_of: Callable[[Rates], Mapping[str, float]] | None = None,
+) -> None:
+    """``seconds_of`` gives the seconds of each phase by the rates; None: those of ``work``."""
     run = current.get()
     if run is None or not run.watchers:
         return
@@ -76,7 +118,7 @@ def _measure_and_tell(dense: DenseModel, work: Work, needed: Room, dtype: torch.
         together = max(text.unwritten, default=0)
         needs = text.needs if text.passes else None
         rates = measure(dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs)
-    run.foresee(work.seconds(rates, ranks.size()))
+    run.foresee(work.seconds(rates, ranks.size()) if seconds_of is None else seconds_of(rates))
     seconds = run.foreseen()
     if seconds is not None and seconds >= _WORTH:
         run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves)))
@@ -108,11 +150,7 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
     """How much text each phase takes."""
     config, method = recipe.calibration, recipe.method
     tokens = config.sequences * config.length
-    parts = parse_mix(config.source)
-    counts = split(config.sequences, [part for _, part in parts])
-    own = next((count for (name, _), count in zip(parts, counts, strict=True) if name == SELF), 0)
-    chunks = tuple(unwritten(dense, replace(config, sequences=own))) if own else ()
-    made = Text(config.length, config.batch_size, chunks)
+    made = Text(config.length, config.batch_size, still_to_write(dense, config))
     if recipe.refit is not None:
         rescaled = 0
         if recipe.rescale is not None:
@@ -135,6 +173,14 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
         shape = dense.source.shape
         passes = rounds(shape, _problem(shape, recipe, share), drawing)
     return replace(made, scored=tokens, passes=passes, needs=needs)
+
+
+def still_to_write(dense: DenseModel, config: CalibrationConfig) -> tuple[int, ...]:
+    """How many sequences each chunk of the calibration text has that the model has yet to write."""
+    parts = parse_mix(config.source)
+    counts = split(config.sequences, [part for _, part in parts])
+    own = next((count for (name, _), count in zip(parts, counts, strict=True) if name == SELF), 0)
+    return tuple(unwritten(dense, replace(config, sequences=own))) if own else ()
 
 
 def _problem(shape: ModelShape, recipe: Recipe, share: float) -> Problem:

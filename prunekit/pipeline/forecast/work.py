@@ -69,6 +69,12 @@ class Work:
             titles.CHECK: self._check(rates),
         }
 
+    def reading(self, rates: Rates, tokens: int, share: float, heads: int) -> float:
+        """Seconds to evaluate a model of whose blocks that ``share`` is there on so many ``tokens``, where
+        probabilities of so many models are made: with its own, those of a model that has read before."""
+        layers = share * self._layers() * rates.forward
+        return tokens * (layers + heads * self.dense.vocab_size * rates.head)
+
     def operations(self) -> float:
         """About how many products there are in all, twice: whether a trial is worth its time."""
         text = self.text

@@ -146,11 +146,12 @@ class Run:
             return None if None in found else sum(each for each in found if each is not None)
 
     def _expected(self, title: str, correction: float) -> float | None:
-        """Seconds that a phase will take."""
-        if title in self._foreseen:
-            return self._foreseen[title] * correction
+        """Seconds that a phase will take: what was seen of its like tells more than what was foreseen."""
         group = next((each for each in self._alike if title in each.work), None)
-        return None if group is None else group.seconds(title, self._open)
+        seen = None if group is None else group.seconds(title, self._open)
+        if seen is None and title in self._foreseen:
+            return self._foreseen[title] * correction
+        return seen
 
     @property
     def busy(self) -> bool:
