@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+ANOTHER_MODEL = "another model answered"
+"""The error of an answer whose ``model`` is not the one that was asked for."""
 # More tokens than any server counts in one answer; a number above is not believed.
 _MOST_TOKENS = 10**9
 
@@ -38,10 +40,10 @@ class Answer:
     """One request and what came of it. Times are :func:`time.perf_counter`'s seconds.
 
     ``error`` is None where the answer is whole; else its kind: ``refused``, ``unreachable``, ``reset``, ``stalled``,
-    ``too long``, ``too large``, ``status 429`` and the like, ``malformed``, ``cut off``, ``server error``; ``detail``
-    says more. ``first`` is when the first text came (the first chunk, where no chunk held text), ``chunks`` when each
-    chunk with text did: a chunk may hold several tokens. ``tries`` counts requests that were made, ``status`` is the
-    last one's.
+    ``too long``, ``too large``, ``status 429`` and the like, ``malformed``, ``cut off``, ``server error``,
+    ``another model answered``; ``detail`` says more. ``first`` is when the first text came (the first chunk, where no
+    chunk held text), ``chunks`` when each chunk with text did: a chunk may hold several tokens. ``tries`` counts
+    requests that were made, ``status`` is the last one's.
     """
 
     id: str
