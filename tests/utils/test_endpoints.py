@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
-from prunekit.utils.endpoints.about import CacheCounters, cache_counters, read_samples, with_model
+from prunekit.utils.endpoints.about import CacheCounters, cache_counters, check_two, read_samples, with_model
 from prunekit.utils.endpoints.answer import Answer, Limits
 from prunekit.utils.endpoints.client import complete, opened, stream
 from prunekit.utils.endpoints.endpoint import Ask, Endpoint
+from prunekit.utils.endpoints.naming import is_model_asked
 from prunekit.utils.endpoints.sse import EventParser
 from tests.support.scripted_server import Script, answer, chunk, event, free_port, scripted, usage
 
@@ -160,7 +161,7 @@ def test_a_name_that_no_host_can_have_is_told() -> None:
 
 
 def test_a_busy_server_is_asked_again() -> None:
-    whole = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "model": "m"}
+    whole = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "model": "scripted@main"}
     whole["usage"] = {"prompt_tokens": 2, "completion_tokens": 1}
 
     def script(body: dict[str, Any], number: int) -> Script:
@@ -186,7 +187,7 @@ def test_key_and_request_id_are_sent_and_never_shown(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("A_KEY", "s3cret")
 
     async def run(url: str) -> Answer:
-        endpoint = Endpoint(url + "/v1/", "m", api_key_env="A_KEY", headers=(("x-team", "a"),))
+        endpoint = Endpoint(url + "/v1/", "scripted", api_key_env="A_KEY", headers=(("x-team", "a"),))
         assert "s3cret" not in repr(endpoint)
         async with opened(endpoint) as client:
             return await stream(client, endpoint, Ask("p", id="r-1", exact=True, max_tokens=7))
@@ -233,3 +234,59 @@ def test_counters_of_prefix_caches() -> None:
         assert asyncio.run(run(server.url)) == CacheCounters(150, 3)
     with scripted(lambda *_: Script()) as server:
         assert asyncio.run(run(server.url)) == CacheCounters()
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "same"),
+    [
+        ("assistant", "assistant", True),
+        # transformers serve, Ollama and OpenAI add a version.
+        ("pruned-1", "pruned-1@main", True),
+        ("llama3", "llama3:latest", True),
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("m" * 300, "m" * 200, True),
+        ("assistant", "dense", False),
+        ("pruned", "pruned-1", False),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("pruned@a", "pruned@b", False),
+        ("pruned-1@main", "pruned-1", False),
+    ],
+)
+def test_names_of_one_model(asked: str, answered: str, same: bool) -> None:
+    assert is_model_asked(asked, answered) is same
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "detail"),
+    [
+        (Script(answer(2, ttft=0, tpot=0).pieces), None, ""),
+        (
+            Script(
+                tuple((wait, data.replace(b"scripted", b"/m/dense")) for wait, data in answer(2, ttft=0, tpot=0).pieces)
+            ),
+            "another model answered",
+            "dense in place of scripted",
+        ),
+        # As LiteLLM's proxy says it, where both servers call their model by one name.
+        (
+            Script(answer(2, ttft=0, tpot=0).pieces, headers=(("x-litellm-attempted-fallbacks", "1"),)),
+            "another model answered",
+            "scripted in place of scripted",
+        ),
+        (Script(answer(2, ttft=0, tpot=0).pieces, headers=(("x-litellm-attempted-fallbacks", "0"),)), None, ""),
+        (Script(((0, event({"choices": [{"text": "w", "finish_reason": "stop"}]})),)), None, ""),
+    ],
+)
+def test_an_answer_of_another_model_is_none(script: Script, error: str | None, detail: str) -> None:
+    made = ask(script)
+    assert (made.error, made.detail) == (error, detail)
+
+
+def test_addresses_of_one_server() -> None:
+    places = {Endpoint(url).place for url in ("http://127.0.0.1:80", "http://LOCALHOST/v1", "http://[::1]/v1/")}
+    assert len(places) == 1
+    others = ("https://127.0.0.1:80", "http://127.0.0.1:81", "http://127.0.0.1/other", "http://example.com")
+    assert len(places | {Endpoint(url).place for url in others}) == 5
+    with pytest.raises(PrunekitError, match=r"are both 'a' of http://localhost:1; give two addresses, or name two"):
+        check_two(Endpoint("http://localhost:1", "a"), Endpoint("http://127.0.0.1:1/v1", "a"))
+    check_two(Endpoint("http://localhost:1", "a"), Endpoint("http://127.0.0.1:1/v1", "b"))

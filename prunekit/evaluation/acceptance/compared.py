@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prunekit.evaluation.acceptance import statistics
 from prunekit.evaluation.acceptance.asked.answers import Answer
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.evaluation.acceptance.statistics import Interval
+
+NOT_JUDGED = "the check did not end"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Noninferiority:
 class Compared:
     """Both models on the same ``records``. ``worse`` went from right to wrong, ``better`` back; ``mcnemar_p`` is the
     exact two-sided one. Rates are weighted where records are; ``effective`` is the number of records that the weights
-    leave. Lengths are in ``unit``."""
+    leave. Lengths are in ``unit``. ``why_failed`` counts failures by their kinds."""
 
     records: int
     effective: float
@@ -94,6 +97,8 @@ class Compared:
     failed: int
     baseline_failed: int
     noninferiority: Noninferiority | None
+    why_failed: Mapping[str, int] = field(default_factory=dict)
+    baseline_why_failed: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -147,7 +152,14 @@ def compare(outcomes: Sequence[Outcome], *, margin: float | None, alpha: float, 
         failed=sum(each.right is None for each in outcomes),
         baseline_failed=sum(each.baseline_right is None for each in outcomes),
         noninferiority=None if margin is None else _test(pairs, len(outcomes), margin, alpha, power),
+        why_failed=_kinds((each.answer, each.right) for each in outcomes),
+        baseline_why_failed=_kinds((each.baseline, each.baseline_right) for each in outcomes),
     )
+
+
+def _kinds(judged: Iterable[tuple[Answer, bool | None]]) -> dict[str, int]:
+    """Failures by why there is no answer, or no judgement of it; the most frequent first."""
+    return dict(Counter(answer.error or NOT_JUDGED for answer, right in judged if right is None).most_common())
 
 
 _EXACT = "; exact interval of 95 % (Clopper and Pearson)"

@@ -22,6 +22,7 @@ from prunekit.evaluation.acceptance.records import MOST_TOKENS, Record, Records,
 from prunekit.evaluation.acceptance.result import NAME, Acceptance, worst_of
 from prunekit.evaluation.acceptance.verdict import decide
 from prunekit.evaluation.phases import answers as answering
+from prunekit.utils.endpoints.about import check_two
 from prunekit.utils.endpoints.endpoint import Endpoint
 from prunekit.utils.files.atomic import check_output_file, write_text
 from prunekit.utils.files.replacing import local
@@ -88,6 +89,8 @@ def accept(
         _candidate(smaller, revision=revision, served_name=served_name, **options),
         _candidate(baseline, revision=baseline_revision, served_name=baseline_served_name, **options),
     ]
+    if isinstance(pair[0], RemoteModel) and isinstance(pair[1], RemoteModel):
+        check_two(pair[0].endpoint, pair[1].endpoint)
     others = conditions_of(used, pair[0].name, pair[0].identity["fingerprint"])
     names = _apart(pair)
     # Before anything is written: records that do not suit a model are refused here.

@@ -8,11 +8,13 @@ from typing import Any
 
 from prunekit.evaluation.acceptance.compared import Compared, Figure
 from prunekit.evaluation.acceptance.policy import ACCEPT, Limits, Policy
+from prunekit.utils.endpoints.answer import ANOTHER_MODEL
 from prunekit.utils.names import printable
 
 ACCEPTED, REFUSED, TOO_FEW, NO_VERDICT = "accepted", "refused", "too few to tell", "no verdict"
 REFUSED_CODE = 3
 """The exit code where the smaller model is not accepted."""
+_KINDS = 4
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,14 @@ def decide(
 
 
 def _failures(policy: Policy, seen: Compared) -> Iterator[Condition]:
-    for who, failed in (("The smaller model", seen.failed), ("The baseline", seen.baseline_failed)):
+    sides = (
+        ("The smaller model", seen.failed, seen.why_failed),
+        ("The baseline", seen.baseline_failed, seen.baseline_why_failed),
+    )
+    for who, failed, kinds in sides:
         share = failed / seen.records
+        told = "".join(f"; {name}: {count}" for name, count in [*kinds.items()][:_KINDS])
+        advice = " Ask the server of the model itself, not a gateway with a fallback." if ANOTHER_MODEL in kinds else ""
         yield Condition(
             "max_failed",
             None,
@@ -81,7 +89,7 @@ def _failures(policy: Policy, seen: Compared) -> Iterator[Condition]:
             policy.max_failed,
             share <= policy.max_failed,
             f"{who} has no answer, or none that could be judged, for {failed} of {seen.records} records "
-            f"({share:.1%}); the policy allows {policy.max_failed:.1%}.",
+            f"({share:.1%}{told}); the policy allows {policy.max_failed:.1%}.{advice}",
         )
 
 

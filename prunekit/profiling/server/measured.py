@@ -12,6 +12,7 @@ from typing import Any
 from prunekit.profiling.server.config import Slo
 from prunekit.profiling.server.load import Shot, Volley
 from prunekit.profiling.server.statistics import Quantile, quantile
+from prunekit.utils.endpoints.answer import ANOTHER_MODEL
 
 # Above these a measurement is void: seconds of lag at p99, the share of one CPU that the client computed.
 MOST_LAG, MOST_CPU = 0.050, 0.90
@@ -137,23 +138,30 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         lag,
         cpu,
         any(volley.cut for volley in volleys),
-        _void(lag, cpu, len(shots), sum(shot.is_starved for shot in shots)),
+        _void(lag, cpu, shots),
         _cut(volleys) + _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
     )
 
 
-def _void(lag: float, cpu: float, count: int, starved: int) -> tuple[str, ...]:
+def _void(lag: float, cpu: float, shots: Sequence[Shot]) -> tuple[str, ...]:
     made = []
-    if not count:
+    if not shots:
         made.append("No request was made.")
     if lag > MOST_LAG:
         made.append(f"The client was late by {1000 * lag:,.0f} ms (p99; at most 50): it measures itself.")
     if cpu > MOST_CPU:
         made.append(f"The client kept {cpu:.0%} of a CPU busy (at most 90 %): it measures itself.")
+    starved = sum(shot.is_starved for shot in shots)
     if starved:
         made.append(
             f"The client had no connection left for {starved:,} requests, because of its limit of open files (raise it "
             "with `ulimit -n`): it measures itself."
+        )
+    others = sum(shot.answer.error == ANOTHER_MODEL for shot in shots)
+    if others:
+        made.append(
+            f"Another model answered {others} of {len(shots)} requests: measure the server itself, not a gateway with "
+            "a fallback."
         )
     return tuple(made)
 

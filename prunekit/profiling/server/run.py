@@ -20,7 +20,7 @@ from prunekit.profiling.server.report import NAMES, Served, ServerReport
 from prunekit.profiling.server.session import Session
 from prunekit.profiling.server.traces import load_workload
 from prunekit.profiling.server.workload import Workload
-from prunekit.utils.endpoints.about import CacheCounters, cache_counters, with_model
+from prunekit.utils.endpoints.about import CacheCounters, cache_counters, check_two, with_model
 from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.client import opened
 from prunekit.utils.endpoints.connections import connections
@@ -124,6 +124,8 @@ async def _session(
         for target in targets:
             client = await stack.enter_async_context(opened(target.endpoint, connections=most))
             guns.append(Gun(client, await with_model(client, target.endpoint), limits, connections=most))
+        if len(guns) == 2:
+            check_two(guns[1].endpoint, guns[0].endpoint)
         session.guns = guns
         before = [await cache_counters(gun.client, gun.endpoint) for gun in guns]
         await session.run()

@@ -92,6 +92,15 @@ async def with_model(client: httpx.AsyncClient, endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
+def check_two(first: Endpoint, second: Endpoint) -> None:
+    """Raises PrunekitError where both are one model of one server, which would be compared with itself."""
+    if first.place == second.place and first.model == second.model:
+        raise PrunekitError(
+            f"The smaller model and the baseline are both {printable(first.model or 'the model')!r} of "
+            f"{printable(first.url)}; give two addresses, or name two models of the server."
+        )
+
+
 def read_samples(text: str) -> dict[str, float]:
     """The samples of a page in Prometheus' text format, added up over labels; lines that are none are left out."""
     made: dict[str, float] = {}

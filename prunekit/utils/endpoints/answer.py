@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+ANOTHER_MODEL = "another model answered"
+"""The error of an answer whose ``model`` is not the one that was asked for."""
 # More tokens than any server counts in one answer; a number above is not believed.
 _MOST_TOKENS = 10**9
 
@@ -39,9 +41,9 @@ class Answer:
 
     ``error`` is None where the answer is whole; else its kind: ``refused``, ``unreachable``, ``reset``, ``stalled``,
     ``too many open files`` (of this process), ``too long``, ``too large``, ``status 429`` and the like, ``malformed``,
-    ``cut off``, ``server error``; ``detail`` says more. ``first`` is when the first text came (the first chunk, where
-    no chunk held text), ``chunks`` when each chunk with text did: a chunk may hold several tokens. ``tries`` counts
-    requests that were made, ``status`` is the last one's.
+    ``cut off``, ``server error``, ``another model answered``; ``detail`` says more. ``first`` is when the first text
+    came (the first chunk, where no chunk held text), ``chunks`` when each chunk with text did: a chunk may hold several
+    tokens. ``tries`` counts requests that were made, ``status`` is the last one's.
     """
 
     id: str

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunekit.utils.endpoints.answer import Usage, read_usage
+from prunekit.utils.endpoints.naming import LONGEST
 from prunekit.utils.names import sentence
 
 _LONGEST_REASON = 100
@@ -15,7 +16,7 @@ _LONGEST_REASON = 100
 @dataclass
 class Received:
     """What has come of an answer so far. ``malformed`` says what was wrong with a chunk, ``refusal`` what the server
-    said instead of an answer."""
+    said instead of an answer, ``fallback`` whether a gateway says that it asked another model than the first."""
 
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
@@ -28,6 +29,7 @@ class Received:
     done: bool = False
     malformed: str = ""
     refusal: str = ""
+    fallback: bool = False
 
     @property
     def first(self) -> float | None:
@@ -57,7 +59,7 @@ class Received:
             return
         self.usage = read_usage(made) or self.usage
         if isinstance(made.get("model"), str):
-            self.model = made["model"][:_LONGEST_REASON]
+            self.model = made["model"][:LONGEST]
         choices = made.get("choices")
         if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
             if choices is not None or "usage" not in made:

@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prunekit.utils.endpoints.answer import Answer, Limits
+from prunekit.utils.endpoints.answer import ANOTHER_MODEL, Answer, Limits
 from prunekit.utils.endpoints.chunks import Received, said_in
 from prunekit.utils.endpoints.connections import NO_FILES, is_no_files
 from prunekit.utils.endpoints.endpoint import Ask, Endpoint, body, target
+from prunekit.utils.endpoints.naming import is_model_asked, shown_model
 from prunekit.utils.endpoints.sse import EventParser
 from prunekit.utils.endpoints.watchdog import Watchdog
 from prunekit.utils.names import sentence
@@ -28,6 +29,8 @@ _DEFAULT = Limits()
 _ERROR_BYTES = 1 << 16
 _REST = 1.0
 _RETRIED = (429, 503)
+# How many models LiteLLM's proxy asked in vain before the one that answered.
+_FALLBACKS = "x-litellm-attempted-fallbacks"
 _LONGEST_WAIT = 30.0
 
 
@@ -77,6 +80,11 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, ask: Ask, limits: 
     sent = time.perf_counter()
     error, detail, status = await _caught(client, url, data, headers, limits, received, sent, streamed)
     ended = time.perf_counter()
+    if error is None and _is_another(endpoint.model, received):
+        error = ANOTHER_MODEL
+        detail = (
+            f"{shown_model(received.model or 'a fallback')} in place of {shown_model(endpoint.model or 'the model')}"
+        )
     if streamed and error is None and received.last_chunk is not None:
         # Counts and [DONE] may come later than the last chunk of the answer.
         ended = received.last_chunk
@@ -95,6 +103,12 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, ask: Ask, limits: 
         status,
         received.model,
     )
+
+
+def _is_another(asked: str | None, received: Received) -> bool:
+    """Whether the answer is another model's than the one ``asked`` for. Of two names of which one is not told, nobody
+    knows whether they are one."""
+    return received.fallback or bool(asked and received.model and not is_model_asked(asked, received.model))
 
 
 async def _caught(
@@ -119,6 +133,7 @@ async def _caught(
             async with client.stream("POST", url, content=data, headers=headers, timeout=timeout) as response:
                 begun = True
                 status.append(response.status_code)
+                received.fallback = response.headers.get(_FALLBACKS, "0") not in ("", "0")
                 if response.status_code != 200:
                     return f"status {response.status_code}", await _told(response), response.status_code
                 if streamed:

@@ -65,6 +65,13 @@ class Endpoint:
         parts = urllib.parse.urlsplit(self.url)
         return f"127.0.0.1:{parts.port or 80}" if self.is_local else "remote"
 
+    @property
+    def place(self) -> tuple[str, str | None, int | None, str]:
+        """Where it is, however it is written: scheme, host, port, path. All names of the loopback interface are one."""
+        parts = urllib.parse.urlsplit(self.root)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return parts.scheme, "127.0.0.1" if self.is_local else parts.hostname, port, parts.path.rstrip("/")
+
     def sent_headers(self) -> dict[str, str]:
         """Headers of every request, the key among them."""
         made = {"accept-encoding": "identity", "user-agent": "prunekit", **dict(self.headers)}

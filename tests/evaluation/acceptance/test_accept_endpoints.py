@@ -22,11 +22,11 @@ from tests.support.scripted_server import Script, free_port, scripted
 COUNT = 20
 
 
-def answered(text: str, finish: str = "stop", *, chat: bool = False) -> Script:
+def answered(text: str, finish: str = "stop", *, chat: bool = False, model: str = "scripted") -> Script:
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     choice |= {"message": {"content": text}} if chat else {"text": text}
     usage = {"prompt_tokens": 3, "completion_tokens": len(text)}
-    data = json.dumps({"model": "scripted", "choices": [choice], "usage": usage})
+    data = json.dumps({"model": model, "choices": [choice], "usage": usage})
     return Script(((0.0, data.encode()),), length=True, headers=(("content-type", "application/json"),))
 
 
@@ -36,7 +36,7 @@ def prompt_of(body: dict[str, Any]) -> int:
 
 
 def right(body: dict[str, Any], number: int) -> Script:
-    return answered(f" {prompt_of(body) + 1}", chat="messages" in body)
+    return answered(f" {prompt_of(body) + 1}", chat="messages" in body, model=body["model"])
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_model_named_by_its_path_is_told_by_its_last_part(records: Path, tmp_p
         policy = Policy(margin=0.3)
         found = accept(smaller.url, baseline=dense.url, records=records, out=tmp_path / "out", policy=policy)
         assert {each["model"] for each in smaller.seen} == {"/srv/private/tiny.gguf"}
-    assert found.smaller["model"] == "tiny.gguf"
+    assert found.smaller["model"] == "tiny.gguf" and found.verdict.word == ACCEPTED
     assert "private" not in (tmp_path / "out" / "accept.json").read_text()
 
 
@@ -151,6 +151,40 @@ def test_failures_are_counted_and_too_many_give_no_verdict(
         )
     assert "status 500" in found.worst[0].why and "no room" in found.worst[0].why
     assert found.verdict.word == ACCEPTED and found.everything.failed == 1 and found.everything.worse == 1
+
+
+def test_the_fallback_of_a_gateway_is_not_judged_as_the_smaller_model(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunekit.evaluation.acceptance.asked.remote_model._PAUSE", 0.0)
+
+    def gateway(body: dict[str, Any], number: int) -> Script:
+        fallen = prompt_of(body) in (3, 4)
+        return answered(f" {prompt_of(body) + 1}", chat="messages" in body, model="dense" if fallen else "scripted")
+
+    found, _ = run(records, tmp_path / "out", gateway)
+    assert found.verdict.word == NO_VERDICT and found.everything.failed >= 1
+    assert "; another model answered: " in found.verdict.reasons[0]
+    assert found.verdict.reasons[0].endswith("Ask the server of the model itself, not a gateway with a fallback.")
+    with scripted(gateway) as smaller, scripted(right) as dense:
+        policy = Policy(margin=0.5, max_failed=0.2)
+        told: dict[str, Any] = {"baseline": dense.url, "records": records, "policy": policy}
+        found = accept(smaller.url, out=tmp_path / "more", **told)
+    everything = found.everything
+    assert (everything.failed, everything.why_failed, everything.worse) == (2, {"another model answered": 2}, 2)
+    assert everything.baseline_why_failed == {}
+    assert {each.why for each in found.worst} == {"no answer (another model answered)"}
+
+
+def test_a_model_is_not_compared_with_itself(records: Path, tmp_path: Path) -> None:
+    pages = {"/v1/models": json.dumps({"data": [{"id": "scripted"}, {"id": "dense"}]})}
+    with scripted(right, pages=pages) as server:
+        told: dict[str, Any] = {"records": records, "out": tmp_path / "out", "policy": Policy(margin=0.3)}
+        with pytest.raises(PrunekitError, match="The smaller model and the baseline are both 'scripted' of"):
+            accept(server.url, baseline=server.url.replace("127.0.0.1", "localhost") + "/v1", **told)
+        assert not server.seen and not (tmp_path / "out").exists()
+        found = accept(server.url, baseline=server.url, baseline_served_name="dense", **told)
+        assert found.verdict.word == ACCEPTED and found.baseline["model"] == "dense"
 
 
 def test_a_server_that_is_gone_or_stalls_ends_the_run(
