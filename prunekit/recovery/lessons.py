@@ -71,8 +71,8 @@ class Lessons:
         self._minutes = checkpoint_minutes
         self._writing = writing
         assert config.batch_tokens is not None
-        # Every process takes as many.
-        self.sequences = -(-max(1, round(config.batch_tokens / text.length)) // ranks.size()) * ranks.size()
+        self.sequences = max(1, round(config.batch_tokens / text.length))
+        """Windows a step: however many processes share them."""
 
     @property
     def step_tokens(self) -> int:
@@ -120,6 +120,11 @@ class Lessons:
         listener: Listener,
         carried: bool,
     ) -> Trained:
+        if self.sequences < ranks.size():
+            listener.note(
+                f"A step has {self.sequences} sequences of {self.text.length} tokens, and there are {ranks.size()} "
+                "processes, so some have nothing to do. Take fewer, or give a step more tokens (--set batch_tokens=...)."
+            )
         made = self._seats(source)
         standing = self._begin(made, kept, source, carried)
         trial = cache(lambda: self._trial(made, standing, listener))
@@ -193,7 +198,7 @@ class Lessons:
         return standing
 
     def _start(self, made: _Seats, source: Source) -> Standing:
-        config, student, most = self.config, made.student, self.sequences // ranks.size()
+        config, student, most = self.config, made.student, -(-self.sequences // ranks.size())
         micro = config.micro_batch or shared(_fitting(student, source, self.text.length, most))
         short = config.micro_batch is None and micro == 0
         student.recompute = short if config.recompute is None else config.recompute
