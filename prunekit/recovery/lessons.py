@@ -123,7 +123,7 @@ class Lessons:
         if self.sequences < ranks.size():
             listener.note(
                 f"A step has {self.sequences} sequences of {self.text.length} tokens, and there are {ranks.size()} "
-                "processes, so some have nothing to do. Take fewer, or give a step more tokens (--set batch_tokens=...)."
+                "processes, so some have nothing to do. Take fewer, or larger steps (--set batch_tokens=...)."
             )
         made = self._seats(source)
         standing = self._begin(made, kept, source, carried)
