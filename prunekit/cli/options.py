@@ -57,6 +57,8 @@ TRAINING_TEXT = (
     "model writes), or a mix such as notes.jsonl:0.5,self:0.5."
 )
 TOKENS, MINUTES = "Train on so many tokens", "Train for about so long"
+CHECKPOINT_MINUTES = "Keep what is needed to go on so often, beside the output"
+TENSORBOARD = "Also write curves for TensorBoard there, while it trains (needs tensorboard)"
 MAX_LOSS_ADDED = "The most loss that may be added, in nats a token: else the exit code is 3"
 ENERGY = "Measure joules with Zeus"
 MAX_MINUTES = "Measure for at most so long, in minutes"
@@ -236,6 +238,14 @@ Stages = Annotated[
         show_default=False,
         rich_help_panel=_RECOVERY,
     ),
+]
+CheckpointMinutes = Annotated[
+    float | None,
+    typer.Option(help=f"{CHECKPOINT_MINUTES}.", show_default="10.0", rich_help_panel=_RECOVERY),
+]
+Tensorboard = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help=f"{TENSORBOARD}.", show_default=False, rich_help_panel=_RECOVERY),
 ]
 TrainingText = Annotated[
     str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +177,7 @@ def prune(
     if recover is not None:
         from prunekit.kernels.runtime.text_writer import text_writer
         from prunekit.pipeline.stages import prune_and_recover, read_recovery
+        from prunekit.recovery.training.progress import Listener
         from prunekit.utils.phases.telling import phases
 
         asked = config or plan
@@ -184,13 +185,13 @@ def prune(
         training = read_recovery(recover, asked, loop, dtype)
         whole = as_source(source, revision=revision)
         # How many stages there will be is found out on the way.
-        with phases(more=True):
+        with _told(recover.listener or Listener(), recover.tensorboard) as listener, phases(more=True):
             made = prune_and_recover(
                 whole,
                 out,
                 asked,
                 training,
-                recover,
+                replace(recover, listener=listener),
                 lambda dense, plan: solve(dense, plan, calib=calib, batch_size=batch_size),
                 layout=layout,
                 dtype=dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
@@ -17,8 +18,9 @@ class Recovery:
     """How :func:`prune` trains back what pruning takes: toward the dense model, on ``text``, for so many ``tokens``
     ("50M") or about so many ``minutes``, in ``stages`` of pruning and training (None: as many as suit both).
 
-    ``settings`` are called as --set calls them (:mod:`prunekit.plan.training`). There is a
-    checkpoint to go on from every ``checkpoint_minutes``; ``listener`` is told of stages, steps and notes.
+    ``settings`` are called as --set calls them (:mod:`prunekit.plan.training`). There is a checkpoint to go on from
+    every ``checkpoint_minutes``; curves for TensorBoard go into the folder ``tensorboard``, and ``listener`` is told of
+    stages, steps and notes.
 
     >>> prune("smollm2-135m", "smaller", blocks=0.5, recover=Recovery(tokens="50M"))  # doctest: +SKIP
     """
@@ -29,6 +31,7 @@ class Recovery:
     stages: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_minutes: float = 10.0
+    tensorboard: str | Path | None = None
     listener: Listener | None = None
 
 

@@ -71,8 +71,8 @@ class Lessons:
         self._minutes = checkpoint_minutes
         self._writing = writing
         assert config.batch_tokens is not None
-        # Every process takes as many.
-        self.sequences = -(-max(1, round(config.batch_tokens / text.length)) // ranks.size()) * ranks.size()
+        self.sequences = max(1, round(config.batch_tokens / text.length))
+        """Windows a step: however many processes share them."""
 
     @property
     def step_tokens(self) -> int:
@@ -120,6 +120,11 @@ class Lessons:
         listener: Listener,
         carried: bool,
     ) -> Trained:
+        if self.sequences < ranks.size():
+            listener.note(
+                f"A step has {self.sequences} sequences of {self.text.length} tokens, and there are {ranks.size()} "
+                "processes, so some have nothing to do. Take fewer, or larger steps (--set batch_tokens=...)."
+            )
         made = self._seats(source)
         standing = self._begin(made, kept, source, carried)
         trial = cache(lambda: self._trial(made, standing, listener))
@@ -195,7 +200,7 @@ class Lessons:
         return standing
 
     def _start(self, made: _Seats, source: Source) -> Standing:
-        config, student, most = self.config, made.student, self.sequences // ranks.size()
+        config, student, most = self.config, made.student, self._most()
         micro = config.micro_batch or _least(_fitting(student, source, self.text.length, most))
         short = config.micro_batch is None and micro == 0
         student.recompute = short if config.recompute is None else config.recompute
@@ -206,12 +211,16 @@ class Lessons:
             resources=config.resources,
         )
 
+    def _most(self) -> int:
+        """How many sequences of a step a process has at most."""
+        return -(-self.sequences // ranks.size())
+
     def _turn(self, standing: Standing) -> None:
         """Compute steps as is asked for now, where that is not what was asked for before ``standing`` was kept."""
         asked = self.config.resources
         turned = {name for name, value in asked.items() if value is not None and value != standing.resources.get(name)}
         if "micro_batch" in turned:
-            standing.micro_batch = min(asked["micro_batch"], self.sequences // ranks.size())
+            standing.micro_batch = min(asked["micro_batch"], self._most())
         if "recompute" in turned:
             standing.recompute = asked["recompute"]
         standing.resources = asked

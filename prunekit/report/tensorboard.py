@@ -21,8 +21,9 @@ _NAMES = {"kl": "train/kl", "loss": "train/loss", "rate": "train/learning_rate",
 @contextmanager
 def in_tensorboard(folder: Path, listener: Listener) -> Iterator[Listener]:
     """``listener``, which also writes what it is told into ``folder``, where `tensorboard --logdir` finds it: each
-    step's divergence, loss, rate, gradient norm and speed, and what is measured on held-out text. A training that goes
-    on replaces the steps that it does again. Nothing that lies in the folder is changed.
+    step's divergence, loss, rate, gradient norm and speed, and what is measured on held-out text. Steps of stages count
+    on from stage to stage. A training that goes on replaces the steps that it does again. Nothing that lies in the
+    folder is changed.
 
     Raises PrunekitError where the package tensorboard is missing, or the folder can't be written.
     """
@@ -46,6 +47,9 @@ class _Curves:
         self._folder, self._listener = folder, listener
         self._writer: Any = None
         self._step_tokens = 0.0
+        self._open = True
+        self._offsets: dict[int, int] = {}
+        self._offset = 0
 
     def estimate(self, estimate: Estimate) -> None:
         self._listener.estimate(estimate)
@@ -53,14 +57,23 @@ class _Curves:
 
         first = estimate.steps - estimate.left
         self._step_tokens = estimate.tokens / estimate.steps
-        with self._telling():
-            self._writer = SummaryWriter(str(self._folder), purge_step=first or None)
+        if self._open:
+            # Not those of the step that comes next: what was measured there is not measured again.
+            done = self._offset + first
+            self._open = False
+            with self._telling():
+                self._writer = SummaryWriter(str(self._folder), purge_step=done + 1 if done else None)
         if first == 0:
             self._add(0, {"held_out/kl": estimate.start_kl})
 
     def row(self, row: dict[str, Any]) -> None:
         self._listener.row(row)
-        if "held_out" in row:
+        if "stages" in row:
+            steps = [each["steps"] for each in row["stages"]]
+            self._offsets = {each["stage"]: sum(steps[:place]) for place, each in enumerate(row["stages"])}
+        elif "phase" in row:
+            self._offset = self._offsets.get(row["stage"], 0)
+        elif "held_out" in row:
             held = row["held_out"]
             self._add(held["step"], {f"held_out/{name}": held[name] for name in ("kl", "loss")})
         elif "step" in row:
@@ -76,7 +89,7 @@ class _Curves:
         with self._telling():
             for tag, value in values.items():
                 if self._writer is not None and value is not None:
-                    self._writer.add_scalar(tag, value, step)
+                    self._writer.add_scalar(tag, value, self._offset + step)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

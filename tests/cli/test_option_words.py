@@ -21,7 +21,7 @@ for _name, _command in typer.main.get_command(app).commands.items():  # type: ig
 # What a word means in one command alone, and why.
 OWN_MEANINGS = {("watch run", "--baseline"): "what is normal, which `watch init` made: no model"}
 # The most that people read, beside what every long command has in a panel of its own: --quiet, --verbose and --log.
-LIMITS = {"plan": 21, "prune": 31}
+LIMITS = {"plan": 21, "prune": 33}
 # What names a model on a hub, and where its revision is named.
 MODELS = (
     *("accept", "analyze", "candidates", "plan", "prune", "recover", "eval", "generate", "export", "bench"),

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from prunekit import pipeline
+from prunekit.pipeline import Recovery
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
 from prunekit.plan.settings import CalibrationConfig
@@ -67,10 +69,23 @@ def test_one_stage_is_told_as_a_training_is(command: Command, places: Path, tmp_
     assert "Stage" not in done.err and "step 6: KL" in done.err and "Held-out text" in done.out
 
 
-def test_settings_of_both_kinds_arrive(command: Command, places: Path, tmp_path: Path) -> None:
+def test_settings_of_both_kinds_arrive(
+    command: Command, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
     more = ("--blocks", 0.6, "--stages", 2, *set_options(steps=20, moments="fresh", schedule="cosine", seed=3))
-    done = command(*_told(places, tmp_path / "out", *more))
+    given: list[Recovery] = []
+    real = pipeline.prune
+
+    def seen(*args: Any, recover: Recovery, **options: Any) -> Any:
+        given.append(recover)
+        return real(*args, recover=recover, **options)
+
+    monkeypatch.setattr(pipeline, "prune", seen)
+    curves = ("--checkpoint-minutes", 3, "--tensorboard", tmp_path / "runs")
+    done = command(*_told(places, tmp_path / "out", *more, *curves))
     assert done.code == 0, done
+    assert given[0].checkpoint_minutes == 3 and any(tmp_path.glob("runs/events.out.tfevents.*"))
     plan = Plan.load(tmp_path / "out" / "plan.json")
     assert plan.recipe is not None and plan.recipe.to_dict()["steps"] == 20 and plan.recipe.seed == 3
     told = plan.provenance["recovery"][1]
@@ -94,6 +109,8 @@ def test_the_loop_of_the_paper_is_a_method(command: Command, places: Path, tmp_p
         (("--minutes", "3"), "--minutes says how"),
         (("--stages", "2"), "--stages says how"),
         (("--text", "builtin"), "--text says how"),
+        (("--checkpoint-minutes", "1"), "--checkpoint-minutes says how"),
+        (("--tensorboard", "runs"), "--tensorboard says how"),
         (("--set", "learning_rate=1e-4"), "--set learning_rate says how"),
         (("--recover",), "Say how long to train: --tokens 10M or --minutes 60"),
         (("--recover", "--tokens", "1M", "--stages", "0"), "--stages must lie between 1 and 1000, got 0"),

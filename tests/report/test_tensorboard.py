@@ -71,6 +71,26 @@ def test_a_training_that_goes_on_replaces_the_steps_that_it_does_again(tmp_path:
     assert kept["held_out/kl"] == {0: 0.9}
 
 
+def test_steps_of_stages_count_on_also_where_one_is_gone_on_with(tmp_path: Path) -> None:
+    """Two stages of 10 steps in all: the second run was killed in the second stage, after its third step."""
+    ladder = [{"stage": 1, "steps": 10}, {"stage": 2, "steps": 10}]
+    for starts, kl in (({1: 0, 2: 0}, 0.5), ({2: 2}, 0.25)):
+        with in_tensorboard(tmp_path, Listener()) as listener:
+            listener.row({"stages": ladder})
+            for stage, first in starts.items():
+                listener.row({"stage": stage, "of": 2, "phase": "training"})
+                listener.estimate(_estimate(10 - first))
+                for step in range(first, 10 if kl < 0.5 or stage == 1 else 3):
+                    listener.row({"stage": stage, **_row(step, kl)})
+                    if step == 1:
+                        listener.row({"stage": stage, "held_out": {"step": 2, "kl": 0.4, "loss": 1.5}})
+            listener.row({"stage": 2, "held_out": {"step": 3 if kl == 0.5 else 10, "kl": 0.3, "loss": 1.5}})
+    kept = _read(tmp_path)
+    assert kept["train/kl"] == {**dict.fromkeys(range(12), 0.5), **dict.fromkeys(range(12, 20), 0.25)}
+    # What was measured where the second run began is still there, and what came after is not.
+    assert kept["held_out/kl"] == {0: 0.9, 2: 0.4, 10: 0.9, 12: 0.4, 20: 0.3}
+
+
 def test_what_lies_there_stays(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with in_tensorboard(tmp_path, Listener()) as listener:

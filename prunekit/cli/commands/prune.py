@@ -25,7 +25,7 @@ _WITH_PLAN = _FILES | {"check", "max_loss_added"}
 # What says on which text and how, where projections or biases are still to be computed.
 _COMPUTING = {"calib", "settings", "dtype", "device"}
 # What says how what is left is trained.
-_TRAINING = {"tokens", "minutes", "stages", "text"}
+_TRAINING = {"tokens", "minutes", "stages", "text", "checkpoint_minutes", "tensorboard"}
 _TRAINED = {"recover", "settings", "dtype", "device"} | _TRAINING
 
 
@@ -65,6 +65,8 @@ def prune(
     minutes: o.Minutes = None,
     stages: o.Stages = None,
     text: o.TrainingText = None,
+    checkpoint_minutes: o.CheckpointMinutes = None,
+    tensorboard: o.Tensorboard = None,
     check: o.Check = "builtin",
     max_loss_added: o.MaxLossAdded = None,
     dtype: o.Dtype = "auto",
@@ -107,7 +109,9 @@ def prune(
         batch_size = _batch_size(settings)
     trained = None
     if recover:
-        told: dict[str, Any] = {"settings": training, "listener": training_listener(json)}
+        told: dict[str, Any] = {"settings": training, "listener": training_listener(json), "tensorboard": tensorboard}
+        if checkpoint_minutes is not None:
+            told["checkpoint_minutes"] = checkpoint_minutes
         trained = pipeline.Recovery(tokens=tokens, minutes=minutes, text=text, stages=stages, **told)
     with then_checked(check):
         pruned = pipeline.prune(

@@ -59,9 +59,7 @@ def recover(
     seed: o.Seed = 0,
     check: o.Check = "builtin",
     max_loss_added: o.MaxLossAdded = None,
-    checkpoint_minutes: Annotated[
-        float, typer.Option(help="Keep what is needed to go on so often, beside the output.")
-    ] = 10.0,
+    checkpoint_minutes: Annotated[float, typer.Option(help=f"{o.CHECKPOINT_MINUTES}.")] = 10.0,
     store_dtype: Annotated[str, typer.Option(help="Store weights in auto, float32, bfloat16 or float16.")] = "auto",
     max_shard: Annotated[str, typer.Option(help="Largest size of one weight file.")] = "2GiB",
     overwrite: o.Overwrite = False,
@@ -78,7 +76,7 @@ def recover(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Also write curves for TensorBoard there, while it trains (needs tensorboard).",
+            help=f"{o.TENSORBOARD}.",
             show_default=False,
         ),
     ] = None,

@@ -210,7 +210,7 @@ class _Run:
                 continue
             if not from_first(folder.pruned(number).is_dir):
                 self._tell(number, "pruning")
-                self._prune(number, target)
+                self._prune(number, target, store_dtype)
             if number > 1 and ranks.is_first():
                 folder.forget(number - 1)
             self._tell(number, "training")
@@ -273,12 +273,13 @@ class _Run:
         used = int(self._ended(number)["used"])
         return self._folder.trained(number).checkpoint(used) if used else self._folder.pruned(number)
 
-    def _prune(self, number: int, target: float) -> None:
-        """Write the model that is trained in this stage."""
+    def _prune(self, number: int, target: float, store_dtype: str) -> None:
+        """Write the model that is trained in this stage: where there is but one, as pruning alone would write it."""
         dense = self._source
         if number == 1:
             made = self._cutter.cut(dense, None, target, (number, self._count))
-            self._write(number, made.plan, lambda: made.weights or {}, None)
+            stored = store_dtype if self._count == 1 else "float32"
+            self._write(number, made.plan, lambda: made.weights or {}, None, dtype=stored)
             return
         before = self._result(number - 1)
         source = resolve(str(before))
@@ -315,6 +316,7 @@ class _Run:
         plan: Plan,
         weights: Callable[[], Mapping[str, torch.Tensor]],
         beside: Callable[[Path], None] | None,
+        dtype: str = "float32",
     ) -> None:
         """Write the model that ``plan`` makes of the dense one, with the ``weights`` that are not just its own, as the
         one that this stage trains."""
@@ -324,7 +326,7 @@ class _Run:
                 self._source,
                 plan,
                 place,
-                dtype="float32",
+                dtype=dtype,
                 weights=weights(),
                 beside=beside or (lambda folder: None),
             )

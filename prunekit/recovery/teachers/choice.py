@@ -73,9 +73,10 @@ def settle_teacher(
     pairs = zip(text.parts, text.epochs(tokens), strict=True)
     often = [(part, times) for part, times in pairs if times > 1 and times >= least]
     windows = sum(part.training for part, _ in often)
+    begun = folder.settled.get("teacher")
     if ranks.size() > 1:
-        # Each process would keep other windows in every epoch.
-        if asked not in ("auto", "online"):
+        # Each process would keep other windows in every epoch. A run that one process began goes on, though.
+        if asked not in ("auto", "online") and begun is None:
             raise PrunekitError(
                 f"With several processes the dense model is computed beside each step; leave out --set teacher={asked}."
             )
@@ -83,7 +84,7 @@ def settle_teacher(
     mode = {"auto": "hidden" if shape.hidden_size <= _WIDEST else "sampled"}.get(asked, asked)
     need = 0 if mode == "online" else windows * text.length * _position_bytes(mode, shape, config)
     times = sum(part.training * count for part, count in often) / windows if windows else 1.0
-    if "teacher" not in folder.settled:
+    if begun is None:
         if mode != "online" and not windows:
             mode = "online"
             if asked != "auto":
@@ -91,7 +92,7 @@ def settle_teacher(
         elif mode != "online":
             mode = _checked(mode, asked, need, times, folder.path, reserve, note)
         folder.settle(teacher=mode)
-    mode = folder.settled["teacher"]
+    mode = "online" if ranks.size() > 1 else folder.settled["teacher"]
     teacher: Teacher = online
     rows = None
     if mode != "online":

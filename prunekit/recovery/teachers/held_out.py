@@ -8,6 +8,7 @@ import torch
 
 from prunekit.recovery.teachers.online import OnlineTeacher, Teacher
 from prunekit.recovery.training.distance import HiddenTarget, Target
+from prunekit.utils.process import ranks
 
 if TYPE_CHECKING:
     from prunekit.data.packed.windows import Windows
@@ -28,12 +29,15 @@ class HeldOutTeacher:
 
     def target(self, windows: Windows) -> Target:
         keys = self._online.keys(windows)
-        if not self._held_out.issuperset(keys):
+        judged = self._held_out.issuperset(keys)
+        kept = judged and self._hidden.keys() >= set(keys)
+        if ranks.size() == 1 and not judged:
             return self._teacher.target(windows)
-        if not self._keeps:
-            return self._online.target(windows)
-        if not self._hidden.keys() >= set(keys):
+        # A model that is spread over ranks is asked by all of them, or by none.
+        if ranks.any_rank(not kept):
             made = self._online.hidden(windows)
+            if not (judged and self._keeps):
+                return HiddenTarget(self._online.head, made.flatten(0, 1))
             for key, hidden in zip(keys, made, strict=True):
                 self._hidden.setdefault(key, hidden)
         return HiddenTarget(self._online.head, torch.cat([self._hidden[key] for key in keys]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -35,10 +36,9 @@ class Gradient:
         """Put the gradient of this rank's share of ``windows``, of the ``sequences`` that make the step, into the
         weights, which had none: with several ranks, what their mean is the whole gradient of. Returns the sums of the
         loss over all ranks. Raises PrunekitError where one sequence does not fit into memory."""
-        mine = Windows(*map(ranks.share_of, windows))
         while True:
             try:
-                sums = self._put(mine, sequences / ranks.size())
+                sums = self._put(windows, sequences / ranks.size())
                 ranks.sum_over_ranks(sums.kl, sums.ce)
                 return sums
             except (MemoryError, RuntimeError) as error:
@@ -49,38 +49,42 @@ class Gradient:
     @torch.no_grad()
     def measure(self, windows: Windows) -> Sums:
         """The sums of the loss on ``windows`` alone."""
-        # Layers that are spread over ranks are run by all of them alike.
-        shares = len(windows.ids) % ranks.size() == 0
-        windows = Windows(*map(ranks.share_of, windows)) if shares else windows
-        total = None
-        for part in self._parts(windows):
+        total = self._nothing()
+        for part, counts in self._parts(windows):
             hidden = self._student.hidden(part)
             with self._student.computing():
                 sums = self._loss.measure(hidden, self._teacher.target(part), part.ids)
-            total = sums if total is None else total + sums
-        assert total is not None
-        if shares:
-            ranks.sum_over_ranks(total.kl, total.ce)
+            total = total + sums if counts else total
+        ranks.sum_over_ranks(total.kl, total.ce)
         return total
 
     def _put(self, windows: Windows, sequences: float) -> Sums:
-        total = None
-        for part in self._parts(windows):
+        total = self._nothing()
+        for part, counts in self._parts(windows):
             target = self._teacher.target(part)
             with torch.enable_grad():
                 hidden = self._student.hidden(part)
             with self._student.computing():
-                sums, slope = self._loss.backward(hidden, target, part.ids, sequences)
+                # One of infinitely many: its gradient is 0.
+                sums, slope = self._loss.backward(hidden, target, part.ids, sequences if counts else math.inf)
             hidden.backward(slope)
-            total = sums if total is None else total + sums
-        assert total is not None
+            total = total + sums if counts else total
         return total
 
-    def _parts(self, windows: Windows) -> Iterator[Windows]:
-        """As many windows at a time as are computed together."""
-        count = self._standing.micro_batch
-        pairs = zip(windows.ids.split(count), windows.documents.split(count), strict=True)
-        yield from (Windows(ids, documents) for ids, documents in pairs)
+    def _nothing(self) -> Sums:
+        return Sums(*torch.zeros(2, dtype=torch.float64, device=self._student.device))
+
+    def _parts(self, windows: Windows) -> Iterator[tuple[Windows, bool]]:
+        """This rank's share of ``windows``, as many at a time as are computed together, and whether they count.
+
+        Layers that are spread over ranks are run by all of them alike, so all get as many parts. Who has too few gets
+        one of rank 0's windows, whose share is the largest, and that does not count.
+        """
+        count, size = self._standing.micro_batch, ranks.size()
+        for start in range(0, -(-len(windows.ids) // size), count):
+            mine = Windows(*(ranks.share_of(each)[start : start + count] for each in windows))
+            counts = len(mine.ids) > 0
+            yield mine if counts else Windows(*(each[::size][start : start + 1] for each in windows)), counts
 
     def _take_less(self) -> None:
         standing = self._standing

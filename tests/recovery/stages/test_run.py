@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from prunekit.checkpoint.manifest import verify
 from prunekit.errors import PrunekitError
-from prunekit.models.source import load_model, resolve
+from prunekit.models.source import load_model, load_tokenizer, resolve
 from prunekit.pipeline import Pruned, Recovery, make_plan, prune, recover
 from prunekit.pipeline.stages import GoalCutter
 from prunekit.plan import Plan
@@ -109,6 +109,26 @@ def test_one_stage_is_pruning_and_then_recovering(places: Path, tmp_path: Path) 
     assert plans[0].provenance["recovery"][0]["held_out_kl"] == plans[1].provenance["recovery"][0]["held_out_kl"]
     curves = [(tmp_path / name / "recovery.jsonl").read_text("utf-8") for name in ("turns", "two")]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("store_dtype", ["auto", "float32"])
+def test_one_stage_of_a_bfloat16_model_begins_with_what_prune_would_have_stored(
+    places: Path, tmp_path: Path, store_dtype: str
+) -> None:
+    """Refitted projections among it, which are solved in float32."""
+    dense, text = tmp_path / "dense", str(places / "text.txt")
+    load_model(resolve(str(places / "dense")), dtype="bfloat16", device="cpu").save_pretrained(dense)
+    load_tokenizer(resolve(str(places / "dense"))).save_pretrained(dense)
+    asked: dict[str, Any] = {"device": "cpu", "dtype": "float32", "store_dtype": store_dtype}
+    given: dict[str, Any] = {"blocks": 0.7, "recipe": Recipe.of("adapt-pruner", calib=text, refit=True, **BRIEF)}
+    training: dict[str, Any] = {"text": text, "tokens": STEP * 2, "settings": SETTINGS}
+    turns = prune(str(dense), tmp_path / "turns", recover=Recovery(stages=1, **training), **given, **asked)
+    prune(str(dense), tmp_path / "pruned", **given, **asked)
+    refitted = _weights(tmp_path / "pruned")["model.layers.1.mlp.down_proj.weight"]
+    assert refitted.dtype == (torch.float32 if store_dtype == "float32" else torch.bfloat16)
+    after = recover(str(tmp_path / "pruned"), str(dense), tmp_path / "two", **training, **asked)
+    assert turns.recovered is not None and turns.recovered.before == after.before
+    assert after.used and _same(tmp_path / "turns", tmp_path / "two")
 
 
 def test_a_plan_that_was_made_is_applied_and_trained(places: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from prunekit.recovery.teachers import row_file
 from prunekit.recovery.teachers.choice import settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training.progress import Estimate, Listener
+from prunekit.utils.process import ranks
 from tests.support.command import SENTENCE
 from tests.support.recovering import killed_before, recover_tiny
 from tests.support.tiny_training import LENGTH, RandomText, tiny_pair, tiny_teacher
@@ -117,6 +118,18 @@ def test_what_was_settled_stays(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 0))
     online = tiny_teacher(tiny_pair()[0])
     assert settle_teacher(place, online, SHAPE, TrainingConfig(), Text(1.2), 1).mode == "hidden"
+
+
+@pytest.mark.parametrize("asked", ["auto", "hidden"])
+def test_what_one_process_keeps_several_compute(tmp_path: Path, monkeypatch, asked: str) -> None:
+    _, place = _settled(tmp_path, teacher=asked)
+    online, config = tiny_teacher(tiny_pair()[0]), TrainingConfig(teacher=asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "size", lambda: 2)
+        assert settle_teacher(place, online, SHAPE, config, Text(1.2), 1).mode == "online"
+        with pytest.raises(PrunekitError, match="With several processes"):
+            _settled(tmp_path, teacher="hidden")
+    assert settle_teacher(place, online, SHAPE, config, Text(1.2), 1).mode == "hidden"
 
 
 def test_the_estimate_tells_what_is_kept() -> None:
