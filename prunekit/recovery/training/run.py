@@ -49,9 +49,10 @@ class Budget:
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise PrunekitError(f"A training takes more than 0 minutes, got {self.minutes:g}.")
 
-    def in_tokens(self, speed: Callable[[], float]) -> int:
-        """The tokens that it is, at the ``speed`` in tokens a second, which is asked for where it is needed."""
-        return self.tokens if self.tokens is not None else int(speed() * 60 * (self.minutes or 0))
+    def in_tokens(self, reach: Callable[[float], int]) -> int:
+        """The tokens that it is: ``reach`` says how many can be trained on in so many seconds, and is asked where that
+        is needed."""
+        return self.tokens if self.tokens is not None else reach(60 * (self.minutes or 0))
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def recover(
             checkpoint_minutes=checkpoint_minutes,
             writing=writing,
         )
-        trained = lessons.train(source, folder, lambda speed: lessons.span(lambda: budget.in_tokens(speed)), listener)
+        trained = lessons.train(source, folder, lambda reach: lessons.span(lambda: budget.in_tokens(reach)), listener)
         made = trained.finish(store_dtype)
         facts = trained.facts(made)
         plan = with_recovery(trained.plan, facts)
