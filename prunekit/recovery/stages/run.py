@@ -25,7 +25,7 @@ from prunekit.recovery.stages.shares import average_work, spans, stage_count, to
 from prunekit.recovery.training import state
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
-from prunekit.recovery.training.run import Budget, Recovered, asked_of, place_of, settled
+from prunekit.recovery.training.run import Budget, Recovered, asked_of, begun_with, place_of, settled
 from prunekit.recovery.training.run_folder import RunFolder, run_folder
 from prunekit.recovery.training.schedule import Span
 from prunekit.utils.process import ranks
@@ -121,6 +121,8 @@ def prune_and_train(
     }
     with run_folder(place_of(out), asked, overwrite) as folder:
         folder.settle(model_name=model_label(source.name), teacher_name=model_label(source.name))
+        form = {"store_dtype": store_dtype, "layout": layout, "max_shard": max_shard_bytes}
+        begun_with(folder, checkpoint_minutes, listener.note, **form)
         config = settled(config, folder, device)
         lessons = Lessons(
             folder,
