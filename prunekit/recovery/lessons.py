@@ -402,6 +402,16 @@ class Trained:
         student.load(self.source.path, {})
         return Final(student.weights(), before, before, 0)
 
+    def tell(self, made: Final, note: Callable[[str], None]) -> None:
+        """``note`` what a user should know of what it led to."""
+        share = self.training.config.ce_share
+        if made.after > made.before:
+            note(
+                f"KL from the dense model rose on held-out text, from {made.before:.4f} to {made.after:.4f}: with "
+                f"ce_share={share:g} the step of least loss is written, and the text's own next tokens are a part of "
+                "that."
+            )
+
     def facts(self, made: Final) -> dict[str, Any]:
         """What a plan tells of the training, which led to ``made``."""
         standing = self.training.standing

@@ -54,6 +54,7 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
         "step": steps + (standing.step if standing else 0),
         "tokens": tokens + (standing.tokens if standing else 0),
         "held_out": standing.held_out if standing else [],
+        "best": standing.best if standing and standing.held_out else None,
         "checkpoints": checkpoints,
         "command": command,
     }
@@ -72,14 +73,14 @@ def show_unfinished(data: dict[str, Any]) -> None:
     steps = f" of {data['steps']:,}" if isinstance(data["steps"], int) else ""
     stage = f"stage {data['stage']['number']} of {data['stage']['of']}, " if "stage" in data else ""
     held = data["held_out"]
-    best = min(held, key=lambda row: row["kl"], default=None)
+    best = data["best"]
     for name, value in (
         ("training of", f"{data['model'] or 'a pruned model'} toward {data['teacher'] or 'its dense model'}"),
         ("text", str(data["asked"]["text"]["source"])),
         ("how far", f"{stage}step {data['step']:,}{steps}, {data['tokens']:,} tokens"),
         (
             "KL on held-out text",
-            f"{held[0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}" if best else None,
+            f"{held[0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}, the best so far" if best else None,
         ),
         ("checkpoints", _checkpoints(data["checkpoints"])),
     ):

@@ -137,6 +137,7 @@ def prune_and_train(
         )
         run = _Run(source, cutter, folder, lessons, turns, budget, listener)
         trained, made = run.climb(run.ladder(stages), store_dtype)
+        trained.tell(made, listener.note)
         facts = run.facts(trained, made)
         told = [*run.earlier(), facts]
         plan = replace(trained.plan, provenance={**trained.plan.provenance, "recovery": told}, file=None)

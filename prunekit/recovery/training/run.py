@@ -128,6 +128,7 @@ def recover(
         )
         trained = lessons.train(source, folder, lambda reach: lessons.span(lambda: budget.in_tokens(reach)), listener)
         made = trained.finish(store_dtype)
+        trained.tell(made, listener.note)
         facts = trained.facts(made)
         plan = with_recovery(trained.plan, facts)
         standing = trained.training.standing

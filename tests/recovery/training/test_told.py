@@ -17,6 +17,7 @@ from prunekit.errors import PrunekitError
 from prunekit.models.source import resolve
 from prunekit.plan import Plan
 from prunekit.recovery.lessons import Trained
+from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.progress import Listener
 from prunekit.utils.files.hashes import sha256
 from tests.support.command import Command
@@ -61,7 +62,7 @@ def test_the_card_tells_what_was_pruned_and_how_it_was_trained(places: Path) -> 
 
 def test_the_card_of_what_did_not_get_better_says_so(places: Path) -> None:
     card = (places / "same" / "README.md").read_text(encoding="utf-8")
-    assert "# dense, pruned with prunekit" in card and "no step came nearer to it" in card
+    assert "# dense, pruned with prunekit" in card and "no step had a lower loss on held-out text" in card
     assert "trained" not in card.partition("**Notice of modification**")[2]
     assert "# dense, pruned with prunekit" in (places / "small" / "README.md").read_text(encoding="utf-8")
 
@@ -123,15 +124,48 @@ def test_inspect_of_a_training_that_is_not_finished(command: Command, places: Pa
     assert data["held_out"][0]["step"] == 0 and "recompute" not in data["asked"]["settings"]
     shown = " ".join(command("inspect", places / "unfinished.training").out.split())
     best = min(data["held_out"], key=lambda row: row["kl"])
+    assert data["best"] == best
     for said in (
         "a training that is not finished",
         "small toward dense",
         "step 7 of 8, 448 tokens",
-        f"{data['held_out'][0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}",
+        f"{data['held_out'][0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}, the best so far",
         "files as written",
         data["command"],
     ):
         assert said in shown
+
+
+def test_the_best_is_what_would_be_written(command: Command, places: Path, tmp_path: Path, monkeypatch) -> None:
+    """By the training's own loss, of which the next tokens may be all."""
+    monkeypatch.setattr(Training, "look", _rising_kl)
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", settings={"ce_share": 1.0}, checkpoint_minutes=0)
+    data = command("inspect", tmp_path / "out.training", "--json").json
+    assert [row["kl"] for row in data["held_out"]] == [1.0, 2.0, 3.0, 5.0]
+    assert data["best"] == data["held_out"][-1]
+    assert "1.0000 before, 5.0000 at step 4, the best so far" in " ".join(
+        command("inspect", tmp_path / "out.training").out.split()
+    )
+
+
+def test_a_divergence_that_rose_is_told(places: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Training, "look", _rising_kl)
+    notes: list[str] = []
+    made = recover_tiny(
+        places, tmp_path / "out", settings={"ce_share": 0.75}, listener=Listener(note=notes.append), tokens=64
+    )
+    assert (made.used, made.before, made.after) == (1, 1.0, 2.0)
+    assert notes == [
+        "KL from the dense model rose on held-out text, from 1.0000 to 2.0000: with ce_share=0.75 the step of least "
+        "loss is written, and the text's own next tokens are a part of that."
+    ]
+
+
+def _rising_kl(training: Training) -> dict[str, float]:
+    """The divergence rises with each step, and the loss falls faster."""
+    step = training.standing.step
+    return {"kl": 1.0 + step, "loss": 10.0 - step}
 
 
 def test_the_command_that_it_names_goes_on(command: Command, places: Path, tmp_path: Path, monkeypatch) -> None:
