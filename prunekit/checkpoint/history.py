@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PastTraining:
     """One `prunekit recover`: ``tokens`` of ``text`` toward the dense model ``teacher``. ``before`` and ``after`` are
-    the divergence from it in nats a token on text that was not trained on; with ``used`` False no step came nearer, and
-    the weights are those that were given. ``unfinished`` says how far it is where this is a checkpoint of it. None
-    where nobody said."""
+    the divergence from it in nats a token on text that was not trained on; with ``used`` False no step had a lower
+    loss there, and the weights are those that were given. ``unfinished`` says how far it is where this is a checkpoint
+    of it. None where nobody said."""
 
     tokens: int
     teacher: str | None
@@ -31,7 +31,7 @@ class PastTraining:
         if self.unfinished:
             return f"{said} so far ({self.unfinished})"
         if not self.used:
-            return f"{said}; no step came nearer to it, so the weights are those from before"
+            return f"{said}; no step had a lower loss on held-out text, so the weights are those from before"
         if self.before is None or self.after is None:
             return said
         return f"{said}; KL on held-out text {self.before:.4f} before, {self.after:.4f} after"

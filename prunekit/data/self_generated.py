@@ -112,7 +112,7 @@ def written_chunks(
                 if sampler is None and writer is not None:
                     sampler = _asking(writer, dense.source.config.vocab_size, first, config)
                 elif sampler is None:
-                    model = stack.enter_context(_computing(dense))
+                    model = stack.enter_context(computing(dense))
                     sampler = _sampler(model, dense.source.name, shape, first, config, option)
                 made.append(sampler(some[place], files[some[place]][1], advance))
             for place, block in zip(missing, in_order(made, len(missing)), strict=True):
@@ -136,7 +136,7 @@ def unwritten(dense: DenseModel, config: Any, *, writer: Writer | None = None) -
     return [size for file, size in _files(dense, config, writer) if not file.is_file()]
 
 
-def _computing(dense: DenseModel) -> AbstractContextManager[Any]:
+def computing(dense: DenseModel) -> AbstractContextManager[Any]:
     """The model in what it writes in: the dtype that it is stored in, whatever else is computed in."""
     import torch
 
@@ -219,7 +219,7 @@ def _sampler(model: Any, name: str, shape: ModelShape, first: int | None, config
         generator = torch.Generator().manual_seed(int.from_bytes(_digest(config.seed, chunk), "little"))
         starts = _starts(vocabulary, first, size, generator)
         try:
-            return _continue(model, shape, starts, config.length, generator, advance)
+            return continued(model, shape, starts, config.length, generator, advance)
         except _NotFinite:
             blame_layer(model, lambda: model(input_ids=starts.to(model.device), use_cache=False))
             raise PrunekitError(
@@ -234,10 +234,11 @@ class _NotFinite(Exception):
     """The model gave NaN or infinite logits."""
 
 
-def _continue(
+def continued(
     model: Any, shape: ModelShape, starts: torch.Tensor, length: int, generator: torch.Generator, advance: Advance
 ) -> torch.Tensor:
-    """``starts`` [B, 1] continued to [B, length]. ``advance`` is told of parts of B sequences."""
+    """``starts`` [B, 1] continued by the ``model`` to [B, length], each token drawn from the whole distribution.
+    ``advance`` is told of parts of B sequences."""
     import torch
 
     from prunekit.utils.numerics.categorical import sampled

@@ -16,8 +16,9 @@ from prunekit.checkpoint.trained import plan_of, with_recovery
 from prunekit.data.self_generated import Writing
 from prunekit.data.token_file import PackedText, open_text, pack_text, packing_phases
 from prunekit.models.dense import DenseModel
-from prunekit.models.source import load_model
+from prunekit.models.source import load_model, pick_device
 from prunekit.recovery.expected import expected_kl
+from prunekit.recovery.own_text import OwnText
 from prunekit.recovery.precision import precision
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 # Text that is read up to so often is worth about as much as new text (arXiv 2305.16264).
 _AS_NEW = 4
 
+Reach = Callable[[float], int]
+"""How many tokens can be trained on in so many seconds."""
+
 
 class Lessons:
     """What all trainings of one run share: the dense ``teacher`` with its ``tokenizer``, the text, the settings (all
@@ -70,6 +74,7 @@ class Lessons:
         self._tokenizer, self._dtype, self._device = tokenizer, dtype, device
         self._minutes = checkpoint_minutes
         self._writing = writing
+        self._own = OwnText(text)
         assert config.batch_tokens is not None
         self.sequences = max(1, round(config.batch_tokens / text.length))
         """Windows a step: however many processes share them."""
@@ -94,18 +99,26 @@ class Lessons:
         made = self._seats(source)
         return self._trial(made, self._start(made, source), listener).tokens_per_second
 
+    def reach(self, seconds: float, speed: float, dense: DenseModel | None = None) -> int:
+        """How many tokens can be trained on in so many ``seconds`` at that ``speed``, once the ``dense`` model has
+        written what is missing."""
+        if from_first(self.folder.text.is_dir):
+            return int(seconds * speed)
+        with self._writing(self.teacher, self._device) as writer:
+            return self._own.reach(seconds, speed, dense or self._dense(), writer)
+
     def train(
         self,
         source: Source,
         kept: Checkpoints,
-        span_of: Callable[[Callable[[], float]], Span],
+        span_of: Callable[[Reach], Span],
         listener: Listener,
         *,
         carried: bool = False,
     ) -> Trained:
         """Train the pruned model ``source``, from the last of its checkpoints that are ``kept`` on. ``span_of`` says
-        how long, and may ask for the tokens a second of three trial steps. Where ``carried``, the optimizer begins with
-        the state that lies beside the weights of ``source``.
+        how long, and may ask what can be trained on in a time, by three trial steps. Where ``carried``, the optimizer
+        begins with the state that lies beside the weights of ``source``.
 
         Raises PrunekitError where the loss is not finite, or something can't be written.
         """
@@ -116,7 +129,7 @@ class Lessons:
         self,
         source: Source,
         kept: Checkpoints,
-        span_of: Callable[[Callable[[], float]], Span],
+        span_of: Callable[[Reach], Span],
         listener: Listener,
         carried: bool,
     ) -> Trained:
@@ -128,7 +141,7 @@ class Lessons:
         made = self._seats(source)
         standing = self._begin(made, kept, source, carried)
         trial = cache(lambda: self._trial(made, standing, listener))
-        span = span_of(lambda: trial().tokens_per_second)
+        span = span_of(lambda seconds: self.reach(seconds, trial().tokens_per_second, made.dense))
         # Before a trial where there was none: text that is no good is refused at once.
         tokens = (span.whole or span.steps) * self.step_tokens
         packed = self._packed(tokens, made.dense, listener.note)
@@ -178,12 +191,14 @@ class Lessons:
         kind, computing = precision(model.device, self._dtype)
         fast = kind == "bfloat16"
         student = (LoraStudent if self.config.lora else Student)(model, self.config, computing, fast=fast)
-        dense = DenseModel(
-            self.teacher, dtype="auto" if model.device.type == "cuda" else "float32", device=self._device
-        )
+        dense = self._dense()
         separate = self.config.documents == "separate"
         online = OnlineTeacher(dense.share(), computing, separate=separate, fast=fast)
         return _Seats(student, Optimizer(student.parameters, self.config), dense, online, kind)
+
+    def _dense(self) -> DenseModel:
+        on_gpu = pick_device(self._device).type == "cuda"
+        return DenseModel(self.teacher, dtype="auto" if on_gpu else "float32", device=self._device)
 
     def _begin(self, made: _Seats, kept: Checkpoints, source: Source, carried: bool) -> Standing:
         """Where the last checkpoint stands, or the start."""
@@ -238,6 +253,7 @@ class Lessons:
                 unneeded(title, "kept from an earlier run")
             return open_text(self.folder.text)
         with self._writing(self.teacher, self._device) as writer:
+            self._own.tell(tokens, dense, writer, note)
             packed = pack_text(self.folder.text, self.text, tokens, self._tokenizer, dense, writer=writer)
         for part, times in zip(packed.parts, packed.epochs(tokens), strict=True):
             if times > _AS_NEW:
@@ -394,6 +410,16 @@ class Trained:
                 return Final(student.weights(), before, seen["kl"], best)
         student.load(self.source.path, {})
         return Final(student.weights(), before, before, 0)
+
+    def tell(self, made: Final, note: Callable[[str], None]) -> None:
+        """``note`` what a user should know of what it led to."""
+        share = self.training.config.ce_share
+        if made.after > made.before:
+            note(
+                f"KL from the dense model rose on held-out text, from {made.before:.4f} to {made.after:.4f}: with "
+                f"ce_share={share:g} the step of least loss is written, and the text's own next tokens are a part of "
+                "that."
+            )
 
     def facts(self, made: Final) -> dict[str, Any]:
         """What a plan tells of the training, which led to ``made``."""

@@ -159,6 +159,7 @@ def test_inspect_of_what_is_not_finished_says_how_to_go_on(
     for name in ("dense", "text.txt"):
         (tmp_path / name).symlink_to(places / name)
     more = ("--blocks", 0.6, "--stages", 2, "--method", "adapt-accel", *set_options(steps=20, ce_share=0.5))
+    more += ("--layout", "uniform", "--store-dtype", "bfloat16")
     original, calls = Training._step, []
 
     def stopping(self: Training) -> dict[str, float]:
@@ -178,7 +179,10 @@ def test_inspect_of_what_is_not_finished_says_how_to_go_on(
     named = shlex.split(data["command"])
     assert named[:3] == ["prunekit", "prune", "dense"] and "ce_share=0.5" in named and "steps=20" in named
     assert not [each for each in named if each.startswith(("learning_rate=2e-05", "schedule="))]
+    assert shlex.join(("--store-dtype", "bfloat16", "--layout", "uniform")) in data["command"]
     monkeypatch.chdir(tmp_path)
     done = command(*named[1:], "--device", "cpu")
-    assert done.code == 0 and (tmp_path / "out" / "config.json").is_file(), done
+    assert done.code == 0 and "begun with" not in done.err, done
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and "per_layer_config" not in config
     assert not (tmp_path / "out.training").exists()

@@ -139,7 +139,7 @@ def prune(
             if recovered is not None:
                 console().print(stage_table(recovered) if len(recovered.stages) > 1 else curve_table(recovered))
                 if not recovered.stages[-1]["used_step"]:
-                    note("No step of the last training came nearer to the dense model than what it began with.")
+                    note("No step of the last training had a lower loss on held-out text than what it began with.")
             size = f"{written.weight_bytes:,} weight bytes"
             console().print(f"Checkpoint written to {output} ({written.architecture}, {size}).")
         seen, code = checked(output, pruned.source, check, max_loss_added, show=not json, dtype=dtype, device=device)

@@ -116,7 +116,7 @@ def recover(
             console().print(curve_table(made))
             if not made.used:
                 note(
-                    "No step came nearer to the dense model than what was given, so the weights are those that were "
+                    "No step had a lower loss on held-out text than what was given, so the weights are those that were "
                     "given."
                 )
             console().print(f"Checkpoint written to {output} ({made.written.architecture}).")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from prunekit.recovery.training.run_folder import RunFolder
 
 
+# What prune and recover write where nothing else is said.
+_USUAL = {"store_dtype": "auto", "layout": "per-layer", "max_shard": "2GiB"}
+
+
 def unfinished_data(folder: RunFolder) -> dict[str, Any]:
     """All that is known of it, as JSON values. Raises PrunekitError where a file of it is damaged."""
     from prunekit.checkpoint.manifest import verify
@@ -50,6 +54,7 @@ def unfinished_data(folder: RunFolder) -> dict[str, Any]:
         "step": steps + (standing.step if standing else 0),
         "tokens": tokens + (standing.tokens if standing else 0),
         "held_out": standing.held_out if standing else [],
+        "best": standing.best if standing and standing.held_out else None,
         "checkpoints": checkpoints,
         "command": command,
     }
@@ -68,14 +73,14 @@ def show_unfinished(data: dict[str, Any]) -> None:
     steps = f" of {data['steps']:,}" if isinstance(data["steps"], int) else ""
     stage = f"stage {data['stage']['number']} of {data['stage']['of']}, " if "stage" in data else ""
     held = data["held_out"]
-    best = min(held, key=lambda row: row["kl"], default=None)
+    best = data["best"]
     for name, value in (
         ("training of", f"{data['model'] or 'a pruned model'} toward {data['teacher'] or 'its dense model'}"),
         ("text", str(data["asked"]["text"]["source"])),
         ("how far", f"{stage}step {data['step']:,}{steps}, {data['tokens']:,} tokens"),
         (
             "KL on held-out text",
-            f"{held[0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}" if best else None,
+            f"{held[0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}, the best so far" if best else None,
         ),
         ("checkpoints", _checkpoints(data["checkpoints"])),
     ):
@@ -112,6 +117,7 @@ def _command(folder: RunFolder) -> str:
     for name, value in asked["budget"].items():
         words += [] if value is None else [f"--{name}", value]
     words += [] if asked["dtype"] == "auto" else ["--dtype", asked["dtype"]]
+    words += _written_words(folder)
     words += ["--seed", asked["text"]["seed"]] if asked["text"]["seed"] and not turns else []
     settings = {**config.resources, **asked["settings"], **folder.settled.get("resources", {})}
     for knob in (recovery_knobs() if turns else training_knobs()).values():
@@ -123,6 +129,18 @@ def _command(folder: RunFolder) -> str:
         if told[knob.field] != getattr(usual, knob.field):
             words += _set(knob.name, told[knob.field])
     return shlex.join(map(str, words))
+
+
+def _written_words(folder: RunFolder) -> list[Any]:
+    """How the result is written, and how often a checkpoint is."""
+    from prunekit.recovery.training.run import in_option
+
+    words: list[Any] = []
+    for name, value in folder.settled.get("form", {}).items():
+        if in_option(value) != _USUAL[name]:
+            words += [f"--{name.replace('_', '-')}", in_option(value)]
+    minutes = folder.settled.get("checkpoint_minutes", 10.0)
+    return words if minutes == 10 else [*words, "--checkpoint-minutes", f"{minutes:g}"]
 
 
 def _plan_words(asked: Mapping[str, Any], loop: str | None) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,13 +19,13 @@ from prunekit.data.self_generated import Writing
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_tokenizer, resolve
 from prunekit.plan import Plan, compose
-from prunekit.recovery.lessons import Final, Lessons, Trained
+from prunekit.recovery.lessons import Final, Lessons, Reach, Trained
 from prunekit.recovery.stages.carry import cut_moments
 from prunekit.recovery.stages.shares import average_work, spans, stage_count, token_shares
 from prunekit.recovery.training import state
 from prunekit.recovery.training.lora import check_peft
 from prunekit.recovery.training.progress import Listener, Standing
-from prunekit.recovery.training.run import Budget, Recovered, asked_of, place_of, settled
+from prunekit.recovery.training.run import Budget, Recovered, asked_of, begun_with, place_of, settled
 from prunekit.recovery.training.run_folder import RunFolder, run_folder
 from prunekit.recovery.training.schedule import Span
 from prunekit.utils.process import ranks
@@ -120,6 +121,8 @@ def prune_and_train(
     }
     with run_folder(place_of(out), asked, overwrite) as folder:
         folder.settle(model_name=model_label(source.name), teacher_name=model_label(source.name))
+        form = {"store_dtype": store_dtype, "layout": layout, "max_shard": max_shard_bytes}
+        begun_with(folder, checkpoint_minutes, listener.note, **form)
         config = settled(config, folder, device)
         lessons = Lessons(
             folder,
@@ -134,6 +137,7 @@ def prune_and_train(
         )
         run = _Run(source, cutter, folder, lessons, turns, budget, listener)
         trained, made = run.climb(run.ladder(stages), store_dtype)
+        trained.tell(made, listener.note)
         facts = run.facts(trained, made)
         told = [*run.earlier(), facts]
         plan = replace(trained.plan, provenance={**trained.plan.provenance, "recovery": told}, file=None)
@@ -182,7 +186,8 @@ class _Run:
         if "targets" not in folder.settled:
             removed, budget = self._cutter.removed, self._budget
             alone = stages == 1 or (stages is None and removed <= self._turns.at_once)
-            dense_tokens = 0 if alone else budget.in_tokens(lambda: lessons.speed(self._source, self._listener))
+            speed = cache(lambda: lessons.speed(self._source, self._listener))
+            dense_tokens = 0 if alone else budget.in_tokens(lambda seconds: lessons.reach(seconds, speed()))
             if stages is None:
                 stages = 1 if alone else stage_count(removed, dense_tokens, self._turns)
             if stages == 1:
@@ -191,7 +196,8 @@ class _Run:
                 targets, shares = shared(self._cutter.targets(stages)), token_shares(stages, self._turns)
                 # What is pruned trains faster than the dense model did in the trial.
                 work = 1.0 if budget.minutes is None else average_work(removed, targets, shares)
-                folder.settle(targets=targets, steps=lessons.steps(int(dense_tokens / work)))
+                tokens = budget.in_tokens(lambda seconds: lessons.reach(seconds, speed() / work))
+                folder.settle(targets=targets, steps=lessons.steps(tokens))
         targets = folder.settled["targets"]
         self._count = len(targets)
         if self._count == 1:
@@ -337,8 +343,8 @@ class _Run:
         stage = {"stage": number} if self._count > 1 else {}
         listener = replace(self._listener, row=lambda row: self._listener.row({**stage, **row}))
 
-        def span_of(speed: Callable[[], float]) -> Span:
-            return span or lessons.span(lambda: self._budget.in_tokens(speed))
+        def span_of(reach: Reach) -> Span:
+            return span or lessons.span(lambda: self._budget.in_tokens(reach))
 
         place = folder.pruned(number)
         carried = from_first(lambda: state.has_state(place))

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from prunekit.plan.training import TextConfig, TrainingConfig
 
 SUFFIX = ".training"
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many ``tokens``, or about so many ``minutes`` at the speed that three trial steps have."""
+    """How long to train: so many ``tokens``, or about so many ``minutes`` at the speed that three trial steps have,
+    what the dense model writes before included."""
 
     tokens: int | None = None
     minutes: float | None = None
@@ -49,9 +51,10 @@ class Budget:
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise PrunekitError(f"A training takes more than 0 minutes, got {self.minutes:g}.")
 
-    def in_tokens(self, speed: Callable[[], float]) -> int:
-        """The tokens that it is, at the ``speed`` in tokens a second, which is asked for where it is needed."""
-        return self.tokens if self.tokens is not None else int(speed() * 60 * (self.minutes or 0))
+    def in_tokens(self, reach: Callable[[float], int]) -> int:
+        """The tokens that it is: ``reach`` says how many can be trained on in so many seconds, and is asked where that
+        is needed."""
+        return self.tokens if self.tokens is not None else reach(60 * (self.minutes or 0))
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def recover(
     asked = {"model": source.fingerprint, **asked_of(teacher, text, budget, config, dtype)}
     with run_folder(place_of(out), asked, overwrite) as folder:
         folder.settle(model_name=model_label(source.name), teacher_name=model_label(teacher.name))
+        begun_with(folder, checkpoint_minutes, listener.note, store_dtype=store_dtype, max_shard=max_shard_bytes)
         config = settled(config, folder, device)
         lessons = Lessons(
             folder,
@@ -122,8 +126,9 @@ def recover(
             checkpoint_minutes=checkpoint_minutes,
             writing=writing,
         )
-        trained = lessons.train(source, folder, lambda speed: lessons.span(lambda: budget.in_tokens(speed)), listener)
+        trained = lessons.train(source, folder, lambda reach: lessons.span(lambda: budget.in_tokens(reach)), listener)
         made = trained.finish(store_dtype)
+        trained.tell(made, listener.note)
         facts = trained.facts(made)
         plan = with_recovery(trained.plan, facts)
         standing = trained.training.standing
@@ -178,6 +183,29 @@ def settled(config: TrainingConfig, folder: RunFolder, device: str) -> TrainingC
     config = config.on(pick_device(device).type)
     folder.settle(batch_tokens=config.batch_tokens, resources=config.resources)
     return config
+
+
+def begun_with(folder: RunFolder, checkpoint_minutes: float, note: Callable[[str], None], **form: str | int) -> None:
+    """Write down, for the command that goes on with the training in ``folder``, in which ``form`` its result is asked
+    for: by the options' names, sizes in bytes. ``note`` where the training was begun with another: what is said now is
+    done."""
+    begun = folder.settled.get("form", {})
+    for name, value in form.items():
+        if begun.get(name, value) != value:
+            before, now = (f"--{name.replace('_', '-')} {in_option(each)}" for each in (begun[name], value))
+            note(
+                f"This training was begun with {before}, and its result will be written with {now}. If you don't want "
+                f"that, stop it and give the same command with {before}: it goes on."
+            )
+    folder.settle(form={**form, **begun}, checkpoint_minutes=checkpoint_minutes)
+
+
+def in_option(value: str | int) -> str:
+    """A word as it is, and bytes as an option takes them."""
+    if isinstance(value, str):
+        return value
+    unit = next((unit for unit in ("GiB", "MiB", "KiB") if value % _UNITS[unit] == 0), "B")
+    return f"{value // _UNITS[unit]}{unit}"
 
 
 def asked_of(teacher: Source, text: TextConfig, budget: Budget, config: TrainingConfig, dtype: str) -> dict[str, Any]:

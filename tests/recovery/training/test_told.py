@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from prunekit.checkpoint.history import trainings
 from prunekit.errors import PrunekitError
+from prunekit.models.source import resolve
 from prunekit.plan import Plan
 from prunekit.recovery.lessons import Trained
+from prunekit.recovery.training.loop import Training
+from prunekit.recovery.training.progress import Listener
+from prunekit.utils.files.hashes import sha256
 from tests.support.command import Command
-from tests.support.recovering import make_places, recover_tiny
+from tests.support.recovering import killed_before, make_places, recover_tiny
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
@@ -56,7 +62,7 @@ def test_the_card_tells_what_was_pruned_and_how_it_was_trained(places: Path) -> 
 
 def test_the_card_of_what_did_not_get_better_says_so(places: Path) -> None:
     card = (places / "same" / "README.md").read_text(encoding="utf-8")
-    assert "# dense, pruned with prunekit" in card and "no step came nearer to it" in card
+    assert "# dense, pruned with prunekit" in card and "no step had a lower loss on held-out text" in card
     assert "trained" not in card.partition("**Notice of modification**")[2]
     assert "# dense, pruned with prunekit" in (places / "small" / "README.md").read_text(encoding="utf-8")
 
@@ -118,15 +124,48 @@ def test_inspect_of_a_training_that_is_not_finished(command: Command, places: Pa
     assert data["held_out"][0]["step"] == 0 and "recompute" not in data["asked"]["settings"]
     shown = " ".join(command("inspect", places / "unfinished.training").out.split())
     best = min(data["held_out"], key=lambda row: row["kl"])
+    assert data["best"] == best
     for said in (
         "a training that is not finished",
         "small toward dense",
         "step 7 of 8, 448 tokens",
-        f"{data['held_out'][0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}",
+        f"{data['held_out'][0]['kl']:.4f} before, {best['kl']:.4f} at step {best['step']}, the best so far",
         "files as written",
         data["command"],
     ):
         assert said in shown
+
+
+def test_the_best_is_what_would_be_written(command: Command, places: Path, tmp_path: Path, monkeypatch) -> None:
+    """By the training's own loss, of which the next tokens may be all."""
+    monkeypatch.setattr(Training, "look", _rising_kl)
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", settings={"ce_share": 1.0}, checkpoint_minutes=0)
+    data = command("inspect", tmp_path / "out.training", "--json").json
+    assert [row["kl"] for row in data["held_out"]] == [1.0, 2.0, 3.0, 5.0]
+    assert data["best"] == data["held_out"][-1]
+    assert "1.0000 before, 5.0000 at step 4, the best so far" in " ".join(
+        command("inspect", tmp_path / "out.training").out.split()
+    )
+
+
+def test_a_divergence_that_rose_is_told(places: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Training, "look", _rising_kl)
+    notes: list[str] = []
+    made = recover_tiny(
+        places, tmp_path / "out", settings={"ce_share": 0.75}, listener=Listener(note=notes.append), tokens=64
+    )
+    assert (made.used, made.before, made.after) == (1, 1.0, 2.0)
+    assert notes == [
+        "KL from the dense model rose on held-out text, from 1.0000 to 2.0000: with ce_share=0.75 the step of least "
+        "loss is written, and the text's own next tokens are a part of that."
+    ]
+
+
+def _rising_kl(training: Training) -> dict[str, float]:
+    """The divergence rises with each step, and the loss falls faster."""
+    step = training.standing.step
+    return {"kl": 1.0 + step, "loss": 10.0 - step}
 
 
 def test_the_command_that_it_names_goes_on(command: Command, places: Path, tmp_path: Path, monkeypatch) -> None:
@@ -142,6 +181,50 @@ def test_the_command_that_it_names_goes_on(command: Command, places: Path, tmp_p
     assert (tmp_path / "unfinished" / "config.json").is_file() and not (tmp_path / "unfinished.training").exists()
 
 
+def test_the_command_that_it_names_gives_the_same_result(
+    command: Command, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = ("--store-dtype", "bfloat16", "--max-shard", "200KiB", "--checkpoint-minutes", "0")
+    given = {"store_dtype": "bfloat16", "max_shard": "200KiB", "checkpoint_minutes": 0}
+    resources = {"micro_batch": 2}
+    recover_tiny(places, tmp_path / "whole", settings=resources, **given)
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", settings=resources, **given)
+    named = shlex.split(command("inspect", tmp_path / "out.training", "--json").json["command"])
+    assert all(pair in pairwise(named) for pair in zip(form[::2], form[1::2], strict=True))
+    assert "micro_batch=2" in named and "--dtype" in named and "--layout" not in named
+    monkeypatch.chdir(places)
+    done = command(*named[1:], "--device", "cpu")
+    assert done.code == 0 and "begun with" not in done.err, done.err
+    one, other = ({each.name: sha256(each) for each in _weights(tmp_path / name)} for name in ("whole", "out"))
+    assert one == other and len(one) > 1
+    assert resolve(str(tmp_path / "out")).dtype == torch.bfloat16
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_another_form_than_it_was_begun_with_is_told(places: Path, tmp_path: Path) -> None:
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", store_dtype="bfloat16", checkpoint_minutes=0)
+    notes: list[str] = []
+    with killed_before(5):
+        recover_tiny(places, tmp_path / "out", max_shard="3GB", listener=Listener(note=notes.append))
+    told = (
+        "This training was begun with {0}, and its result will be written with {1}. If you don't want that, stop it "
+        "and give the same command with {0}: it goes on."
+    )
+    assert notes == [
+        told.format("--store-dtype bfloat16", "--store-dtype auto"),
+        told.format("--max-shard 2GiB", "--max-shard 3000000000B"),
+    ]
+    notes.clear()
+    # It was stopped, and is what it was.
+    recover_tiny(places, tmp_path / "out", store_dtype="bfloat16", listener=Listener(note=notes.append))
+    assert notes == [] and resolve(str(tmp_path / "out")).dtype == torch.bfloat16
+
+
 def test_a_damaged_training_is_told(command: Command, places: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(places / "unfinished.training", tmp_path / "a.training")
     (step,) = sorted(folder.glob("step-*"))[-1:]
@@ -153,6 +236,10 @@ def test_a_damaged_training_is_told(command: Command, places: Path, tmp_path: Pa
         {"asked": {}},
         {"asked": {**said["asked"], "settings": 3}},
         {"settled": {**said["settled"], "model": 3}},
+        {"settled": {**said["settled"], "form": {"store_dtype": []}}},
+        {"settled": {**said["settled"], "form": 3}},
+        {"settled": {**said["settled"], "checkpoint_minutes": "ten"}},
+        {"settled": {**said["settled"], "resources": 3}},
     ):
         (folder / "run.json").write_text(json.dumps({**said, **wrong}))
         done = command("inspect", folder)
