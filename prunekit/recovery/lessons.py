@@ -409,7 +409,9 @@ class Trained:
             if standing.judged(seen) < standing.judged(standing.start):
                 return Final(student.weights(), before, seen["kl"], best)
         student.load(self.source.path, {})
-        return Final(student.weights(), before, before, 0)
+        # That takes something away as well, where it is not what they were stored in.
+        student.round_to(store_dtype, like or self.source)
+        return Final(student.weights(), before, training.look()["kl"], 0)
 
     def tell(self, made: Final, note: Callable[[str], None]) -> None:
         """``note`` what a user should know of what it led to."""

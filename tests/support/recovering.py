@@ -32,10 +32,12 @@ def make_places(root: Path, **fields: Any) -> Path:
 
 
 def recover_tiny(places: Path, out: Path, **given: Any) -> Recovered:
-    """Eight steps of 64 tokens, but for what is ``given``; its settings come on top of :data:`SETTINGS`."""
+    """Eight steps of 64 tokens of the pruned model, or ``model``, but for what is ``given``; its settings come on top
+    of :data:`SETTINGS`."""
+    model = given.pop("model", places / "small")
     options = {"text": str(places / "text.txt"), "tokens": 64 * 8, "device": "cpu", "dtype": "float32", **given}
     options["settings"] = {**SETTINGS, **options.get("settings", {})}
-    return recover(str(places / "small"), str(places / "dense"), out, **options)
+    return recover(str(model), str(places / "dense"), out, **options)
 
 
 class Killed(BaseException):

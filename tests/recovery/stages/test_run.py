@@ -280,6 +280,17 @@ def test_both_layouts_are_the_same_model(places: Path, tmp_path: Path) -> None:
     assert plans[0] == plans[1]
 
 
+def test_adapters_take_turns_too(places: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    made = _turns(places, tmp_path / "out", settings={"lora": 4, "learning_rate": 3e-3})
+    told = made.plan.provenance["recovery"]
+    assert [each["settings"]["lora"] for each in told] == [4, 4] and all(each["used_step"] for each in told)
+    assert all(each["held_out_kl"]["after"] < each["held_out_kl"]["before"] for each in told)
+    # Those of both stages are in the weights, and nothing of them beside.
+    assert not any("lora" in name for name in _weights(tmp_path / "out"))
+    assert _logits(tmp_path / "out").isfinite().all()
+
+
 def test_layers_go_and_numbers_stay_those_of_the_dense_model(places: Path, tmp_path: Path) -> None:
     recipe = Recipe.of("shortgpt", calib=str(places / "text.txt"), sequences=4, length=16, protect_layers="3")
     made = _turns(places, tmp_path / "out", recipe=recipe, blocks=0.5)

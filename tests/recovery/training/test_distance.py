@@ -46,6 +46,31 @@ def test_chunks_give_the_loss_and_the_gradients_of_whole_logits(model_type: str,
         assert (each.grad - expected[name]).abs().max().item() < 1e-5 * scale, name
 
 
+@pytest.mark.parametrize("ce_share", [0.0, 0.3])
+def test_into_how_many_chunks_logits_are_cut_does_not_matter(ce_share: float) -> None:
+    """To a millionth, in float32; tied, so that the head's gradients are summed over chunks."""
+    from prunekit.plan.training import TrainingConfig
+
+    dense, pruned = tiny_pair(tied=True)
+    ids = RandomText().batch(0, 3).ids
+    student = tiny_student(pruned, TrainingConfig(train="all"))
+    with torch.no_grad():
+        target = HiddenTarget(Head(dense), hidden_states(dense, ids).flatten(0, 1))
+    made = []
+    for rows in (ids.numel(), 5):
+        student.clear()
+        student.head.rows = rows
+        hidden = hidden_states(pruned, ids)
+        sums, slope = Loss(student.head, ce_share).backward(hidden, target, ids, len(ids))
+        hidden.backward(slope)
+        made.append((sums, [slope, *(each.grad for each in student.parameters.values())]))
+    (whole, expected), (cut, gradients) = made
+    assert cut.kl.item() == pytest.approx(whole.kl.item(), rel=1e-6)
+    assert cut.ce.item() == pytest.approx(whole.ce.item(), rel=1e-6)
+    for mine, its in zip(gradients, expected, strict=True):
+        assert (mine - its).abs().max().item() <= 1e-6 * its.abs().max().item()
+
+
 def test_measuring_gives_the_same_sums() -> None:
     dense, pruned = tiny_pair()
     ids = RandomText().batch(0, 3).ids
