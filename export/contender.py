@@ -115,6 +115,8 @@ def contender(
             decode_bytes=read,
             file_bytes=opened.file_bytes,
             peak_bytes=peak_bytes,
+            fingerprint=opened.fingerprint,
+            plan_sha256=opened.plan_sha256,
         ),
         opened.context_length,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 from prunekit.checkpoint.layout import padded
 from prunekit.checkpoint.rebuild import rebuild
+from prunekit.checkpoint.record import made_from
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.phases import reading_work, reads
 from prunekit.export.device import KINDS, device_facts, kind_of, place
@@ -302,6 +304,7 @@ def _write_manifest(
             "name": model_label(job.source.name),
             "family": job.source.family.name,
             "fingerprint": (job.original or job.source).fingerprint,
+            **made_from(job.original or job.source),
         },
         "shape": job.source.shape.to_dict(),
         "device": device_facts(job.device),
@@ -324,7 +327,7 @@ def _write_manifest(
 class OpenedExport:
     """An export folder as its manifest describes it. ``files`` are the hashes that it lists; ``own`` says that this run
     wrote it, so that nothing in it is a stranger's; ``seen`` is what :meth:`checked` hashed. ``runs_on`` are the kinds
-    of device that it can be opened on."""
+    of device that it can be opened on. ``fingerprint`` and ``plan_sha256`` are of the checkpoint."""
 
     path: Path
     target: Target
@@ -338,6 +341,8 @@ class OpenedExport:
     own: bool = False
     seen: Seen | None = None
     runs_on: tuple[str, ...] = (CPU,)
+    fingerprint: str | None = None
+    plan_sha256: str | None = None
 
     @property
     def file_bytes(self) -> int:
@@ -422,9 +427,17 @@ def read_export(folder: Path, *, own: bool = False) -> OpenedExport:
             dict(data["files"]),
             own,
             runs_on=_runs_on(data),
+            fingerprint=_digest_of(data["source"].get("fingerprint")),
+            plan_sha256=_digest_of(data["source"].get("plan_sha256")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PrunekitError(f"{folder / MANIFEST} is damaged ({error}); export the model again.") from None
+
+
+def _digest_of(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+        raise ValueError("a hash of its source is none")
+    return value
 
 
 def _runs_on(data: Mapping[str, Any]) -> tuple[str, ...]:

@@ -77,6 +77,22 @@ def pruning_record(source: Source, plan: Plan, layout: Layout, folder: Path) -> 
     )
 
 
+def plan_digest(source: Source) -> str | None:
+    """The SHA-256 of the plan that ``source`` was made by; None where it was not pruned, or its weights are no longer
+    those that were written. Reads all weights once, as its fingerprint does."""
+    record = read_record(source.config)
+    return record.plan if record is not None and record.weights == source.weights_digest else None
+
+
+def made_from(source: Source) -> dict[str, Any]:
+    """Of a pruned model: the plan that it was made by, and the dense model that it is compared with. JSON values."""
+    record = read_record(source.config)
+    if record is None:
+        return {}
+    dense = {"name": record.source, "fingerprint": record.fingerprint}
+    return {"plan_sha256": plan_digest(source), "pruned_from": dense}
+
+
 def made_by(source: Source, plan: Plan) -> bool:
     """Whether ``plan`` is the one that ``source`` was made by before it was trained, and not one to be applied to
     it."""

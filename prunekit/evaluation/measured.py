@@ -22,7 +22,7 @@ class Measured:
     not asked for. ``parameters`` are stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the
     baseline's (without one: of the model that it was pruned from, None where nobody said which). ``trainings`` are
     those that its plan tells of. ``origin`` says of what and on what all this was measured: fingerprints of both
-    models, the SHA-256 of the token ids of each text, machine and versions."""
+    models, the SHA-256 of the model's plan and of the token ids of each text, machine and versions."""
 
     model: str
     baseline: str | None

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prunekit.checkpoint.history import trainings
-from prunekit.checkpoint.record import read_record
+from prunekit.checkpoint.record import plan_digest, read_record
 from prunekit.checkpoint.trained import plan_of
 from prunekit.data.calibration import check_length, check_tokens
 from prunekit.data.sources import source_name
@@ -177,6 +177,7 @@ def _origin(own: Turn, dense: Said | None, asked: Asked) -> dict[str, Any]:
     most = asked.config.max_tokens
     return {
         "fingerprint": own.source.fingerprint,
+        "plan_sha256": plan_digest(own.source),
         "baseline_fingerprint": None if dense is None else dense.fingerprint,
         "token_ids_sha256": {
             source_name(text): token_ids_sha256(ids[:most].cpu().numpy()) for text, ids in own.tokens.items()

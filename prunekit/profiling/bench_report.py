@@ -57,7 +57,8 @@ class BatchResult:
 @dataclass(frozen=True)
 class ModelFacts:
     """What a model costs to hold. ``decode_bytes`` are the weight bytes that one decode step reads; ``peak_bytes`` is
-    None where it was not measured."""
+    None where it was not measured. ``fingerprint`` is of its weights, of an export those of its checkpoint;
+    ``plan_sha256`` of the plan that they were made by. None where nobody said."""
 
     name: str
     parameters: int
@@ -66,6 +67,8 @@ class ModelFacts:
     decode_bytes: int
     file_bytes: int | None = None
     peak_bytes: int | None = None
+    fingerprint: str | None = None
+    plan_sha256: str | None = None
 
 
 @dataclass(frozen=True)

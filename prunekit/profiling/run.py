@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prunekit.checkpoint.record import plan_digest
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import as_source, load_model, pick_device
 from prunekit.profiling import compare
@@ -74,6 +75,8 @@ def bench(
                 runner=runner,
                 file_bytes=sum(path.stat().st_size for path in source.weight_files()),
                 peak_bytes=peak,
+                fingerprint=source.fingerprint,
+                plan_sha256=plan_digest(source),
             )
             for source, name, peak in zip(sources, names, peaks, strict=True)
         )

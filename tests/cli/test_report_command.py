@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_from_models_to_a_page(command: Command, tmp_path: Path, monkeypatch: py
     assert [*rows] == [("dense", "checkpoint"), ("small", "checkpoint"), ("small", "hf fp32")]
     row, whole = rows["small", "checkpoint"], json.loads(files["eval"].read_text())
     assert row["fingerprint"] == whole["origin"]["fingerprint"] == prunekit.resolve(str(small)).fingerprint
+    # Every file names the weights, and the plan that they were made by.
+    plan = hashlib.sha256((small / "plan.json").read_bytes()).hexdigest()
+    timed_both = json.loads(files["bench"].read_text())
+    manifest = json.loads((tmp_path / "export" / "prunekit-export.json").read_text())["source"]
+    assert row["plan_sha256"] == whole["origin"]["plan_sha256"] == manifest["plan_sha256"] == plan
+    assert [timed_both["pruned"][name] for name in ("fingerprint", "plan_sha256")] == [row["fingerprint"], plan]
+    assert [timed_both["dense"][name] for name in ("fingerprint", "plan_sha256")] == [
+        whole["origin"]["baseline_fingerprint"],
+        None,
+    ]
+    assert manifest["pruned_from"] == {"name": "dense", "fingerprint": whole["origin"]["baseline_fingerprint"]}
     loss = row["decision"]["loss_added"]
     assert loss["value"] == whole["results"][0]["nll_increase"] and loss["low"] < loss["value"] < loss["high"]
     timed_ratio = json.loads(files["bench"].read_text())["results"][0]["tpot"]["ratio"]["median"]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from prunekit.errors import PrunekitError
 from prunekit.models.families import FAMILIES
 from prunekit.models.runner import Decoded, TorchRunner
+from prunekit.models.source import resolve
 from prunekit.profiling import memory as bench_memory
 from prunekit.profiling.compare import BenchConfig, Contender, bench, ideal_decode_ratio, ideal_prefill_ratio
 from prunekit.profiling.memory import measure_peak
@@ -214,6 +215,9 @@ def test_command(tmp_path, monkeypatch):
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("dense", "pruned")]
     assert [report["dense"]["file_bytes"], report["pruned"]["file_bytes"]] == sizes
     assert report["dense"]["peak_bytes"] == 500
+    prints = [resolve(str(tmp_path / name)).fingerprint for name in ("dense", "pruned")]
+    assert [report[name]["fingerprint"] for name in ("dense", "pruned")] == prints
+    assert report["pruned"]["plan_sha256"] is None
     assert report["pruned"]["peak_bytes"] > 0
     # Two runs are too few to be believed, and the row says so.
     first = report["results"][0]["ttft"]

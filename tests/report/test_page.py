@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from prunekit.report.page.style import CSS
 from prunekit.report.page.tradeoff import Point, compared, unbeaten
 from prunekit.report.write import write_report
 from tests.fuzz.fuzz_mutations import spoil
-from tests.support.report_files import all_files, bench, candidates, evaluation, generated, result, write
+from tests.support.report_files import all_files, bench, candidates, evaluation, generated, result, tiny_plan, write
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\x1b[31m\u202e$x_1$"
 VOID = {"meta", "br", "hr", "use"}
@@ -214,6 +215,25 @@ def test_the_first_of_the_worst_parts_soonest(tmp_path: Path) -> None:
     data = evaluation(generation=[{"text": "builtin"}], examples=examples)
     page, _ = made(tmp_path, data, show_texts=True)
     assert page.index("soon") < page.index("late") and "2 words alike" in page and "0 words alike" in page
+
+
+def test_each_plan_has_its_own_reasons(tmp_path: Path) -> None:
+    """Equal words of two plans stand under both; of a plan and of a model that was made by it and trained, once."""
+    words = {"layers": [{"index": 0, "words": "FFN whole"}, {"index": 1, "words": "gone"}]}
+    plan = tiny_plan()
+    first = replace(plan, provenance={**plan.provenance, "why": words})
+    other = replace(first, layers=first.layers[:1])
+    trained = replace(first, provenance={**first.provenance, "recovery": [{"tokens": 5}]})
+    for name, each in (("a", first), ("b", other), ("c", trained)):
+        each.save(tmp_path / f"{name}.json")
+    page, _ = made(tmp_path, *(tmp_path / f"{name}.json" for name in "abc"))
+    part = page[page.index('id="why"') : page.index('id="figures"')]
+    assert re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', part) == [
+        ("a, layer 0", "FFN whole"),
+        ("a, layer 1", "gone"),
+        ("b, layer 0", "FFN whole"),
+        ("b, layer 1", "gone"),
+    ]
 
 
 def test_measured_and_predicted_are_drawn_differently(tmp_path: Path) -> None:

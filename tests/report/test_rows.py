@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,27 @@ def test_a_plan_joins_what_knows_no_fingerprint() -> None:
     planned, made = Subject("plan-0.8", plan="p"), Subject("small", fingerprint="f", plan="p")
     found = group([said(size(planned), size(made))])
     assert names(found) == [("plan-0.8", "small")] and found.rows[0].name == "small"
+
+
+def test_a_bench_joins_the_plan_that_was_measured_before(tmp_path: Path) -> None:
+    """candidates knows a plan, eval and bench what was made by it, under whatever name."""
+    planned = candidates(tmp_path / "cand")
+    plan = hashlib.sha256((tmp_path / "cand" / "plan-0.8.json").read_bytes()).hexdigest()
+    timed = bench(0.85)
+    timed["pruned"] |= {"name": "m0.8", "fingerprint": PRUNED, "plan_sha256": plan}
+    timed["dense"]["fingerprint"] = DENSE
+    found = group(read_files([planned, write(tmp_path / "bench.json", timed)]))
+    (row,) = [each for each in found.rows if "m0.8" in each.names and each.form == CHECKPOINT]
+    assert row.names == ("plan-0.8", "m0.8") and (row.fingerprint, row.plan) == (PRUNED, plan)
+    shown = decide(found)
+    place = found.rows.index(row)
+    assert shown.tpot_ratio.figures[place].value == pytest.approx(0.85)
+    assert shown.quality.figures[place].value == 0.08
+    assert not found.warnings and sum(each.is_baseline for each in found.rows) == 1
+    judged = evaluation("again", fingerprint=PRUNED)
+    judged["origin"]["plan_sha256"] = plan
+    whole = group(read_files([planned, write(tmp_path / "eval.json", judged)]))
+    assert ("plan-0.8", "again") in [each.names for each in whole.rows]
 
 
 def test_a_plan_that_made_two_models_stands_apart() -> None:

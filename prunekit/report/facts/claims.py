@@ -108,12 +108,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a layer is as wide as it is, in the words of the file."""
+    """Why a layer is as wide as it is, in the words of the file. ``plan`` is the SHA-256 of the plan that says so, as
+    it was before any training; None where it is no plan that does."""
 
     about: str
     layer: str
     words: str
     file: str
+    plan: str | None = None
 
 
 @dataclass(frozen=True)

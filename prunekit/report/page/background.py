@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunekit.report.facts.claims import FileSaid
+from prunekit.report.facts.claims import FileSaid, Reason
 from prunekit.report.facts.rows import Grouped
 from prunekit.report.page.cells import words_table
 from prunekit.report.page.markup import Markup, element, section
@@ -14,11 +14,12 @@ _MOST_REASONS = 400
 
 def reasons(files: Sequence[FileSaid]) -> Markup | None:
     """Why each layer is as wide as it is, where a file says it."""
-    # A plan, and the checkpoint that was made by it, say the same.
-    said = {
-        (each.layer, each.words): (each, file) for file in reversed(files) for each in reversed(file.reading.reasons)
-    }
-    found = [each for each, _ in reversed(said.values())]
+    # A plan, and the checkpoint that was made by it, say the same. Equal words of two plans are two reasons.
+    said: dict[tuple[str, str, str], Reason] = {}
+    for file in files:
+        for each in file.reading.reasons:
+            said.setdefault((each.plan or each.about, each.layer, each.words), each)
+    found = list(said.values())
     if not found:
         return None
     rows = [(f"{each.about}, layer {each.layer}", each.words, each.file) for each in found[:_MOST_REASONS]]

@@ -60,7 +60,7 @@ def read(data: Fields, place: Place) -> Reading:
 
 
 def _subject(said: Fields, dense: bool) -> Subject:
-    return Subject(said.text("name"), dense, said.maybe_text("fingerprint"))
+    return Subject(said.text("name"), dense, said.maybe_text("fingerprint"), said.maybe_text("plan_sha256"))
 
 
 def _base(data: Fields) -> str:

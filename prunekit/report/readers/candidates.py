@@ -23,7 +23,7 @@ from prunekit.report.facts.claims import (
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.judging import checked_word
 from prunekit.report.readers.place import Place, bits, form_of, machine_words, text_setup, version_words
-from prunekit.report.readers.plan import reasons_of
+from prunekit.report.readers.plan import reasons_in
 from prunekit.utils.files.listed_folder import is_plain
 from prunekit.utils.files.strict_json import parse, read_regular
 
@@ -181,7 +181,7 @@ def _plan(name: str, row: Fields, subject: Subject, place: Place) -> tuple[Plann
 
 
 def _reasons(planned: Planned, place: Place) -> Any:
-    return reasons_of(planned.plan.provenance, planned.subject.name, place)
+    return reasons_in(planned.plan, planned.subject.name, place)
 
 
 def _facts(data: Fields) -> list[tuple[str, str]]:

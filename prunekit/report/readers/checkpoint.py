@@ -10,7 +10,7 @@ from prunekit.plan import Plan
 from prunekit.report.facts.claims import CHECKPOINT, Planned, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.place import Place, file_size, geometry, in_memory, version_words
-from prunekit.report.readers.plan import plan_facts, reasons_of
+from prunekit.report.readers.plan import plan_facts, reasons_in
 from prunekit.utils.files.hashes import sha256
 
 KIND = "checkpoint"
@@ -55,6 +55,6 @@ def read(data: Fields, place: Place) -> Reading:
         ((subject, CHECKPOINT), (dense, CHECKPOINT)),
         tuple(claims),
         plans=(Planned(subject, plan, place.name),),
-        reasons=tuple(reasons_of(plan.provenance, subject.name, place)),
+        reasons=tuple(reasons_in(plan, subject.name, place)),
         facts=tuple((name, clipped(words, 500)) for name, words in facts if words),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prunekit.evaluation.verdict import WORDS, word_of
@@ -38,12 +39,13 @@ def read(data: Fields, place: Place) -> Reading:
 
 def _one(model: Fields, whole: Fields, place: Place) -> Reading:
     origin = model.maybe_object("origin")
-    subject = Subject(model.text("model"), None, origin.maybe_text("fingerprint") if origin else None)
+    fingerprint, plan = (origin.maybe_text("fingerprint"), origin.maybe_text("plan_sha256")) if origin else (None, None)
+    subject = Subject(model.text("model"), None, fingerprint, plan)
     name = model.maybe_text("baseline")
     dense = None
     if name is not None:
         dense = Subject(name, True, origin.maybe_text("baseline_fingerprint") if origin else None)
-        subject = Subject(subject.name, False, subject.fingerprint)
+        subject = replace(subject, dense=False)
     claims: list[Claim] = []
     words: list[tuple[str, str]] = []
     lost: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -30,7 +31,12 @@ def recognises(data: Mapping[str, Any]) -> bool:
 def read(data: Fields, place: Place) -> Reading:
     """Raises PrunekitError where the manifest is damaged, or the comparison is not the one that was written with it."""
     folder, source = place.path.parent, data.object("source")
-    subject = Subject(source.text("name"), None, source.maybe_text("fingerprint"))
+    subject = Subject(source.text("name"), None, source.maybe_text("fingerprint"), source.maybe_text("plan_sha256"))
+    pruned_from = source.maybe_object("pruned_from")
+    dense = None
+    if pruned_from is not None:
+        subject = replace(subject, dense=False)
+        dense = Subject(pruned_from.text("name"), True, pruned_from.maybe_text("fingerprint"))
     form = form_of(data.text("target"), data.text("dtype"))
     if data.text("target") == "hf":
         form = f"hf {data.text('dtype')}"
@@ -53,7 +59,7 @@ def read(data: Fields, place: Place) -> Reading:
     claims, verdicts, unknown = _on_text(data, subject, form, place)
     return Reading(
         KIND,
-        ((subject, form),),
+        ((subject, form), *(((dense, CHECKPOINT),) if dense is not None else ())),
         (exact(subject, form, "file_bytes", folder_bytes(folder), place, how=how), *claims),
         tuple(verdicts),
         parity=(Compared(subject, form, verified, rows, place.name),),

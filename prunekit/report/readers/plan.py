@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -31,7 +32,7 @@ def read(data: Fields, place: Place) -> Reading:
         ((subject, CHECKPOINT), (dense, CHECKPOINT)),
         geometry(plan, subject, dense, place),
         plans=(Planned(subject, plan, place.name),),
-        reasons=tuple(reasons_of(plan.provenance, subject.name, place)),
+        reasons=tuple(reasons_in(plan, subject.name, place)),
         facts=tuple(plan_facts(plan, place)),
     )
 
@@ -59,6 +60,13 @@ def plan_facts(plan: Plan, place: Place) -> Iterator[tuple[str, str]]:
     versions = said.get("versions")
     if versions:
         yield "versions of the plan", version_words(Fields(versions, place.name, "provenance.versions"))
+
+
+def reasons_in(plan: Plan, about: str, place: Place) -> Iterator[Reason]:
+    """Why layers are as they are, as ``plan`` says. A model before and after its training has one plan."""
+    untrained = {name: each for name, each in plan.provenance.items() if name != "recovery"}
+    digest = replace(plan, provenance=untrained).file_digest()
+    return (replace(each, plan=digest) for each in reasons_of(plan.provenance, about, place))
 
 
 def reasons_of(said: Mapping[str, Any], about: str, place: Place) -> Iterator[Reason]:
