@@ -20,7 +20,8 @@ _LEGEND = (
 )
 _COSTS = (
     "Exact, but for what has ≈, which is predicted. Memory: file and KV cache of one user. KV: a token's cache. First "
-    "and next: time to the first token and of each further one, as a share of the dense model's. Min: minutes to prune."
+    "and next: time to the first token and of each further one, as a share of the dense model's; in brackets how far "
+    "earlier predictions were off, on one machine. Min: minutes to prune."
 )
 
 
@@ -90,6 +91,9 @@ def _cell(figure: Figure, unit_size: float = 1, digits: int = 0, *, sign: str = 
     if figure.value is None:
         return _NONE
     about = "≈" if figure.status == "predicted" else ""
+    if figure.status == "predicted" and figure.low is not None and figure.high is not None:
+        ends = "–".join(f"{each / unit_size:,.{digits}f}" for each in (figure.low, figure.high))
+        return f"≈{figure.value / unit_size:{sign},.{digits}f} ({ends}){unit}"
     error = ""
     if figure.low is not None and figure.high is not None:
         error = f" ± {(figure.high - figure.low) / 2 / unit_size:,.{digits}f}"
