@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from prunekit.pipeline.candidates.asked import read_format, read_sizes
 from prunekit.pipeline.candidates.costs import CAME, Place, Read, latency_figures, memory_figures, read_tables
 from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, predicted, unknown
 from prunekit.pipeline.candidates.overlap import share_seen
+from prunekit.pipeline.candidates.words import why
+from prunekit.plan import whole_plan
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.profiling.compare import ideal_prefill_ratio
 from prunekit.report.front import front
@@ -236,6 +240,28 @@ def test_ideal_latency_by_hand() -> None:
     assert rounded["ttft_ratio"].value is None and rounded["ttft_ratio"].status == "not measured"
     nobody = latency_figures(SHAPE, SHAPE.layers, SHAPE, Read(None), Read(4000), 2, 4, HERE)
     assert nobody["tpot_ratio"].value is None
+
+
+def test_the_reasons_that_say_most() -> None:
+    def layer(index: int, kept: int, narrower: float | None, wider: float | None) -> dict[str, Any]:
+        heads = {"kept": [2, 2], "dense": [2, 2], "narrower": None, "wider": None}
+        ffn = {"kept": kept, "dense": 100, "narrower": narrower, "wider": wider}
+        return {"index": index, "words": f"words {index}", "ffn": ffn, "attention": heads}
+
+    layers = [layer(0, 90, 0.1, 0.02), layer(1, 20, 0.3, 0.01), layer(2, 100, 0.2, None), layer(3, 30, None, 0.04)]
+    plan = whole_plan(SHAPE)
+    told = replace(plan, provenance={"why": {"layers": layers}})
+    # A layer is named once, by what says most of it.
+    assert why(told) == ("layer 1 (dearest to cut): words 1", "layer 3 (next to be widened): words 3")
+    layers[1]["ffn"]["narrower"] = None
+    assert why(told) == (
+        "layer 2 (dearest to cut): words 2",
+        "layer 1 (cut deepest): words 1",
+        "layer 3 (next to be widened): words 3",
+    )
+    assert (
+        why(None) == why(plan) == why(replace(plan, provenance={"why": {"layers": [layer(0, 100, None, None)]}})) == ()
+    )
 
 
 def test_tables_of_others_or_of_one_phase_are_refused() -> None:

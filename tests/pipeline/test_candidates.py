@@ -436,6 +436,7 @@ def test_the_command(command: Command, folder: Path, tmp_path: Path) -> None:
     words = " ".join(ended.out.split())
     assert "Quality on builtin (630 tokens" in words and "Not measured: Latency" in words and "dense" in words
     assert "plan-0.9.json" in words and "Scale of the loss added" in words
+    assert "Why 0.9: layer " in words and "(cut deepest): FFN" in words and "(by the curve)" in words
     asked = ("--device-memory", "20MB", "--context", "100", "--json")
     ended = command("candidates", folder / "model", "--params", "0.9,0.7", *told, "-o", tmp_path / "json", *asked)
     assert ended.code == 0 and ended.json["format"] == "prunekit-candidates"

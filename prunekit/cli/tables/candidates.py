@@ -54,6 +54,10 @@ def show_candidates(made: Candidates) -> None:
     for row in made.rows:
         if row.advice:
             out.print(f"{row.name}: {row.advice}")
+    for row in made.rows:
+        # Rounded weights have the widths of the row above.
+        for sentence in row.why if row.kind == "prune" else ():
+            out.print(f"Why {row.name}: {sentence}")
     out.print(SCALE)
     for sentence in made.not_measured:
         out.print(f"Not measured: {sentence}")
