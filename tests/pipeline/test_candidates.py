@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -444,6 +445,29 @@ def test_the_command(command: Command, folder: Path, tmp_path: Path) -> None:
     plan = tmp_path / "out" / "plan-0.7.json"
     ended = command("prune", folder / "model", "--plan", plan, *told[:2], "-o", tmp_path / "pruned", "--device", "cpu")
     assert ended.code == 0 and (tmp_path / "pruned" / "model.safetensors").is_file()
+
+
+def test_the_command_that_is_named_writes_the_model_that_was_measured(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
+    """In bfloat16 too, in which what a plan leaves is solved to other weights than in float32."""
+    settings = (*set_options(**SETTINGS), "--length", "64", "--max-tokens", "640")
+    own, model = folder / "own.txt", folder / "model"
+    asked = ("--params", "0.7", "--dtype", "bfloat16", "--device", "cpu", "--calib", own)
+    ended = command("candidates", model, *asked, *settings, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    said = shlex.split(ended.out[ended.out.index("Apply one with:") :].replace("Apply one with:", ""))
+    assert said[:2] == ["prunekit", "prune"] and said[-2:] == ["-o", "DIR"]
+    for option, value in (("--dtype", "bfloat16"), ("--device", "cpu"), ("--calib", str(own))):
+        assert said[said.index(option) + 1] == value
+    assert command(*said[1:-1], tmp_path / "pruned", "--check", "none").code == 0
+    found = json.loads((tmp_path / "out" / "candidates.json").read_text())["rows"][1]["figures"]["loss_added"]
+    told = {"config": READ, "device": "cpu", "dtype": "bfloat16"}
+    result = prunekit.evaluate(str(tmp_path / "pruned"), baseline=str(model), **told).results[0]
+    assert found["value"] == pytest.approx(result.nll_increase, abs=1e-6)
+    # What is chosen by itself is not repeated.
+    ended = command("candidates", model, "--params", "0.7", "--calib", own, *settings, "-o", tmp_path / "auto")
+    assert ended.code == 0 and "--dtype" not in ended.out and "--device " not in ended.out
 
 
 @pytest.mark.parametrize(

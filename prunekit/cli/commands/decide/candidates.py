@@ -141,7 +141,9 @@ def candidates_command(
     # A plan names its text, and no file by its path.
     read = used.calibration.source
     again = ["--calib", read] if any(Path(name).is_file() for name, _ in parse_mix(read)) else []
-    words = ["prunekit", "prune", model, *of, "--plan", f"{output}/{chosen}", *again, "-o", "DIR"]
+    # In another precision, or elsewhere, what the plan leaves would be solved to other weights.
+    computed = [*(["--dtype", dtype] if dtype != "auto" else []), *(["--device", device] if device != "auto" else [])]
+    words = ["prunekit", "prune", model, *of, "--plan", f"{output}/{chosen}", *again, *computed, "-o", "DIR"]
     console().print(
         f"Written to {output}: candidates.json, pareto.png and a plan for each size. Apply one with: "
         f"{shlex.join(words)}"
