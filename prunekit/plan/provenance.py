@@ -97,7 +97,8 @@ _WHY: dict[str, _Fits] = {
 _REASON: dict[str, _Fits] = {
     **dict.fromkeys(("loss", "loss_without", "narrower", "wider", "alone", "alone_standard_error"), _number),
     **dict.fromkeys(("rank", "rank_low", "rank_high"), lambda value: value is None or _count(value)),
-    **dict.fromkeys(("kept", "dense"), lambda value: _count(value) or (_counts(value) and len(value) == 2)),
+    "without_measured": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("kept", "dense", "least"), lambda value: _count(value) or (_counts(value) and len(value) == 2)),
     "texts": lambda value: value is None or (isinstance(value, dict) and all(map(_number, value.values()))),
 }
 _TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count, "step": _count, "steps": _whole}

@@ -25,12 +25,12 @@ PAYS_MORE = 1.25
 
 @dataclass(frozen=True)
 class Reason:
-    """Of one sub-layer, in nats a token: ``loss`` at the width that it has, ``loss_without`` it (of its curve, unless
-    the plan may drop it: then measured). ``narrower`` is what one unit of the budget less would cost here, ``wider``
-    what one more would save; None where there is no such step. ``alone`` is measured: the divergence with this
-    sub-layer alone cut to 5/8, with its standard error, ``rank`` (from 1) among those of all layers and the ranks
-    between which nine of ten resamples put it; ``texts`` has the same of each text of a mix. None and empty where it
-    was not measured."""
+    """Of one sub-layer, in nats a token: ``loss`` at the width that it has, ``loss_without`` it, or with the ``least``
+    of it that its curve ends at; that is of the curve, unless the plan may drop it (``without_measured``).
+    ``narrower`` is what one unit of the budget less would cost here, ``wider`` what one more would save; None where
+    there is no such step. ``alone`` is measured: the divergence with this sub-layer alone cut to 5/8, with its standard
+    error, ``rank`` (from 1) among those of all layers and the ranks between which nine of ten resamples put it;
+    ``texts`` has the same of each text of a mix. None and empty where it was not measured."""
 
     kept: int | Heads
     dense: int | Heads
@@ -38,6 +38,8 @@ class Reason:
     loss_without: float
     narrower: float | None
     wider: float | None
+    least: int | Heads = 0
+    without_measured: bool = False
     alone: float | None = None
     alone_standard_error: float | None = None
     rank: int | None = None
@@ -142,7 +144,15 @@ class _Prices:
             )
             for other in steps
         }
-        return Reason(width, dense, ffn.loss_at(width), ffn.loss_at(0), prices.get(False), prices.get(True))
+        return Reason(
+            width,
+            dense,
+            ffn.loss_at(width),
+            ffn.loss_at(0),
+            prices.get(False),
+            prices.get(True),
+            without_measured="ffn-layer" in problem.units,
+        )
 
     def of_attention(self, index: int, curve: LayerCurves, shape: LayerShape) -> Reason:
         problem, cost, dense = self.problem, self.budget.cost, self.source.layers[index]
@@ -160,7 +170,16 @@ class _Prices:
         # Where the whole may not go, curves of heads end at one of them.
         least = min(curve.heads, key=lambda each: each[0] * each[1])
         lost = curve.heads[least].loss
-        return Reason(heads, whole, now, lost, min(cheaper, default=None), max(dearer, default=None))
+        return Reason(
+            heads,
+            whole,
+            now,
+            lost,
+            min(cheaper, default=None),
+            max(dearer, default=None),
+            least=least,
+            without_measured="attention-layer" in problem.units and not least[0],
+        )
 
     def _price(self, saved: float, spent: int) -> float | None:
         """Nats a token that one unit more saves, or one less costs; None where that changes nothing of the budget."""
@@ -211,7 +230,8 @@ def words(layer: Mapping[Kind, Reason], unit: str, shadow: float | None, protect
     said = []
     for kind in reversed(KINDS):
         reason = layer[kind]
-        said.append(f"{_name(kind, reason)}: {_because(reason, unit, shadow, protected)}{_seen(reason, layers)}")
+        because = f"{_because(reason, unit, shadow, protected)}{_without(reason)}"
+        said.append(f"{_name(kind, reason)}: {because}{_seen(reason, layers)}")
     return " ".join(said)
 
 
@@ -239,6 +259,19 @@ def _because(reason: Reason, unit: str, shadow: float | None, protected: bool) -
         return f"{last}."
     first = ", and here one more helps most" if more == shadow else ""
     return f"{last}, one more save {_nats(more)}{first}."
+
+
+def _without(reason: Reason) -> str:
+    """What it would cost if it went, as far as it can go."""
+    if reason.gone or reason.kept == reason.least:
+        return ""
+    heads = reason.least[0] * reason.least[1] if isinstance(reason.least, tuple) else 0
+    how = (
+        "Gone, it" if not isinstance(reason.least, tuple) else "Gone, they" if not heads else f"With {heads} left they"
+    )
+    lost = _nats(reason.loss_without)
+    lost = f"{lost} (measured)" if reason.without_measured else f"about {lost} (by the curve)"
+    return f" {how} would cost {lost}{'' if reason.whole else f', in place of {_nats(reason.loss)}'}."
 
 
 def _seen(reason: Reason, layers: int) -> str:

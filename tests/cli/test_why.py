@@ -35,6 +35,7 @@ def test_why_stands_in_the_plan_the_table_and_the_picture(command: Command, tmp_
     shown = done.out[done.out.index("Why each layer is as wide as it is") :]
     first = why["layers"][0]["ffn"]
     assert f"{first['kept']:,}" in shown and f"{1e3 * first['narrower']:,.0f}"[:3] in shown and "Kendall's tau" in shown
+    assert "without" in shown and f"≈{1e3 * first['loss_without']:,.0f}"[:3] in shown
     assert "for one MB of weights less" in picture.read_text().replace("\n", " ") or "<path" in picture.read_text()
     seen = command("inspect", file, "--json")
     assert json.loads(seen.out)["why"] == why

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,24 +17,56 @@ from hypothesis import strategies as st
 
 from prunekit.errors import PrunekitError
 from prunekit.pipeline.candidates.asked import read_format, read_sizes
-from prunekit.pipeline.candidates.costs import Place, Read, latency_figures, memory_figures, read_tables
-from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, unknown
+from prunekit.pipeline.candidates.costs import CAME, Place, Read, latency_figures, memory_figures, read_tables
+from prunekit.pipeline.candidates.figure import Figure, exact, mapped, measured, predicted, unknown
 from prunekit.pipeline.candidates.overlap import share_seen
+from prunekit.pipeline.candidates.words import why
+from prunekit.plan import whole_plan
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.profiling.compare import ideal_prefill_ratio
 from prunekit.report.front import front
 from tests.plan.test_latency_table import SHAPE, made_up
 
+CHECKED = Path(__file__).parents[2] / "benchmarks" / "results" / "candidates_checked_cpu.json"
 HERE = Place(1000, None, {})
 
 
 def test_sizes_are_named_as_they_are_said() -> None:
-    sizes = read_sizes("0.9, 80%,1.0b", None)
+    sizes = read_sizes({"params": "0.9, 80%,1.0b"})
     assert [size.name for size in sizes] == ["0.9", "0.8", "1.0B"]
     assert [size.target.text for size in sizes] == ["--params 0.9", "--params 80%", "--params 1.0b"]
-    (one,) = read_sizes(None, 0.5, "0.7")
-    assert one.target.text == "--blocks 0.5 --kv-cache 0.7"
-    assert [size.name for size in read_sizes([0.9, "0.8"], None)] == ["0.9", "0.8"]
+    (one,) = read_sizes({"params": None, "blocks": 0.5, "kv_cache": "0.7"})
+    assert one.name == "0.5" and one.target.text == "--blocks 0.5 --kv-cache 0.7"
+    assert [size.name for size in read_sizes({"params": [0.9, "0.8"]})] == ["0.9", "0.8"]
+
+
+def test_sizes_by_latency_and_by_kv_cache() -> None:
+    table = made_up({100: 10e-3})
+    sizes = read_sizes({"latency": "0.9,80%,12 MS", "kv_cache": 0.5}, table)
+    assert [size.name for size in sizes] == ["latency-0.9", "latency-0.8", "latency-12ms"]
+    assert sizes[0].target.text == "--kv-cache 0.5 --latency 0.9" and sizes[0].target.table is table
+    sizes = read_sizes({"params": "0.8", "kv_cache": [0.9, "0.5", "12kb"]}, table)
+    assert [size.name for size in sizes] == ["kv-cache-0.9", "kv-cache-0.5", "kv-cache-12KB"]
+    # Where nothing is asked of latency, a table only predicts.
+    assert sizes[1].target.text == "--params 0.8 --kv-cache 0.5" and sizes[1].target.table is None
+    (alone,) = read_sizes({"kv_cache": "0.5"})
+    assert alone.name == "kv-cache-0.5"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"params": "0.9,0.8", "kv_cache": "0.9,0.8,0.7"}, r"several do \(--params 2 and --kv-cache 3 values\)"),
+        ({"latency": "0.9,0.8"}, "needs --latency-table FILE"),
+        ({"kv_cache": "0.9,90%"}, "--kv-cache names 90% twice"),
+        ({"kv_cache": "12"}, "neither a share below 1 nor a size"),
+        ({"kv_cache": "0.9,,0.8"}, "--kv-cache has an empty place"),
+        ({}, "Say the sizes to compare"),
+    ],
+)
+def test_lists_that_make_no_sense_are_refused(asked: dict[str, str], said: str) -> None:
+    with pytest.raises(PrunekitError, match=said):
+        read_sizes(asked)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +89,7 @@ def test_sizes_are_named_as_they_are_said() -> None:
 )
 def test_sizes_that_make_no_sense_are_refused(params: str | None, blocks: str | None, said: str) -> None:
     with pytest.raises(PrunekitError, match=said):
-        read_sizes(params, blocks)
+        read_sizes({"params": params, "blocks": blocks})
 
 
 @pytest.mark.parametrize(
@@ -153,6 +189,49 @@ def test_the_ideal_of_a_prompt_by_hand() -> None:
     assert figure.value == ideal_prefill_ratio(SHAPE, half, 10)
 
 
+def test_what_is_predicted_has_the_range_of_earlier_predictions() -> None:
+    """Of a gain of a quarter came 80 to 120 % for first tokens: the ratio lies from 0.7 to 0.8."""
+    figure = predicted(0.75, "how", (0.8, 1.2))
+    assert (figure.low, figure.high) == (pytest.approx(0.7), pytest.approx(0.8)) and figure.how == "how"
+    # Slower than before is no gain either, and no time is negative.
+    assert (predicted(1.1, "", (0.5, 2.0)).low, predicted(0.1, "", (0.5, 2.0)).low) == (pytest.approx(1.05), 0.0)
+    without = predicted(0.75, "how")
+    assert without.low is None and without.high is None and without.how.startswith("how; no interval")
+    half = SHAPE.with_layers([LayerShape(4, 2, 50)] * 3)
+    table = Place(8, None, read_tables([made_up({50: 5e-3, 100: 10e-3})], SHAPE))
+    figures = latency_figures(SHAPE, half.layers, half, Read(10), Read(20), 1, 2, table)
+    ideal = figures["ttft_ratio"]
+    assert ideal.low is not None and ideal.high is not None and ideal.low < ideal.value < ideal.high < 1  # type: ignore[operator]
+    assert "SmolLM2-135M" in ideal.how
+    assert figures["tpot_ratio"].low is None and "no interval" in figures["tpot_ratio"].how
+    quantised = latency_figures(SHAPE, SHAPE.layers, SHAPE, Read(10, rounded=True), Read(20), 1, 2, HERE)
+    assert quantised["tpot_ratio"].low is None and "no interval" in quantised["tpot_ratio"].how
+
+
+def test_the_range_is_that_of_the_sizes_that_were_measured() -> None:
+    """And the ideal of each size follows from its widths, of which operations and bytes only need the sums."""
+    rows = json.loads(CHECKED.read_text())["rows"]
+    dense = ModelShape(576, 64, 49152, True, (LayerShape(9, 3, 1536),) * 30)
+    seen: dict[str, list[float]] = {name: [] for name in CAME}
+    for each in rows:
+        sums = each["sums_of_widths"]
+        heads, width = 2 * 64 * 576, 3 * 576
+        removed = (270 - sums["query_heads"] + 90 - sums["kv_heads"]) * heads
+        removed += (30 * 1536 - sums["ffn_channels"]) * width
+        assert dense.weight_bytes(4) - 4 * removed == each["candidates"]["file_bytes"]["value"]
+        for length, told in ((128, each["ideal_as_timed"]), (2048, each["candidates"])):
+            pairs = length * (length - 1) // 2 * 4 * 64
+            before = length * (dense.flops_per_token(0) - 2 * 49152 * 576) + pairs * 270 + 2 * 49152 * 576
+            after = before - length * 2 * removed - pairs * (270 - sums["query_heads"])
+            value = told["ttft_ratio"] if length == 128 else told["ttft_ratio"]["value"]
+            assert value == pytest.approx(after / before, rel=1e-12)
+        for name, ideal in each["ideal_as_timed"].items():
+            found = each["measured_later"][name]
+            seen[name] += [(1 - found[end]) / (1 - ideal) for end in ("p20", "p80")]
+    for name, shares in seen.items():
+        assert CAME[name] == (math.floor(100 * min(shares)) / 100, math.ceil(100 * max(shares)) / 100)
+
+
 def test_ideal_latency_by_hand() -> None:
     rounded = latency_figures(
         SHAPE, SHAPE.layers, SHAPE, Read(1000, rounded=True), Read(4000), 2, 4, Place(100, None, {})
@@ -161,6 +240,28 @@ def test_ideal_latency_by_hand() -> None:
     assert rounded["ttft_ratio"].value is None and rounded["ttft_ratio"].status == "not measured"
     nobody = latency_figures(SHAPE, SHAPE.layers, SHAPE, Read(None), Read(4000), 2, 4, HERE)
     assert nobody["tpot_ratio"].value is None
+
+
+def test_the_reasons_that_say_most() -> None:
+    def layer(index: int, kept: int, narrower: float | None, wider: float | None) -> dict[str, Any]:
+        heads = {"kept": [2, 2], "dense": [2, 2], "narrower": None, "wider": None}
+        ffn = {"kept": kept, "dense": 100, "narrower": narrower, "wider": wider}
+        return {"index": index, "words": f"words {index}", "ffn": ffn, "attention": heads}
+
+    layers = [layer(0, 90, 0.1, 0.02), layer(1, 20, 0.3, 0.01), layer(2, 100, 0.2, None), layer(3, 30, None, 0.04)]
+    plan = whole_plan(SHAPE)
+    told = replace(plan, provenance={"why": {"layers": layers}})
+    # A layer is named once, by what says most of it.
+    assert why(told) == ("layer 1 (dearest to cut): words 1", "layer 3 (next to be widened): words 3")
+    layers[1]["ffn"]["narrower"] = None
+    assert why(told) == (
+        "layer 2 (dearest to cut): words 2",
+        "layer 1 (cut deepest): words 1",
+        "layer 3 (next to be widened): words 3",
+    )
+    assert (
+        why(None) == why(plan) == why(replace(plan, provenance={"why": {"layers": [layer(0, 100, None, None)]}})) == ()
+    )
 
 
 def test_tables_of_others_or_of_one_phase_are_refused() -> None:

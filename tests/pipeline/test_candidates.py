@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from prunekit.pipeline import make_plan, prune
 from prunekit.pipeline.candidates import quality
 from prunekit.pipeline.candidates import run as work
 from prunekit.pipeline.candidates.result import FIGURES, Candidates, Row
-from prunekit.plan import Plan
+from prunekit.plan import Plan, shapes_in_place
 from prunekit.plan.recipe import Recipe
+from prunekit.profiling.sublayer_latency import LatencyConfig, measure_table
 from prunekit.utils.phases.run import Run
 from tests.support.command import Command, save_tiny, set_options, write_text
 from tests.support.export_models import byte_tokenizer, dense_config
@@ -200,6 +203,34 @@ def test_every_method(method: str, source: Source, folder: Path, tmp_path: Path)
     assert values(made.rows[1], *QUALITY) == pytest.approx(measured(result), abs=1e-5, rel=1e-5)
     how = made.rows[1].figures["kl"].how
     assert "refitted" not in how and ("compensated" in how) == (method == "flap")
+
+
+def test_sizes_by_latency_and_by_kv_cache(source: Source, recipe: Recipe, tmp_path: Path) -> None:
+    config = LatencyConfig(1, 16, "decode", widths=3, repeats=2, warmup=1)
+    table = measure_table(source, config, dtype="float32", device="cpu")
+    table.save(tmp_path / "table.json")
+    asked: dict[str, Any] = {"params": None, "latency": "0.9,0.7", "latency_tables": [tmp_path / "table.json"]}
+    found = compared(source, tmp_path / "times", recipe, **asked)
+    for name, share in (("latency-0.9", 0.9), ("latency-0.7", 0.7)):
+        figure = row(found, name).figures["tpot_ratio"]
+        assert figure.value is not None and figure.value <= share and figure.low is None
+        assert (tmp_path / "times" / f"plan-{name}.json").is_file()
+        cost = table.cost()
+        plan = Plan.load(tmp_path / "times" / f"plan-{name}.json")
+        assert figure.value == pytest.approx(cost.of(shapes_in_place(plan.layers, 4)) / cost.of(source.shape.layers))
+    # Another table is another target, and what was planned by the first is not taken for it.
+    slower = measure_table(source, replace(config, length=17), dtype="float32", device="cpu")
+    again = compared(source, tmp_path / "other", recipe, **{**asked, "latency": "0.7", "latency_tables": [slower]})
+    budgets = [each.plan.provenance["target"]["budgets"] for each in (again.rows[1], found.rows[2]) if each.plan]
+    assert budgets[0] != budgets[1]
+    with pytest.raises(PrunekitError, match="met by one --latency-table"):
+        compared(source, tmp_path / "two", recipe, **{**asked, "latency_tables": [table, slower]})
+    caches = compared(source, tmp_path / "caches", recipe, params="0.9", kv_cache=[0.75, 0.5])
+    assert [each.name for each in caches.rows] == ["dense", "kv-cache-0.75", "kv-cache-0.5"]
+    dense = source.shape.kv_bytes_per_token(4)
+    for each, share in zip(caches.rows[1:], (0.75, 0.5), strict=True):
+        assert each.figures["kv_bytes_per_token"].value <= share * dense  # type: ignore[operator]
+        assert each.figures["parameters"].value <= 0.9 * source.shape.parameters  # type: ignore[operator]
 
 
 def test_a_method_without_a_plan_is_refused(source: Source, folder: Path, tmp_path: Path) -> None:
@@ -406,6 +437,7 @@ def test_the_command(command: Command, folder: Path, tmp_path: Path) -> None:
     words = " ".join(ended.out.split())
     assert "Quality on builtin (630 tokens" in words and "Not measured: Latency" in words and "dense" in words
     assert "plan-0.9.json" in words and "Scale of the loss added" in words
+    assert "Why 0.9: layer " in words and "(cut deepest): FFN" in words and "(by the curve)" in words
     asked = ("--device-memory", "20MB", "--context", "100", "--json")
     ended = command("candidates", folder / "model", "--params", "0.9,0.7", *told, "-o", tmp_path / "json", *asked)
     assert ended.code == 0 and ended.json["format"] == "prunekit-candidates"
@@ -415,10 +447,35 @@ def test_the_command(command: Command, folder: Path, tmp_path: Path) -> None:
     assert ended.code == 0 and (tmp_path / "pruned" / "model.safetensors").is_file()
 
 
+def test_the_command_that_is_named_writes_the_model_that_was_measured(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
+    """In bfloat16 too, in which what a plan leaves is solved to other weights than in float32."""
+    settings = (*set_options(**SETTINGS), "--length", "64", "--max-tokens", "640")
+    own, model = folder / "own.txt", folder / "model"
+    asked = ("--params", "0.7", "--dtype", "bfloat16", "--device", "cpu", "--calib", own)
+    ended = command("candidates", model, *asked, *settings, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    said = shlex.split(ended.out[ended.out.index("Apply one with:") :].replace("Apply one with:", ""))
+    assert said[:2] == ["prunekit", "prune"] and said[-2:] == ["-o", "DIR"]
+    for option, value in (("--dtype", "bfloat16"), ("--device", "cpu"), ("--calib", str(own))):
+        assert said[said.index(option) + 1] == value
+    assert command(*said[1:-1], tmp_path / "pruned", "--check", "none").code == 0
+    found = json.loads((tmp_path / "out" / "candidates.json").read_text())["rows"][1]["figures"]["loss_added"]
+    told = {"config": READ, "device": "cpu", "dtype": "bfloat16"}
+    result = prunekit.evaluate(str(tmp_path / "pruned"), baseline=str(model), **told).results[0]
+    assert found["value"] == pytest.approx(result.nll_increase, abs=1e-6)
+    # What is chosen by itself is not repeated.
+    ended = command("candidates", model, "--params", "0.7", "--calib", own, *settings, "-o", tmp_path / "auto")
+    assert ended.code == 0 and "--dtype" not in ended.out and "--device " not in ended.out
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ((), "Name the sizes to compare"),
+        ((), "Say the sizes to compare"),
+        (("--params", "0.9,0.8", "--kv-cache", "0.9,0.8"), "One option lists the sizes"),
+        (("--latency", "0.9"), "needs --latency-table FILE"),
         (("--params", "0.9", "--blocks", "0.9"), "one of the two"),
         (("--params", "0.9,x"), "is not a target"),
         (("--params", "0.9,0.9"), "twice"),

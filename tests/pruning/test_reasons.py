@@ -120,6 +120,24 @@ def test_a_sublayer_that_is_gone_says_what_it_cost() -> None:
     assert made["layers"][0]["ffn"]["narrower"] is None and made["layers"][0]["ffn"]["loss_without"] == 0.011
 
 
+def test_what_a_sublayer_would_cost_if_it_went() -> None:
+    """Eight channels worth 1, 2, … 8 mnats are 36; of two KV heads, one stays where they may not all go."""
+    curves = [_curve(1e-3, heads=0.5), _curve(50.0), _curve(60.0)]
+    made = _explained(curves, gone=3)
+    first = made["layers"][0]
+    assert (first["ffn"]["loss_without"], first["ffn"]["least"]) == (pytest.approx(0.036), 0)
+    assert (first["attention"]["loss_without"], first["attention"]["least"]) == (0.5, [1, 1])
+    assert "Gone, it would cost about 36 mnats (by the curve), in place of 6 mnats." in first["words"]
+    assert "With 1 left they would cost about 500 mnats (by the curve)." in first["words"]
+    # What the plan may drop was measured.
+    curves = [each.without("ffn", 0.04 if each is curves[0] else 900.0).without("attention", 0.7) for each in curves]
+    first = _explained(curves, gone=3, units=("ffn", "ffn-layer", "kv", "attention-layer"))["layers"][0]
+    assert first["ffn"]["without_measured"] and first["attention"]["without_measured"]
+    assert "Gone, it would cost 40 mnats (measured), in place of 6 mnats." in first["words"]
+    assert "Gone, they would cost 700 mnats (measured)." in first["words"]
+    assert check_provenance({"why": made})["why"] == made
+
+
 def test_what_was_measured_alone_is_told_with_its_texts() -> None:
     texts = ["legal.jsonl", "self"] * 4
     curves = [

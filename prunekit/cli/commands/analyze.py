@@ -79,3 +79,7 @@ def _print(result: Analysis, output: Path, picture: Path) -> None:
         made.add_row(str(layer.index), f"{layer.importance:.4g}", bar((layer.importance - lowest) / span), layer.words)
     console().print(made)
     console().print(f"{result.summary} Written to {output} and {picture}.")
+    console().print(
+        "What one MB of weights is worth in each layer, what each would cost if it went, and which text pays most is "
+        "not measured here: prunekit plan measures that for a target, and changes nothing either."
+    )

@@ -20,7 +20,8 @@ _LEGEND = (
 )
 _COSTS = (
     "Exact, but for what has ≈, which is predicted. Memory: file and KV cache of one user. KV: a token's cache. First "
-    "and next: time to the first token and of each further one, as a share of the dense model's. Min: minutes to prune."
+    "and next: time to the first token and of each further one, as a share of the dense model's; in brackets how far "
+    "earlier predictions were off, on one machine. Min: minutes to prune."
 )
 
 
@@ -53,6 +54,10 @@ def show_candidates(made: Candidates) -> None:
     for row in made.rows:
         if row.advice:
             out.print(f"{row.name}: {row.advice}")
+    for row in made.rows:
+        # Rounded weights have the widths of the row above.
+        for sentence in row.why if row.kind == "prune" else ():
+            out.print(f"Why {row.name}: {sentence}")
     out.print(SCALE)
     for sentence in made.not_measured:
         out.print(f"Not measured: {sentence}")
@@ -90,6 +95,9 @@ def _cell(figure: Figure, unit_size: float = 1, digits: int = 0, *, sign: str = 
     if figure.value is None:
         return _NONE
     about = "≈" if figure.status == "predicted" else ""
+    if figure.status == "predicted" and figure.low is not None and figure.high is not None:
+        ends = "–".join(f"{each / unit_size:,.{digits}f}" for each in (figure.low, figure.high))
+        return f"≈{figure.value / unit_size:{sign},.{digits}f} ({ends}){unit}"
     error = ""
     if figure.low is not None and figure.high is not None:
         error = f" ± {(figure.high - figure.low) / 2 / unit_size:,.{digits}f}"

@@ -24,7 +24,7 @@ def why_tables(plan: Plan) -> Group:
     why = plan.provenance.get("why")
     if not why:
         return Group(_NO_CURVES)
-    columns = ["layer", "FFN", "−1", "+1", "rank", "heads", "−1", "+1", "rank"]
+    columns = ["layer", "FFN", "−1", "+1", "without", "rank", "heads", "−1", "+1", "without", "rank"]
     layers = why.get("layers", [])
     pays = [" ".join(dict.fromkeys(filter(None, (_pays(layer.get(kind, {})) for kind in _KINDS)))) for layer in layers]
     made = table(
@@ -36,13 +36,22 @@ def why_tables(plan: Plan) -> Group:
     return Group(made, *(f"Not measured: {text}" for text in why.get("not_measured", [])))
 
 
-def _cells(reason: dict[str, Any]) -> tuple[str, str, str, str]:
+def _cells(reason: dict[str, Any]) -> tuple[str, str, str, str, str]:
     kept = reason.get("kept")
     width = "–" if kept is None else f"{kept[0] * kept[1]}" if isinstance(kept, list) else f"{kept:,}"
     low, high = reason.get("rank_low"), reason.get("rank_high")
     rank = "" if reason.get("rank") is None else str(reason["rank"])
     sure = "" if low == high else f" ({low}-{high})"
-    return width, _thousandths(reason.get("narrower")), _thousandths(reason.get("wider")), rank + sure
+    prices = (_thousandths(reason.get(name)) for name in ("narrower", "wider"))
+    return width, *prices, _without(reason), rank + sure
+
+
+def _without(reason: dict[str, Any]) -> str:
+    """What is lost without it; nothing of what is gone already, or of plans that don't say how far it may go."""
+    lost, least = reason.get("loss_without"), reason.get("least")
+    if lost is None or least is None or least == reason.get("kept"):
+        return "–"
+    return f"{'' if reason.get('without_measured') else '≈'}{_thousandths(lost)}"
 
 
 def _thousandths(price: float | None) -> str:
@@ -67,6 +76,10 @@ def _caption(why: dict[str, Any], pays: list[str]) -> str:
     said = [f"−1, +1: what one {unit} less would cost there, and one more save, in thousandths of a nat a token."]
     if price is not None:
         said.append(f"At best one more saves {_thousandths(price)}; what is dearer to cut than that stays whole.")
+    said.append(
+        "Without: what it would cost if that FFN went, or all heads but the fewest that the curve has; ≈ by the curve, "
+        "else measured."
+    )
     taus = {kind: tau for kind, tau in why.get("kendall_tau", {}).items() if tau is not None}
     if taus:
         order = " and ".join(f"{tau:.2f} ({'FFN' if kind == 'ffn' else 'heads'})" for kind, tau in taus.items())

@@ -13,8 +13,9 @@ Status = Literal["measured", "predicted", "exact", "not measured"]
 
 @dataclass(frozen=True)
 class Figure:
-    """``value`` with its 95 % interval from ``low`` to ``high`` where it has one; ``how`` says in a short sentence
-    where it comes from, or why there is none."""
+    """``value`` with its interval from ``low`` to ``high`` where it has one: of what is measured that of 95 %, of what
+    is predicted the range in which earlier predictions came true. ``how`` says in a short sentence where it comes
+    from, or why there is none."""
 
     value: float | int | None
     status: Status
@@ -37,8 +38,12 @@ def exact(value: float | int, how: str) -> Figure:
     return Figure(value, "exact", how)
 
 
-def predicted(value: float, how: str) -> Figure:
-    return Figure(value, "predicted", how)
+def predicted(value: float, how: str, came: tuple[float, float] | None = None) -> Figure:
+    """``came`` is how much of a predicted gain, 1 - ``value``, really came before, at least and at most."""
+    if came is None:
+        return Figure(value, "predicted", f"{how}; no interval, for no measurements were compared with it")
+    ends = sorted(max(0.0, 1 - share * (1 - value)) for share in came)
+    return Figure(value, "predicted", how, *ends)
 
 
 def unknown(why: str) -> Figure:

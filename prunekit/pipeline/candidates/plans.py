@@ -71,7 +71,8 @@ def _place(source: Source, config: PlanConfig, text: CalibrationText) -> tuple[K
 
     recipe = config.recipe.to_dict() | {"calib": None}
     place = str(pick_device(config.device))
-    kept = Kept.of("plan", source.fingerprint, text.fingerprint, config.dtype, place, versions())
+    table = None if config.target.table is None else config.target.table.fingerprint
+    kept = Kept.of("plan", source.fingerprint, text.fingerprint, config.dtype, place, table, versions())
     return kept, (config.target.text, repr(sorted(recipe.items(), key=str)))
 
 

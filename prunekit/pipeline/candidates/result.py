@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunekit.pipeline.candidates.figure import Figure
+from prunekit.pipeline.candidates.words import why
 from prunekit.plan import Plan
 from prunekit.report.front import front
 
@@ -49,6 +50,11 @@ class Row:
     advice: str | None = None
 
     @property
+    def why(self) -> tuple[str, ...]:
+        """Why its layers are as wide as they are, in a few sentences of its plan."""
+        return why(self.plan)
+
+    @property
     def plan_file(self) -> str | None:
         """The name of its plan in the folder of candidates: a pruned model and its quantised form share one."""
         return None if self.plan is None else f"plan-{self.name.split(' ')[0]}.json"
@@ -65,6 +71,7 @@ class Row:
             "verdict": self.verdict,
             "pareto": self.pareto,
             "notes": [*self.notes, *([self.advice] if self.advice else [])],
+            "why": list(self.why),
             **({} if self.fallbacks is None else {"fallbacks": dict(self.fallbacks)}),
         }
 

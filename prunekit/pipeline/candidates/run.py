@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.windows import EvalConfig
 from prunekit.pipeline import plan_config, solve
-from prunekit.pipeline.candidates.asked import Format, Sizes, read_format, read_sizes
+from prunekit.pipeline.candidates.asked import Format, Sizes, check_options, read_format, read_sizes
 from prunekit.pipeline.candidates.costs import Place, read_tables
 from prunekit.pipeline.candidates.folder import write_folder
 from prunekit.pipeline.candidates.kept import Kept, Measured
@@ -54,7 +54,8 @@ def candidates(
     *,
     params: Sizes = None,
     blocks: Sizes = None,
-    kv_cache: str | None = None,
+    latency: Sizes = None,
+    kv_cache: Sizes = None,
     method: str = DEFAULT,
     effort: str | None = None,
     calib: str | None = None,
@@ -73,13 +74,14 @@ def candidates(
     """Compare several sizes of ``model`` before any is made, as `prunekit candidates` does, and write the folder
     ``out``: `candidates.json`, a plan for each size, a picture.
 
-    ``params`` or ``blocks`` list the sizes ("0.9,0.8" or [0.9, 0.8]), as :func:`prunekit.prune` takes one; ``kv_cache``
-    is a goal of all. What is measured of the model (the loss curves of the default method) is measured once. Every size
-    is then pruned in memory as its plan says, with all that the recipe computes, and evaluated on ``text`` beside the
-    dense model, the first 16,384 tokens unless ``config`` says otherwise. ``ships_as`` names a format ("gguf:q4_k_m"):
-    every size is exported to a temporary folder to know its size, and where the format has fewer than 16 bits its
-    quality. ``context`` tokens of each user and the device's ``memory`` ("8GB") say how many fit, ``latency_tables``
-    (one of prefill, one of decode) predict times.
+    ``params``, ``blocks``, ``latency`` or ``kv_cache`` lists the sizes ("0.9,0.8" or [0.9, 0.8]), as
+    :func:`prunekit.prune` takes one; others of these are one goal of all. What is measured of the model (the loss
+    curves of the default method) is measured once. Every size is then pruned in memory as its plan says, with all that
+    the recipe computes, and evaluated on ``text`` beside the dense model, the first 16,384 tokens unless ``config``
+    says otherwise. ``ships_as`` names a format ("gguf:q4_k_m"): every size is exported to a temporary folder to know
+    its size, and where the format has fewer than 16 bits its quality. ``context`` tokens of each user and the device's
+    ``memory`` ("8GB") say how many fit, ``latency_tables`` (one of prefill, one of decode) predict times; of a
+    ``latency`` that is asked for, give the one of its phase.
 
     Finished work is kept in the cache: after an interruption the same call goes on. Raises PrunekitError where
     something makes no sense or can't be met, before the work where that can be known.
@@ -88,11 +90,15 @@ def candidates(
     >>> [(row.name, row.figures["loss_added"].value) for row in made.rows]  # doctest: +SKIP
     [('dense', 0.0), ('0.9', 0.071), ('0.8', 0.214)]
     """
-    sizes = read_sizes(params, blocks, kv_cache)
+    asked = {"params": params, "blocks": blocks, "latency": latency, "kv_cache": kv_cache}
+    check_options(asked)
+    tables = [each if isinstance(each, LatencyTable) else LatencyTable.load(each) for each in latency_tables]
+    if latency is not None and len(tables) > 1:
+        raise PrunekitError("--latency is met by one --latency-table; give the one of the phase that matters to you.")
+    sizes = read_sizes(asked, tables[0] if tables else None)
     configs = [plan_config(each.goals, method, effort, calib, recipe, dtype=dtype, device=device) for each in sizes]
     format_ = None if ships_as is None else read_format(ships_as)
     config = config or EvalConfig(max_tokens=TOKENS)
-    tables = [each if isinstance(each, LatencyTable) else LatencyTable.load(each) for each in latency_tables]
     place = Place(_tokens(context), None if memory is None else parse_size(_bytes(memory), "--device-memory"), {})
     from prunekit.evaluation.check import check_there
     from prunekit.models.source import as_source

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from prunekit.data.sources import BUILTIN
 from prunekit.pipeline.candidates.asked import Format
@@ -69,3 +71,33 @@ def advice(fallbacks: Mapping[str, int] | None, loss: float | None) -> str | Non
         f"{fallbacks['of_pruned_widths_bytes']:,} bytes. --round-for gguf keeps to widths that fill blocks, at "
         f"the same number of parameters.{cost}"
     )
+
+
+def why(plan: Plan | None) -> tuple[str, ...]:
+    """Of the reasons for the widths of ``plan`` those that say most: the layer where one unit less would cost most, the
+    one that is cut deepest, and the one where one more would help most. Empty where no loss curves decided."""
+    found = (plan.provenance.get("why") or {}) if plan is not None else {}
+    layers = found.get("layers", [])
+    parts = [(layer, layer[kind]) for layer in layers for kind in ("ffn", "attention") if kind in layer]
+    told: dict[int, str] = {}
+    for title, value in (("dearest to cut", _dearest), ("cut deepest", _depth), ("next to be widened", _worth)):
+        known = [(value(part), layer) for layer, part in parts if value(part) is not None]
+        if not known:
+            continue
+        layer = max(known, key=lambda each: each[0])[1]
+        told.setdefault(layer["index"], f"layer {layer['index']} ({title}): {layer['words']}")
+    return tuple(told.values())
+
+
+def _dearest(part: Mapping[str, Any]) -> float | None:
+    return part.get("narrower")
+
+
+def _worth(part: Mapping[str, Any]) -> float | None:
+    return part.get("wider")
+
+
+def _depth(part: Mapping[str, Any]) -> float | None:
+    """The share that is gone; None where nothing is."""
+    kept, dense = (math.prod(size) if isinstance(size, list) else size for size in (part["kept"], part["dense"]))
+    return 1 - kept / dense if kept < dense else None

@@ -11,7 +11,9 @@ from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.report.facts.claims import (
     CHECKPOINT,
+    INTERVAL,
     NOT_MEASURED,
+    PREDICTED,
     STATUSES,
     Claim,
     Figure,
@@ -30,6 +32,7 @@ from prunekit.utils.files.strict_json import parse, read_regular
 KIND = "candidates"
 _VERSION = 1
 _QUALITY = ("loss_added", "kl", "top1_agreement", "perplexity")
+_PAST = "as far as earlier predictions were off"
 _ROOM = ("users", "memory_bytes")
 _SPEED = ("ttft_ratio", "tpot_ratio")
 _FIGURES = (*_QUALITY, *_ROOM, *_SPEED, "parameters", "blocks_share", "file_bytes", "kv_bytes_per_token")
@@ -159,7 +162,8 @@ def _figure(said: Fields, place: Place) -> Figure:
         low = high = None
     elif value is not None and not low <= value <= high:
         raise said.wrong("low", "a bound below the value")
-    return Figure(value, status, low, high, clipped(said.text("how", ""), 500), (place.name,))
+    interval = _PAST if status == PREDICTED else INTERVAL
+    return Figure(value, status, low, high, clipped(said.text("how", ""), 500), (place.name,), interval)
 
 
 def _plan(name: str, row: Fields, subject: Subject, place: Place) -> tuple[Planned | None, str | None]:

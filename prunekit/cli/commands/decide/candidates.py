@@ -13,7 +13,6 @@ from prunekit.cli.asked import recipe_of
 from prunekit.cli.common import app, console, print_json
 from prunekit.cli.long_command import long
 from prunekit.cli.tables.candidates import show_candidates
-from prunekit.errors import PrunekitError
 
 
 @app.command("candidates")
@@ -25,18 +24,31 @@ def candidates_command(
     params: Annotated[
         str | None,
         typer.Option(
-            help="Keep this share (0.9,0.8,0.7) or number of all parameters: a list, a candidate each.",
+            help="Keep this share (0.9,0.8,0.7) or number of all parameters: a list, or one for all sizes.",
             rich_help_panel=o.TARGET,
         ),
     ] = None,
     blocks: Annotated[
         str | None,
         typer.Option(
-            help="Keep this share (0.9,0.8,0.7) of the decoder blocks' parameters: a list, instead of --params.",
+            help="Keep this share (0.9,0.8,0.7) of the decoder blocks' parameters: a list, or one for all sizes.",
             rich_help_panel=o.TARGET,
         ),
     ] = None,
-    kv_cache: o.KvCache = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep this share (0.9,0.8) or time (12ms) of the predicted latency: a list, or one for all sizes.",
+            rich_help_panel=o.TARGET,
+        ),
+    ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep this share (0.8,0.6) or size (12KB) of the KV cache of a token: a list, or one for all sizes.",
+            rich_help_panel=o.TARGET,
+        ),
+    ] = None,
     ships_as: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +84,7 @@ def candidates_command(
     latency_table: Annotated[
         list[Path] | None,
         typer.Option(
-            help=f"{o.LATENCY_TABLE}: one of prefill, one of decode, of prunekit latency-table.",
+            help=f"{o.LATENCY_TABLE}: one of prefill, one of decode; with --latency the one by which it is met.",
             show_default=False,
         ),
     ] = None,
@@ -93,10 +105,10 @@ def candidates_command(
     straight into prune --plan. What was finished is kept: the same command goes on.
     """
     from prunekit.evaluation.windows import EvalConfig
+    from prunekit.pipeline.candidates.asked import check_options
     from prunekit.pipeline.candidates.run import candidates
 
-    if params is None and blocks is None:
-        raise PrunekitError("Name the sizes to compare: --params 0.9,0.8,0.7 or --blocks 0.9,0.8,0.7.")
+    check_options({"params": params, "blocks": blocks, "latency": latency, "kv_cache": kv_cache})
     asked = {"effort": effort, "calib": calib, "round_for": round_for}
     used = recipe_of(method, recipe, settings, asked)
     made = candidates(
@@ -104,6 +116,7 @@ def candidates_command(
         output,
         params=params,
         blocks=blocks,
+        latency=latency,
         kv_cache=kv_cache,
         recipe=used,
         text=text,
@@ -128,7 +141,9 @@ def candidates_command(
     # A plan names its text, and no file by its path.
     read = used.calibration.source
     again = ["--calib", read] if any(Path(name).is_file() for name, _ in parse_mix(read)) else []
-    words = ["prunekit", "prune", model, *of, "--plan", f"{output}/{chosen}", *again, "-o", "DIR"]
+    # In another precision, or elsewhere, what the plan leaves would be solved to other weights.
+    computed = [*(["--dtype", dtype] if dtype != "auto" else []), *(["--device", device] if device != "auto" else [])]
+    words = ["prunekit", "prune", model, *of, "--plan", f"{output}/{chosen}", *again, *computed, "-o", "DIR"]
     console().print(
         f"Written to {output}: candidates.json, pareto.png and a plan for each size. Apply one with: "
         f"{shlex.join(words)}"
