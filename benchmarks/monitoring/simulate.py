@@ -34,13 +34,17 @@ class Table(Scorer):
     def __init__(self, scores: dict[str, RequestScore], weights: str) -> None:
         self.config, self.dense = ScoringConfig(), SimpleNamespace()
         self._rows = scores
-        self.__dict__["identity"] = {
+        self._identity = {
             "deployed": weights,
             "dense": "dense",
             "dtype": "bfloat16",
             "prompt_tokens": 0,
             "answer_tokens": 0,
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._identity
 
     def scores(
         self, requests: Sequence[Request], shadowed: Sequence[Request] = ()

@@ -240,7 +240,44 @@ def test_an_empty_error_hides_no_status(tmp_path: Path, empty: Any) -> None:
         tmp_path / "log", {"n_in": 5, "error": empty, "status_code": 503}, {"n_in": 6, "error": empty, "status": 200}
     )
     assert failed.failed and failed.finish_reason == "error"
-    assert fine.finish_reason is None
+    assert fine.finish_reason is None and fine.answered
+
+
+def test_lines_of_a_gateway(tmp_path: Path) -> None:
+    """As nginx writes them: times in seconds, and a status of each request."""
+    lines = [
+        b'{"ts":"2026-01-02T03:04:05+00:00","id":"a","status":200,"latency_s":1.250,"answered_by":"127.0.0.1:8001"}',
+        b'{"ts":"2026-01-02T03:04:06+00:00","id":"b","status":502,"latency_s":0.004,"answered_by":"-"}',
+        b'{"ts":"2026-01-02T03:04:07+00:00","id":"c","status":304}',
+    ]
+    (good, bad, bare), problems = read(tmp_path / "log", *lines)
+    assert problems.requests == 3 and not problems.counts and not problems.empty
+    assert good == Request("a", 1767323045.0, latency_ms=1250.0, answered=True) and not good.failed
+    assert bad == Request("b", 1767323046.0, latency_ms=4.0, finish_reason="error") and bad.failed
+    assert bare == Request("c", 1767323047.0, answered=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "failed"),
+    [(200, False), ("200", False), (399, False), (400, True), ("503", True), (599, True)]
+    + [(each, None) for each in (0, 101, 600, True, "ok", "", "2000", 200.0, None, [200], {"code": 200}, 10**30)],
+)
+def test_a_status_says_whether_a_request_failed(tmp_path: Path, status: Any, failed: bool | None) -> None:
+    requests, _ = read(tmp_path / "log", {"id": "a", "status": status})
+    assert [each.failed for each in requests] == ([] if failed is None else [failed])
+    # It does not say how the answer ended, and the log's own word goes before it.
+    (cut,), _ = read(tmp_path / "log", {"id": "a", "status": 200, "finish_reason": "length"})
+    assert cut.finish_reason == "length" and not cut.failed
+    # An outcome that comes later stays one.
+    (label,), _ = read(tmp_path / "log", {"id": "a", "status": 200, "outcome": "rejected"})
+    assert label.is_label
+
+
+def test_of_two_times_the_preferred_one_is_taken(tmp_path: Path) -> None:
+    (request,), _ = read(tmp_path / "log", {"id": "a", "latency_s": 9, "latency_ms": 30})
+    assert request.latency_ms == 30
+    _, problems = read(tmp_path / "log", {"id": "a", "latency_s": "1.5"}, {"id": "b", "latency_s": -1})
+    assert problems.counts == {"wrong type": 1, "out of range": 1, "not a request": 2}
 
 
 def test_only_operations_that_ask_for_text_are_requests() -> None:

@@ -515,6 +515,33 @@ def test_a_window_without_failures_has_a_share_of_zero(tmp_path: Path) -> None:
     assert next(each for each in silent.signals if each.name == "errors").is_off
 
 
+def test_failures_of_a_log_of_statuses(tmp_path: Path) -> None:
+    """A gateway's log, of times and statuses alone: failures and latency are watched, ends of answers are not known."""
+
+    def lines(count: int, every: int) -> str:
+        made = [
+            {"ts": 1.8e9 + 60 * at, "status": 502 if at % every == 0 else 200, "latency_s": 1 + at % 7 / 10}
+            for at in range(count)
+        ]
+        return "".join(json.dumps({"id": f"{every}-{at}", **each}) + "\n" for at, each in enumerate(made))
+
+    log, base = tmp_path / "log.jsonl", tmp_path / "base.json"
+    log.write_text(lines(3000, 100))
+    on = {each.name: each for each in watch_init(log, base, config=CONFIG).signals if not each.is_off}
+    assert on.keys() == {"errors", "latency"}
+    assert on["errors"].null is not None and on["errors"].null.windows == 60
+    figures = [each["signals"]["errors"]["value"] for each in _history_of(log, base, tmp_path / "same")]
+    assert figures[:4] == [0.02, 0, 0.02, 0]
+    log.write_text(lines(500, 5))
+    result = watch_run([log], base, tmp_path / "worse")
+    assert result.verdict == "investigate" and result.data["last_window"]["signals"]["errors"]["value"] == 0.2
+
+
+def _history_of(log: Path, base: Path, folder: Path) -> list[dict[str, Any]]:
+    assert watch_run([log], base, folder).verdict == "ok"
+    return history(folder)
+
+
 class Loss:
     """A signal of a model that is not there: a figure that requests carry."""
 

@@ -30,8 +30,8 @@ def request_of(row: dict[str, Any], line: bytes, tell: Callable[[str], None]) ->
     for name, prefix in (("attributes", ""), ("usage", "usage.")):
         if isinstance(inner := row.get(name), dict):
             _collect({prefix + key: value for key, value in inner.items()}, found, rank, tell)
-    if found.pop("error", None):
-        found["finish_reason"] = "error"
+    if (error := found.pop("error", None)) is not None:
+        found |= {"finish_reason": "error"} if error else {"answered": True}
     if "messages" in found and "prompt" not in found:
         found["prompt"] = "\n".join(text for _, text in found["messages"])
     for ids, number in (("prompt_ids", "n_in"), ("answer_ids", "n_out")):
@@ -171,7 +171,12 @@ def _error(value: Any) -> bool | None:
 
 
 def _status(value: Any) -> bool | None:
-    return (isinstance(value, int) and value >= 400) or None
+    """Whether a status of HTTP tells of an error; None where it is none of an answer, or something else."""
+    if isinstance(value, str) and len(value) == 3 and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 200 <= value <= 599:
+        return None
+    return value >= 400
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
@@ -259,6 +264,7 @@ _FIELDS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     ),
     "latency_ms": (
         ("latency_ms", _milliseconds),
+        ("latency_s", _seconds),
         ("gen_ai.server.request.duration", _seconds),
         ("gen_ai.client.operation.duration", _seconds),
     ),
@@ -279,6 +285,7 @@ _MAKES_A_REQUEST = {
     "n_in",
     "n_out",
     "finish_reason",
+    "answered",
     "latency_ms",
     "outcome",
 }

@@ -21,7 +21,8 @@ class Request:
     ``id`` is made of the line where the log names none. ``ts`` is in seconds since 1970 (UTC). ``messages`` are the
     (role, text) of a chat, whose texts ``prompt`` holds one after another. ``n_in`` and ``n_out`` count tokens.
     ``outcome`` is one of OUTCOMES; ``edit_distance`` the share of the answer that was changed, 0 to 1.
-    ``finish_reason`` is "error" where the log tells of an error.
+    ``finish_reason`` is "error" where the log tells of an error. ``answered``: the log tells of none, by a status, but
+    that alone does not say how the answer ended.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Request:
     critical: bool | None = None
     group: str | None = None
     messages: tuple[tuple[str, str], ...] | None = None
+    answered: bool = False
 
     @property
     def failed(self) -> bool:

@@ -12,13 +12,14 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.perplexity import check_vocabularies
-from prunekit.models.source import Source, load_model, load_tokenizer, pick_device, pick_dtype
+from prunekit.models.source import Source, load_model, load_tokenizer, pick_device, pick_dtype, resolve
 from prunekit.models.tokenizer.same_tokens import first_difference, shown
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.scoring.contexts import Context, Reader, ScoringConfig
 from prunekit.monitoring.scoring.dense import KeptStates, Said, reads_log
 from prunekit.monitoring.scoring.deployed import score
 from prunekit.monitoring.scoring.endpoint import DenseServer
+from prunekit.monitoring.scoring.replaced import Look, look, may_change
 from prunekit.monitoring.scoring.scores import RequestScore
 from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import phases
@@ -33,7 +34,9 @@ class Scorer:
     or None.
 
     A GGUF file is read as the weights it holds. What runs in ONNX Runtime or another runtime is scored with the
-    checkpoint that it was exported from. Raises PrunekitError where the two models do not read text as the same tokens.
+    checkpoint that it was exported from. A watch may run for months: where files were replaced since, all is read anew
+    when the next window asks for the :attr:`identity`. Raises PrunekitError where the two models do not read text as
+    the same tokens.
     """
 
     def __init__(
@@ -49,16 +52,46 @@ class Scorer:
         self._dtype, self._device = dtype, device
         self._known: OrderedDict[str, RequestScore | str] = OrderedDict()
         self._loaded: dict[str, Any] = {}
+        sources = [each for each in (deployed, dense) if isinstance(each, Source)]
+        self._looks: dict[str, Look] = {each.name: look(each.name) for each in sources if may_change(each)}
+        self._reader = self._read(deployed, dense)
+
+    def _read(self, deployed: Source, dense: Source | DenseServer | None) -> Reader:
         tokenizer = load_tokenizer(deployed)
-        self._reader = Reader(tokenizer, deployed.shape.vocab_size, self.config)
+        reader = Reader(tokenizer, deployed.shape.vocab_size, self.config)
         _check_positions(deployed, self.config)
         if isinstance(dense, Source):
             _check_alike(deployed, tokenizer, dense)
             _check_positions(dense, self.config)
+        return reader
 
-    @cached_property
+    def _renew(self) -> None:
+        """Where files were replaced, forget what was read of them. What is half replaced raises PrunekitError, and is
+        looked at again later."""
+        looks = {name: look(name) for name in self._looks}
+        if looks == self._looks:
+            return
+        self._known.clear()
+        self._release()
+        dense = self.dense
+        try:
+            deployed = resolve(self.deployed.name) if self.deployed.name in looks else self.deployed
+            if isinstance(dense, Source) and dense.name in looks:
+                dense = resolve(dense.name)
+            self._reader = self._read(deployed, dense)
+        except OSError as error:  # taken away while it is read
+            raise PrunekitError(
+                f"The files of a model were replaced and can't be read: {error.strerror or error}."
+            ) from None
+        self.deployed, self.dense = deployed, dense
+        self.__dict__.pop("_both_fit", None)
+        self._looks = looks
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """What scores depend on beside the request, JSON values: scores of another identity can't be compared."""
+        """What scores depend on beside the request, JSON values: scores of another identity can't be compared. Raises
+        PrunekitError where files were replaced by what is no model."""
+        self._renew()
         dense = self.dense
         return {
             "deployed": self.deployed.fingerprint,

@@ -76,9 +76,9 @@ def _share(
 def _failed(window: Figures, reference: Reference) -> Scored:
     """Of all requests: some servers tell of an end only where it is a failure. Whether they tell of ends at all, the
     reference knows: a window of theirs without any is one without failures. Of the others it is one that lost them."""
-    told, found = window.counts.ended, window.counts.requests
+    told, found = window.counts.told, window.counts.requests
     if not (told or reference.ended) or (reference.tells_ends and 2 * told < found):
-        return _too_few(told, "reasons why answers ended, or errors", found // 2)
+        return _too_few(told, "ends, errors or statuses of answers", found // 2)
     if found < LEAST_VALUES:
         return _too_few(found, "requests", LEAST_VALUES)
     return Scored(window.counts.failed / found)

@@ -46,7 +46,7 @@ class Mix:
 @dataclass(frozen=True)
 class Reference:
     """A reference log as a whole: counts of lengths, float64 [LENGTHS], the token mix where prompts are told, and how
-    many of its ``requests`` (0: not known) tell how they ``ended``."""
+    many of its ``requests`` (0: not known) tell how they ``ended``, at least whether they failed."""
 
     lengths_in: Any
     lengths_out: Any
@@ -68,7 +68,7 @@ class Reference:
             self.lengths_in - window.lengths_in,
             self.lengths_out - window.lengths_out,
             mix,
-            self.ended - window.counts.ended,
+            self.ended - window.counts.told,
             max(0, self.requests - window.counts.requests),
         )
 
@@ -119,7 +119,7 @@ class Gathered:
             self.tokens[source][buckets] += counts
             self.prompts[source] += window.counts.prompts[source]
         self.requests += window.counts.requests
-        self.ended += window.counts.ended
+        self.ended += window.counts.told
         for wrong, reworked in window.counts.outcomes:
             self.outcomes = [self.outcomes[0] + 1, self.outcomes[1] + wrong, self.outcomes[2] + reworked]
         if (self.windows // 2) % self._stride == 0:

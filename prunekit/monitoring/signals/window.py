@@ -26,7 +26,8 @@ _ANSWERS, _ANSWER = 64, 256
 
 @dataclass
 class WindowCounts:
-    """Counts of the requests of one window, and of the outcomes that were told meanwhile."""
+    """Counts of the requests of one window, and of the outcomes that were told meanwhile. ``ended`` ones tell why their
+    answer ended, ``told`` ones at least whether they failed."""
 
     requests: int = 0
     lengths_in: list[int] = field(default_factory=lambda: [0] * LENGTHS)
@@ -34,6 +35,7 @@ class WindowCounts:
     tokens: dict[str, Counter[Any]] = field(default_factory=lambda: {"ids": Counter(), "words": Counter()})
     prompts: dict[str, int] = field(default_factory=lambda: {"ids": 0, "words": 0})
     ended: int = 0
+    told: int = 0
     cut: int = 0
     failed: int = 0
     repetition: list[float] = field(default_factory=list)
@@ -60,6 +62,7 @@ class WindowCounts:
         self._add_tokens(request)
 
     def _add_answer(self, request: Request) -> None:
+        self.told += request.finish_reason is not None or request.answered
         if request.finish_reason is not None:
             self.ended += 1
             self.cut += request.finish_reason == "length"
