@@ -145,7 +145,7 @@ def server_bench(**changes: Any) -> Any:
         "stopped": None,
         "believed": True,
         "served": {"baseline": served("dense-model", DENSE), "endpoint": served("small", PRUNED)},
-        "loads": [load("closed"), load("open"), load("natural")],
+        "loads": [load("closed"), load("open"), load("natural", load="natural lengths, 2 at a time")],
         "capacity": capacity(),
         "workload": {"kind": "synthetic", "label": "synthetic (made up by prunekit)", "bad_lines": 0},
         "config": {"requests": 60, "blocks": 4, "prompt": 32, "tokens": 16},
