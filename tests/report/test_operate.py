@@ -29,6 +29,7 @@ from tests.support.operate_files import (
     searched,
     served,
     server_bench,
+    spent,
     watch,
 )
 from tests.support.report_files import evaluation, write
@@ -139,6 +140,35 @@ def test_money_of_the_test_itself(tmp_path: Path) -> None:
     assert sheet.rows[-1] == ("break-even: rework that may be added", "", "≈ 0.125 percentage points")
     _, kpis = made(tmp_path, server_bench(cost=cost()))
     assert kpis["rows"][1]["decision"]["rework_allowed"]["value"] == pytest.approx(0.00125)
+
+
+def test_joules_at_the_server(tmp_path: Path) -> None:
+    loads = [load("closed", energy={"baseline": spent(3.0, 2.0), "endpoint": spent()})]
+    said = read(tmp_path, server_bench(loads=loads))
+    whole, above = claims(said, "joules_per_token")
+    assert (whole.figure.value, whole.figure.low, whole.figure.status) == (2.0, 1.8, MEASURED)
+    assert whole.setup.endswith("closed load, measured, zeus, gpu board")
+    assert above.figure.value == 1.0 and above.setup == f"{whole.setup}, above the idle machine"
+    assert [each.figure.value for each in claims(said, "joules_per_request")] == [32.0, 16.0]
+    assert claims(said, "joules_per_token", "dense-model")[0].setup == whole.setup
+    assert not any("Energy" in each for each in said.reading.not_measured)
+    page, kpis = made(tmp_path, server_bench(loads=loads))
+    assert kpis["rows"][1]["decision"]["joules_per_token"]["value"] == 2.0 and "Energy of a request" in page
+    # A load that is not to be believed has no joules to believe either.
+    void = loaded("closed", 0.08, void=["The client was late by 80 ms."], status="void")
+    said = read(tmp_path, server_bench(loads=[load("closed", endpoint=void, energy=loads[0]["energy"])]))
+    assert not any(each.figure.believed for each in claims(said, "joules_per_token"))
+
+
+def test_joules_that_were_not_measured(tmp_path: Path) -> None:
+    none = {"baseline": spent(None, None), "endpoint": spent(None, None)}
+    said = read(tmp_path, server_bench(loads=[load("closed", energy=none), load("open", energy=none)]))
+    assert not claims(said, "joules_per_token")
+    assert said.reading.not_measured.count("Energy in file.json: there is no counter.") == 1
+    half = {"baseline": spent(above=None), "endpoint": spent(above=None, why="no time")}
+    said = read(tmp_path, server_bench(loads=[load("closed", energy=half), load("open", energy=None)]))
+    assert len(claims(said, "joules_per_token")) == 1
+    assert "Energy above the idle machine in file.json: no time." in said.reading.not_measured
 
 
 def test_failed_requests_are_infinitely_slow(tmp_path: Path) -> None:

@@ -186,5 +186,5 @@ def uses(column: Column, prices: Prices) -> list[Use]:
 
 def cost_columns(grouped: Grouped) -> list[Column]:
     """Costs under every set-up that is known."""
-    names = ("dollars_per_million", "dollars_per_request", "dollars_per_accepted", "rework_allowed", "joules_per_token")
+    names = ("dollars_per_million", "dollars_per_request", "dollars_per_accepted", "rework_allowed")
     return [each for name in names for each in columns(name, grouped) if each.known()]
