@@ -471,13 +471,18 @@ def test_joules_of_the_windows_of_each_load(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(joules, "meter", lambda local: Meter(Steady()))
     monkeypatch.setattr(run, "meter", lambda local: Meter(Steady()))
     monkeypatch.setattr(server_energy, "WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr(server_energy, "IDLE_SECONDS", 20.0)
+    monkeypatch.setattr(server_energy, "_IDLE_SHARE", 0.02)
     with scripted(paced(0.01)) as dense, scripted(paced(0.01)) as pruned:
         made = load_test(pruned.url, dense.url, energy=True, spread=0)
     closed = made.loads[0]
     # Two blocks of 30 J each, for six answers of three tokens.
     assert [each.per_request.value for each in closed.energy] == [pytest.approx(10), pytest.approx(10)]
     assert [each.per_token.value for each in closed.energy] == [pytest.approx(10 / 3), pytest.approx(10 / 3)]
-    assert made.to_dict()["loads"][0]["energy"]["endpoint"]["per_token"]["status"] == "measured"
+    said = made.to_dict()["loads"][0]["energy"]["endpoint"]
+    assert said["per_token"]["status"] == "measured" and said["method"] == "a counter of the test's, chip"
+    # 30 J in half a second at rest, after the warm-up and before the first load.
+    assert 30 < said["idle_watts"]["value"] < 120
 
 
 def test_joules_of_a_server_elsewhere_are_not_measured() -> None:

@@ -19,7 +19,7 @@ from prunekit.profiling.server_costs import (
     server_cost,
     unknown,
 )
-from prunekit.profiling.server_energy import ELSEWHERE, Meter, Window, joules_of
+from prunekit.profiling.server_energy import ELSEWHERE, IDLE, Meter, Window, above_idle, joules_of
 
 # 3.6 $ an hour are a thousandth of a dollar a second.
 PRICES = Prices(dollars_per_hour=3.6, dollars_per_rework=2.0)
@@ -148,12 +148,35 @@ def test_windows_of_a_counter_that_moves() -> None:
         ((float("nan"),), 20.0, "was reset or wrapped"),
         (("the driver is gone.",), 20.0, "the driver is gone"),
         (("begin",), 20.0, "the counter can't be read"),
-        ((5.0, 5.0), 2.0, "the windows are 4.0 s together, and a counter needs 10 s"),
+        # Together they would be long enough, but a counter errs in each.
+        ((50.0,) * 5, 4.0, "a window of 4.0 s is too short, a counter needs 10 s; ask for more requests"),
     ],
 )
 def test_windows_of_a_counter_that_does_not(windows: Any, seconds: float, why: str) -> None:
     made = joules_of(metered(*windows, seconds=seconds)[1])
     assert made.value is None and made.status == "not measured" and why in made.how
+
+
+def test_energy_above_the_idle_machine() -> None:
+    meter, windows = metered(100.0, 120.0, 140.0)
+    joules = joules_of(windows, meter.told)
+    assert above_idle(windows, joules, meter.idle_watts).how == "there was no time for an idle window"
+    meter.windows[IDLE] = [Window(30.0, 60.0)]
+    idle = meter.idle_watts
+    assert idle.value == 2.0 and idle.status == "measured"
+    # 360 J in 60 s, of which the machine takes 2 W anyhow.
+    made = above_idle(windows, joules, idle)
+    assert made.value == 240.0 and made.high == pytest.approx((joules.high or 0) - 120) and "less 2 W idle" in made.how
+    assert above_idle(windows, joules, Known(6.0, "measured", "")).value is None
+    assert above_idle(windows, unknown("no sensor"), idle).how == "no sensor"
+    assert Meter.of("cpu", here=False).idle_watts.how == ELSEWHERE
+
+
+def test_how_long_the_machine_idles() -> None:
+    """30 s, at most a tenth of the time that is left, and never less than a counter needs."""
+    meter, _ = metered(1.0)
+    assert [meter.idle_seconds(left) for left in (600, 200, 99, -1)] == [30, 20, 0, 0]
+    assert Meter.of("cpu", here=False).idle_seconds(600) == 0
 
 
 def test_no_counter() -> None:

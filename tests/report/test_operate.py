@@ -29,6 +29,7 @@ from tests.support.operate_files import (
     searched,
     served,
     server_bench,
+    spent,
     watch,
 )
 from tests.support.report_files import evaluation, write
@@ -66,7 +67,7 @@ def test_a_load_test(tmp_path: Path) -> None:
     assert claims(said, "ttft")[0].figure.value == pytest.approx(0.12)
     assert "TTFT at p99 under closed load: 60 requests are too few for it." in said.reading.not_measured
     # Lengths and ends are those of answers that end by themselves.
-    assert [each.setup.rpartition(", ")[2] for each in claims(said, "truncated_share")] == ["natural load"]
+    assert [each.setup.rpartition(", ")[2] for each in claims(said, "truncated_share")] == ["2 at a time"]
     assert claims(said, "length_ratio")[0].figure.value == 1.2
     # Output within the SLO is requests times their length.
     (tokens,) = (each for each in claims(said, "tokens_per_second") if each.figure.status == "estimated")
@@ -80,7 +81,8 @@ def test_a_load_test(tmp_path: Path) -> None:
         "120 / 156 / 159.2 (too few) ms",
         "0.800 (0.720 to 0.880)",
     )
-    assert cells["natural load: answers cut off"] == ("25.0%", "25.0%", "–") and len(sheet.rows) == 4 * 3 + 2
+    assert cells["natural lengths, 2 at a time: answers cut off"] == ("25.0%", "25.0%", "–")
+    assert len(sheet.rows) == 4 * 3 + 2
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,35 @@ def test_money_of_the_test_itself(tmp_path: Path) -> None:
     assert sheet.rows[-1] == ("break-even: rework that may be added", "", "≈ 0.125 percentage points")
     _, kpis = made(tmp_path, server_bench(cost=cost()))
     assert kpis["rows"][1]["decision"]["rework_allowed"]["value"] == pytest.approx(0.00125)
+
+
+def test_joules_at_the_server(tmp_path: Path) -> None:
+    loads = [load("closed", energy={"baseline": spent(3.0, 2.0), "endpoint": spent()})]
+    said = read(tmp_path, server_bench(loads=loads))
+    whole, above = claims(said, "joules_per_token")
+    assert (whole.figure.value, whole.figure.low, whole.figure.status) == (2.0, 1.8, MEASURED)
+    assert whole.setup.endswith("closed load, measured, zeus, gpu board")
+    assert above.figure.value == 1.0 and above.setup == f"{whole.setup}, above the idle machine"
+    assert [each.figure.value for each in claims(said, "joules_per_request")] == [32.0, 16.0]
+    assert claims(said, "joules_per_token", "dense-model")[0].setup == whole.setup
+    assert not any("Energy" in each for each in said.reading.not_measured)
+    page, kpis = made(tmp_path, server_bench(loads=loads))
+    assert kpis["rows"][1]["decision"]["joules_per_token"]["value"] == 2.0 and "Energy of a request" in page
+    # A load that is not to be believed has no joules to believe either.
+    void = loaded("closed", 0.08, void=["The client was late by 80 ms."], status="void")
+    said = read(tmp_path, server_bench(loads=[load("closed", endpoint=void, energy=loads[0]["energy"])]))
+    assert not any(each.figure.believed for each in claims(said, "joules_per_token"))
+
+
+def test_joules_that_were_not_measured(tmp_path: Path) -> None:
+    none = {"baseline": spent(None, None), "endpoint": spent(None, None)}
+    said = read(tmp_path, server_bench(loads=[load("closed", energy=none), load("open", energy=none)]))
+    assert not claims(said, "joules_per_token")
+    assert said.reading.not_measured.count("Energy in file.json: there is no counter.") == 1
+    half = {"baseline": spent(above=None), "endpoint": spent(above=None, why="no time")}
+    said = read(tmp_path, server_bench(loads=[load("closed", energy=half), load("open", energy=None)]))
+    assert len(claims(said, "joules_per_token")) == 1
+    assert "Energy above the idle machine in file.json: no time." in said.reading.not_measured
 
 
 def test_failed_requests_are_infinitely_slow(tmp_path: Path) -> None:
@@ -278,21 +309,27 @@ def test_all_of_one_model_stand_together(tmp_path: Path) -> None:
     assert [each["kind"] for each in kpis["rows"][1]["proofs"]] == ["load at the server", "acceptance", "watch"]
     decided = kpis["rows"][1]["decision"]
     assert decided["slo_load"]["value"] == 5.0 and decided["error_rate"]["value"] == 0.12
-    # 1.8 $ an hour: 0.0005 $ / requests/s. The smaller one saves 0.000125 - 0.0001 $ a request.
-    assert decided["rework_allowed"]["value"] == pytest.approx(0.000025 / 2)
+    # 1.8 $ an hour: 0.0005 $ / requests/s. On the user's records the smaller one writes 1.1 times as much (on the load
+    # test's texts 1.2 times), so it saves 0.000125 - 0.00011 $ a request.
+    assert decided["rework_allowed"]["value"] == pytest.approx(0.000015 / 2)
     assert decided["dollars_per_million"]["setup"].endswith("within TTFT ≤ 500 ms, TPOT ≤ 50 ms at p95")
     # 5 requests/s of 16 tokens.
     assert decided["dollars_per_million"]["value"] == pytest.approx(1e6 * 1.8 / 3600 / 80)
     figures = kpis["rows"][1]["figures"]
     within = [each for each in figures["dollars_per_request"] if "within" in each["setup"]]
-    assert within[0]["value"] == pytest.approx(1e-4) and within[0]["status"] == "estimated"
+    assert within[0]["value"] == pytest.approx(1.1e-4) and within[0]["status"] == "estimated"
+    assert "answers 1.1 times as long as the dense model's (2.json)" in within[0]["how"]
+    assert within[0]["files"] == ["1.json", "2.json"]
+    # A load whose answers end by themselves holds their lengths already.
+    natural = [each for each in figures["dollars_per_request"] if "natural" in each["setup"]]
+    assert natural[0]["value"] == pytest.approx(0.0005 / 12.5)
     (accepted,) = figures["dollars_per_accepted"]
-    assert accepted["value"] == pytest.approx(1e-4 + 0.12 * 2) and len(accepted["files"]) == 2
+    assert accepted["value"] == pytest.approx(1.1e-4 + 0.12 * 2) and len(accepted["files"]) == 2
     # Half of the answers are given again by the dense model, for 0.000125 $ each.
     prices.write_text("dollars_per_hour = 1.8\ndollars_per_rework = 2.0\nfallback_share = 0.5\n")
     _, more = made(tmp_path, evaluation(), server_bench(), acceptance(), watch(), prices=prices)
     (accepted,) = more["rows"][1]["figures"]["dollars_per_accepted"]
-    assert accepted["value"] == pytest.approx(1e-4 + 0.5 * 1.25e-4 + 0.12 * 2) and "for 0.5 of" in accepted["how"]
+    assert accepted["value"] == pytest.approx(1.1e-4 + 0.5 * 1.25e-4 + 0.12 * 2) and "for 0.5 of" in accepted["how"]
     found = Reader(page)
     assert [each["id"] for each in found.named("h2")][:2] == ["decision", "proved"]
     section = page[page.index('id="proved"') : page.index('id="figures"')]

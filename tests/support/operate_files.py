@@ -71,6 +71,25 @@ def load(kind: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+def spent(token: float | None = 2.0, above: float | None = 1.0, why: str = "there is no counter") -> dict[str, Any]:
+    """What bench-server --energy adds to a load, for one model."""
+
+    def known(value: float | None) -> dict[str, Any]:
+        status = "not measured" if value is None else "measured"
+        ends = (None, None) if value is None else (0.9 * value, 1.1 * value)
+        how = why if value is None else "zeus, gpu board; 4 windows, 60 s"
+        return {"value": value, "low": ends[0], "high": ends[1], "status": status, "how": how}
+
+    return {
+        "per_token": known(token),
+        "per_request": known(None if token is None else 16 * token),
+        "above_idle_per_token": known(above),
+        "above_idle_per_request": known(None if above is None else 16 * above),
+        "idle_watts": known(50.0),
+        "method": "zeus, gpu board",
+    }
+
+
 def searched(rate: float | None, status: str = "found") -> dict[str, Any]:
     blocks = [] if rate is None else [0.9 * rate, 1.1 * rate]
     return {
@@ -145,7 +164,7 @@ def server_bench(**changes: Any) -> Any:
         "stopped": None,
         "believed": True,
         "served": {"baseline": served("dense-model", DENSE), "endpoint": served("small", PRUNED)},
-        "loads": [load("closed"), load("open"), load("natural")],
+        "loads": [load("closed"), load("open"), load("natural", load="natural lengths, 2 at a time")],
         "capacity": capacity(),
         "workload": {"kind": "synthetic", "label": "synthetic (made up by prunekit)", "bad_lines": 0},
         "config": {"requests": 60, "blocks": 4, "prompt": 32, "tokens": 16},

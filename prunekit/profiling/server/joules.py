@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit.profiling.server_costs import Known, energy_of, unknown
-from prunekit.profiling.server_energy import Meter, joules_of
+from prunekit.profiling.server_energy import Meter, above_idle, joules_of
 
 if TYPE_CHECKING:
     from prunekit.profiling.server.measured import LoadResult
@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Energy:
     """Joules for one output token and one answered request of an endpoint at one load, prompts and idle time of the
-    window included."""
+    window included; the same less what the idle machine draws, ``idle_watts``; ``method`` is what counted, and what."""
 
     per_token: Known
     per_request: Known
+    above_idle_per_token: Known
+    above_idle_per_request: Known
+    idle_watts: Known
+    method: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"per_token": self.per_token.to_dict(), "per_request": self.per_request.to_dict()}
+        data: dict[str, Any] = dict(vars(self))
+        return {name: each.to_dict() if isinstance(each, Known) else each for name, each in data.items()}
 
 
 def meter(local: Sequence[bool]) -> Meter:
@@ -41,15 +46,20 @@ def window_name(load: str, side: int) -> str:
 
 def energies(meter: Meter, load: str, results: Sequence[LoadResult]) -> tuple[Energy, ...]:
     """The energy of each endpoint at ``load``."""
-    made = []
+    made, idle = [], meter.idle_watts
     for side, result in enumerate(results):
-        joules = joules_of(meter.windows.get(window_name(load, side), []), meter.told)
-        answered = result.requests - result.failed
-        tokens = None if result.tokens is None else result.tokens * answered
-        per_token = (
-            unknown("the server does not count tokens")
-            if tokens is None
-            else energy_of(joules, tokens, "output tokens")
-        )
-        made.append(Energy(per_token, energy_of(joules, answered, "requests")))
+        windows = meter.windows.get(window_name(load, side), [])
+        joules = joules_of(windows, meter.told)
+        above = above_idle(windows, joules, idle)
+        made.append(Energy(*_shared(joules, result), *_shared(above, result), idle, meter.told))
     return tuple(made)
+
+
+def _shared(joules: Known, result: LoadResult) -> tuple[Known, Known]:
+    """``joules`` for an output token and for an answered request."""
+    answered = result.requests - result.failed
+    if result.tokens is None:
+        per_token = unknown("the server does not count tokens")
+    else:
+        per_token = energy_of(joules, result.tokens * answered, "output tokens")
+    return per_token, energy_of(joules, answered, "requests")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunekit.profiling.prices import Prices
-from prunekit.profiling.server.report import ServerReport
+from prunekit.profiling.server.report import NAMES, ServerReport
+from prunekit.profiling.server.statistics import Ratio
 from prunekit.profiling.server_costs import AtLoad, Known, ServerCost, break_even, server_cost, unknown
 
 
@@ -27,7 +28,10 @@ class Money:
 
 
 def money(report: ServerReport, prices: Prices) -> Money:
-    """Dollars at the highest load within the SLO; not measured where there is none."""
+    """Dollars at the highest load within the SLO; not measured where there is none.
+
+    Both servers were asked for answers of equal length. Where answers that end by themselves were measured, a request
+    to the endpoint costs as many times more as its answers are longer than the baseline's (:func:`longer`)."""
     loads = [at_load(report, side) for side in range(len(report.served))]
     costs = tuple(tuple(server_cost(at, prices, used) for used in prices.utilisations) for at in loads)
     if len(costs) < 2:
@@ -43,17 +47,54 @@ def money(report: ServerReport, prices: Prices) -> Money:
 
 
 def at_load(report: ServerReport, side: int) -> AtLoad:
-    """Requests and output tokens a second. Tokens are those of the mean answer of exact length."""
+    """Requests and output tokens a second. Tokens are those of the mean answer of exact length; requests to the
+    endpoint are fewer where its answers are longer by themselves."""
     if report.capacity is None:
         none = unknown("no SLO was named, so there is no highest load within it")
         return AtLoad(none, none)
     rate, said = report.capacity.rates[side], report.capacity.words[side]
     if rate is None:
         return AtLoad(unknown(said), unknown(said))
-    requests = Known(rate, "measured", said)
+    requests = _shared(Known(rate, "measured", said), report, side)
     fixed = [load.results[side].tokens for load in report.loads if load.results[side].load.kind != "natural"]
     lengths = [each for each in fixed if each is not None]
     if not lengths:
         return AtLoad(requests, unknown("the server does not count tokens"))
     mean = sum(lengths) / len(lengths)
     return AtLoad(requests, Known(rate * mean, "measured", f"{said}, {mean:.3g} tokens an answer"))
+
+
+def longer(report: ServerReport) -> Ratio:
+    """By how many times the endpoint's answers that end by themselves are as long as the baseline's: in tokens, else in
+    characters; no ratio where that was not measured."""
+    for load in report.loads:
+        if load.results[0].load.kind == "natural":
+            found = [load.ratios[name] for name in ("tokens", "characters") if name in load.ratios]
+            return next((each for each in found if each.value is not None), Ratio(None))
+    return Ratio(None)
+
+
+def length_notes(report: ServerReport) -> list[str]:
+    """A sentence where the endpoint's answers are shown to be longer, or shorter, by themselves."""
+    ratio = longer(report)
+    if ratio.value is None or ratio.low is None or ratio.high is None or ratio.low <= 1 <= ratio.high:
+        return []
+    return [
+        f"By themselves the endpoint's answers are {ratio.value:.2f} times as long as the baseline's "
+        f"({ratio.low:.2f} to {ratio.high:.2f}). Loads with exact lengths, and the ratio of the highest loads, do not "
+        f"hold this: for requests of users that ratio is less, by up to a factor of {ratio.value:.2f}."
+    ]
+
+
+def _shared(requests: Known, report: ServerReport, side: int) -> Known:
+    """``requests`` of exact length as requests whose answers end by themselves, in units of the baseline's length."""
+    if len(report.served) < 2:
+        return requests
+    ratio, rate = longer(report), requests.value
+    if ratio.value is None or rate is None:
+        return replace(requests, how=f"{requests.how}; both models' answers taken as equally long")
+    if side < NAMES.index("endpoint"):
+        return requests
+    how = f"{requests.how}, over {ratio.value:.3g}: its answers that end by themselves are so many times as long"
+    ends = (None, None) if ratio.low is None or ratio.high is None else (rate / ratio.high, rate / ratio.low)
+    return Known(rate / ratio.value, "estimated", how, *ends)

@@ -9,13 +9,14 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunekit.profiling.server.config import ServerConfig
 from prunekit.profiling.server.joules import meter
 from prunekit.profiling.server.load import Gun
 from prunekit.profiling.server.measured import MOST_CACHED
+from prunekit.profiling.server.money import length_notes
 from prunekit.profiling.server.report import NAMES, Served, ServerReport
 from prunekit.profiling.server.session import Session
 from prunekit.profiling.server.traces import load_workload
@@ -174,7 +175,7 @@ def _report(
         notes.append(f"{workload.bad:,} lines of the file were no requests and were left out.")
     if workload.kind == "trace" and session.config.slo is not None and session.capacity is not None:
         notes.append("The search within the SLO sends the trace's requests at random times, not at the trace's own.")
-    return ServerReport(
+    report = ServerReport(
         tuple(served),
         tuple(session.loads),
         session.capacity,
@@ -185,6 +186,7 @@ def _report(
         session.stopped,
         time.perf_counter() - session.began,
     )
+    return replace(report, notes=(*report.notes, *length_notes(report)))
 
 
 def _slots(targets: list[Target]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -18,7 +19,7 @@ from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, is_
 from prunekit.profiling.server.statistics import ratio_of
 from prunekit.profiling.server.warmup import Warm, warm_up
 from prunekit.profiling.server.workload import Workload, arrivals
-from prunekit.profiling.server_energy import Meter
+from prunekit.profiling.server_energy import IDLE, Meter
 from prunekit.utils.phases.run import current
 from prunekit.utils.progress import progress
 from prunekit.utils.timing import order
@@ -27,7 +28,7 @@ from prunekit.utils.timing import order
 OPEN_SHARE, SEARCH_SHARE = 0.6, 0.5
 # The search takes as much time as so many other loads.
 _WEIGHTS = {"warm-up": 0.7, "search": 4.0}
-WARM_UP, SEARCH = "warming up", "highest load within the SLO"
+WARM_UP, SEARCH, REST = "warming up", "highest load within the SLO", "servers at rest"
 _MOST_SEARCHES = 3
 
 
@@ -88,7 +89,8 @@ class Session:
 
     @property
     def titles(self) -> list[str]:
-        return [WARM_UP, *(title for title, _ in self.planned()), *([SEARCH] if self.config.slo else [])]
+        rest = [REST] if self.meter is not None and self.meter.sensor is not None else []
+        return [WARM_UP, *rest, *(title for title, _ in self.planned()), *([SEARCH] if self.config.slo else [])]
 
     async def run(self) -> None:
         """All phases. Raises PrunekitError where an endpoint answers nothing at first."""
@@ -97,6 +99,7 @@ class Session:
             weights[SEARCH] = _WEIGHTS["search"]
         budget = Budget(self.began + 60 * self.config.max_minutes, weights)
         await self._warm(budget)
+        await self._rest(budget)
         try:
             for title, load in self.planned():
                 if budget.is_up:
@@ -122,6 +125,18 @@ class Session:
                 gun.exact = made.exact
         self._foresee(budget)
 
+    async def _rest(self, budget: Budget) -> None:
+        """What the machine draws while its servers, which are warm, have nothing to do."""
+        if self.meter is None or REST not in self.titles:
+            return
+        budget.weights.pop(REST, None)
+        seconds = self.meter.idle_seconds(budget.until - time.perf_counter())
+        with progress(REST, 1) as advance:
+            if seconds:
+                with self.meter.window(IDLE):
+                    await asyncio.sleep(seconds)
+            advance()
+
     def _foresee(self, budget: Budget) -> None:
         """How long the phases will take, from the pace of the warm-up."""
         run = current.get()
@@ -134,6 +149,8 @@ class Session:
         for title, load in self.planned():
             needed = sum(paces) * self.config.requests / (OPEN_SHARE if load.kind == "open" else 1.0)
             made[title] = min(left * budget.weights.get(title, 1.0) / whole, needed) if paces else left / whole
+        if REST in self.titles and self.meter is not None:
+            made[REST] = self.meter.idle_seconds(left)
         made[SEARCH] = left * budget.weights.get(SEARCH, 0.0) / whole
         run.foresee(made)
 

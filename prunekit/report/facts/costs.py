@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from prunekit.profiling.prices import Prices
 
 
+# How set-ups of prunekit's load tests begin, and what the load with answers that end by themselves is called.
+_EXACT_LENGTHS, _NATURAL = "bench-server, ", "natural lengths"
+
+
 @dataclass(frozen=True)
 class Use:
     """Dollars of a million output tokens of each row (None: not known) where so large a share of an hour is used."""
@@ -58,13 +62,41 @@ def _costs(row: Row, bases: Sequence[Row], checkpoint: Row | None, prices: Price
             if prices.watts is not None:
                 how = f"{prices.watts:g} watts, as the prices say, over output tokens a second {came}"
                 yield _estimate(claim, "joules_per_token", prices.watts / rate, how)
+        own = [row, *([checkpoint] if checkpoint is not None else [])]
         if claim.metric == "requests_per_second":
             dollars = prices.per_request(rate)
             if dollars is not None:
-                yield _estimate(claim, "dollars_per_request", dollars, f"the prices, and requests a second {came}")
-                yield from _rework(claim, dollars, bases, prices)
+                length = _longer(claim, own)
+                how = f"the prices, and requests a second {came}{length.said}"
+                yield _estimate(claim, "dollars_per_request", dollars * length.value, how, length.files)
+                yield from _rework(claim, dollars * length.value, bases, prices, length)
         if claim.metric == "slo_load":
-            yield from _within_slo(claim, [row, *([checkpoint] if checkpoint is not None else [])], bases, prices)
+            yield from _within_slo(claim, own, bases, prices)
+
+
+@dataclass(frozen=True)
+class _Length:
+    """How many times a request costs what one of the baseline's length does, the words for it, and the files that it
+    comes from."""
+
+    value: float = 1.0
+    said: str = ""
+    files: tuple[str, ...] = ()
+
+
+def _longer(claim: Claim, rows: Sequence[Row]) -> _Length:
+    """How long the model's answers are by themselves. Load tests of prunekit ask both models for answers of equal
+    length; what each writes by itself is known from your records, else from the load test's own texts."""
+    is_exact = claim.setup.startswith(_EXACT_LENGTHS) and _NATURAL not in claim.setup
+    if rows[0].dense or not is_exact:
+        return _Length()
+    told = [each for row in rows for each in row.claims if each.metric == "length_ratio" and each.figure.believed]
+    told = [each for each in told if each.figure.value and each.figure.status == MEASURED]
+    if not told:
+        return _Length(said=", of answers as long as the dense model's")
+    best = min(told, key=lambda each: each.setup.startswith(_EXACT_LENGTHS))
+    value, files = best.figure.value or 1.0, best.figure.files
+    return _Length(value, f", of answers {value:.3g} times as long as the dense model's ({', '.join(files)})", files)
 
 
 def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices: Prices) -> Iterator[Claim]:
@@ -73,9 +105,11 @@ def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices:
     dollars = prices.per_request(claim.figure.value or 0.0)
     if dollars is None:
         return
-    how = "the prices, and requests a second at the highest load within the SLO"
-    yield _estimate(claim, "dollars_per_request", dollars, how)
-    yield from _rework(claim, dollars, bases, prices)
+    length = _longer(claim, rows)
+    dollars *= length.value
+    how = f"the prices, and requests a second at the highest load within the SLO{length.said}"
+    yield _estimate(claim, "dollars_per_request", dollars, how, length.files)
+    yield from _rework(claim, dollars, bases, prices, length)
     wrong = [
         each for row in rows for each in row.claims if each.metric == "error_rate" and each.figure.value is not None
     ]
@@ -92,15 +126,15 @@ def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices:
     accepted = per_accepted_answer(dollars, dense, back, share, prices.dollars_per_rework)
     whose = "it" if wrong[0].form == claim.form else "its checkpoint"
     how = (
-        f"an answered request at the highest load within the SLO, and {prices.dollars_per_rework:g} $ for each of the "
-        f"{share:.1%} of your records that {whose} gets wrong"
+        f"an answered request at the highest load within the SLO{length.said}, and {prices.dollars_per_rework:g} $ for "
+        f"each of the {share:.1%} of your records that {whose} gets wrong"
     ) + (f", and the dense model's request for {back:.3g} of the answers, by the prices" if back else "")
     made = _estimate(claim, "dollars_per_accepted", accepted, how)
-    files = tuple(dict.fromkeys((*claim.figure.files, *wrong[0].figure.files)))
+    files = tuple(dict.fromkeys((*claim.figure.files, *length.files, *wrong[0].figure.files)))
     yield replace(made, figure=replace(made.figure, files=files))
 
 
-def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices) -> Iterator[Claim]:
+def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices, length: _Length) -> Iterator[Claim]:
     """By how much the share of answers that a person mends may rise until what is saved is spent."""
     if not prices.dollars_per_rework:
         return
@@ -108,8 +142,9 @@ def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices) 
         return
     before = _dense_request(claim, bases, prices)
     if before is not None:
-        how = f"what a request saves, over {prices.dollars_per_rework:g} $ for mending an answer"
-        yield _estimate(claim, "rework_allowed", allowed_rework(before - dollars, prices.dollars_per_rework), how)
+        how = f"what a request saves{length.said}, over {prices.dollars_per_rework:g} $ for mending an answer"
+        allowed = allowed_rework(before - dollars, prices.dollars_per_rework)
+        yield _estimate(claim, "rework_allowed", allowed, how, length.files)
 
 
 def _dense_request(claim: Claim, bases: Sequence[Row], prices: Prices) -> float | None:
@@ -121,7 +156,7 @@ def _dense_request(claim: Claim, bases: Sequence[Row], prices: Prices) -> float 
     return prices.per_request(rate) if rate else None
 
 
-def _estimate(claim: Claim, metric: str, value: float, how: str) -> Claim:
+def _estimate(claim: Claim, metric: str, value: float, how: str, files: Sequence[str] = ()) -> Claim:
     setup = claim.setup
     if metric == "joules_per_token":
         # What a sensor measured never stands in one column with it.
@@ -130,7 +165,13 @@ def _estimate(claim: Claim, metric: str, value: float, how: str) -> Claim:
         claim,
         metric=metric,
         setup=setup,
-        figure=Figure(value, ESTIMATED, how=how, files=claim.figure.files, believed=claim.figure.believed),
+        figure=Figure(
+            value,
+            ESTIMATED,
+            how=how,
+            files=tuple(dict.fromkeys((*claim.figure.files, *files))),
+            believed=claim.figure.believed,
+        ),
     )
 
 
@@ -145,5 +186,5 @@ def uses(column: Column, prices: Prices) -> list[Use]:
 
 def cost_columns(grouped: Grouped) -> list[Column]:
     """Costs under every set-up that is known."""
-    names = ("dollars_per_million", "dollars_per_request", "dollars_per_accepted", "rework_allowed", "joules_per_token")
+    names = ("dollars_per_million", "dollars_per_request", "dollars_per_accepted", "rework_allowed")
     return [each for name in names for each in columns(name, grouped) if each.known()]

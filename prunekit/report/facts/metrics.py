@@ -88,6 +88,7 @@ METRICS: dict[str, Metric] = {
     "parameters": Metric("Parameters", "M", _scaled(1e6)),
     "blocks_share": Metric("Decoder blocks kept", "%", _share),
     "joules_per_token": Metric("Energy", "J/token", plain),
+    "joules_per_request": Metric("Energy of a request", "J", plain),
     "dollars_per_million": Metric("Cost", "$/M tokens", plain),
     "dollars_per_request": Metric("Cost of a request", "$", plain),
     "dollars_per_accepted": Metric("Cost of an accepted answer", "$", plain),

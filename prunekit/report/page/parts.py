@@ -53,6 +53,7 @@ _SERVICE = (
     "reworked_share",
     "alarms",
 )
+_ENERGY = ("joules_per_token", "joules_per_request")
 _SIZE = (
     "parameters",
     "blocks_share",
@@ -117,6 +118,7 @@ def every_figure(grouped: Grouped, decision: Decision, prices: Prices | None) ->
         (QUALITY, "Quality, by text"),
         (_SERVICE, "Your records and request logs"),
         (_SPEED, "Time and memory, by machine and load"),
+        (_ENERGY, "Energy, by machine and load"),
     ):
         tables = _by_setup(name, grouped)
         parts += [element("h3", title), *tables] if tables else []

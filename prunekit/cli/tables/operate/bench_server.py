@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _CAPTION = (
     "Milliseconds from when a request was to be sent: p50 / p95 / p99 (-: too few requests; p95 needs 59, p99 299)."
 )
+_ENERGY = (
+    ("J an output token", "per_token"),
+    ("J a request", "per_request"),
+    ("J a request above idle", "above_idle_per_request"),
+)
 _TIMES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("E2E", "e2e"), ("chunk gap", "gap"))
 
 
@@ -72,7 +77,7 @@ def _show_load(load: Compared, names: tuple[str, ...], out: Console) -> None:
         "ended at their limit", *(_share(each.truncated) for each in load.results), *(("", "") if two else ())
     )
     shown.add_row("failed", *(_failed(each) for each in load.results), *(("", "") if two else ()))
-    for title, name in (("J an output token", "per_token"), ("J a request", "per_request")) if load.energy else ():
+    for title, name in _ENERGY if load.energy else ():
         known = [getattr(each, name) for each in load.energy]
         cells = ["not measured" if each.value is None else f"{each.value:,.3g}" for each in known]
         shown.add_row(title, *cells, *(("", "") if two else ()))

@@ -21,6 +21,7 @@ from prunekit.report.facts.claims import (
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.operate.capacity import capacity_words, slo_words, within
 from prunekit.report.readers.operate.doubts import doubts, lost
+from prunekit.report.readers.operate.joules import energy_claims, lost_energy
 from prunekit.report.readers.operate.loads import load_sheet
 from prunekit.report.readers.operate.money import cost_claims, cost_sheet
 from prunekit.report.readers.operate.versions import check_version
@@ -60,7 +61,7 @@ def read(data: Fields, place: Place) -> Reading:
         tuple(claims),
         facts=tuple(_facts(data)),
         proofs=(_proof(data, places, place),),
-        not_measured=tuple(dict.fromkeys(lost(data, name))),
+        not_measured=tuple(dict.fromkeys((*lost(data, name), *lost_energy(data, place)))),
         warnings=tuple(dict.fromkeys(doubts(data, place))),
     )
 
@@ -137,6 +138,9 @@ def _load(said: Fields, places: Mapping[str, tuple[Subject, str]], base: str, pl
             shares["truncated_share"] = result.maybe("truncated", most=1)
         for metric, value in shares.items():
             yield from _doubted(measured(subject, form, metric, value, place, setup, f"{requests:,} requests"), is_void)
+        spent = said.maybe_object("energy")
+        if spent is not None:
+            yield from _doubted(list(energy_claims(spent.object(side), (subject, form), setup, place)), is_void)
     if "baseline" in places:
         yield from _ratios(said, places, setup, kind, place)
 
