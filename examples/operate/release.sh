@@ -6,7 +6,8 @@
 #
 # A link is replaced in one step (rename), so at every moment `current` is the old release or the new one. `previous` is
 # what `current` was before. RELOAD is a command that makes the servers open it, and fails where they don't answer then:
-# both links are put back.
+# both links are put back. REQUEST_LOG is the request log: it is moved aside once the servers answer, so that it holds the
+# requests of one release, from which the baseline of that release's watch is made.
 #
 # Exit code: 0 done, 2 nothing to promote or to go back to, 1 the servers did not come back.
 set -eu
@@ -21,6 +22,14 @@ point() {
 
 reload() { [ -z "${RELOAD:-}" ] || sh -c "$RELOAD"; }
 
+# The former requests get a name that prunekit watch does not take for a rotated part of the log.
+begin_log() {
+    if [ -n "${REQUEST_LOG:-}" ] && [ -e "$REQUEST_LOG" ]; then
+        aside="$(dirname "$REQUEST_LOG")/until-$(date -u +%Y%m%dT%H%M%SZ)-$(basename "$REQUEST_LOG")"
+        mv "$REQUEST_LOG" "$aside" || say "$REQUEST_LOG could not be moved"
+    fi
+}
+
 # switch NAME: current becomes NAME, previous what current was.
 switch() {
     before=$(readlink "$RELEASES/current" || true)
@@ -28,6 +37,7 @@ switch() {
     if [ -n "$before" ] && [ "$before" != "$1" ]; then point previous "$before"; fi
     point current "$1"
     if reload; then
+        begin_log
         say "current is $1${before:+, previous is $before}"
         return
     fi

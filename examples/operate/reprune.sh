@@ -4,13 +4,17 @@
 #   MODEL=smollm2-135m TEXT=recent.jsonl RECORDS=records.jsonl POLICY=policy.toml RELEASES=/srv/prunekit sh reprune.sh
 #
 # RELEASES  holds a folder for each release, and the links `current` and `previous` (release.sh)
-# MODEL     the dense model, which stays the baseline and the fallback
+# MODEL     the dense model, which stays the fallback
+# BASELINE  what the result is compared with, such as the dense model in the format of TARGET (default: MODEL)
 # TEXT      recent requests, as `--calib` takes them; half of what is read, the other half is OLD
 # OLD       what else the model must stay good at (default: builtin)
 # PARAMS    the share of parameters that is kept (default: 0.8)
-# TARGET    an export beside the checkpoint, such as gguf (default: none)
+# TARGET    an export beside the checkpoint, such as gguf (default: none). What is accepted is what is served: the export,
+#           where prunekit can open it (gguf, hf, vllm), else the checkpoint
+# DTYPE     of the export, such as q8_0 (default: the target's own)
 # KEEP      how many releases are kept, current and previous not counted (default: 3)
 # RELOAD    a command that makes the servers open `current`; see release.sh
+# REQUEST_LOG  the request log, which begins anew with each release; see release.sh
 #
 # Exit code: 0 promoted, 3 refused and nothing changed, 75 another run is at work, else that of the step that failed.
 set -eu
@@ -37,11 +41,26 @@ trap 'rm -rf "$work"' EXIT
 
 prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$TEXT:0.5,${OLD:-builtin}:0.5" -o "$work/checkpoint" 9>&-
 if [ -n "${TARGET:-}" ]; then
-    prunekit export "$work/checkpoint" --to "$TARGET" -o "$work/export" 9>&-
+    prunekit export "$work/checkpoint" --to "$TARGET" ${DTYPE:+--dtype "$DTYPE"} -o "$work/export" 9>&-
 fi
+served="$work/checkpoint"
+case "${TARGET:-}" in
+"") ;;
+gguf)
+    set -- "$work"/export/*.gguf
+    if [ "$#" -ne 1 ] || [ ! -f "$1" ]; then
+        say "the export is not one .gguf file"
+        exit 1
+    fi
+    served=$1
+    ;;
+hf | vllm) served="$work/export" ;;
+*) say "prunekit accept can't open an export for $TARGET, so it asks the checkpoint that was exported" ;;
+esac
 
 code=0
-prunekit accept "$work/checkpoint" --baseline "$MODEL" --records "$RECORDS" --policy "$POLICY" -o "$work/accept" 9>&- || code=$?
+prunekit accept "$served" --baseline "${BASELINE:-$MODEL}" --records "$RECORDS" --policy "$POLICY" \
+    -o "$work/accept" 9>&- || code=$?
 if [ "$code" -ne 0 ]; then
     # What it was refused for is kept, the model is not.
     if [ -d "$work/accept" ]; then
@@ -54,6 +73,7 @@ fi
 
 mv "$work" "$RELEASES/$name"
 sh "$here/release.sh" promote "$name" 9>&-
+say "not watched yet: collect requests, then run prunekit watch init ... -o $RELEASES/current/base.json"
 
 # The oldest first; never what a link names.
 current=$(readlink "$RELEASES/current")

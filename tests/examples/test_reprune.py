@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from prunekit.monitoring.running.rotation import _siblings
 from tests.support.command import ROOT
 
 OPERATE = ROOT / "examples" / "operate"
@@ -25,7 +26,8 @@ echo >> "$LOG"
 step=$1
 for out; do :; done
 case $step in
-prune | export) mkdir "$out" && echo weights > "$out/model.safetensors" ;;
+prune) mkdir "$out" && echo weights > "$out/model.safetensors" ;;
+export) mkdir "$out" && for n in ${EXPORTS-model-q8_0.gguf}; do echo weights > "$out/$n"; done ;;
 accept) mkdir "$out" && echo '{}' > "$out/accept.json" ;;
 esac
 eval "exit \\${EXIT_$step:-0}"
@@ -86,8 +88,51 @@ def test_what_is_accepted_is_promoted(place: Place) -> None:
     work = prune[-1].removesuffix("/checkpoint")
     assert prune[:-2] == ["prune", "dense model", "--params", "0.8", "--calib", "recent.jsonl:0.5,builtin:0.5"]
     assert export == ["export", f"{work}/checkpoint", "--to", "gguf", "-o", f"{work}/export"]
-    assert accept[:4] == ["accept", f"{work}/checkpoint", "--baseline", "dense model"]
+    # What is served is asked, not what it was made from.
+    assert accept[:4] == ["accept", f"{work}/export/model-q8_0.gguf", "--baseline", "dense model"]
     assert accept[4:8] == ["--records", "records.jsonl", "--policy", "policy.toml"]
+    assert f"-o {place.releases}/current/base.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "said"),
+    [
+        ("", "checkpoint", ""),
+        ("hf", "export", ""),
+        ("vllm", "export", ""),
+        ("onnx", "checkpoint", "prunekit accept can't open an export for onnx"),
+    ],
+)
+def test_what_is_accepted_is_what_is_served(place: Place, target: str, asked: str, said: str) -> None:
+    done = place.run("reprune.sh", TARGET=target, DTYPE="fp16", BASELINE="dense.gguf", EXPORTS="config.json")
+    assert done.returncode == 0 and said in done.stderr
+    *_, accept = (line.split("|")[:-1] for line in place.log.read_text().splitlines())
+    assert Path(accept[1]).name == asked and accept[2:4] == ["--baseline", "dense.gguf"]
+    if target:
+        assert "|--dtype|fp16|" in place.log.read_text()
+
+
+@pytest.mark.parametrize("files", ["", "a.gguf b.gguf", "config.json"])
+def test_an_export_that_is_not_one_gguf_file_is_not_promoted(place: Place, files: str) -> None:
+    done = place.run("reprune.sh", TARGET="gguf", EXPORTS=files)
+    assert done.returncode == 1 and "not one .gguf file" in done.stderr and place.names() == set()
+
+
+def test_each_release_has_a_log_of_its_own(place: Place, tmp_path: Path) -> None:
+    log = tmp_path / "re quests.jsonl"
+    log.write_text('{"id": "of the first"}\n')
+    for name in ("one", "two"):
+        place.release(name)
+    failed = place.run("release.sh", "promote", "one", REQUEST_LOG=str(log), RELOAD="false")
+    assert failed.returncode == 1 and log.exists()
+    (place.releases / "current").unlink()
+    assert place.run("release.sh", "promote", "two", REQUEST_LOG=str(log), RELOAD="true").returncode == 0
+    (aside,) = tmp_path.glob("until-*-re quests.jsonl")
+    assert not log.exists() and "of the first" in aside.read_text()
+    # Not read as the older part of the new one.
+    assert _siblings(log) == []
+    # Nothing to move yet.
+    assert place.run("release.sh", "promote", "one", REQUEST_LOG=str(log)).returncode == 0
 
 
 def test_what_is_refused_changes_nothing(place: Place) -> None:
