@@ -99,6 +99,7 @@ _REASON: dict[str, _Fits] = {
     **dict.fromkeys(("rank", "rank_low", "rank_high"), lambda value: value is None or _count(value)),
     **dict.fromkeys(("kept", "dense"), lambda value: _count(value) or (_counts(value) and len(value) == 2)),
     "texts": lambda value: value is None or (isinstance(value, dict) and all(map(_number, value.values()))),
+    "pays_most": lambda value: value is None or _text(value),
 }
 _TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count, "step": _count, "steps": _whole}
 _OF_TRAINING: dict[str, dict[str, _Fits]] = {
