@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.data.mixture import parse_mix, split
-from prunekit.data.self_generated import unwritten
+from prunekit.data.self_generated import CHUNK, unwritten
 from prunekit.data.sources import SELF
 from prunekit.models.source import pick_device, pick_dtype
-from prunekit.pipeline.forecast.room import Room, check_memory, room
+from prunekit.pipeline.forecast.room import PRUNE_LESS, TRAIN_LESS, Room, check_memory, room, training_room
+from prunekit.pipeline.forecast.sentence import Parts, sentence_of
 from prunekit.pipeline.forecast.sizes import Comparing, Comparison
 from prunekit.pipeline.forecast.work import Text, Work
 from prunekit.plan import Plan
 from prunekit.plan.allocations import AdaptConfig, OptimalConfig
 from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import Problem
+from prunekit.pruning.allocation.session import scale_sequences
 from prunekit.pruning.allocation.stored_session import takes_weights_alone
 from prunekit.pruning.importance.base import importance
+from prunekit.pruning.stages import before_the_last
 from prunekit.utils.files.atomic import cache_folder
 from prunekit.utils.phases.run import current
+from prunekit.utils.phases.titles import CHECK, OWN_TEXT
 from prunekit.utils.phases.words import size
 from prunekit.utils.process import ranks
 from prunekit.utils.progress import aside
@@ -33,38 +37,88 @@ if TYPE_CHECKING:
 
     from prunekit.data.calibration import CalibrationConfig
     from prunekit.models.dense import DenseModel
+    from prunekit.pipeline.forecast.lesson import Lesson
     from prunekit.pipeline.forecast.trial import Rates
     from prunekit.plan.recipe import Recipe
     from prunekit.plan.shape import ModelShape
 
 # Fewer operations are over before it is worth to time any; seconds that are worth a sentence; of rescaling's text.
 _SOON, _WORTH, _RESCALED = 4e12, 30.0, 0.4
+# Tokens of a trial where no text is read to prune.
+_SHORT = 256
 _log = logging.getLogger("prunekit")
 
 
-def foretell(dense: DenseModel, asked: Recipe | Plan, share: float, *, stored: int, out: Path | None = None) -> None:
-    """Measure a few steps on random weights, and tell how long what is ``asked`` of ``dense`` will take, where that is
-    long. A ``share`` of its blocks stays and is stored in ``stored`` bytes a number, in ``out`` (None: nothing is
-    written). Raises PrunekitError where there is certainly too little memory for it."""
+def foretell(
+    dense: DenseModel,
+    asked: Recipe | Plan,
+    share: float,
+    *,
+    stored: int,
+    out: Path | None = None,
+    lesson: Lesson | None = None,
+) -> None:
+    """Measure a few steps on random weights, and tell how long what is ``asked`` of ``dense`` will take, and the
+    ``lesson`` that follows (None: none), where that is long. A ``share`` of its blocks stays (of a rotation: of its
+    channels) and is stored in ``stored`` bytes a number, in ``out`` (None: nothing is written). Raises PrunekitError
+    where there is certainly too little memory for it."""
     recipe = asked.read_recipe() if isinstance(asked, Plan) else asked
-    if recipe is None or recipe.method.rotates:
-        return
-    if not isinstance(asked, Plan) and takes_weights_alone(recipe.method) and recipe.refit is None:
+    computed = recipe is not None and (
+        isinstance(asked, Plan) or not takes_weights_alone(recipe.method) or recipe.refit is not None
+    )
+    if not computed and lesson is None:
         return
     source, device = dense.source, pick_device(dense.device)
     dtype = pick_dtype(dense.dtype) or source.dtype
     shape = source.shape
     outside = shape.parameters - shape.block_parameters
-    size_out = 0 if out is None else int((outside + share * shape.block_parameters) * stored)
-    work = Work(shape, share, _text(dense, asked, recipe, share), size_out)
-    if work.operations() < _SOON:
+    left = outside + share * shape.block_parameters
+    if recipe is not None and recipe.method.rotates:
+        left = share * shape.parameters
+    size_out = 0 if out is None else int(left * stored)
+
+    def work_of(recipe: Recipe | None, share: float) -> Work:
+        text = _text(dense, asked, recipe, share) if computed and recipe else Text(_SHORT, 1)
+        return Work(shape, share, text, size_out)
+
+    work = work_of(recipe, share)
+    if work.operations() < _SOON and (lesson is None or _is_short(lesson)):
         return
     from prunekit.utils.numerics.bf16 import has_fast_products
 
-    needed = room(work, dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
-    _warn(needed, work, device, out)
-    if ranks.is_first():
-        _measure_and_tell(dense, work, needed, dtype, device)
+    fast = has_fast_products(device) and dtype.itemsize == 4
+    rooms = [(room(work, dtype.itemsize, fast=fast), PRUNE_LESS)] if computed else []
+    if lesson is not None:
+        teacher = dtype.itemsize if device.type == "cuda" else 4
+        tokens = lesson.asked.config.on(device.type).batch_tokens or 0
+        rooms.append((training_room(lesson, teacher, tokens, ranks.size()), TRAIN_LESS))
+    needed = Room(
+        max(each.memory for each, _ in rooms),
+        max(each.least for each, _ in rooms),
+        sum(each.disk for each, _ in rooms) + (0 if computed else size_out),
+    )
+    _warn((*(check_memory(each, device, advice) for each, advice in rooms), _short_of_disk(needed, work, out)))
+    if not ranks.is_first():
+        return
+
+    def foreseen(rates: Rates) -> tuple[Mapping[str, float], Parts | None]:
+        count = ranks.size()
+        found = work.seconds(rates, count)
+        if lesson is None:
+            return found, None
+        stages, less = lesson.stages(rates), before_the_last(recipe) if recipe is not None else None
+        works = []
+        for number in range(1, stages):
+            made = work_of(less, 1 - number / stages * (1 - share))
+            works.append(replace(made, text=replace(made.text, unwritten=())).seconds(rates, count))
+        pruning = sum(sum(each.values()) - each[CHECK] for each in (*works, found))
+        written = lesson.writing(rates, dense, count)
+        # The model may write text to train on in another phase of that name.
+        first = {title: each for title, each in (works or [found])[0].items() if title != OWN_TEXT or not written}
+        return first, Parts(pruning, lesson.seconds(rates, count) + written, stages)
+
+    writes = lesson is not None and SELF in lesson.asked.text.source
+    _measure_and_tell(dense, work, needed, dtype, device, foreseen, CHUNK if writes else 0)
 
 
 def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, planned: bool, out: Path) -> None:
@@ -85,16 +139,21 @@ def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, plan
     if comparing.operations() < _SOON:
         return
     needed = comparing.room(dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
-    _warn(needed, comparing.plans, device, out)
+    _warn((check_memory(needed, device), _short_of_disk(needed, comparing.plans, out)))
     if ranks.is_first():
-        _measure_and_tell(dense, comparing.plans, needed, dtype, device, comparing.seconds)
+        _measure_and_tell(dense, comparing.plans, needed, dtype, device, lambda rates: (comparing.seconds(rates), None))
         run = current.get()
         if asked.exports and run is not None and (run.foreseen() or 0.0) >= _WORTH:
             run.announce("Exports come on top. The first size tells how long they take.")
 
 
-def _warn(needed: Room, work: Work, device: torch.device, out: Path | None) -> None:
-    for sentence in (check_memory(needed, device), _short_of_disk(needed, work, out)):
+def _is_short(lesson: Lesson) -> bool:
+    budget, shape = lesson.asked.budget, lesson.shape
+    return 60 * (budget.minutes or 0) < _WORTH and 8.0 * shape.parameters * (budget.tokens or 0) < _SOON
+
+
+def _warn(sentences: Iterable[str | None]) -> None:
+    for sentence in sentences:
         if sentence is not None and ranks.is_first():
             _log.warning("%s", sentence)
 
@@ -105,9 +164,11 @@ def _measure_and_tell(
     needed: Room,
     dtype: torch.dtype,
     device: torch.device,
-    seconds_of: Callable[[Rates], Mapping[str, float]] | None = None,
+    foreseen: Callable[[Rates], tuple[Mapping[str, float], Parts | None]],
+    together: int = 0,
 ) -> None:
-    """``seconds_of`` gives the seconds of each phase by the rates; None: those of ``work``."""
+    """``foreseen`` gives the seconds of each phase of pruning by the rates, and of its parts where training follows.
+    The model writes at least ``together`` sequences at a time."""
     run = current.get()
     if run is None or not run.watchers:
         return
@@ -115,27 +176,14 @@ def _measure_and_tell(
 
     text = work.text
     with aside("trial steps"):
-        together = max(text.unwritten, default=0)
+        together = max(together, *text.unwritten, 0)
         needs = text.needs if text.passes else None
         rates = measure(dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs)
-    run.foresee(work.seconds(rates, ranks.size()) if seconds_of is None else seconds_of(rates))
-    seconds = run.foreseen()
+    found, parts = foreseen(rates)
+    run.foresee(found)
+    seconds = run.foreseen() if parts is None else parts.pruning + parts.training
     if seconds is not None and seconds >= _WORTH:
-        run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves)))
-
-
-def sentence_of(seconds: float, needed: Room, *, kept: bool = False) -> str:
-    """``This takes about 9 minutes, 3.1 GB of memory and 0.6 GB of disk …``"""
-    minutes = seconds / 60
-    if minutes >= 100:
-        time = f"{minutes / 60:.1f} hours"
-    else:
-        time = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} seconds"
-    less = ", and less time where an earlier run has kept loss curves" if kept else ""
-    return (
-        f"This takes about {time}, {size(needed.memory)} of memory and {size(needed.disk)} of disk{less} (a "
-        "prediction from trial steps with one layer)."
-    )
+        run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves), parts=parts))
 
 
 def _curves_are_kept() -> bool:
@@ -158,6 +206,8 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
         made = replace(made, refit=tokens - rescaled, rescaling=rescaled)
     if isinstance(asked, Plan):
         return replace(made, scored=tokens, passes=0.0)
+    if method.rotates:
+        return replace(made, turned=tokens)
     drawing = method.allocation
     if isinstance(drawing, OptimalConfig):
         length = config.length
@@ -165,7 +215,7 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
             made,
             curves=min(tokens, _whole(drawing.curve_tokens, length)),
             fisher=min(tokens, _whole(drawing.fisher_tokens, length)),
-            scale=min(tokens, max(2 * length, _whole(drawing.scale_tokens, length))),
+            scale=min(tokens, length * scale_sequences(drawing, length, len(parse_mix(config.source)))),
         )
     needs = importance(method.importance).needs
     passes = 1
