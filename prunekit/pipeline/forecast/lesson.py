@@ -43,21 +43,23 @@ class Lesson:
         return self.left - (0 if self.asked.config.train == "all" else outside)
 
     def tokens(self, rates: Rates) -> int:
-        """How many are trained on: of minutes, at the speed of the model that the trial will train."""
+        """How many are trained on: of minutes, at the speed of the model that the trial will train, as if all of them
+        were left for it."""
         alone = self.asked.stages == 1 or (self.asked.stages is None and self.removed <= self.asked.turns.at_once)
-        return max(1, self.asked.budget.in_tokens(lambda: 1 / self._token(rates, self.share if alone else 1.0)))
+        token = self._token(rates, self.share if alone else 1.0)
+        return max(1, self.asked.budget.in_tokens(lambda seconds: int(seconds / token)))
 
     def stages(self, rates: Rates) -> int:
         return self.asked.stages or stage_count(self.removed, self.tokens(rates), self.asked.turns)
 
-    def seconds(self, rates: Rates, ranks: int = 1) -> float:
-        """All its steps."""
+    def seconds(self, rates: Rates, ranks: int = 1, written: float = 0.0) -> float:
+        """All its steps, and ``written`` seconds for the text that the model writes; minutes hold both."""
         if self.asked.budget.minutes is not None:
             return 60 * self.asked.budget.minutes
         count = self.stages(rates)
         parts = zip(equal_steps(count), token_shares(count, self.asked.turns), strict=True)
         mean = sum(part * self._token(rates, 1 - target * (1 - self.share)) for target, part in parts)
-        return self.tokens(rates) * mean / ranks
+        return self.tokens(rates) * mean / ranks + written
 
     def writing(self, rates: Rates, dense: DenseModel, ranks: int = 1) -> float:
         """What the ``dense`` model has yet to write of its text."""
