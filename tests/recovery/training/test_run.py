@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from prunekit.checkpoint.manifest import verify
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
-from prunekit.pipeline import prune, recover
+from prunekit.pipeline import Recovery, prune, recover
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
 from prunekit.recovery import lessons
@@ -314,6 +314,19 @@ def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
         with pytest.raises(PrunekitError, match=sentence):
             recover(small, teacher, tmp_path / "out", **options)
         assert not list(tmp_path.glob("out*"))
+
+
+def test_apples_gpu_is_not_trained_on(places: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PrunekitError, match="float64, which mps does not have; say --device cpu"):
+        recover_tiny(places, tmp_path / "out", device="mps")
+    turns = Recovery(tokens=64, text=str(places / "text.txt"), settings=SETTINGS)
+    recipe = Recipe.of("magnitude", ffn_multiple=1)
+    with pytest.raises(PrunekitError, match="float64, which mps does not have"):
+        prune(str(places / "dense"), tmp_path / "out", blocks=0.7, recipe=recipe, recover=turns, device="mps")
+    assert not list(tmp_path.iterdir())
+    assert recover_tiny(places, tmp_path / "out", tokens=64, device="auto").facts["computed_in"]["device"] == "cpu"
 
 
 def test_curves_go_where_tensorboard_finds_them(places: Path, tmp_path: Path) -> None:
