@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
-from prunekit.pipeline.asked import Recovery, check_training_dtype
+from prunekit.pipeline.asked import Recovery, check_training_dtype, training_device
 from prunekit.plan import Plan
 from prunekit.plan.goals import Target, parse_target
 from prunekit.plan.latency_table import LatencyTable
@@ -186,6 +186,7 @@ def prune(
         asked = config or plan
         assert asked is not None
         training = read_recovery(recover, asked, loop, dtype)
+        device = training_device(device)
         whole = as_source(source, revision=revision)
         # How many stages there will be is found out on the way.
         with _told(recover.listener or Listener(), recover.tensorboard) as listener, phases(more=True):
@@ -296,6 +297,7 @@ def recover(
     config, texts = training_of(text, seed, settings or {})
     pick_dtype(store_dtype)
     check_training_dtype(dtype)
+    device = training_device(device)
     with _told(listener or Listener(), tensorboard) as told, phases(WRITING):
         return train(
             as_source(source, revision=revision),

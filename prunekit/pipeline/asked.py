@@ -35,6 +35,23 @@ class Recovery:
     listener: Listener | None = None
 
 
+def training_device(device: str) -> str:
+    """Where to train: ``device``, or with auto the CPU of an Apple computer, whose GPU has no float64.
+
+    Raises PrunekitError where that GPU was asked for.
+    """
+    from prunekit.models.source import pick_device
+
+    if pick_device(device).type != "mps":
+        return device
+    if device != "auto":
+        raise PrunekitError(
+            f"Losses are summed in float64, which {device} does not have; say --device cpu, or train on a machine with "
+            "CUDA."
+        )
+    return "cpu"
+
+
 def check_training_dtype(dtype: str) -> None:
     """Raises PrunekitError where nothing can be trained in ``dtype``."""
     if dtype == "float16":

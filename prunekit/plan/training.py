@@ -200,7 +200,8 @@ LOOPS: Mapping[str, Loop] = {
     "adapt-accel": Loop(
         "adapt-pruner and training on the next token in turns (the paper's); with prune --recover",
         "adapt-pruner",
-        # As its code trains (AdaptPruner, commit 5665876): 128 sequences of up to 1,024 tokens a step.
+        # As its code trains (AdaptPruner, commit 5665876): 128 sequences of up to 1,024 tokens a step. Here these are
+        # 256 windows of 512, unless text_length says more.
         TrainingConfig(
             learning_rate=2e-5,
             batch_tokens=131_072,

@@ -301,11 +301,11 @@ class _Run:
             return _named_as_dense(plan, tensors, dense)
 
         def carry(folder: Path) -> None:
+            state.check(before)
             standing, kept = state.read_state(before)
-            kept.pop("rng")
             shapes = {name: each.shape for name, each in tensors.items()}
             refitted = made.plan.cuts and made.plan.recipe is not None and made.plan.recipe.refit is not None
-            moments = cut_moments(kept, source.family, made.plan, shapes, refitted=refitted)
+            moments = cut_moments(state.moments_of(kept), source.family, made.plan, shapes, refitted=refitted)
             state.write_state(folder, moments, Standing(updates=standing.updates))
 
         # Adapters are gone with every cut: their weights have taken them in.

@@ -4,7 +4,7 @@ as if nothing had stopped."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunekit.recovery.training.student import Student
 
 _FORMAT = "prunekit-training-state"
-_STATE, _MOMENTS, _ADAPTER = "state.json", "moments.safetensors", "adapter."
+_STATE, _MOMENTS, _ADAPTER, _RNG = "state.json", "moments.safetensors", "adapter.", "rng"
 
 
 def save(
@@ -63,7 +63,7 @@ def write_state(checkpoint: Path, kept: Mapping[str, torch.Tensor], standing: St
     place = checkpoint / TRAINING
     place.mkdir()
     # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
-    save_file({**kept, "rng": torch.get_rng_state()}, place / _MOMENTS)
+    save_file({**kept, _RNG: torch.get_rng_state()}, place / _MOMENTS)
     state = {"format": _FORMAT, "standing": standing.to_dict()}
     (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -73,9 +73,10 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
 
     Raises PrunekitError where a file of it is missing or has changed.
     """
+    from_first(lambda: check(checkpoint))
     standing, kept = read_state(checkpoint)
-    torch.set_rng_state(kept.pop("rng"))
-    adapters = {name.removeprefix(_ADAPTER): each for name, each in kept.items() if name.startswith(_ADAPTER)}
+    torch.set_rng_state(kept[_RNG])
+    adapters = {name.removeprefix(_ADAPTER): kept[name] for name in kept if name.startswith(_ADAPTER)}
     student.load(checkpoint, adapters)
     optimizer.load(kept, standing.updates)
     return standing
@@ -84,6 +85,7 @@ def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
 def take_over(folder: Path, optimizer: Optimizer) -> int:
     """Let ``optimizer`` go on with the state that lies beside the weights in ``folder``. Returns how many updates it
     has made."""
+    from_first(lambda: check(folder))
     standing, kept = read_state(folder)
     optimizer.load(kept, standing.updates)
     return standing.updates
@@ -94,23 +96,47 @@ def has_state(folder: Path) -> bool:
     return (folder / TRAINING).is_dir()
 
 
-def read_state(checkpoint: Path) -> tuple[Standing, dict[str, torch.Tensor]]:
-    """What :func:`write_state` put beside the weights of the ``checkpoint``.
+class Kept(Mapping[str, torch.Tensor]):
+    """The tensors of a file, each of which is read when it is asked for: a rank that holds a part of each never has
+    them all."""
 
-    Raises PrunekitError where a file of it is missing or has changed.
-    """
-    from safetensors import safe_open
+    def __init__(self, file: Path):
+        from safetensors import safe_open
 
+        self._handle = safe_open(file, "pt")
+        self._names = self._handle.keys()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: torch.Tensor = self._handle.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def moments_of(kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the optimizer among what was ``kept``."""
+    return {name: kept[name] for name in kept if name != _RNG and not name.startswith(_ADAPTER)}
+
+
+def check(checkpoint: Path) -> None:
+    """Raises PrunekitError where a file of the ``checkpoint`` is missing or has changed."""
     report = verify(checkpoint)
     if report.damaged:
         raise PrunekitError(
             f"{checkpoint} is damaged: {report.damaged[0]} changed since it was written. Delete that folder to go on "
             "from an earlier checkpoint."
         )
-    standing = read_standing(checkpoint)
-    with safe_open(checkpoint / TRAINING / _MOMENTS, "pt") as handle:
-        kept = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
-    return standing, kept
+
+
+def read_state(checkpoint: Path) -> tuple[Standing, Kept]:
+    """What :func:`write_state` put beside the weights of the ``checkpoint``, which is sound (:func:`check`)."""
+    return read_standing(checkpoint), Kept(checkpoint / TRAINING / _MOMENTS)
 
 
 def read_standing(checkpoint: Path) -> Standing:

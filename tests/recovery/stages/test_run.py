@@ -17,7 +17,7 @@ from prunekit.pipeline import Pruned, Recovery, make_plan, prune, recover
 from prunekit.pipeline.stages import GoalCutter
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
-from prunekit.plan.training import recovery_of
+from prunekit.plan.training import LOOPS, TextConfig, recovery_of
 from prunekit.recovery.lessons import Lessons
 from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.progress import Listener
@@ -252,6 +252,8 @@ def test_the_papers_loop_trains_as_its_code_does(places: Path, tmp_path: Path) -
     assert wanted.items() <= told[0]["settings"].items()
     assert [each["stage"]["moments"] for each in told] == ["fresh"] * 3
     assert made.plan.provenance["method"]["name"] == "adapt-pruner"
+    # As many tokens a step as the code's 128 texts have at most, in shorter windows, which docs/adapt-accel.md tells.
+    assert LOOPS["adapt-accel"].training.batch_tokens == 128 * 1024 == 256 * TextConfig().length
     assert made.recovered is not None
     rates = [row["rate"] for row in made.recovered.standing.steps]
     # Up over 5 % of all steps, down over the last 10 %, and no ups and downs at a stage's end.

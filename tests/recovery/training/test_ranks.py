@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
 from prunekit.plan.training import TrainingConfig
+from prunekit.recovery.training import state
 from prunekit.utils.process import ranks
 from tests.support.command import ROOT
 from tests.support.ranks import run_ranks
@@ -100,11 +101,21 @@ def _last(training: Path) -> str:
     return sorted(each.name for each in training.glob("step-*"))[-1]
 
 
-def test_two_processes_that_were_killed_go_on_bit_for_bit(places: Path, tmp_path: Path) -> None:
+def test_two_processes_that_were_killed_go_on_bit_for_bit(places: Path, tmp_path: Path, monkeypatch) -> None:
+    real, log = state.verify, tmp_path / "log"
+
+    def verify(folder: Path):
+        with log.open("a") as file:
+            file.write(f"{ranks.rank()} reads {folder.name}")
+        return real(folder)
+
+    monkeypatch.setattr(state, "verify", verify)
     _on(2, places, tmp_path / "whole")
     _on(2, places, tmp_path / "out", checkpoint_minutes=0, killed=5)
     assert _last(tmp_path / "out.training") == "step-00000005"
     _on(2, places, tmp_path / "out", checkpoint_minutes=0)
+    # The files are hashed once, and not by every process.
+    assert log.read_text() == "0 reads step-00000005"
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from prunekit.checkpoint.manifest import verify
 from prunekit.errors import PrunekitError
 from prunekit.models.source import load_model, resolve
-from prunekit.pipeline import prune, recover
+from prunekit.pipeline import Recovery, prune, recover
 from prunekit.plan import Plan
 from prunekit.plan.recipe import Recipe
 from prunekit.recovery import lessons
 from prunekit.recovery.lessons import Trained
+from prunekit.recovery.training import state
 from prunekit.recovery.training.progress import Listener
 from prunekit.utils.files.hashes import sha256
 from tests.cli.test_full_disk import room
@@ -212,8 +214,6 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, 
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path, monkeypatch) -> None:
-    from prunekit.recovery.training import state
-
     original, calls = state.write_trained, []
 
     def full(*args, **kwargs):
@@ -243,6 +243,28 @@ def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch)
     save_file({name: each + 1 for name, each in tensors.items()}, last / "training" / "moments.safetensors")
     with pytest.raises(PrunekitError, match=r"is damaged: training/moments\.safetensors changed"):
         recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
+
+
+def test_moments_are_read_one_weight_at_a_time(places: Path, tmp_path: Path, monkeypatch) -> None:
+    whole = recover_tiny(places, tmp_path / "whole", tokens=64 * 3)
+    with killed_before(2):
+        recover_tiny(places, tmp_path / "out", tokens=64 * 3, checkpoint_minutes=0)
+    given: list[weakref.ref] = []
+    most = 0
+    original = state.Kept.__getitem__
+
+    def read(self, name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = original(self, name)
+        given.append(weakref.ref(tensor))
+        most = max(most, sum(each() is not None for each in given))
+        return tensor
+
+    monkeypatch.setattr(state.Kept, "__getitem__", read)
+    made = recover_tiny(places, tmp_path / "out", tokens=64 * 3)
+    # Two moments of every weight of four layers and of the last norm, and the state of the generator.
+    assert len(given) == 2 * (4 * 9 + 1) + 1
+    assert most <= 4 and made.after == whole.after
 
 
 def test_only_the_same_training_goes_on(places: Path, tmp_path: Path, monkeypatch) -> None:
@@ -344,6 +366,19 @@ def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
         with pytest.raises(PrunekitError, match=sentence):
             recover(small, teacher, tmp_path / "out", **options)
         assert not list(tmp_path.glob("out*"))
+
+
+def test_apples_gpu_is_not_trained_on(places: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PrunekitError, match="float64, which mps does not have; say --device cpu"):
+        recover_tiny(places, tmp_path / "out", device="mps")
+    turns = Recovery(tokens=64, text=str(places / "text.txt"), settings=SETTINGS)
+    recipe = Recipe.of("magnitude", ffn_multiple=1)
+    with pytest.raises(PrunekitError, match="float64, which mps does not have"):
+        prune(str(places / "dense"), tmp_path / "out", blocks=0.7, recipe=recipe, recover=turns, device="mps")
+    assert not list(tmp_path.iterdir())
+    assert recover_tiny(places, tmp_path / "out", tokens=64, device="auto").facts["computed_in"]["device"] == "cpu"
 
 
 def test_curves_go_where_tensorboard_finds_them(places: Path, tmp_path: Path) -> None:
