@@ -25,6 +25,7 @@ from tests.support.operate_files import (
     cost,
     load,
     loaded,
+    quantiles,
     ratio,
     searched,
     served,
@@ -83,6 +84,18 @@ def test_a_load_test(tmp_path: Path) -> None:
     )
     assert cells["natural lengths, 2 at a time: answers cut off"] == ("25.0%", "25.0%", "–")
     assert len(sheet.rows) == 4 * 3 + 2
+
+
+def test_the_first_token_after_reasoning_has_a_row(tmp_path: Path) -> None:
+    both = [loaded("closed", each, first_answer=quantiles(5 * each), reasoning=1.0) for each in (0.1, 0.08)]
+    said = read(tmp_path, server_bench(loads=[load("closed", baseline=both[0], endpoint=both[1])]))
+    cells = {row[0]: row[1:] for row in said.reading.proofs[0].sheets[0].rows}
+    assert cells["closed load: first token after the reasoning, p50 / p95 / p99"][:2] == (
+        "750 / 975 / 995 (too few) ms",
+        "600 / 780 / 796 (too few) ms",
+    )
+    plain = read(tmp_path, server_bench(loads=[load("closed")])).reading.proofs[0].sheets[0]
+    assert not any("reasoning" in row[0] for row in plain.rows)
 
 
 @pytest.mark.parametrize(

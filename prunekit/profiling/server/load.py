@@ -48,6 +48,12 @@ class Shot:
         return first - self.scheduled if self.answer.ok and first is not None else float("inf")
 
     @property
+    def first_answer(self) -> float:
+        """Seconds until the first token that is no reasoning; infinite where it failed, or ended before it."""
+        first = self.answer.first_text
+        return first - self.scheduled if self.answer.ok and first is not None else float("inf")
+
+    @property
     def e2e(self) -> float:
         return self.answer.ended - self.scheduled if self.answer.ok else float("inf")
 
@@ -83,6 +89,11 @@ class Volley:
     seconds: float
     cpu: float
     cut: str = ""
+
+    @property
+    def begin(self) -> float:
+        """When its first request was to be sent; 0 where none was."""
+        return min((shot.scheduled for shot in self.shots), default=0.0)
 
 
 # So many requests in a row without an answer, and an endpoint counts as dead. A server that says it is busy is not.

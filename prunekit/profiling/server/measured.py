@@ -43,7 +43,8 @@ class Load:
 @dataclass(frozen=True)
 class LoadResult:
     """All blocks of one endpoint at one load. Times are in seconds from when a request was to be sent; ``gap`` is
-    between chunks, which may hold several tokens. ``tokens`` and ``prompt_tokens`` are the server's counts of the mean
+    between chunks, which may hold several tokens; ``first_answer`` is until the first token that is no reasoning, which
+    a share ``reasoning`` of the answers held. ``tokens`` and ``prompt_tokens`` are the server's counts of the mean
     answer and prompt (None: it doesn't tell), ``characters`` those of the mean answer, ``length_ratio`` what was
     written over what was asked for, ``truncated`` the share of answers that ended at their limit. ``goodput`` is
     requests a second that met the SLO. ``void`` says why nothing here should be believed, ``notes`` what else to
@@ -62,6 +63,8 @@ class LoadResult:
     tpot: tuple[Quantile, ...]
     e2e: tuple[Quantile, ...]
     gap: tuple[Quantile, ...]
+    first_answer: tuple[Quantile, ...]
+    reasoning: float | None
     prompt_tokens: float | None
     tokens: float | None
     characters: float | None
@@ -78,7 +81,7 @@ class LoadResult:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         data = asdict(self)
-        for name in ("ttft", "tpot", "e2e", "gap"):
+        for name in ("ttft", "tpot", "e2e", "gap", "first_answer"):
             data[name] = [each.to_dict() for each in getattr(self, name)]
         data["load"]["name"] = self.load.name
         return {**data, "void": [*self.void], "notes": [*self.notes], "status": "void" if self.void else "measured"}
@@ -128,6 +131,8 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         _quantiles([shot.tpot for shot in shots if shot.tpot is not None] if lengths else []),
         _quantiles([shot.e2e for shot in shots]),
         _quantiles([gap for shot in good for gap in shot.answer.gaps]),
+        _quantiles([shot.first_answer for shot in shots]),
+        sum(bool(shot.answer.reasoning) for shot in good) / len(good) if good else None,
         read / len(usages) if usages else None,
         written / len(good) if counted else None,
         sum(len(shot.answer.text) for shot in good) / len(good) if good else None,
@@ -139,7 +144,9 @@ def measured(load: Load, volleys: Sequence[Volley], slo: Slo | None = None) -> L
         cpu,
         any(volley.cut for volley in volleys),
         _void(lag, cpu, shots),
-        _cut(volleys) + _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
+        _cut(volleys)
+        + _reasoning(good)
+        + _notes(load, len(shots), len(good), len(lengths), bool(usages), length_ratio, cached_share),
     )
 
 
@@ -164,6 +171,17 @@ def _void(lag: float, cpu: float, shots: Sequence[Shot]) -> tuple[str, ...]:
             "a fallback."
         )
     return tuple(made)
+
+
+def _reasoning(good: Sequence[Shot]) -> tuple[str, ...]:
+    """What TTFT and lengths are of, where answers begin with reasoning."""
+    count = sum(bool(shot.answer.reasoning) for shot in good)
+    if not count:
+        return ()
+    made = f"{count} of {len(good)} answers held reasoning: TTFT is of its first token, and it counts in lengths."
+    never = sum(shot.answer.first_text is None for shot in good)
+    more = f" {never} ended before the answer itself began: allow more tokens (--new-tokens)." if never else ""
+    return (made + more,)
 
 
 def _cut(volleys: Sequence[Volley]) -> tuple[str, ...]:
@@ -218,6 +236,7 @@ def medians(volley: Volley) -> dict[str, float]:
     tokens = sum(lengths) if len(lengths) == len(good) else math.nan
     made = {
         "ttft": statistics.median(shot.ttft for shot in shots),
+        "first_answer": statistics.median(shot.first_answer for shot in shots),
         "e2e": statistics.median(shot.e2e for shot in shots),
         "tpot": statistics.median(tpots) if tpots else math.nan,
     }

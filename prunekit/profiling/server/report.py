@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 from prunekit.profiling.server.config import ServerConfig
 from prunekit.profiling.server.joules import Energy
 from prunekit.profiling.server.load import Shot, Volley
-from prunekit.profiling.server.measured import LoadResult
+from prunekit.profiling.server.measured import LoadResult, medians
 from prunekit.profiling.server.slo import Capacity
-from prunekit.profiling.server.statistics import Ratio
+from prunekit.profiling.server.statistics import Ratio, Trend, trend
 from prunekit.utils.files.atomic import write_text
 
 FORMAT, ROWS = "prunekit-server-bench", "prunekit-server-requests"
@@ -77,6 +77,18 @@ class ServerReport:
         void = any(each.void for load in self.loads for each in load.results)
         return bool(self.loads) and not void and not (self.capacity is not None and self.capacity.void)
 
+    @property
+    def drift(self) -> Trend:
+        """How the time of a token changed from the first turn of a load to its last, of closed loops, in which nothing
+        but the server decides it."""
+        groups = []
+        for load in self.loads:
+            begins = [each.begin for volleys in load.volleys for each in volleys if each.shots]
+            span = max(begins, default=0.0) - min(begins, default=0.0)
+            if load.results[0].load.kind in ("closed", "natural") and span > 0:
+                groups += [_course(volleys, min(begins), span) for volleys in load.volleys]
+        return trend(groups)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values only. Times are in seconds; ratios are endpoint/baseline."""
         served = [_served(each) for each in self.served]
@@ -101,6 +113,7 @@ class ServerReport:
             "loads": loads,
             "capacity": None if self.capacity is None else self.capacity.to_dict(),
             "cost": self.cost,
+            "drift": self.drift.to_dict(),
             "workload": self.workload,
             "config": self.config.to_dict(),
             "machine": self.machine,
@@ -113,9 +126,15 @@ class ServerReport:
         for load in self.loads:
             for name, result, volleys in zip(self.names, load.results, load.volleys, strict=True):
                 for block, volley in enumerate(volleys):
-                    begin = min((shot.scheduled for shot in volley.shots), default=0.0)
+                    begin = volley.begin
                     for shot in sorted(volley.shots, key=lambda each: each.scheduled):
                         yield {"load": result.load.name, "to": name, "block": block, **_row(shot, begin)}
+
+
+def _course(volleys: Sequence[Volley], begin: float, span: float) -> list[tuple[float, float]]:
+    """Where in its load each block of one endpoint began, 0 to 1, and the logarithm of its median time of a token."""
+    found = [((each.begin - begin) / span, medians(each)["tpot"]) for each in volleys if each.shots]
+    return [(place, math.log(tpot)) for place, tpot in found if 0 < tpot < math.inf]
 
 
 def _served(each: Served) -> dict[str, Any]:
@@ -134,6 +153,7 @@ def _row(shot: Shot, begin: float) -> dict[str, Any]:
         "lag": round(shot.lag, 6),
         "ttft": None if math.isinf(shot.ttft) else round(shot.ttft, 6),
         "tpot": None if tpot is None or math.isinf(tpot) else round(tpot, 6),
+        "first_answer": None if math.isinf(shot.first_answer) else round(shot.first_answer, 6),
         "e2e": None if math.isinf(shot.e2e) else round(shot.e2e, 6),
         "chunks": len(answer.chunks),
         "asked": shot.asked,

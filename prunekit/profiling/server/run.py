@@ -186,7 +186,18 @@ def _report(
         session.stopped,
         time.perf_counter() - session.began,
     )
-    return replace(report, notes=(*report.notes, *length_notes(report)))
+    return replace(report, notes=(*report.notes, *length_notes(report), *_drift(report)))
+
+
+def _drift(report: ServerReport) -> list[str]:
+    found = report.drift
+    if not found.is_shown or found.change is None:
+        return []
+    word, why = ("rose", "heat, or other programs") if found.change > 0 else ("fell", "a warm-up that was too short")
+    return [
+        f"The time of a token {word} by {abs(found.change):.0%} from the first to the last turn of a load "
+        f"(p = {found.p:.2g}, {found.blocks} turns): {why}. Turns keep this out of ratios, but not out of times."
+    ]
 
 
 def _slots(targets: list[Target]) -> list[str]:

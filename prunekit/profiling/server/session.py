@@ -230,6 +230,8 @@ class Session:
             pairs = [(medians(a), medians(b)) for a, b in zip(*volleys, strict=False) if a.shots and b.shots]
             for name in ("ttft", "tpot", "e2e", "requests_per_second", "tokens_per_second", "tokens", "characters"):
                 ratios[name] = ratio_of([(a.get(name, math.nan), b.get(name, math.nan)) for a, b in pairs])
+            if any(each.reasoning for each in results):
+                ratios["first_answer"] = ratio_of([(a["first_answer"], b["first_answer"]) for a, b in pairs])
         spent = () if self.meter is None else energies(self.meter, load.name, results)
         return Compared(results, ratios, tuple(tuple(each) for each in volleys), spent)
 

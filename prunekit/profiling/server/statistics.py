@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LEVEL = 0.95
+# A drift is told above this share, and where it is less probable than this without one.
+MOST_DRIFT, SURE = 0.05, 0.01
 HOW = "order statistics; each bound holds with 95 %"
 
 
@@ -116,3 +118,45 @@ def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
     deviation = math.sqrt(sum((each - mean) ** 2 for each in logs) / (count - 1))
     half = min(half_interval(deviation / math.sqrt(count), count), 300.0)
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How ``blocks`` of one or more courses changed from their first to their last on average, as a share (None: too
+    few to tell), and how probable so large a change is where there is none."""
+
+    change: float | None = None
+    p: float | None = None
+    blocks: int = 0
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is large enough to matter, and hardly chance."""
+        return self.change is not None and self.p is not None and self.p < SURE and abs(self.change) > MOST_DRIFT
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**vars(self), "shown": self.is_shown, "how": "least squares over blocks, a level for each course"}
+
+
+def trend(courses: Sequence[Sequence[tuple[float, float]]]) -> Trend:
+    """The common slope of ``courses``, each (place from 0 to 1, logarithm of a time) by block, by least squares with a
+    level for each course, and Student's test of it. Blocks are compared, not requests: those of one block are slow
+    together."""
+    from scipy.special import stdtr
+
+    places, values = [], []
+    for course in courses:
+        if len(course) > 1:
+            middle = [sum(each[part] for each in course) / len(course) for part in (0, 1)]
+            places += [place - middle[0] for place, _ in course]
+            values += [value - middle[1] for _, value in course]
+    count, spread = len(values), sum(each**2 for each in places)
+    freedom = count - sum(len(course) > 1 for course in courses) - 1
+    if freedom < 2 or not spread:
+        return Trend(blocks=count)
+    slope = sum(place * value for place, value in zip(places, values, strict=True)) / spread
+    left = sum((value - slope * place) ** 2 for place, value in zip(places, values, strict=True))
+    error = math.sqrt(left / freedom / spread)
+    p = 2 * float(stdtr(freedom, -abs(slope) / error)) if error else float(slope == 0)
+    return Trend(math.expm1(slope), p, count)

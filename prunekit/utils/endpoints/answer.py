@@ -41,9 +41,10 @@ class Answer:
 
     ``error`` is None where the answer is whole; else its kind: ``refused``, ``unreachable``, ``reset``, ``stalled``,
     ``too many open files`` (of this process), ``too long``, ``too large``, ``status 429`` and the like, ``malformed``,
-    ``cut off``, ``server error``, ``another model answered``; ``detail`` says more. ``first`` is when the first text
-    came (the first chunk, where no chunk held text), ``chunks`` when each chunk with text did: a chunk may hold several
-    tokens. ``tries`` counts requests that were made, ``status`` is the last one's.
+    ``cut off``, ``server error``, ``another model answered``; ``detail`` says more. ``first_text`` is when the first
+    text that is no reasoning came (None: never), ``first`` when the first of both did (the first chunk, where no chunk
+    held text), ``chunks`` when each chunk with text did: a chunk may hold several tokens. ``tries`` counts requests
+    that were made, ``status`` is the last one's.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Answer:
     status: int | None = None
     model: str | None = None
     tries: int = 1
+    first_text: float | None = None
 
     @property
     def ok(self) -> bool:

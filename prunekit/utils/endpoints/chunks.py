@@ -21,6 +21,7 @@ class Received:
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    first_text: float | None = None
     first_chunk: float | None = None
     last_chunk: float | None = None
     finish_reason: str | None = None
@@ -77,6 +78,7 @@ class Received:
         text = _text(inner.get("content")) or _text(choice.get("text"))
         thought = _text(inner.get("reasoning_content")) or _text(inner.get("reasoning"))
         if text:
+            self.first_text = now if self.first_text is None else self.first_text
             self.texts.append(text)
         if thought:
             self.reasonings.append(thought)

@@ -102,6 +102,7 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, ask: Ask, limits: 
         received.usage,
         status,
         received.model,
+        first_text=received.first_text,
     )
 
 

@@ -23,6 +23,7 @@ _ENERGY = (
     ("J a request", "per_request"),
     ("J a request above idle", "above_idle_per_request"),
 )
+_FIRST = ("first answer token", "first_answer")
 _TIMES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("E2E", "e2e"), ("chunk gap", "gap"))
 
 
@@ -60,7 +61,8 @@ def _show_load(load: Compared, names: tuple[str, ...], out: Console) -> None:
         *(("ratio", "95 % interval") if two else ()),
         caption=_CAPTION + (" Ratio: endpoint/baseline, of the medians of blocks." if two else ""),
     )
-    for title, name in _TIMES:
+    reasons = any(each.reasoning for each in load.results)
+    for title, name in (*_TIMES[:1], *((_FIRST,) if reasons else ()), *_TIMES[1:]):
         cells = [" / ".join(map(_ms, getattr(each, name))) for each in load.results]
         shown.add_row(title, *cells, *(_ratio(load.ratios.get(name)) if two else ()))
     for title, name in (("requests/s", "requests_per_second"), ("output tokens/s", "tokens_per_second")):

@@ -8,7 +8,11 @@ from prunekit.report.facts.claims import Sheet
 from prunekit.report.facts.fields import Fields
 from prunekit.report.facts.metrics import plain
 
-_TIMES = {"ttft": "first token, p50 / p95 / p99", "tpot": "each further token, p50 / p95 / p99"}
+_TIMES = {
+    "ttft": "first token, p50 / p95 / p99",
+    "first_answer": "first token after the reasoning, p50 / p95 / p99",
+    "tpot": "each further token, p50 / p95 / p99",
+}
 _RATES = {"requests_per_second": "answered, requests/s", "goodput": "within the SLO, requests/s"}
 
 
@@ -32,6 +36,8 @@ def _rows(results: Mapping[str, Fields], ratios: Fields | None) -> Iterator[tupl
         return (title, *cells, *beside)
 
     for name, title in _TIMES.items():
+        if name == "first_answer" and not any(each.maybe("reasoning", most=1) for each in results.values()):
+            continue
         yield row(title, [_quantiles(each, name) for each in results.values()], name)
     for name, title in _RATES.items():
         values = [each.maybe(name) for each in results.values()]
