@@ -11,10 +11,13 @@ from prunekit.data.token_file import pack_text
 from prunekit.data.writing_speed import writing_speed
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import resolve
+from prunekit.plan import Plan
 from prunekit.plan.training import TextConfig
 from prunekit.recovery import own_text
 from prunekit.recovery.own_text import OwnText
 from prunekit.recovery.training.progress import Listener
+from prunekit.utils.process import ranks
+from tests.support.ranks import run_ranks
 from tests.support.recovering import recover_tiny
 from tests.support.tiny_text import tiny_tokenizer
 
@@ -116,6 +119,25 @@ def test_minutes_leave_room_for_what_is_written(places: Path, tmp_path: Path, mo
     }
     # 1,000 tokens are 16 steps of 64; half of the second goes to writing.
     assert steps["read"] == 16 and steps["own"] in (6, 7)
+
+
+def test_two_processes_share_out_what_is_written(places: Path, tmp_path: Path, monkeypatch) -> None:
+    """And agree on how long they train, whatever each has measured."""
+    from prunekit.recovery import lessons
+    from prunekit.recovery.training.trial import Trial
+
+    monkeypatch.setattr(lessons, "run_trial", lambda *given: Trial(10_000.0, None))
+    monkeypatch.setattr(own_text, "writing_speed", lambda *given, **more: 2500.0 + 10_000 * ranks.rank())
+
+    def work() -> None:
+        with ranks.joined("cpu"):
+            recover_tiny(places, tmp_path / "out", text="self", tokens=None, minutes=1 / 60)
+
+    ended = run_ranks(2, work)
+    assert [each.code for each in ended] == [0, 0], ended
+    # T / 10,000 + T / (2 · 2,500) = 1 gives 3,333, were chunks (64 windows each, and a last one) shared out evenly.
+    tokens = Plan.load(tmp_path / "out" / "plan.json").provenance["recovery"][0]["tokens"]
+    assert 1_700 <= tokens <= 3_400
 
 
 def test_a_few_steps_tell_how_fast_it_writes(places: Path, dense: DenseModel) -> None:

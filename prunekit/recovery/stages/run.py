@@ -121,7 +121,7 @@ def prune_and_train(
     }
     with run_folder(place_of(out), asked, overwrite) as folder:
         folder.settle(model_name=model_label(source.name), teacher_name=model_label(source.name))
-        form = {"store_dtype": store_dtype, "layout": layout, "max_shard": max_shard_bytes}
+        form: dict[str, str | int] = {"store_dtype": store_dtype, "layout": layout, "max_shard": max_shard_bytes}
         begun_with(folder, checkpoint_minutes, listener.note, **form)
         config = settled(config, folder, device)
         lessons = Lessons(
