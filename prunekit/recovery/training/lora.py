@@ -49,6 +49,9 @@ class LoraStudent(Student):
             self._tuner = LoraModel(self.model, adapters, _NAME)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
+        return self.own_weights()
+
+    def own_weights(self) -> Mapping[str, torch.Tensor]:
         return dict(self.model.state_dict()) if self._tuner is None else _Merged(self.model)
 
     def adapters(self) -> dict[str, torch.Tensor]:

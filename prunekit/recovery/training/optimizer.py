@@ -69,14 +69,16 @@ class Optimizer:
     def moments(self) -> dict[str, torch.Tensor]:
         """Both moments of every weight, as "exp_avg.NAME" and "exp_avg_sq.NAME"; nothing before the first step. With
         several ranks, on rank 0 alone; all ask together."""
-        return whole(
-            {
-                f"{kind}.{name}": self._adam.state[parameter][kind]
-                for name, parameter in self.parameters.items()
-                for kind in MOMENTS
-                if self.updates
-            }
-        )
+        return whole(self.own_moments())
+
+    def own_moments(self) -> dict[str, torch.Tensor]:
+        """The same as this rank has them."""
+        return {
+            f"{kind}.{name}": self._adam.state[parameter][kind]
+            for name, parameter in self.parameters.items()
+            for kind in MOMENTS
+            if self.updates
+        }
 
     def load(self, moments: Mapping[str, torch.Tensor], updates: int) -> None:
         """Go on where another optimizer of the same weights stopped after ``updates`` steps.

@@ -8,12 +8,13 @@ them is small beside the layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunekit.errors import PrunekitError
 from prunekit.utils.process import ranks
 
 
@@ -52,6 +53,57 @@ def whole(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if ranks.is_first():
             made[name] = full.detach().cpu()
     return made
+
+
+def with_whole(
+    use: Callable[[Sequence[Mapping[str, torch.Tensor]]], None], *groups: Mapping[str, torch.Tensor]
+) -> None:
+    """Let ``use`` have the tensors of ``groups``, none of them spread: where there are several ranks, on rank 0 alone,
+    in the CPU's memory, and each gathered when it is asked for, so that they are never there all at once. All ranks
+    call this with the same groups. A PrunekitError of ``use`` is raised on all."""
+    if ranks.size() == 1:
+        use(groups)
+        return
+    said: PrunekitError | None = None
+    if ranks.is_first():
+        try:
+            use([_Gathered(each, place) for place, each in enumerate(groups)])
+        except PrunekitError as error:
+            said = error
+        ranks.shared(None)
+    else:
+        while (wanted := ranks.shared(None)) is not None:
+            place, name = wanted
+            groups[place][name].full_tensor()  # type: ignore[attr-defined]
+
+    def end() -> None:
+        if said is not None:
+            raise said
+
+    ranks.from_first(end)
+
+
+class _Gathered(Mapping[str, torch.Tensor]):
+    """Group number ``place`` of :func:`with_whole` on rank 0, which asks the others for what it is asked for."""
+
+    def __init__(self, own: Mapping[str, torch.Tensor], place: int):
+        self._own, self._place = own, place
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._own[name]
+        if is_sharded(tensor):
+            ranks.shared([self._place, name])
+            tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+        return tensor.detach().cpu()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 @torch.no_grad()

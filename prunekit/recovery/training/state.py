@@ -4,7 +4,8 @@ as if nothing had stopped."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from prunekit.checkpoint.trained import write_trained
 from prunekit.errors import PrunekitError
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Standing
+from prunekit.recovery.training.sharding import with_whole
 from prunekit.utils.files.atomic import read_json
+from prunekit.utils.files.leftovers import output_of
 from prunekit.utils.process.ranks import from_first
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "prunekit-training-state"
 _STATE, _MOMENTS, _ADAPTER, _RNG = "state.json", "moments.safetensors", "adapter.", "rng"
+_FILE_BYTES = 2 * 2**30
 
 
 def save(
@@ -35,37 +39,54 @@ def save(
 
     Raises PrunekitError where it can't be written: the last one is still there.
     """
-    weights = student.weights()
-    kept = {**optimizer.moments(), **{f"{_ADAPTER}{name}": each for name, each in student.adapters().items()}}
+    adapters = {f"{_ADAPTER}{name}": each for name, each in student.adapters().items()}
 
-    def write() -> None:
+    def write(groups: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        weights, kept = groups
         path = folder.checkpoint(standing.step)
         if not path.exists():
-            beside = _with_state(kept, standing)
+            beside = partial(write_state, kept=kept, standing=standing)
             write_trained(source, plan, weights, path, dtype="float32", beside=beside)
         folder.keep(standing.step, int(standing.best["step"]))
 
-    from_first(write)
-
-
-def _with_state(kept: Mapping[str, torch.Tensor], standing: Standing) -> Callable[[Path], None]:
-    def write(checkpoint: Path) -> None:
-        tensors = {name: each.detach().cpu().contiguous() for name, each in kept.items()}
-        write_state(checkpoint, tensors, standing)
-
-    return write
+    with_whole(write, student.own_weights(), {**optimizer.own_moments(), **adapters})
 
 
 def write_state(checkpoint: Path, kept: Mapping[str, torch.Tensor], standing: Standing) -> None:
-    """Put what is ``kept`` beside the weights of the ``checkpoint``, which is being written."""
-    from safetensors.torch import save_file
-
+    """Put what is ``kept`` beside the weights of the ``checkpoint``, which is being written: in files of 2 GiB, so that
+    no more of it has to be in memory."""
     place = checkpoint / TRAINING
     place.mkdir()
     # The generator of random numbers: nothing draws from it today, and what might must not begin anew.
-    save_file({**kept, _RNG: torch.get_rng_state()}, place / _MOMENTS)
+    held = {_RNG: torch.get_rng_state()}
+    size = files = 0
+    for name in kept:
+        tensor = kept[name].detach().cpu().contiguous()
+        if size and size + tensor.nbytes > _FILE_BYTES:
+            _save(held, place / _moments_file(files))
+            held, size, files = {}, 0, files + 1
+        held[name] = tensor
+        size += tensor.nbytes
+    _save(held, place / _moments_file(files))
     state = {"format": _FORMAT, "standing": standing.to_dict()}
     (place / _STATE).write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _moments_file(number: int) -> str:
+    return _MOMENTS if not number else f"moments-{number:05d}.safetensors"
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise PrunekitError(
+            f"The state of the training could not be written to {output_of(file.parent.parent)} ({error}). Free some "
+            "space or choose another place; the checkpoint before it is still there."
+        ) from None
 
 
 def load(checkpoint: Path, student: Student, optimizer: Optimizer) -> Standing:
@@ -97,26 +118,24 @@ def has_state(folder: Path) -> bool:
 
 
 class Kept(Mapping[str, torch.Tensor]):
-    """The tensors of a file, each of which is read when it is asked for: a rank that holds a part of each never has
-    them all."""
+    """The tensors that :func:`write_state` put into the folder ``place``, each of which is read when it is asked for:
+    a rank that holds a part of each never has them all."""
 
-    def __init__(self, file: Path):
+    def __init__(self, place: Path):
         from safetensors import safe_open
 
-        self._handle = safe_open(file, "pt")
-        self._names = self._handle.keys()
+        handles = [safe_open(file, "pt") for file in sorted(place.glob("moments*.safetensors"))]
+        self._handles = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: torch.Tensor = self._handle.get_tensor(name)
+        tensor: torch.Tensor = self._handles[name].get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._handles)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._handles)
 
 
 def moments_of(kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -136,7 +155,7 @@ def check(checkpoint: Path) -> None:
 
 def read_state(checkpoint: Path) -> tuple[Standing, Kept]:
     """What :func:`write_state` put beside the weights of the ``checkpoint``, which is sound (:func:`check`)."""
-    return read_standing(checkpoint), Kept(checkpoint / TRAINING / _MOMENTS)
+    return read_standing(checkpoint), Kept(checkpoint / TRAINING)
 
 
 def read_standing(checkpoint: Path) -> Standing:

@@ -84,7 +84,12 @@ class Student:
     def weights(self) -> Mapping[str, torch.Tensor]:
         """Every weight of the model as it is now, by its name; on rank 0 alone where there are several, which all ask
         together."""
-        return whole(self.model.state_dict())
+        return whole(self.own_weights())
+
+    def own_weights(self) -> Mapping[str, torch.Tensor]:
+        """The same as this rank has them."""
+        own: Mapping[str, torch.Tensor] = self.model.state_dict()
+        return own
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """What else a training must keep: nothing, where the weights themselves move."""

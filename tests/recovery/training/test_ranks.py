@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prunekit.errors import PrunekitError
 from prunekit.pipeline import recover
 from prunekit.plan import Plan
 from prunekit.plan.training import TrainingConfig
 from prunekit.recovery.training import state
+from prunekit.recovery.training.sharding import shard, with_whole
 from prunekit.utils.process import ranks
 from tests.support.command import ROOT
 from tests.support.ranks import run_ranks
@@ -99,6 +101,35 @@ def test_a_process_without_windows_has_gradients_of_zero() -> None:
 
 def _last(training: Path) -> str:
     return sorted(each.name for each in training.glob("step-*"))[-1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_spread_is_gathered_one_tensor_at_a_time(fails: bool) -> None:
+    """On the first process alone; what goes wrong there is told to all."""
+
+    def work() -> None:
+        with ranks.joined("cpu"):
+            model = tiny_pair()[1]
+            expected = {name: each.clone() for name, each in model.state_dict().items()}
+            shard(model)
+            model.requires_grad_(False)
+            seen: list[str] = []
+
+            def use(groups) -> None:
+                first, second = groups
+                for name in reversed([*first]):
+                    assert torch.equal(first[name], expected[name]) and name in first
+                    seen.append(name)
+                assert torch.equal(second["x"], torch.ones(2))
+                if fails:
+                    raise PrunekitError("the disk is full")
+
+            with pytest.raises(PrunekitError, match="the disk is full") if fails else nullcontext():
+                with_whole(use, model.state_dict(), {"x": torch.ones(2)})
+            assert len(seen) == (len(expected) if ranks.is_first() else 0)
+
+    ended = run_ranks(2, work)
+    assert [each.code for each in ended] == [0, 0], ended
 
 
 def test_two_processes_that_were_killed_go_on_bit_for_bit(places: Path, tmp_path: Path, monkeypatch) -> None:

@@ -213,12 +213,14 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, 
     assert one == other and whole.used == 30
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("what", ["weights", "moments"])
+def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path, monkeypatch, what: str) -> None:
     original, calls = state.write_trained, []
+    size = 60_000 if what == "weights" else (places / "small" / "model.safetensors").stat().st_size + 10_000
 
     def full(*args, **kwargs):
         calls.append(args)
-        with room(60_000) if len(calls) == 3 else nullcontext():
+        with room(size) if len(calls) == 3 else nullcontext():
             return original(*args, **kwargs)
 
     monkeypatch.setattr(state, "write_trained", full)
@@ -229,6 +231,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(places: Path, tmp_path: Path
     assert last.name == "step-00000002" and not verify(last).damaged
     assert not list((tmp_path / "out.training").glob(".*"))
     monkeypatch.setattr(state, "write_trained", original)
+    if what == "moments":
+        return
     whole = recover_tiny(places, tmp_path / "whole")
     made = recover_tiny(places, tmp_path / "out", checkpoint_minutes=0)
     assert made.after == whole.after
@@ -246,9 +250,14 @@ def test_a_damaged_checkpoint_is_told(places: Path, tmp_path: Path, monkeypatch)
 
 
 def test_moments_are_read_one_weight_at_a_time(places: Path, tmp_path: Path, monkeypatch) -> None:
+    """And written into files of some size."""
+    monkeypatch.setattr(state, "_FILE_BYTES", 100_000)
     whole = recover_tiny(places, tmp_path / "whole", tokens=64 * 3)
     with killed_before(2):
         recover_tiny(places, tmp_path / "out", tokens=64 * 3, checkpoint_minutes=0)
+    files = sorted((tmp_path / "out.training" / "step-00000002" / "training").glob("*.safetensors"))
+    assert [file.name for file in files][:2] == ["moments-00001.safetensors", "moments-00002.safetensors"]
+    assert files[-1].name == "moments.safetensors" and all(file.stat().st_size < 110_000 for file in files)
     given: list[weakref.ref] = []
     most = 0
     original = state.Kept.__getitem__
