@@ -89,7 +89,7 @@ def check(
         # Some small models have few positions.
         most = min(getattr(each.config, "max_position_embeddings", None) or _LENGTH for each in sources)
         length, part = min(_LENGTH, most), min(_PART, most // 2)
-        prompts = ContinuationConfig(prompts=SHOWN, prompt_length=part, new_tokens=part, batch_size=SHOWN)
+        prompts = ContinuationConfig(prompts=SHOWN, prompt_length=part, new_tokens=part, batch_size=SHOWN, worst=0)
         config = EvalConfig(length, max_tokens=length * _windows(sources[1], device, length), batch_size=4)
         found = compare(
             sources[:1],

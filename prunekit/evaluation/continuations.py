@@ -28,15 +28,23 @@ Continuations = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class ContinuationConfig:
-    """``prompts`` blocks of ``prompt_length`` tokens, spread evenly over a text, are continued by ``new_tokens``."""
+    """``prompts`` blocks of ``prompt_length`` tokens, spread evenly over a text, are continued by ``new_tokens``;
+    beside a baseline, so are the ``worst`` blocks, after which it is farthest (:mod:`prunekit.evaluation.worst`)."""
 
     prompts: int = 32
     prompt_length: int = 64
     new_tokens: int = 64
     batch_size: int = 8
+    worst: int = 10
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("prompt_length", 2), ("new_tokens", NGRAM), ("batch_size", 1)):
+        for name, least in (
+            ("prompts", 1),
+            ("prompt_length", 2),
+            ("new_tokens", NGRAM),
+            ("batch_size", 1),
+            ("worst", 0),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise PrunekitError(
@@ -259,12 +267,27 @@ def continued(
 
     Raises PrunekitError where the text is too short, or logits are not finite.
     """
+    prompts = pick_prompts(tokens, config, None if tokenizer is None else bos(tokenizer), text)
+    return go_on(model, tokenizer, prompts, config, continues(name, text), name=name, text=text)
+
+
+def go_on(
+    model: Any,
+    tokenizer: Any,
+    prompts: torch.Tensor,
+    config: ContinuationConfig,
+    title: str,
+    *,
+    name: str,
+    text: str,
+) -> Continuations:
+    """What ``model`` writes after each of ``prompts``, int64 [n, prompt_length]. ``title`` is that of the phase. Raises
+    PrunekitError where logits are not finite."""
     import numpy as np
 
-    prompts = pick_prompts(tokens, config, None if tokenizer is None else bos(tokenizer), text)
     ends = end_tokens(model, tokenizer)
     made: list[list[int]] = []
-    with eval_mode(model), progress(continues(name, text), len(prompts)) as advance:
+    with eval_mode(model), progress(title, len(prompts)) as advance:
         runner = TorchRunner(model)
         for at in range(0, len(prompts), config.batch_size):
             batch = prompts[at : at + config.batch_size].numpy()

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from prunekit.checkpoint.history import PastTraining
     from prunekit.evaluation.continuations import Example, GenerationQuality
     from prunekit.evaluation.tasks.task_types import TaskReport
+    from prunekit.evaluation.worst import WorstExample
 
 
 @dataclass(frozen=True)
 class Measured:
     """What was measured of ``model``, and of ``baseline`` where there is one: loss on ``texts``, continuations of
-    prompts from each text (``generation``, and the words of some, ``examples``), ``tasks``; None or empty where it was
+    prompts from each text (``generation``, and the words of some, ``examples``, and of those after which it is farthest
+    from the baseline, ``worst``), ``tasks``; None or empty where it was
     not asked for. ``parameters`` are stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the
     baseline's (without one: of the model that it was pruned from, None where nobody said which). ``trainings`` are
     those that its plan tells of. ``origin`` says of what and on what all this was measured: fingerprints of both
@@ -36,6 +38,7 @@ class Measured:
     examples: tuple[Example, ...] = ()
     tasks: TaskReport | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    worst: tuple[WorstExample, ...] = ()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -55,6 +58,8 @@ class Measured:
         if self.generation:
             data["generation"] = [each.to_dict() for each in self.generation]
             data["examples"] = [each.to_dict() for each in self.examples]
+        if self.worst:
+            data["worst"] = [each.to_dict() for each in self.worst]
         if self.tasks is not None:
             data["tasks"] = self.tasks.to_dict()
         return data

@@ -90,6 +90,7 @@ class _Sums:
     baseline_nll: list[float]
     kl: list[float]
     agree: list[float]
+    kl_of_tokens: list[torch.Tensor]
 
 
 def evaluate(
@@ -101,12 +102,14 @@ def evaluate(
     *,
     name: str = "model",
     baseline_name: str = "baseline",
+    kl_of: dict[str, torch.Tensor] | None = None,
 ) -> Evaluation:
     """Perplexity of ``model`` on each text, and its distance from ``baseline`` where one is given.
 
     ``texts`` are sources (:func:`prunekit.data.sources.documents`) or token ids [n] by name. The baseline is a model,
     which sees each batch in turn with ``model``, or what was :class:`~prunekit.evaluation.baseline.Kept` of one on the
-    same texts and windows. Raises PrunekitError where a text is too short, windows are longer than a model's positions,
+    same texts and windows. ``kl_of``, where it is given, gets KL of each token of each text, float64 [n], NaN where
+    none was predicted. Raises PrunekitError where a text is too short, windows are longer than a model's positions,
     vocabularies differ or logits are not finite.
     """
     config = config or EvalConfig()
@@ -124,7 +127,11 @@ def evaluate(
     dense = baseline if baseline is None or isinstance(baseline, Kept) else Beside(baseline, baseline_name)
     with eval_mode(model), nullcontext() if baseline is None or dense is baseline else eval_mode(baseline):
         for text, ids in tokens.items():
-            results.append(_evaluate_text(model, dense, text, shortened(ids, config, text), config, start, name))
+            ids = shortened(ids, config, text)
+            result, sums = _evaluate_text(model, dense, text, ids, config, start, name)
+            results.append(result)
+            if kl_of is not None and dense is not None:
+                kl_of[text] = _placed(sums.kl_of_tokens, windows(len(ids), config.length, config.step))
     first = next(model.parameters())
     return Evaluation(
         model=name,
@@ -152,11 +159,11 @@ def _evaluate_text(
     config: EvalConfig,
     start: int | None,
     name: str,
-) -> TextResult:
+) -> tuple[TextResult, _Sums]:
     import torch
 
     spans = windows(len(ids), config.length, config.step)
-    sums = _Sums([], [], [], [], [])
+    sums = _Sums([], [], [], [], [], [])
     with progress(reads(name, text), len(spans), tokens=len(ids)) as advance, torch.no_grad():
         for block, first in batches(ids, spans, config.batch_size, start):
             _score(model, baseline, block, first, sums, name, text)
@@ -177,12 +184,12 @@ def _evaluate_text(
         "perplexity": _exp(nll),
     }
     if baseline is None:
-        return TextResult(**shared)
+        return TextResult(**shared), sums
     dense_nll, _ = _mean(sums.baseline_nll, sums.tokens)
     increase, increase_error = _mean([a - b for a, b in zip(sums.nll, sums.baseline_nll, strict=True)], sums.tokens)
     kl, kl_error = _mean(sums.kl, sums.tokens)
     agreement, agreement_error = _mean(sums.agree, sums.tokens)
-    return TextResult(
+    result = TextResult(
         **shared,
         baseline_nll=dense_nll,
         baseline_perplexity=_exp(dense_nll),
@@ -193,6 +200,16 @@ def _evaluate_text(
         agreement=agreement,
         agreement_standard_error=agreement_error,
     )
+    return result, sums
+
+
+def _placed(kl: Sequence[torch.Tensor], spans: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+    """``kl`` of the scored tokens of ``spans``, in their order, where they stand in the text."""
+    import torch
+
+    made = torch.full((spans[-1][1],), math.nan, dtype=torch.float64)
+    made[torch.cat([torch.arange(begin + first, end) for begin, end, first in spans])] = torch.cat(list(kl))
+    return made
 
 
 def _exp(nll: float) -> float:
@@ -223,6 +240,8 @@ def _score(
         dense = Paired(baseline.name, baseline.head, baseline.states(text, sum(sums.tokens), block, first))
     made = token_scores(Head(model), hidden, targets.flatten(), dense, name=name, text=text)
     sums.tokens += [block.shape[1] - first] * len(block)
+    if made.kl is not None:
+        sums.kl_of_tokens.append(made.kl)
     for key, values in made._asdict().items():
         if values is not None:
             getattr(sums, key).extend(values.reshape(len(block), -1).sum(-1).tolist())

@@ -21,6 +21,11 @@ def continues(name: str, text: str) -> str:
     return f"{name} continues {source_name(text)}"
 
 
+def continues_worst(name: str, text: str) -> str:
+    """The baseline writes on where a model is farthest from it."""
+    return f"{name} continues the worst of {source_name(text)}"
+
+
 def answers(name: str) -> str:
     """A model answers the questions of tasks."""
     return f"{name} answers"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, overload
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.measured import Comparison, Measured
 from prunekit.evaluation.perplexity import Evaluation, check_vocabularies
-from prunekit.evaluation.phases import continues, evaluation_phases, reading_work, reads
-from prunekit.evaluation.turns import Asked, Turn, baseline_said, measured
+from prunekit.evaluation.phases import continues, continues_worst, evaluation_phases, reading_work, reads
+from prunekit.evaluation.turns import Asked, Turn, baseline_said, measured, with_worst
 from prunekit.evaluation.windows import EvalConfig, windows
+from prunekit.evaluation.worst import most_hard
 from prunekit.models.source import as_source, load_tokenizer, pick_device
 from prunekit.models.tokenizer.same_tokens import first_difference
 from prunekit.utils.machine import speed_key
@@ -138,16 +139,19 @@ def compare(
             if dense is not None and not apart:
                 check_vocabularies(each.vocabulary, dense.vocabulary)
     wanted = {"writes": continuations is not None, "tasks": tasks is not None}
-    with phases(*evaluation_phases([each.name for each in everyone], texts, **wanted)) as run:
+    titles = [*evaluation_phases([each.name for each in everyone], texts, **wanted)]
+    if dense is not None and continuations is not None and continuations.worst:
+        titles += [continues_worst(dense.name, text) for text in texts]
+    with phases(*titles) as run:
         if run is not None:
             place = speed_key(pick_device(device))
             run.weigh(_reading(pruned, dense, asked, apart), ["reads", dtype, *place])
-            run.weigh(_writing(everyone, asked), ["continues", dtype, *place])
+            run.weigh(_writing(pruned, dense, asked), ["continues", dtype, *place])
         said = None if dense is None else baseline_said(dense, asked, apart)
-        return Comparison(
-            tuple(measured(each, said, asked) for each in pruned),
-            None if dense is None else dense.source.shape.parameters,
-        )
+        found = [measured(each, said, asked) for each in pruned]
+        if dense is None:
+            return Comparison(tuple(each for each, _ in found), None)
+        return Comparison(with_worst(found, pruned, dense, asked), dense.source.shape.parameters)
 
 
 def _reading(pruned: Sequence[Turn], dense: Turn | None, asked: Asked, apart: bool) -> dict[str, float]:
@@ -164,16 +168,22 @@ def _reading(pruned: Sequence[Turn], dense: Turn | None, asked: Asked, apart: bo
     return found
 
 
-def _writing(everyone: Sequence[Turn], asked: Asked) -> dict[str, float]:
-    """How much work it is to go on with prompts of each text."""
-    if asked.continuations is None:
+def _writing(pruned: Sequence[Turn], dense: Turn | None, asked: Asked) -> dict[str, float]:
+    """How much work it is to go on with prompts of each text, and with those after which a model is farthest from the
+    dense one: at most so much, as models may have some in common."""
+    config = asked.continuations
+    if config is None:
         return {}
-    count = asked.continuations.prompts * asked.continuations.new_tokens
-    return {
-        continues(turn.name, text): float(count) * turn.source.shape.parameters
-        for turn in everyone
-        for text in turn.tokens
-    }
+    found = {}
+    for turn in [*pruned, *([] if dense is None else [dense])]:
+        cost = float(config.new_tokens) * turn.source.shape.parameters
+        for text, ids in turn.tokens.items():
+            count = len(ids) if asked.config.max_tokens is None else min(len(ids), asked.config.max_tokens)
+            hard = 0 if dense is None else most_hard(count, config)
+            found[continues(turn.name, text)] = cost * (config.prompts + (0 if turn is dense else hard))
+            if turn is dense:
+                found[continues_worst(turn.name, text)] = cost * most_hard(count, config, len(pruned))
+    return found
 
 
 def _labels(sources: Sequence[Source]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,13 @@ from prunekit.evaluation.baseline import Kept, keep
 from prunekit.evaluation.continuations import Continuations, check_room, pick_prompts
 from prunekit.evaluation.measured import Measured
 from prunekit.evaluation.own_tokenizers import Read, compare_apart
+from prunekit.evaluation.phases import continues, continues_worst
 from prunekit.evaluation.windows import EvalConfig, read_texts
+from prunekit.evaluation.worst import Hard, WorstExample, hardest, prompts_at, worst_examples
 from prunekit.models.source import load_model, pick_device, pick_dtype
 from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.machine import describe_machine
+from prunekit.utils.phases.telling import unneeded
 
 if TYPE_CHECKING:
     import torch
@@ -83,15 +86,41 @@ class Turn:
                 check_room(self.source.config, self.name, asked.continuations)
                 pick_prompts(ids, asked.continuations, None, source_name(text))
 
-    def continues(self, asked: Asked) -> dict[str, Continuations]:
-        """What it writes after the prompts of each text; nothing where that was not asked for."""
-        if asked.continuations is None:
+    def continues(self, asked: Asked, hard: Mapping[str, Sequence[Hard]] | None = None) -> dict[str, Continuations]:
+        """What it writes after the prompts of each text, and then after those that are ``hard``; nothing where that was
+        not asked for."""
+        import torch
+
+        config = asked.continuations
+        if config is None:
             return {}
-        options: dict[str, Any] = {"config": asked.continuations, "name": self.name}
-        return {
-            text: writing.continued(self.model, self.reader, ids, text=source_name(text), **options)
-            for text, ids in self.tokens.items()
-        }
+        made = {}
+        for text, ids in self.tokens.items():
+            prompts = pick_prompts(ids, config, bos(self.reader), source_name(text))
+            starts = [each.start for each in (hard or {}).get(text, ())]
+            prompts = torch.cat([prompts, self.prompts(text, starts, config)])
+            made[text] = self._go_on(text, prompts, config, continues(self.name, text))
+        return made
+
+    def continues_worst(self, asked: Asked, starts: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Sequence[int]]]:
+        """What it writes after the beginnings at ``starts`` of each text, by them."""
+        config = asked.continuations
+        made: dict[str, dict[int, Sequence[int]]] = {}
+        for text, each in starts.items():
+            title = continues_worst(self.name, text)
+            if config is None or not each:
+                unneeded(title)
+                continue
+            written = self._go_on(text, self.prompts(text, each, config), config, title)
+            made[text] = dict(zip(each, written, strict=True))
+        return made
+
+    def prompts(self, text: str, starts: Sequence[int], config: ContinuationConfig) -> torch.Tensor:
+        return prompts_at(self.tokens[text], starts, config, bos(self.reader))
+
+    def _go_on(self, text: str, prompts: torch.Tensor, config: ContinuationConfig, title: str) -> Continuations:
+        where = {"name": self.name, "text": source_name(text)}
+        return writing.go_on(self.model, self.reader, prompts, config, title, **where)
 
     def answers(self, asked: Asked) -> Results | None:
         """What it reaches in the tasks; None where there are none."""
@@ -135,28 +164,72 @@ def baseline_said(dense: Turn, asked: Asked, apart: bool) -> Said:
     return said
 
 
-def measured(own: Turn, dense: Said | None, asked: Asked) -> Measured:
-    """All that is asked of one model, beside what the baseline said."""
+@dataclass(frozen=True)
+class Unanswered:
+    """Beginnings after which a model is farthest from the baseline, by the names of their texts, and what it made of
+    them."""
+
+    hard: Mapping[str, Sequence[Hard]]
+    made: Mapping[str, Continuations]
+
+
+def with_worst(
+    found: Sequence[tuple[Measured, Unanswered]], everyone: Sequence[Turn], dense: Turn, asked: Asked
+) -> tuple[Measured, ...]:
+    """What was ``found`` of ``everyone``, with what they and ``dense`` write where they are farthest from it. It is
+    loaded once more, for all of them."""
+    starts = {
+        text: sorted({each.start for _, left in found for each in left.hard.get(text, ())}) for text in dense.tokens
+    }
+    wanted = dense.continues_worst(asked, starts)
+    dense.release()
+    return tuple(
+        replace(one, worst=_worst(own, left, wanted, asked)) for (one, left), own in zip(found, everyone, strict=True)
+    )
+
+
+def _worst(
+    own: Turn, left: Unanswered, wanted: Mapping[str, Mapping[int, Sequence[int]]], asked: Asked
+) -> tuple[WorstExample, ...]:
+    config = asked.continuations
+    if config is None:
+        return ()
+    shown: list[WorstExample] = []
+    for text, hard in left.hard.items():
+        if hard:
+            prompts = own.prompts(text, [each.start for each in hard], config)
+            shown += worst_examples(own.reader, prompts, hard, left.made[text], wanted[text], source_name(text))
+    return tuple(shown)
+
+
+def measured(own: Turn, dense: Said | None, asked: Asked) -> tuple[Measured, Unanswered]:
+    """All that is asked of one model, beside what the baseline said, but for what the baseline would write where the
+    two are farthest apart."""
     report: Evaluation | None = None
     names = {"name": own.name, "baseline_name": dense.name if dense else "baseline"}
+    config = asked.continuations
+    kl_of: dict[str, torch.Tensor] = {}
     if own.tokens:
         kept = dense.kept if dense else None
-        report = perplexity.evaluate(own.model, own.reader, own.tokens, asked.config, kept, **names)
+        report = perplexity.evaluate(own.model, own.reader, own.tokens, asked.config, kept, kl_of=kl_of, **names)
         if dense is not None and dense.read is not None:
             report = compare_apart(Read(report, own.reader, own.tokens), dense.read)
     wanted = dense.written if dense else {}
     generation: list[GenerationQuality] = []
     shown: list[Example] = []
-    for text, made in own.continues(asked).items():
-        assert asked.continuations is not None
-        label = source_name(text)
-        generation.append(writing.compare(made, asked.continuations, wanted.get(text), text=label))
-        shown += writing.examples(own.reader, own.tokens[text], asked.continuations, made, wanted.get(text), text=label)
+    hard = {} if config is None else {text: hardest(kl, config) for text, kl in kl_of.items()}
+    left: dict[str, Continuations] = {}
+    for text, written in own.continues(asked, hard).items():
+        assert config is not None
+        label, made = source_name(text), written[: config.prompts]
+        left[text] = written[config.prompts :]
+        generation.append(writing.compare(made, config, wanted.get(text), text=label))
+        shown += writing.examples(own.reader, own.tokens[text], config, made, wanted.get(text), text=label)
     answers = own.answers(asked)
     own.release()
     shape, record = own.source.shape, read_record(own.source.config)
     blocks = shape.block_parameters
-    return Measured(
+    found = Measured(
         own.name,
         dense.name if dense else None,
         str(pick_dtype(own.dtype) or own.source.dtype).removeprefix("torch."),
@@ -170,6 +243,7 @@ def measured(own: Turn, dense: Said | None, asked: Asked) -> Measured:
         None if answers is None else _report(asked, answers, dense, names),
         _origin(own, dense, asked),
     )
+    return found, Unanswered(hard, left)
 
 
 def _origin(own: Turn, dense: Said | None, asked: Asked) -> dict[str, Any]:

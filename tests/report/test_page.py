@@ -207,14 +207,21 @@ def test_texts_that_may_be_private_are_shown_only_where_that_is_asked_for(tmp_pa
     assert "my secret" in page and "secret" not in json.dumps(beside)
 
 
-def test_the_first_of_the_worst_parts_soonest(tmp_path: Path) -> None:
-    examples = [
-        {"prompt": "late", "baseline": "one two three", "model": "one two four"},
-        {"prompt": "soon", "baseline": "one two three", "model": "two two"},
+def test_the_worst_of_the_text_come_first(tmp_path: Path) -> None:
+    examples = [{"prompt": "ordinary", "baseline": "one two three", "model": "two two"}]
+    worst = [
+        {"text": "own.jsonl", "start": 64 * at, "kl": kl, "prompt": f"begin {at}", "model": f"a {at}", "baseline": "b"}
+        for at, kl in enumerate([0.25, 3.5, None, 1.125])
     ]
-    data = evaluation(generation=[{"text": "builtin"}], examples=examples)
-    page, _ = made(tmp_path, data, show_texts=True)
-    assert page.index("soon") < page.index("late") and "2 words alike" in page and "0 words alike" in page
+    data = evaluation(generation=[{"text": "own.jsonl"}], examples=examples, worst=worst)
+    page, beside = made(tmp_path, data, show_texts=True)
+    places = [page.index(each) for each in ("begin 2", "begin 1", "begin 3", "begin 0", "ordinary")]
+    assert places == sorted(places) and "KL 3.500, 0 words alike" in page and "KL inf, 0 words alike" in page
+    assert "begin" not in json.dumps(beside)
+    hidden, _ = made(tmp_path, data)
+    assert "begin 2" not in hidden and "5 completions of texts that may be private" in hidden
+    with pytest.raises(PrunekitError, match=r"kl"):
+        made(tmp_path, evaluation(generation=[{"text": "own.jsonl"}], worst=[{**worst[0], "kl": "much"}]))
 
 
 def test_each_plan_has_its_own_reasons(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def show_verdicts(models: Sequence[Measured]) -> None:
     out = console()
     if models[0].examples:
         out.print(example_table([(each.model, each.examples) for each in models]))
+    if any(each.worst for each in models):
+        count = sum(len(each.worst) for each in models)
+        what = "beginning" if count == 1 else "beginnings"
+        out.print(
+            f"In the JSON: the {count} {what} with the largest KL, and what both models write there. prunekit report "
+            "--show-texts shows them."
+        )
     found = [(each.model, each.verdict) for each in models if each.verdict is not None]
     for name, verdict in found:
         out.print(f"{name}: {verdict.sentence}" if len(models) > 1 else verdict.sentence)

@@ -96,7 +96,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class Example:
-    """A beginning, and what two models went on with. ``texts`` are what it may be from."""
+    """A beginning, and what two models went on with. ``texts`` are what it may be from. ``kl`` is KL from the dense
+    model, in nats a token, on what follows in the text, where it was chosen by that (:mod:`prunekit.evaluation.worst`);
+    infinite where no number holds it."""
 
     subject: Subject
     texts: tuple[str, ...]
@@ -104,6 +106,7 @@ class Example:
     model: str
     dense: str | None
     file: str
+    kl: float | None = None
 
 
 @dataclass(frozen=True)

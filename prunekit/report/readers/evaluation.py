@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -71,7 +72,7 @@ def _one(model: Fields, whole: Fields, place: Place) -> Reading:
         subjects,
         tuple(claims),
         _verdicts(model, subject, words, place),
-        examples=_examples(model, subject, place),
+        examples=(*_worst(model, subject, place), *_examples(model, subject, place)),
         facts=tuple(_facts(model, origin)),
         not_measured=tuple(lost),
     )
@@ -139,6 +140,15 @@ def _examples(model: Fields, subject: Subject, place: Place) -> tuple[Example, .
         )
         for number, example in enumerate(shown)
     )
+
+
+def _worst(model: Fields, subject: Subject, place: Place) -> Iterator[Example]:
+    """Beginnings after which the model is farthest from the dense one."""
+    for said in model.objects("worst"):
+        texts, dense = (said.text("text"),), said.prose("baseline")
+        kl = said.maybe("kl", -1e-3)
+        kl = math.inf if kl is None else kl
+        yield Example(subject, texts, said.prose("prompt"), said.prose("model"), dense, place.name, kl)
 
 
 def _facts(model: Fields, origin: Fields | None) -> list[tuple[str, str]]:
