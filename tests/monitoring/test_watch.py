@@ -571,6 +571,21 @@ def test_signals_of_models_take_part(tmp_path: Path) -> None:
     without = watch_run([worse], tmp_path / "base.json", tmp_path / "other")
     assert without.verdict == "notice"
     assert without.data["last_window"]["signals"]["shadow_kl"]["reason"] == "its model was not given to this run"
+    # The model gets worse, then prompts change: the cause is told, and no receiver hears that all is over.
+    prompts = [*rows(500, 3), *rows(500, 4, kind="domain")]
+    (tmp_path / "c").write_text("\n".join(json.dumps({**row, "logprob_mean": -0.5}) for row in prompts))
+    tell = TellConfig(webhook="http://127.0.0.1:9/hook")
+    both = watch_run(
+        [tmp_path / "c"],
+        tmp_path / "base.json",
+        tmp_path / "both",
+        signals=lambda baseline: [signal],
+        tell=tell,
+        note=lambda words: None,
+    )
+    assert [each["verdict"] for each in both.data["changes"]] == ["investigate", "re-prune"]
+    posts = json.loads((tmp_path / "both" / "state.json").read_text())["teller"]["posts"]
+    assert [(each["verdict"], each["status"]) for each in posts] == [("investigate", "firing")]
 
 
 class Fact:
@@ -714,6 +729,11 @@ def test_the_command(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     )
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout)["verdict"] == "investigate" and not done.stderr
+    call.remove("--json")
+    done = subprocess.run(
+        [*call, "--once", "-o", str(tmp_path / "w")], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert b"The newest request came at 2025-10-09T17:" in done.stdout, done.stdout
 
 
 def test_following_reads_what_comes(made: tuple[Path, Baseline], tmp_path: Path) -> None:

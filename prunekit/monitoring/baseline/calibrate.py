@@ -63,8 +63,16 @@ class Calibrated:
     def from_dict(cls, data: dict[str, Any]) -> Calibrated:
         """The counterpart of :meth:`to_dict`."""
         null = None if data["null"] is None else Null(**data["null"])
-        given = [data[key] for key in ("name", "kind", "title")]
-        return cls(*given, null, data["limit"], data["reason"], data["state"], data.get("looked"))
+        return cls(
+            data["name"],
+            data["kind"],
+            data["title"],
+            null,
+            data["limit"],
+            data["reason"],
+            data["state"],
+            data.get("looked"),
+        )
 
     @property
     def silent_after(self) -> int:

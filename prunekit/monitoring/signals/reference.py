@@ -89,8 +89,13 @@ class Reference:
         made = None
         if mix is not None:
             made = Mix(mix["source"], np.array(mix["top"], np.int64), np.array(mix["counts"], float))
-        lengths = [np.array(data[name], float) for name in ("lengths_in", "lengths_out")]
-        return cls(*lengths, made, *(int(data.get(name, 0)) for name in ("ended", "requests")))
+        return cls(
+            np.array(data["lengths_in"], float),
+            np.array(data["lengths_out"], float),
+            made,
+            int(data.get("ended", 0)),
+            int(data.get("requests", 0)),
+        )
 
 
 @dataclass

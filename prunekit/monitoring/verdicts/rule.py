@@ -25,9 +25,10 @@ DO: dict[str, str] = {
     "the cause is not in the prompts.",
     "fall back to dense now": "Send requests to the dense model until the cause is found.",
 }
-# Of a notice that is about the log alone.
+# Of a notice that says only what can't be seen any more.
 BLIND = (
-    "Compare the lines of the log with those that the baseline was made of: what they no longer tell is not watched."
+    "What has no figure is not watched. Compare the lines of the log with those that the baseline was made of, and see "
+    "that the models can be reached."
 )
 
 

@@ -48,6 +48,8 @@ def show_baseline(made: Baseline, path: Path) -> None:
 
 def show_watch(made: WatchResult, folder: Path) -> None:
     """The verdict, the signals of the last window, and what went wrong with lines."""
+    from prunekit.monitoring.alarms.alarm import iso
+
     out = console()
     data = made.data
     last: dict[str, Any] | None = data["last_window"]
@@ -64,6 +66,8 @@ def show_watch(made: WatchResult, folder: Path) -> None:
             bound = "no bound" if each["bound"] is None else f"at most {each['bound']:.2%} wanted"
             out.print(f"{each['what'].capitalize()}: {each['bad']:,} of {each['seen']:,} ({bound}).")
     out.print(f"{data['windows']:,} windows judged, {data['requests']:,} requests; {data['alarms']} alarms.")
+    if data["last_request"] is not None:
+        out.print(f"The newest request came at {iso(data['last_request'])}.")
     out.print(f"Verdict: {data['verdict']}.")
     for sentence in data["reasons"]:
         out.print(f"  {sentence}")
