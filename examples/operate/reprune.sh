@@ -9,8 +9,8 @@
 # TEXT      recent requests, as `--calib` takes them; half of what is read, the other half is OLD
 # OLD       what else the model must stay good at (default: builtin)
 # PARAMS    the share of parameters that is kept (default: 0.8)
-# TARGET    an export beside the checkpoint, such as gguf (default: none). What is accepted is what is served: the export,
-#           where prunekit can open it (gguf, hf, vllm), else the checkpoint
+# TARGET    an export beside the checkpoint, such as gguf (default: none). What is accepted is what is served: the export
+#           (gguf: behind its server, with the extra serve; hf, vllm), else the checkpoint
 # DTYPE     of the export, such as q8_0 (default: the target's own)
 # KEEP      how many releases are kept, current and previous not counted (default: 3)
 # RELOAD    a command that makes the servers open `current`; see release.sh
@@ -43,24 +43,17 @@ prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$TEXT:0.5,${OLD:-buil
 if [ -n "${TARGET:-}" ]; then
     prunekit export "$work/checkpoint" --to "$TARGET" ${DTYPE:+--dtype "$DTYPE"} -o "$work/export" 9>&-
 fi
-served="$work/checkpoint"
+served="$work/checkpoint" server=
 case "${TARGET:-}" in
 "") ;;
-gguf)
-    set -- "$work"/export/*.gguf
-    if [ "$#" -ne 1 ] || [ ! -f "$1" ]; then
-        say "the export is not one .gguf file"
-        exit 1
-    fi
-    served=$1
-    ;;
+gguf) served="$work/export" server=auto ;;
 hf | vllm) served="$work/export" ;;
 *) say "prunekit accept can't open an export for $TARGET, so it asks the checkpoint that was exported" ;;
 esac
 
 code=0
 prunekit accept "$served" --baseline "${BASELINE:-$MODEL}" --records "$RECORDS" --policy "$POLICY" \
-    -o "$work/accept" 9>&- || code=$?
+    ${server:+--server "$server"} -o "$work/accept" 9>&- || code=$?
 if [ "$code" -ne 0 ]; then
     # What it was refused for is kept, the model is not.
     if [ -d "$work/accept" ]; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -17,7 +18,11 @@ from typing import Any
 
 import pytest
 
+from prunekit.monitoring.log.fields import request_of
 from prunekit.profiling.loopback.running import free_port
+from prunekit.utils.endpoints.answer import Answer
+from prunekit.utils.endpoints.client import complete, opened
+from prunekit.utils.endpoints.endpoint import Ask, Endpoint
 from tests.support.command import ROOT
 from tests.support.two_servers import Stand, stop, two_servers
 
@@ -107,7 +112,7 @@ class TestNginx:
             stop(smaller)
             assert [answered(port) for _ in range(5)] == [(200, "dense")] * 5
             assert answered(port, stream=True) == (200, "dense")
-            log = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+            log = [json.loads(line) for line in (tmp_path / "gateway.jsonl").read_text().splitlines()]
         assert {"ts", "id", "status", "latency_s", "answered_by"} <= log[0].keys()
 
     def test_a_share_goes_to_the_dense_model_too(self, tmp_path: Path) -> None:
@@ -132,16 +137,21 @@ class TestNginx:
 
 @pytest.mark.skipif(LITELLM is None, reason="PRUNEKIT_LITELLM names no litellm program")
 class TestLiteLlm:
-    def test_the_dense_model_answers_where_the_pruned_one_fails(self, tmp_path: Path) -> None:
+    def test_the_dense_model_answers_where_the_pruned_one_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         port = free_port()
         with two_servers() as (smaller, dense):
             config = tmp_path / "litellm.yaml"
             config.write_text(example("litellm.yaml", smaller, dense, port))
             assert LITELLM is not None
             argv = [LITELLM, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-            variables = {**os.environ, "LITELLM_MASTER_KEY": KEY}
+            shutil.copy(OPERATE / "request_log.py", tmp_path)
+            log = tmp_path / "requests.jsonl"
+            variables = {**os.environ, "LITELLM_MASTER_KEY": KEY, "REQUEST_LOG": str(log)}
             with started(argv, port, 240, cwd=tmp_path, env=variables):
                 assert {answered(port) for _ in range(3)} == {(200, "smaller")}
+                assert answered(port, stream=True) == (200, "smaller")
                 smaller.status = 503
                 # Both deployments of it are counted apart.
                 assert {answered(port) for _ in range(6)} == {(200, "dense")}
@@ -151,6 +161,31 @@ class TestLiteLlm:
                 stop(smaller)
                 assert answered(port) == (200, "dense")
                 assert answered(port, stream=True) == (200, "dense")
+                # What asks a model says that another one answered.
+                monkeypatch.setenv("GATEWAY_KEY", KEY)
+                endpoint = Endpoint(f"http://127.0.0.1:{port}", "assistant", "GATEWAY_KEY", api="chat")
+                assert asyncio.run(_asked(endpoint)).error == "another model answered"
+                lines = _logged(log, 6)
+        # The dense model's answers are no part of it.
+        assert [line.get("answer") for line in lines[:4]] == ["smaller"] * 4
+        assert {line["finish_reason"] for line in lines[:4]} == {"stop"} and "ttft_ms" in lines[3]
+        assert {line["finish_reason"] for line in lines[4:]} == {"error"}
+        made = [request_of(line, b"", pytest.fail) for line in lines]
+        assert all(each is not None and each.messages == (("user", "who?"),) for each in made)
+        assert made[0] is not None and (made[0].n_in, made[0].n_out) == (1, 1) and made[0].latency_ms
+
+
+async def _asked(endpoint: Endpoint) -> Answer:
+    async with opened(endpoint) as client:
+        return await complete(client, endpoint, Ask("who?", max_tokens=4))
+
+
+def _logged(log: Path, least: int) -> list[dict[str, Any]]:
+    """The lines of a log, once there are so many: LiteLLM writes after it has answered."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (not log.exists() or log.read_text().count("\n") < least):
+        time.sleep(0.1)
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def _settled(stand: Stand) -> int:

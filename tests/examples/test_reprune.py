@@ -26,8 +26,7 @@ echo >> "$LOG"
 step=$1
 for out; do :; done
 case $step in
-prune) mkdir "$out" && echo weights > "$out/model.safetensors" ;;
-export) mkdir "$out" && for n in ${EXPORTS-model-q8_0.gguf}; do echo weights > "$out/$n"; done ;;
+prune | export) mkdir "$out" && echo weights > "$out/model.safetensors" ;;
 accept) mkdir "$out" && echo '{}' > "$out/accept.json" ;;
 esac
 eval "exit \\${EXIT_$step:-0}"
@@ -89,8 +88,9 @@ def test_what_is_accepted_is_promoted(place: Place) -> None:
     assert prune[:-2] == ["prune", "dense model", "--params", "0.8", "--calib", "recent.jsonl:0.5,builtin:0.5"]
     assert export == ["export", f"{work}/checkpoint", "--to", "gguf", "-o", f"{work}/export"]
     # What is served is asked, not what it was made from.
-    assert accept[:4] == ["accept", f"{work}/export/model-q8_0.gguf", "--baseline", "dense model"]
+    assert accept[:4] == ["accept", f"{work}/export", "--baseline", "dense model"]
     assert accept[4:8] == ["--records", "records.jsonl", "--policy", "policy.toml"]
+    assert accept[8:] == ["--server", "auto", "-o", f"{work}/accept"]
     assert f"-o {place.releases}/current/base.json" in done.stderr
 
 
@@ -104,18 +104,13 @@ def test_what_is_accepted_is_promoted(place: Place) -> None:
     ],
 )
 def test_what_is_accepted_is_what_is_served(place: Place, target: str, asked: str, said: str) -> None:
-    done = place.run("reprune.sh", TARGET=target, DTYPE="fp16", BASELINE="dense.gguf", EXPORTS="config.json")
+    done = place.run("reprune.sh", TARGET=target, DTYPE="fp16", BASELINE="dense.gguf")
     assert done.returncode == 0 and said in done.stderr
     *_, accept = (line.split("|")[:-1] for line in place.log.read_text().splitlines())
     assert Path(accept[1]).name == asked and accept[2:4] == ["--baseline", "dense.gguf"]
+    assert "--server" not in accept
     if target:
         assert "|--dtype|fp16|" in place.log.read_text()
-
-
-@pytest.mark.parametrize("files", ["", "a.gguf b.gguf", "config.json"])
-def test_an_export_that_is_not_one_gguf_file_is_not_promoted(place: Place, files: str) -> None:
-    done = place.run("reprune.sh", TARGET="gguf", EXPORTS=files)
-    assert done.returncode == 1 and "not one .gguf file" in done.stderr and place.names() == set()
 
 
 def test_each_release_has_a_log_of_its_own(place: Place, tmp_path: Path) -> None:

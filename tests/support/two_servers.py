@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         message = {"role": "assistant", "content": self.server.name}
         answer = {
-            "id": "x",
+            "id": f"x-{len(self.server.asked)}",
             "object": "chat.completion",
             "created": 1,
             "model": body.get("model", "m"),

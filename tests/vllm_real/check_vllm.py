@@ -25,6 +25,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.acceptance.policy import Policy
+from prunekit.evaluation.acceptance.run import accept
 from prunekit.export.device import place
 from prunekit.export.export import export
 from prunekit.export.formats import hf
@@ -36,7 +38,12 @@ from prunekit.export.target import Options, prepared
 from prunekit.models.families import FAMILIES
 from prunekit.models.runner import TorchRunner
 from prunekit.models.source import Source, resolve
+from prunekit.monitoring.scoring.contexts import Context
+from prunekit.monitoring.scoring.endpoint import DenseServer
 from prunekit.plan import LayerKeep, Plan
+from prunekit.profiling.server.config import ServerConfig, Slo
+from prunekit.profiling.server.run import bench_server
+from prunekit.utils.endpoints.endpoint import Endpoint
 from tests.support import export_models
 from tests.support.tiny import rebuilt_model, tiny_model
 
@@ -318,3 +325,43 @@ def test_http_server(pruned_smollm2: Source, tmp_path: Path) -> None:
     assert "Transformers modeling backend" not in (tmp_path / "log").read_text()
     assert choice["token_ids"] == wanted
     assert choice["text"] == job.tokenizer.decode(np.array(wanted))
+
+
+def test_what_asks_servers(pruned_smollm2: Source, tmp_path: Path) -> None:
+    """A load test, an acceptance test and the log-probabilities of a prompt, at one server."""
+    folder = tmp_path / "pruned"
+    export(pruned_smollm2, "vllm", folder, Options("fp32", context_length=1024), verify=False)
+    job = prepared(target("vllm"), pruned_smollm2, Options("fp32"))
+    ids = tuple(int(each) for each in sample(job).windows[0][:24])
+    with torch.no_grad():
+        log_probs = job.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    records = tmp_path / "records.jsonl"
+    rows = [{"prompt": f"{at} + 1 =", "reference": at + 1, "check": "numeric"} for at in range(10)]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shell = shutil.which("sh")
+    assert shell
+    with served([shell, str(folder / "serve.sh"), "--port", str(PORT), "--enforce-eager"], tmp_path / "log"):
+        # Without a name: the first that it lists.
+        endpoint = Endpoint(f"http://127.0.0.1:{PORT}")
+        config = ServerConfig(requests=4, blocks=2, tokens=8, natural_tokens=8, slo=Slo(e2e=20_000), max_minutes=1)
+        load = bench_server(endpoint, config=config)
+        found = accept(
+            endpoint,
+            baseline=pruned_smollm2,
+            records=records,
+            out=tmp_path / "out",
+            policy=Policy(margin=0.5),
+            max_new_tokens=8,
+            dtype="float32",
+        )
+        told = DenseServer(endpoint).read([Context("a", ids, 12, True)], "dense")["a"]
+    assert load.stopped == "" and load.served[0].exact and load.served[0].cache_queries
+    for result in (each for one in load.loads for each in one.results):
+        assert (result.requests, result.failed) == (4, 0) and result.tokens is not None
+    assert load.loads[0].results[0].tokens == 8
+    # The server's greedy answers are those of the checkpoint.
+    assert (found.everything.failed, found.everything.baseline_failed) == (0, 0)
+    assert (found.everything.worse, found.everything.better) == (0, 0)
+    wanted = log_probs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    assert torch.allclose(told.own, wanted, atol=1e-3)
+    assert torch.equal(told.first, log_probs[:-1].argmax(-1))

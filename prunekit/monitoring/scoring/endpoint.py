@@ -89,7 +89,8 @@ async def _asked(client: httpx.AsyncClient, endpoint: Endpoint, data: Mapping[st
                 return json.loads(content)
             except (ValueError, RecursionError):
                 raise _not_told("its answer is no JSON") from None
-        if status in (400, 404, 422):
+        # llama-cpp-python's server answers 500 to what it does not know.
+        if status in (400, 404, 422) or (status == 500 and b"validation error" in content):
             raise _not_told(f"it refuses prompt_logprobs on /v1/completions (status {status}: {why})")
         if status is not None and status < 500 and status != 429:
             break

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -66,6 +67,15 @@ def accept_command(
         ),
     ] = None,
     api_key_env: o.ApiKeyEnv = None,
+    server: Annotated[
+        Literal["auto", "llama.cpp", "transformers", "vllm"] | None,
+        typer.Option(
+            help="What serves models: auto, llama.cpp, transformers or vllm. Local ones are asked there, on 127.0.0.1 "
+            "(default: PyTorch reads them).",
+            show_default=False,
+            rich_help_panel=o.SERVERS,
+        ),
+    ] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,
@@ -80,24 +90,30 @@ def accept_command(
     """
     from prunekit.evaluation.acceptance.run import accept
 
-    made = accept(
-        model,
-        baseline=baseline,
-        records=records,
-        policy=policy,
-        out=output,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        show_texts=show_texts,
-        served_name=served_name,
-        baseline_served_name=baseline_served_name,
-        api_key_env=api_key_env,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        baseline_revision=baseline_revision,
-        overwrite=overwrite,
-    )
+    pair: list[Any] = [model, baseline]
+    with ExitStack() as stack:
+        if server is not None:
+            from prunekit.cli.serving import behind_servers, context_for
+
+            pair = stack.enter_context(behind_servers(pair, server, context_for(records, max_new_tokens)))
+        made = accept(
+            pair[0],
+            baseline=pair[1],
+            records=records,
+            policy=policy,
+            out=output,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            show_texts=show_texts,
+            served_name=served_name,
+            baseline_served_name=baseline_served_name,
+            api_key_env=api_key_env,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            baseline_revision=baseline_revision,
+            overwrite=overwrite,
+        )
     if as_json:
         print_json(made.to_dict())
     else:
