@@ -174,7 +174,8 @@ def test_launchers_start_the_command_which_speaks_once(places: Path, tmp_path: P
         start = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     else:
         pytest.importorskip("accelerate")
-        start = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+        # Needs no GPU, though it is called so. With --cpu it starts one process, whatever number it is given.
+        start = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
         start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     # One sequence a step, so that one process has nothing to do.
     settings = {**SETTINGS, "batch_tokens": 16}
