@@ -174,11 +174,14 @@ def test_launchers_start_the_command_which_speaks_once(places: Path, tmp_path: P
         start = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     else:
         pytest.importorskip("accelerate")
-        start = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+        # Needs no GPU, though it is called so. With --cpu it starts one process, whatever number it is given.
+        start = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
         start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    options = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+    # One sequence a step, so that one process has nothing to do.
+    settings = {**SETTINGS, "batch_tokens": 16}
+    options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     asked = ["recover", places / "small", "--teacher", places / "dense", "--text", places / "text.txt"]
-    asked += ["--tokens", 64 * 2, "--device", "cpu", "--check", "none", "-o", tmp_path / "out", *options]
+    asked += ["--tokens", 16 * 2, "--device", "cpu", "--check", "none", "-o", tmp_path / "out", *options]
     ended = subprocess.run(
         [sys.executable, "-m", *start, "-m", "prunekit", *map(str, asked)],
         capture_output=True,
@@ -189,4 +192,5 @@ def test_launchers_start_the_command_which_speaks_once(places: Path, tmp_path: P
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("Checkpoint written") == 1
+    assert " ".join(ended.stderr.split()).count("and there are 2 processes, so some have nothing to do") == 1
     assert Plan.load(tmp_path / "out" / "plan.json").provenance["recovery"][0]["steps"] == 2
