@@ -145,7 +145,7 @@ def _measure_and_tell(
         written = lesson.writing(rates, dense, count)
         # The model may write text to train on in another phase of that name.
         run.foresee({title: each for title, each in (works or [found])[0].items() if title != OWN_TEXT or not written})
-        parts = Parts(pruning, lesson.seconds(rates, count) + written, stages)
+        parts = Parts(pruning, lesson.seconds(rates, device.type, count) + written, stages)
         seconds = pruning + parts.training
     if seconds is not None and seconds >= _WORTH:
         run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves), parts=parts))
