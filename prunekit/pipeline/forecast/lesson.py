@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from prunekit.pipeline.stages import Asked
     from prunekit.plan.shape import ModelShape
 
+# Steps of the trial, and how often the held-out text is read: five times on the way, before, and at the end.
+_TRIED, _MEASURED = 3, 7
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -52,11 +55,17 @@ class Lesson:
     def stages(self, rates: Rates) -> int:
         return self.asked.stages or stage_count(self.removed, self.tokens(rates), self.asked.turns)
 
-    def seconds(self, rates: Rates, ranks: int = 1, written: float = 0.0) -> float:
-        """All its steps, and ``written`` seconds for the text that the model writes; minutes hold both."""
+    def seconds(self, rates: Rates, device: str, ranks: int = 1, written: float = 0.0) -> float:
+        """All its steps, and ``written`` seconds for the text that the model writes (minutes hold both); the trial's
+        steps and measurements on text that is held out, in every stage, on a device of that kind."""
+        count, text = self.stages(rates), self.asked.text
+        tried = _TRIED * (self.asked.config.on(device).batch_tokens or 0) * self._token(rates, self.share)
+        measured = _MEASURED * text.held_out * text.length * self._look(rates)
+        return self._steps(rates, count, ranks, written) + count * (tried + measured) / ranks
+
+    def _steps(self, rates: Rates, count: int, ranks: int, written: float) -> float:
         if self.asked.budget.minutes is not None:
             return 60 * self.asked.budget.minutes
-        count = self.stages(rates)
         parts = zip(equal_steps(count), token_shares(count, self.asked.turns), strict=True)
         mean = sum(part * self._token(rates, 1 - target * (1 - self.share)) for target, part in parts)
         return self.tokens(rates) * mean / ranks + written
@@ -73,6 +82,10 @@ class Lesson:
     def _layers(self) -> float:
         """In the largest ones' worth of products, by which rates are."""
         return self.shape.block_parameters / max(map(self.shape.layer_parameters, self.shape.layers))
+
+    def _look(self, rates: Rates) -> float:
+        """Seconds of a token forward through both models."""
+        return (1 + self.share) * self._layers() * rates.forward + 2 * self.shape.vocab_size * rates.head
 
     def _token(self, rates: Rates, share: float) -> float:
         """Seconds of a token: forward and back through the pruned layers, where the gradients of weights are as many

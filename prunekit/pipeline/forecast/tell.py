@@ -115,7 +115,7 @@ def foretell(
         written = lesson.writing(rates, dense, count)
         # The model may write text to train on in another phase of that name.
         first = {title: each for title, each in (works or [found])[0].items() if title != OWN_TEXT or not written}
-        return first, Parts(pruning, lesson.seconds(rates, count, written), stages)
+        return first, Parts(pruning, lesson.seconds(rates, device.type, count, written), stages)
 
     writes = lesson is not None and SELF in lesson.asked.text.source
     _measure_and_tell(dense, work, needed, dtype, device, foreseen, CHUNK if writes else 0)
