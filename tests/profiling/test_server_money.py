@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from prunekit.cli.common import console
+from prunekit.cli.tables.operate.bench_server import _show_cost
 from prunekit.profiling.prices import Prices
 from prunekit.profiling.server.config import ServerConfig, Slo
 from prunekit.profiling.server.load import Volley
@@ -87,3 +89,19 @@ def test_a_load_test_tells_of_them_too() -> None:
         notes = bench_server(pruned.url, baseline=dense.url, config=config).notes
     (said,) = (each for each in notes if "By themselves" in each)
     assert "1.50 times as long as the baseline's (1.50 to 1.50)" in said and "by up to a factor of 1.50" in said
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (
+            Ratio(1.31, 1.23, 1.38, 4),
+            "costs as much as the baseline's or more: break-even is at -0.0012 (-0.0026 to 0.0004)",
+        ),
+        (Ratio(1.0, 0.9, 1.1, 4), "Nothing is saved where 0.005 (0.003 to 0.007) more of 100 answers"),
+    ],
+)
+def test_break_even_in_words(capsys: pytest.CaptureFixture[str], ratio: Ratio, said: str) -> None:
+    report = report_of(ratio)
+    _show_cost(money(report, PRICES).to_dict(report.names), report.names, console())
+    assert said in " ".join(capsys.readouterr().out.split())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.profiling.server.config import ServerConfig
+from prunekit.profiling.server.config import ServerConfig, Slo
 from prunekit.profiling.server.run import bench_server
 from prunekit.profiling.server.traces import load_workload
 from tests.support.scripted_server import answer, scripted
@@ -31,6 +31,15 @@ def test_no_text_is_sent_twice_while_there_are_others(tmp_path: Path) -> None:
         sent[side] += [job.prompt for job in made.take("search 0 0", side, count)]
     assert len(set(sent[1])) == 480 and len(set(sent[0])) == 300 and made.repeated == 0 and made.sent == 480
     assert [*made.take("search 0 1", 1, 39)] and (made.repeated, made.sent) == (39, 519)
+
+
+def test_all_of_a_file_is_read(tmp_path: Path) -> None:
+    """A search sends far more than the loads before it. A trace without a search is read as far as it is replayed."""
+    path = written(tmp_path / "p.jsonl", 2000)
+    assert len(load_workload(ServerConfig(prompts=path, requests=10), "r").jobs) == 2000
+    path.write_text("".join(json.dumps({"ts": each, "n_in": 2, "n_out": 3}) + "\n" for each in range(50)))
+    assert len(load_workload(ServerConfig(trace=path, requests=10), "r").jobs) == 10
+    assert len(load_workload(ServerConfig(trace=path, requests=10, slo=Slo(ttft=100)), "r").jobs) == 50
 
 
 def test_both_servers_get_the_same_texts_where_a_block_was_cut(tmp_path: Path) -> None:

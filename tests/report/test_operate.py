@@ -19,6 +19,8 @@ from prunekit.report.readers.registry import read_files
 from prunekit.report.write import write_report
 from tests.report.test_page import EVIL, Reader
 from tests.support.operate_files import (
+    DENSE,
+    PRUNED,
     acceptance,
     capacity,
     compared,
@@ -202,6 +204,19 @@ def test_one_server_alone(tmp_path: Path) -> None:
     said = read(tmp_path, data)
     assert {each.subject.name for each in said.reading.claims} == {"small"} and not claims(said, "ttft_ratio")
     assert said.reading.proofs[0].word == "SLO met" and said.reading.proofs[0].sheets[0].heads == ("Load", "small")
+
+
+def test_how_many_requests_a_server_answers_is_a_part_of_the_set_up(tmp_path: Path) -> None:
+    both = {
+        side: served(name, digest) for side, name, digest in (("baseline", "d", DENSE), ("endpoint", "small", PRUNED))
+    }
+    for each in both.values():
+        each["identity"] |= {"slots": 4}
+    said = read(tmp_path, server_bench(served=both))
+    assert "transformers 5.23.0 with 1 threads, 4 requests at a time" in claims(said, "ttft")[0].setup
+    assert dict(said.reading.facts)["server of the endpoint"].startswith(
+        "small, transformers 5.23.0 with 1 threads, 4 req"
+    )
 
 
 def test_two_servers_that_call_their_models_alike_are_two(tmp_path: Path) -> None:

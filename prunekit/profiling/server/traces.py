@@ -19,6 +19,7 @@ from prunekit.utils.names import printable
 _MOST_TOKENS = 1 << 20
 # Lines that are read at all: what comes after the requests that are made is of no use.
 _MOST_LINES = 10_000_000
+_MOST_JOBS = 100_000
 _BURST = ("Timestamp", "Request tokens", "Response tokens")
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _LOG_TIMES = ("ts", "timestamp", "time")
@@ -31,8 +32,8 @@ def load_workload(config: ServerConfig, run_id: str) -> Workload:
     path = config.prompts or config.trace
     if path is None:
         return Workload(config, "synthetic", run_id, format="synthetic")
-    # A trace is replayed once; of prompts more are taken than are sent at a load, so that loads differ.
-    wanted = config.requests if config.trace is not None else 8 * config.requests
+    # A trace is replayed once. Each load, and each rate of a search, sends texts of its own while there are any.
+    wanted = config.requests if config.trace is not None and config.slo is None else _MOST_JOBS
     reader = _Reader(path, is_trace=config.trace is not None, tokens=config.tokens)
     jobs: list[Job] = []
     for job in reader.jobs():

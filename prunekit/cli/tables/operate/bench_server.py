@@ -131,11 +131,14 @@ def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> No
     allowed = cost["allowed_rework_points"]
     if allowed is not None and allowed["value"] is not None:
         used = endpoints[names[0]][0]["utilisation"]
-        out.print(
-            f"Nothing is saved where {allowed['value']:.3g} more of 100 answers must be mended, at {used:.0%} used "
-            f"({allowed['how']}).",
-            highlight=False,
+        ends = "" if allowed["low"] is None else f" ({allowed['low']:.3g} to {allowed['high']:.3g})"
+        words = (
+            f"Nothing is saved where {allowed['value']:.3g}{ends} more of 100 answers must be mended"
+            if allowed["value"] > 0
+            else "A request costs as much as the baseline's or more: break-even is at "
+            f"{allowed['value']:.3g}{ends} more of 100 answers to mend"
         )
+        out.print(f"{words}, at {used:.0%} used ({allowed['how']}).", highlight=False)
     elif allowed is not None:
         out.print(f"How much rework may be added is not known: {allowed['how']}.", highlight=False)
     firsts = [endpoints[name][0]["per_request"] for name in names]

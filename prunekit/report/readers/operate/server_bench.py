@@ -110,8 +110,9 @@ def _where(said: Fields) -> str:
     if identity is None:
         return ""
     words = f"{identity.text('server')} {identity.text('version', '')}".strip()
-    threads = identity.maybe("threads")
-    return words if threads is None else f"{words} with {threads:.0f} threads"
+    threads, slots = identity.maybe("threads"), identity.maybe("slots")
+    words = words if threads is None else f"{words} with {threads:.0f} threads"
+    return words if slots is None else f"{words}, {slots:.0f} requests at a time"
 
 
 def _load(said: Fields, places: Mapping[str, tuple[Subject, str]], base: str, place: Place) -> Iterator[Claim]:
