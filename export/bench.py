@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from prunekit.export.contender import contender, exporting, exports
 from prunekit.export.export import OpenedExport
 from prunekit.export.target import CPU
@@ -56,9 +58,10 @@ def bench_exports(
         peaks: list[int | None] = [None, None]
         if memory:
             peaks = [_peak(title, each, config, runtime, place) for title, each in zip(_BOTH, opened, strict=True)]
+        # Runtimes' own defaults differ, and the report tells PyTorch's number of threads.
+        threads = config.threads or torch.get_num_threads()
         dense, pruned = (
-            contender(each, config.threads, peak_bytes=peak, device=place)
-            for each, peak in zip(opened, peaks, strict=True)
+            contender(each, threads, peak_bytes=peak, device=place) for each, peak in zip(opened, peaks, strict=True)
         )
         how = (HOW if place == CPU else HOW_ON_GPU) if memory else None
         with dense.runner, pruned.runner:

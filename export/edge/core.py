@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from prunekit.utils.measuring.doubts import (
     of_spread,
     quantile,
 )
-from prunekit.utils.measuring.load import Load, between, load_during, read_counters
+from prunekit.utils.measuring.load import Load, between, load_during, read_counters, usable_cpus
 
 FORMAT, VERSION = "prunekit-bench-edge", 1
 MANIFEST = "prunekit-export.json"
@@ -58,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
         "--repeats runs (2)",
     )
     made.add_argument("--warmup", type=int, default=2, help="runs before measuring (2)")
-    made.add_argument("--threads", type=int, help="CPU threads (the runtime's default)")
+    made.add_argument(
+        "--threads", type=int, help="CPU threads (as many as CPUs that this process may use, or OMP_NUM_THREADS)"
+    )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: what it was made for")
     made.add_argument("--seed", type=int, default=0, help="seed of the prompt's random tokens (0)")
     made.add_argument("--output", default="bench.json", help="where to write the result (bench.json)")
@@ -111,8 +114,9 @@ def measure(
     except ImportError as error:
         raise Refused(f"The runtime of this export, {export['target']}, is not here: {error}. Install it.") from None
     held = _peak()
+    threads = asked.threads or _threads()
     try:
-        model = kind(folder, asked.threads, device, room)
+        model = kind(folder, threads, device, room)
         ids = np.random.default_rng(asked.seed).integers(1, model.vocab_size, asked.prompt_tokens).tolist()
         before = load_during(0.5)
         ttft, tpot, during = timed(model, ids, asked)
@@ -122,7 +126,7 @@ def measure(
     doubts = of_machine(during.others, during.stolen, during.swapped, during.cpus, during.throttled)
     first = _figure(ttft, doubts, "the time to the first token", "The first token")
     other = _figure(tpot, doubts, "the time of a further token", "A further token")
-    names = ("prompt_tokens", "new_tokens", "repeats", "max_minutes", "warmup", "threads", "seed")
+    names = ("prompt_tokens", "new_tokens", "repeats", "max_minutes", "warmup", "seed")
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -130,7 +134,7 @@ def measure(
         "machine": _machine(),
         "packages": _versions(packages),
         "device": device,
-        "config": {name: getattr(asked, name) for name in names},
+        "config": {**{name: getattr(asked, name) for name in names}, "threads": threads},
         "ttft": first,
         "tpot": other,
         "peak_bytes": _peak() if device == "cpu" else None,
@@ -142,6 +146,12 @@ def measure(
         "load": asdict(during),
         "believed": first["believed"] and other["believed"],
     }
+
+
+def _threads() -> int:
+    """How many threads every runtime is told to compute on where nobody says: their own defaults differ."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if re.fullmatch(r"0*[1-9][0-9]{0,3}", said) else usable_cpus()
 
 
 def timed(model: Any, ids: list[int], asked: argparse.Namespace) -> tuple[list[float], list[float], Load]:
@@ -279,7 +289,7 @@ def table(made: dict[str, Any]) -> str:
         f"{_plain(export['name'])} for {export['target']}, {export['dtype']}, on {made['device']}: "
         f"{made['machine']['cpu']}",
         f"prompt {config['prompt_tokens']}, {config['new_tokens']} tokens decoded, "
-        f"{config['threads'] or 'default'} threads, {made['ttft']['count']} runs; "
+        f"{config['threads']} {'thread' if config['threads'] == 1 else 'threads'}, {made['ttft']['count']} runs; "
         + ", ".join(f"{name} {found}" for name, found in made["packages"].items()),
         "",
         f"{'':26}{'median ms':>12}{'p20':>12}{'p80':>12}{'tokens/s':>12}",

@@ -176,7 +176,10 @@ def prune(
         plan.read_recipe()
     if recover is not None:
         from prunekit.kernels.runtime.text_writer import text_writer
+        from prunekit.pipeline.forecast.lesson import Lesson
+        from prunekit.pipeline.forecast.tell import foretell
         from prunekit.pipeline.stages import prune_and_recover, read_recovery
+        from prunekit.recovery.training.run import place_of
         from prunekit.utils.phases.telling import phases
 
         asked = config or plan
@@ -185,6 +188,17 @@ def prune(
         whole = as_source(source, revision=revision)
         # How many stages there will be is found out on the way.
         with phases(more=True):
+            if overwrite or not place_of(out).is_dir():
+                # A run that goes on has been told of.
+                share = asked.share_of_blocks if isinstance(asked, Plan) else _share(whole, asked)
+                foretell(
+                    DenseModel(whole, dtype=dtype, device=device),
+                    asked if isinstance(asked, Plan) else asked.recipe,
+                    share,
+                    stored=(pick_dtype(store_dtype) or whole.dtype).itemsize,
+                    out=out,
+                    lesson=Lesson(whole.shape, share, training),
+                )
             made = prune_and_recover(
                 whole,
                 out,
@@ -347,11 +361,14 @@ def solve(
 
 
 def _share(source: Source, config: PlanConfig) -> float:
-    """About which share of the blocks a plan will leave. Raises PrunekitError where the target can't be met."""
+    """About which share of the blocks a plan will leave, or of the channels a rotation. Raises PrunekitError where the
+    target can't be met."""
     from prunekit.pruning.planner import read_task
 
     if config.recipe.method.rotates:
-        return 1.0
+        from prunekit.pruning import slicegpt
+
+        return slicegpt.share_of_channels(source, config)
     shape, task = source.shape, read_task(source, config)
     outside = shape.parameters - shape.block_parameters
     return min(1.0, max(0.0, (task.problem.budget - outside) / shape.block_parameters))

@@ -120,6 +120,16 @@ def slice_model(
     return plan, written
 
 
+def share_of_channels(source: Source, config: PlanConfig, multiple: int = 8) -> float:
+    """Which share of the hidden size :func:`slice_model` will leave. Raises PrunekitError as that does of a family that
+    can't be turned and a target that is out of reach."""
+    check_family(source.family)
+    config.target.check_method(config.recipe.method)
+    itemsize = (stored_dtype(config.store_dtype) or source.dtype).itemsize
+    budget = config.target.budget(source.shape, itemsize)
+    return widest_within(source, budget, hidden_multiple(source, multiple)) / source.shape.hidden_size
+
+
 def check_family(family: Family) -> None:
     """Raises PrunekitError where norms stand elsewhere than before attention, FFN and head."""
     if family.block_norms != PRE_NORMS or family.wide_norms:

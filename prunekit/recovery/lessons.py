@@ -32,7 +32,7 @@ from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
 from prunekit.utils.numerics.recompute import free_bytes
-from prunekit.utils.phases.telling import keeping, phases, unneeded
+from prunekit.utils.phases.telling import foresee, keeping, phases, unneeded
 from prunekit.utils.phases.titles import TRAINING, TRIAL
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, shared
@@ -156,7 +156,9 @@ class Lessons:
             training.measure()
         moving = sum(each.numel() for each in made.student.parameters.values())
         expected = expected_kl(standing.start["kl"], span.steps * self.step_tokens, moving, self.config)
-        listener.estimate(_estimate(standing, span.steps, self.step_tokens, taken, teaching, reserve, expected))
+        estimate = _estimate(standing, span.steps, self.step_tokens, taken, teaching, reserve, expected)
+        listener.estimate(estimate)
+        foresee({TRAINING: estimate.seconds})
         with _shown(span.steps - standing.step, self.step_tokens, listener) as events:
             events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from prunekit.errors import PrunekitError
 from prunekit.export.bench import bench_exports
+from prunekit.export.edge import core
 from prunekit.export.edge.script import SCRIPT, bench_script
 from prunekit.export.export import export, read_export
 from prunekit.export.registry import TARGET_NAMES
@@ -36,7 +37,7 @@ RUNTIMES = {
 }
 NEEDS = {"onnx": "onnxscript", "openvino": "onnxscript", "onnx-genai": "onnx_ir"}
 # Tiny models take less than a millisecond a token, most of which is the runtime's own overhead.
-FEW = ("--prompt-tokens", "32", "--new-tokens", "8", "--repeats", "6", "--max-minutes", "0", "--threads", "1")
+FEW = ("--prompt-tokens", "32", "--new-tokens", "8", "--repeats", "6", "--max-minutes", "0")
 EXECUTORCH = ROOT / ".compat" / "executorch"
 
 # What is run in place of bench.py, with its folder known: prunekit can't be imported.
@@ -68,7 +69,7 @@ def exported(uneven: Callable[..., Source], tmp_path_factory: pytest.TempPathFac
 
 
 def run_bench(folder: Path, *words: str, paths: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """bench.py of ``folder`` in a process of its own, isolated, where prunekit can't be imported."""
+    """bench.py of ``folder`` in a process of its own on one thread, isolated, where prunekit can't be imported."""
     code = BLOCKED.format(paths=list(paths), script=str(folder / SCRIPT), words=list(words))
     return subprocess.run(
         [sys.executable, "-I", "-c", code],
@@ -99,6 +100,8 @@ def test_it_times_what_prunekit_times(target: str, exported: Callable[[str], Pat
     manifest = json.loads((folder / "prunekit-export.json").read_text())
     assert found.export["target"] == target and found.export["fingerprint"] == manifest["source"]["fingerprint"]
     assert found.ttft.count == found.tpot.count == 6
+    # Nobody said --threads: what was used is recorded for every runtime.
+    assert found.config["threads"] == 1 and " 1 thread, 6 runs" in done.stdout
     assert found.packages and "numpy" in found.packages
     assert found.peak_bytes is not None and found.peak_bytes > 10 << 20
     config = BenchConfig(prompt=32, tokens=8, repeats=6, warmup=2, threads=1, max_minutes=0)
@@ -109,6 +112,59 @@ def test_it_times_what_prunekit_times(target: str, exported: Callable[[str], Pat
     for name in ("ttft", "tpot"):
         here, there = getattr(report.results[0], name).pruned.median, getattr(found, name).median
         assert 1 / 3 < there / here < 3, (name, there, here)
+
+
+class Still:
+    """A model that keeps how it was asked for, and answers with the same token."""
+
+    vocab_size = 8
+    asked: ClassVar[list[int]] = []
+
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
+        self.asked.append(threads)
+
+    def start(self, ids: list[int]) -> int:
+        return 1
+
+    def step(self, token: int) -> int:
+        return token
+
+
+@pytest.mark.parametrize(
+    ("bound", "words", "said", "threads"),
+    [
+        ({0, 3, 5}, (), None, 3),
+        ({0}, (), None, 1),
+        ({0, 1}, (), "16", 16),
+        ({0, 1}, (), "many", 2),
+        ({0, 1}, (), "0", 2),
+        ({0, 1}, ("--threads", "7"), "1", 7),
+    ],
+)
+def test_as_many_threads_as_cpus_where_nobody_says(
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: set[int],
+    words: tuple[str, ...],
+    said: str | None,
+    threads: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: bound)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    out = tmp_path / "bench.json"
+    assert core.main(lambda: (Still, ()), exported("hf"), [*FEW, *words, "--output", str(out)]) == 0
+    assert Still.asked[-1] == threads == read_edge(out).config["threads"]
+
+
+def test_llama_cpp_computes_on_the_threads_that_are_recorded(exported: Callable[[str], Path]) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    from prunekit.export.edge.runtimes.gguf import Model
+
+    model = Model(exported("gguf"), 2, "cpu", 64)
+    assert llama_cpp.llama_n_threads(model._context) == llama_cpp.llama_n_threads_batch(model._context) == 2
 
 
 @pytest.mark.skipif(not EXECUTORCH.is_dir(), reason="there is no .compat/executorch")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ import pytest
 
 from prunekit.models.runner import Decoded
 from prunekit.profiling.turns import MOST_TURNS, Until, take_turns
-from prunekit.utils.measuring.load import Counters, load_during, read_counters
+from prunekit.utils.measuring.load import Counters, load_during, read_counters, usable_cpus
 
 
 class Machine:
@@ -140,3 +141,28 @@ def test_real_busy_loops_are_seen_and_own_work_is_not() -> None:
         child.wait()
     assert after.own is not None and before.own is not None
     assert after.own - before.own >= got - 0.03
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 4),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 4),
+        ({"cpu.max": "100000 0"}, 4),
+        ({"cpu.max": "what is this"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_cpus_are_those_that_the_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpus: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 4, 6})
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cpus(tmp_path) == cpus

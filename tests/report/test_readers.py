@@ -138,6 +138,9 @@ def test_a_bench_on_the_device_itself(tmp_path: Path) -> None:
     # As prunekit bench says it of the same machine, lengths and threads.
     assert time.setup == claim(read(tmp_path, bench()), "ttft").setup
     assert value(said, "tokens_per_second").value == pytest.approx(33 / (0.05 + 32 * 0.005))
+    # Of an earlier version, where llama.cpp took four threads, whatever the machine has.
+    unsaid = edge_bench(config={**edge_bench()["config"], "threads": None})
+    assert claim(read(tmp_path, unsaid), "ttft").setup.startswith("Test CPU, as many threads as the runtime chose, ")
     with pytest.raises(PrunekitError, match="this prunekit reads version 1"):
         read(tmp_path, edge_bench(version=2))
 

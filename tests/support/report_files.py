@@ -124,7 +124,7 @@ def edge_bench(**changes: Any) -> Any:
         "machine": {"cpu": "Test CPU", "logical_cpus": 2, "os": "Linux", "python": "3.11"},
         "packages": {"llama-cpp-python": "0.3.36"},
         "device": "cpu",
-        "config": {"prompt_tokens": 128, "new_tokens": 32, "repeats": 10, "warmup": 2, "threads": None},
+        "config": {"prompt_tokens": 128, "new_tokens": 32, "repeats": 10, "warmup": 2, "threads": 2},
         "ttft": timed(0.05),
         "tpot": timed(0.005),
         "peak_bytes": 7000,

@@ -23,9 +23,8 @@ PACKAGES = ("executorch", "torch")
 class Model:
     """model.pte of ``folder``."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
-        if threads is not None:
-            portable_lib._unsafe_reset_threadpool(threads)
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
+        portable_lib._unsafe_reset_threadpool(threads)
         facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.vocab_size, self._chunk = int(facts["vocab_size"]), int(facts["chunk"])
         # The program must outlive its method.

@@ -15,7 +15,7 @@ PACKAGES = ("llama-cpp-python",)
 class Model:
     """The one .gguf file of ``folder``; on a GPU all layers of it. ``room`` tokens fit into a text."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
         (file,) = folder.glob("*.gguf")
         self._log: Any = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
@@ -32,8 +32,8 @@ class Model:
             raise RuntimeError(f"llama.cpp can't load {file.name}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = room
-        if threads is not None:
-            params.n_threads = params.n_threads_batch = threads
+        # llama.cpp's own default is four, however many CPUs there are.
+        params.n_threads = params.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise RuntimeError(f"llama.cpp can't run {file.name} with {room} tokens of context")

@@ -12,9 +12,8 @@ import torch
 class GraphModel:
     """model.json of ``folder`` tells the sizes of the cache; :meth:`load` opens the graph."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
+        torch.set_num_threads(threads)
         facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.vocab_size = int(facts["vocab_size"])
         self._heads, self._size = facts["key_value_heads"], facts["head_dim"]

@@ -17,9 +17,8 @@ PACKAGES = ("transformers", "torch")
 class Model:
     """The checkpoint in ``folder`` in the precision in which it is stored."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
+        torch.set_num_threads(threads)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         made: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")

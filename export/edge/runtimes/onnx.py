@@ -14,13 +14,12 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 class Model:
     """model.onnx of ``folder`` on ``device``; ``threads`` are the CPU's."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Every step has a shape of its own, and a memory plan kept for each would only grow.
         options.enable_mem_pattern = False
-        if threads is not None:
-            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
             onnxruntime.preload_dlls()

@@ -15,11 +15,10 @@ PACKAGES = ("onnxruntime-genai", "onnxruntime-genai-cuda")
 class Model:
     """The folder's model with the providers that its own config names; ``room`` tokens fit into a text."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
         config = onnxruntime_genai.Config(str(folder))
-        if threads is not None:
-            session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         settings = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
         self.vocab_size = int(settings["model"]["vocab_size"])
         self._room = room

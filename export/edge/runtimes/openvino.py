@@ -16,15 +16,14 @@ _KEEP = "num_logits_to_keep"
 class Model:
     """openvino_model.xml of ``folder``."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
         }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         model = core.read_model(str(folder / "openvino_model.xml"))
         _keep_last_logits(model)

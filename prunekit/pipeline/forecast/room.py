@@ -14,6 +14,8 @@ from prunekit.utils.phases.words import size
 if TYPE_CHECKING:
     import torch
 
+    from prunekit.pipeline.forecast.lesson import Lesson
+
 # Logits that are held at a time with what becomes of them, a shard of the checkpoint, and what Python and PyTorch take.
 _HEAD, _SHARD, PROGRAM = 160e6, 2 * 2**30, 0.5e9
 # Of what autograd would keep if weights had gradients.
@@ -60,9 +62,23 @@ def room(work: Work, itemsize: int, *, fast: bool) -> Room:
         phases.append(width * itemsize * float(text.rescaling) + back * 4 * text.length + _HEAD)
     if text.passes:
         phases.append(4.0 * min(batch, text.scored) * shape.activation_numbers_per_token() * (text.needs in BACKWARD))
+    if text.turned:
+        # The sum, a copy of it, the axes and what finds them; states of a batch.
+        phases.append(4.0 * _DOUBLE * width**2 + (_DOUBLE + 4.0) * width * batch + 2.0 * batch * widest * itemsize)
     phases.append(min(_SHARD, work.stored))
     own = 8.0 * sum(text.unwritten) * text.length
     return Room(PROGRAM + weights + max(phases), weights + sums, own + sums + work.stored)
+
+
+def training_room(lesson: Lesson, itemsize: int, step_tokens: int, ranks: int = 1) -> Room:
+    """What ``lesson`` takes of a process, one of so many ``ranks``: the trained weights in float32, with the gradient
+    and two moments of those that move, beside the dense model in a dtype of so many bytes."""
+    shape = lesson.shape
+    held = (4.0 * lesson.left + 12.0 * lesson.moving + float(shape.parameters) * itemsize) / ranks
+    step = 4.0 * min(step_tokens / ranks, lesson.asked.text.length) * shape.activation_numbers_per_token() + _HEAD
+    # Two checkpoints while a third is written, and the pruned model that is trained.
+    kept = 3 * (4.0 * lesson.left + 8.0 * lesson.moving) + 4.0 * lesson.left
+    return Room(PROGRAM + held + step, held, kept)
 
 
 def whole_memory(device: torch.device) -> float:
@@ -88,12 +104,17 @@ def _limits() -> list[float]:
     return found
 
 
-def check_memory(needed: Room, device: torch.device) -> str | None:
-    """A sentence where there may be too little memory. Raises PrunekitError where there is certainly too little."""
+# What may help where there is too little memory for a pruning, and for a training.
+PRUNE_LESS = (
+    "Take a smaller dtype (--dtype bfloat16) or a machine with more; --method magnitude needs one layer at a time"
+)
+TRAIN_LESS = "Train adapters alone (--set lora=16), leave out --recover, or take a machine with more"
+
+
+def check_memory(needed: Room, device: torch.device, advice: str = PRUNE_LESS) -> str | None:
+    """A sentence where there may be too little memory, with ``advice``. Raises PrunekitError where there is certainly
+    too little."""
     there = whole_memory(device)
-    advice = (
-        "Take a smaller dtype (--dtype bfloat16) or a machine with more; --method magnitude needs one layer at a time"
-    )
     if needed.least > there:
         raise PrunekitError(
             f"The weights and what has to lie beside them take {size(needed.least)} of memory, and {device} has "

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.data.mixture import parse_mix, split
-from prunekit.data.self_generated import unwritten
+from prunekit.data.self_generated import CHUNK, unwritten
 from prunekit.data.sources import SELF
 from prunekit.models.source import pick_device, pick_dtype
-from prunekit.pipeline.forecast.room import Room, check_memory, room
+from prunekit.pipeline.forecast.room import PRUNE_LESS, TRAIN_LESS, Room, check_memory, room, training_room
 from prunekit.pipeline.forecast.sizes import Comparing, Comparison
 from prunekit.pipeline.forecast.work import Text, Work
 from prunekit.plan import Plan
@@ -22,8 +22,10 @@ from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import Problem
 from prunekit.pruning.allocation.stored_session import takes_weights_alone
 from prunekit.pruning.importance.base import importance
+from prunekit.pruning.stages import before_the_last
 from prunekit.utils.files.atomic import cache_folder
 from prunekit.utils.phases.run import current
+from prunekit.utils.phases.titles import CHECK, OWN_TEXT
 from prunekit.utils.phases.words import size
 from prunekit.utils.process import ranks
 from prunekit.utils.progress import aside
@@ -33,38 +35,76 @@ if TYPE_CHECKING:
 
     from prunekit.data.calibration import CalibrationConfig
     from prunekit.models.dense import DenseModel
+    from prunekit.pipeline.forecast.lesson import Lesson
     from prunekit.pipeline.forecast.trial import Rates
     from prunekit.plan.recipe import Recipe
     from prunekit.plan.shape import ModelShape
 
 # Fewer operations are over before it is worth to time any; seconds that are worth a sentence; of rescaling's text.
 _SOON, _WORTH, _RESCALED = 4e12, 30.0, 0.4
+# Tokens of a trial where no text is read to prune.
+_SHORT = 256
 _log = logging.getLogger("prunekit")
 
 
-def foretell(dense: DenseModel, asked: Recipe | Plan, share: float, *, stored: int, out: Path | None = None) -> None:
-    """Measure a few steps on random weights, and tell how long what is ``asked`` of ``dense`` will take, where that is
-    long. A ``share`` of its blocks stays and is stored in ``stored`` bytes a number, in ``out`` (None: nothing is
-    written). Raises PrunekitError where there is certainly too little memory for it."""
+def foretell(
+    dense: DenseModel,
+    asked: Recipe | Plan,
+    share: float,
+    *,
+    stored: int,
+    out: Path | None = None,
+    lesson: Lesson | None = None,
+) -> None:
+    """Measure a few steps on random weights, and tell how long what is ``asked`` of ``dense`` will take, and the
+    ``lesson`` that follows (None: none), where that is long. A ``share`` of its blocks stays (of a rotation: of its
+    channels) and is stored in ``stored`` bytes a number, in ``out`` (None: nothing is written). Raises PrunekitError
+    where there is certainly too little memory for it."""
     recipe = asked.read_recipe() if isinstance(asked, Plan) else asked
-    if recipe is None or recipe.method.rotates:
-        return
-    if not isinstance(asked, Plan) and takes_weights_alone(recipe.method) and recipe.refit is None:
+    computed = recipe is not None and (
+        isinstance(asked, Plan) or not takes_weights_alone(recipe.method) or recipe.refit is not None
+    )
+    if not computed and lesson is None:
         return
     source, device = dense.source, pick_device(dense.device)
     dtype = pick_dtype(dense.dtype) or source.dtype
     shape = source.shape
     outside = shape.parameters - shape.block_parameters
-    size_out = 0 if out is None else int((outside + share * shape.block_parameters) * stored)
-    work = Work(shape, share, _text(dense, asked, recipe, share), size_out)
-    if work.operations() < _SOON:
+    left = outside + share * shape.block_parameters
+    if recipe is not None and recipe.method.rotates:
+        left = share * shape.parameters
+    size_out = 0 if out is None else int(left * stored)
+
+    def work_of(recipe: Recipe | None, share: float) -> Work:
+        text = _text(dense, asked, recipe, share) if computed and recipe else Text(_SHORT, 1)
+        return Work(shape, share, text, size_out)
+
+    work = work_of(recipe, share)
+    if work.operations() < _SOON and (lesson is None or _is_short(lesson)):
         return
     from prunekit.utils.numerics.bf16 import has_fast_products
 
-    needed = room(work, dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
-    _warn(needed, work, device, out)
+    fast = has_fast_products(device) and dtype.itemsize == 4
+    rooms = [(room(work, dtype.itemsize, fast=fast), PRUNE_LESS)] if computed else []
+    if lesson is not None:
+        teacher = dtype.itemsize if device.type == "cuda" else 4
+        tokens = lesson.asked.config.on(device.type).batch_tokens or 0
+        rooms.append((training_room(lesson, teacher, tokens, ranks.size()), TRAIN_LESS))
+    needed = Room(
+        max(each.memory for each, _ in rooms),
+        max(each.least for each, _ in rooms),
+        sum(each.disk for each, _ in rooms) + (0 if computed else size_out),
+    )
+    doubts = [check_memory(each, device, advice) for each, advice in rooms]
+    _warn(*doubts, _short_of_disk(needed, work, out))
     if ranks.is_first():
-        _measure_and_tell(dense, work, needed, dtype, device)
+
+        def earlier(number: int, count: int) -> Work:
+            less = before_the_last(recipe) if recipe is not None else None
+            made = work_of(less, 1 - number / count * (1 - share))
+            return replace(made, text=replace(made.text, unwritten=()))
+
+        _measure_and_tell(dense, work, needed, dtype, device, lesson, earlier)
 
 
 def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, planned: bool, out: Path) -> None:
@@ -85,18 +125,43 @@ def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, plan
     if comparing.operations() < _SOON:
         return
     needed = comparing.room(dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
-    _warn(needed, comparing.plans, device, out)
+    _warn(check_memory(needed, device), _short_of_disk(needed, comparing.plans, out))
     if ranks.is_first():
-        _measure_and_tell(dense, comparing.plans, needed, dtype, device, comparing.seconds)
-        run = current.get()
-        if asked.exports and run is not None and (run.foreseen() or 0.0) >= _WORTH:
+        _measure_and_tell_sizes(dense, comparing, needed, dtype, device)
+
+
+def _warn(*sentences: str | None) -> None:
+    for sentence in sentences:
+        if sentence is not None and ranks.is_first():
+            _log.warning("%s", sentence)
+
+
+def _measure_and_tell_sizes(
+    dense: DenseModel, comparing: Comparing, needed: Room, dtype: torch.dtype, device: torch.device
+) -> None:
+    run, text = current.get(), comparing.text
+    if run is None or not run.watchers:
+        return
+    run.foresee(comparing.seconds(_rates(dense, text, dtype, device, max(text.unwritten, default=0))))
+    seconds = run.foreseen()
+    if seconds is not None and seconds >= _WORTH:
+        run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves)))
+        if comparing.asked.exports:
             run.announce("Exports come on top. The first size tells how long they take.")
 
 
-def _warn(needed: Room, work: Work, device: torch.device, out: Path | None) -> None:
-    for sentence in (check_memory(needed, device), _short_of_disk(needed, work, out)):
-        if sentence is not None and ranks.is_first():
-            _log.warning("%s", sentence)
+def _rates(dense: DenseModel, text: Text, dtype: torch.dtype, device: torch.device, together: int) -> Rates:
+    """Those of this machine, by trial steps, where so many sequences are sampled ``together``."""
+    from prunekit.pipeline.forecast.trial import measure
+
+    needs = text.needs if text.passes else None
+    with aside("trial steps"):
+        return measure(dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs)
+
+
+def _is_short(lesson: Lesson) -> bool:
+    budget, shape = lesson.asked.budget, lesson.shape
+    return 60 * (budget.minutes or 0) < _WORTH and 8.0 * shape.parameters * (budget.tokens or 0) < _SOON
 
 
 def _measure_and_tell(
@@ -105,37 +170,63 @@ def _measure_and_tell(
     needed: Room,
     dtype: torch.dtype,
     device: torch.device,
-    seconds_of: Callable[[Rates], Mapping[str, float]] | None = None,
+    lesson: Lesson | None,
+    earlier: Callable[[int, int], Work],
 ) -> None:
-    """``seconds_of`` gives the seconds of each phase by the rates; None: those of ``work``."""
     run = current.get()
     if run is None or not run.watchers:
         return
-    from prunekit.pipeline.forecast.trial import measure
-
     text = work.text
-    with aside("trial steps"):
-        together = max(text.unwritten, default=0)
-        needs = text.needs if text.passes else None
-        rates = measure(dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs)
-    run.foresee(work.seconds(rates, ranks.size()) if seconds_of is None else seconds_of(rates))
-    seconds = run.foreseen()
-    if seconds is not None and seconds >= _WORTH:
-        run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves)))
-
-
-def sentence_of(seconds: float, needed: Room, *, kept: bool = False) -> str:
-    """``This takes about 9 minutes, 3.1 GB of memory and 0.6 GB of disk …``"""
-    minutes = seconds / 60
-    if minutes >= 100:
-        time = f"{minutes / 60:.1f} hours"
+    together = max(text.unwritten, default=0)
+    if lesson is not None and SELF in lesson.asked.text.source:
+        together = max(together, CHUNK)
+    rates = _rates(dense, text, dtype, device, together)
+    count = ranks.size()
+    found = work.seconds(rates, count)
+    if lesson is None:
+        run.foresee(found)
+        seconds, parts = run.foreseen(), None
     else:
-        time = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} seconds"
+        stages = lesson.stages(rates)
+        works = [earlier(number, stages).seconds(rates, count) for number in range(1, stages)]
+        pruning = sum(sum(each.values()) - each[CHECK] for each in (*works, found))
+        written = lesson.writing(rates, dense, count)
+        # The model may write text to train on in another phase of that name.
+        run.foresee({title: each for title, each in (works or [found])[0].items() if title != OWN_TEXT or not written})
+        parts = Parts(pruning, lesson.seconds(rates, count) + written, stages)
+        seconds = pruning + parts.training
+    if seconds is not None and seconds >= _WORTH:
+        run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves), parts=parts))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of ``pruning`` in so many ``stages``, and of ``training``, text that the model writes for it included."""
+
+    pruning: float
+    training: float
+    stages: int = 1
+
+
+def sentence_of(seconds: float, needed: Room, *, kept: bool = False, parts: Parts | None = None) -> str:
+    """``This takes about 9 minutes, 3.1 GB of memory and 0.6 GB of disk …``"""
     less = ", and less time where an earlier run has kept loss curves" if kept else ""
+    time = duration(seconds)
+    if parts is not None:
+        stages = "" if parts.stages == 1 else f" in {parts.stages} stages"
+        time += f" ({duration(parts.pruning)} of pruning{stages}, {duration(parts.training)} of training)"
     return (
         f"This takes about {time}, {size(needed.memory)} of memory and {size(needed.disk)} of disk{less} (a "
         "prediction from trial steps with one layer)."
     )
+
+
+def duration(seconds: float) -> str:
+    """Such as "45 seconds", "9 minutes", "2.5 hours"."""
+    minutes = seconds / 60
+    if minutes >= 100:
+        return f"{minutes / 60:.1f} hours"
+    return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} seconds"
 
 
 def _curves_are_kept() -> bool:
@@ -158,6 +249,8 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
         made = replace(made, refit=tokens - rescaled, rescaling=rescaled)
     if isinstance(asked, Plan):
         return replace(made, scored=tokens, passes=0.0)
+    if method.rotates:
+        return replace(made, turned=tokens)
     drawing = method.allocation
     if isinstance(drawing, OptimalConfig):
         length = config.length

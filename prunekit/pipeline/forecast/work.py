@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # What is not worth a measurement: to choose widths, to read a text, to open a model, and bytes a second to write.
 _WIDTHS, _READING, _OPENING, _WRITTEN = 2.0, 1.0, 1.0, 2e8
+# Products in float64 beside those of moments, and axes beside an elimination of as many rows, both in time.
+_FLOAT64, _AXES = 2.0, 5.0
 # Scores that are kept of one layer by a pass for each layer, and what a look at a result reads and writes.
 _CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
 
@@ -23,7 +25,7 @@ _CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
 class Text:
     """How much text each phase takes, in tokens: what the model has yet to write itself in chunks of so many sequences
     (``unwritten``), curves, their metric and their scale; the refit, and rescaling. ``passes`` are those that score, by
-    what ``needs`` says."""
+    what ``needs`` says; ``turned`` is what principal axes are taken of, in float64."""
 
     length: int
     batch_size: int
@@ -36,6 +38,7 @@ class Text:
     scored: int = 0
     passes: float = 0.0
     needs: Needs = "weight_gradients"
+    turned: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,14 @@ class Work:
             titles.WHOLE: self._scale(rates, 2),
             titles.REFIT: self._refit(rates),
             titles.RESCALING: self.text.rescaling * self._through(rates, self.share, back=True),
+            titles.TURNING: self._turning(rates),
             titles.BIASES: self.text.scored * self._through(rates, 1.0, back=False),
         }
         found = {title: seconds / ranks for title, seconds in found.items()}
         return {
             **found,
             titles.WIDTHS: _WIDTHS,
-            titles.WRITING: _OPENING + self.stored / _WRITTEN,
+            titles.WRITING: _OPENING + self.stored / _WRITTEN + self._turning_weights(rates),
             titles.CHECK: self._check(rates),
         }
 
@@ -81,7 +85,8 @@ class Work:
         tokens: float = sum(text.unwritten) * text.length + text.curves + 3 * text.fisher + 3 * text.refit
         tokens += 3 * text.rescaling + 3 * text.scored * text.passes + text.scale * self.dense.num_hidden_layers
         solved = sum(map(self._solved, self.dense.layers)) if text.curves else 0.0
-        return 2.0 * self.dense.parameters * tokens + solved
+        turned = text.turned + self.share * self.dense.hidden_size * (text.turned > 0)
+        return 2.0 * self.dense.parameters * (tokens + turned) + solved
 
     def _layers(self) -> float:
         """In the largest ones' worth of products, by which rates are."""
@@ -130,6 +135,20 @@ class Work:
         passes = self._layers() * (2 + self.share / 4) * rates.forward
         solved = rates.elimination * self.share**3 * sum(map(self._solved, self.dense.layers)) / 3
         return self.text.refit * (passes + 1.3 * cut * rates.moments) + (solved if self.text.refit else 0.0)
+
+    def _turning(self, rates: Rates) -> float:
+        """The states in front of each norm once, their products in float64, and the axes."""
+        if not self.text.turned:
+            return 0.0
+        width, norms = self.dense.hidden_size, 2 * self.dense.num_hidden_layers + 1
+        seen = self.text.turned * (self._layers() * rates.forward + norms * width**2 * _FLOAT64 * rates.moments)
+        return seen + _AXES * width**3 * rates.elimination
+
+    def _turning_weights(self, rates: Rates) -> float:
+        """Products of all weights with the axes that stay, in float64."""
+        if not self.text.turned:
+            return 0.0
+        return self.dense.parameters * self.share * self.dense.hidden_size * _FLOAT64 * rates.moments
 
     def _check(self, rates: Rates) -> float:
         reading = _CHECKED_TOKENS * (1 + self.share) * self._through(rates, 1.0, back=False) / 2

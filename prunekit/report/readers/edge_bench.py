@@ -59,5 +59,7 @@ def read(data: Fields, place: Place) -> Reading:
 
 def _machine(made: EdgeBench) -> str:
     """In the words of other files that were measured on the same machine with as many threads."""
-    threads = made.config["threads"] or made.machine["logical_cpus"]
-    return machine_words(Fields({**made.machine, "device": made.device, "threads": threads}, "bench.json", "machine"))
+    threads = made.config["threads"]
+    words = machine_words(Fields({**made.machine, "device": made.device, "threads": threads}, "bench.json", "machine"))
+    # Earlier versions left the number to the runtime, and did not learn it.
+    return words if threads or made.device != "cpu" else f"{words}, as many threads as the runtime chose"

@@ -78,6 +78,18 @@ def _rate(before: float | None, after: float | None, seconds: float) -> float | 
     return None if before is None or after is None else max(0.0, after - before) / seconds
 
 
+def usable_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many CPUs this process may use at once: those that it is bound to, and no more than its container allows."""
+    limits = [len(_allowed())]
+    # cgroup v2 tells "200000 100000" or "max 100000"; v1 has a file for each, and -1 for no limit.
+    told = [line.split() for line in _lines(root / "cpu.max")]
+    told.append([*_lines(root / "cpu" / "cpu.cfs_quota_us"), *_lines(root / "cpu" / "cpu.cfs_period_us")])
+    for words in told:
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
+            limits.append(-(-int(words[0]) // int(words[1])))
+    return max(1, min(limits))
+
+
 def _allowed() -> set[int]:
     try:
         return os.sched_getaffinity(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -101,6 +101,13 @@ def unneeded(title: str, why: str = "") -> None:
     run = current.get()
     if run is not None:
         run.unneeded(title, why)
+
+
+def foresee(seconds: Mapping[str, float]) -> None:
+    """How long phases of the run of this thread will take, by their titles."""
+    run = current.get()
+    if run is not None:
+        run.foresee(seconds)
 
 
 def keeping(what: str, done: float, total: float) -> None:
