@@ -100,6 +100,7 @@ _REASON: dict[str, _Fits] = {
     "without_measured": lambda value: isinstance(value, bool),
     **dict.fromkeys(("kept", "dense", "least"), lambda value: _count(value) or (_counts(value) and len(value) == 2)),
     "texts": lambda value: value is None or (isinstance(value, dict) and all(map(_number, value.values()))),
+    "pays_most": lambda value: value is None or _text(value),
 }
 _TRAINING: dict[str, _Fits] = {"tokens": _whole, "used_step": _count, "step": _count, "steps": _whole}
 _OF_TRAINING: dict[str, dict[str, _Fits]] = {

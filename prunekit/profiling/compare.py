@@ -14,11 +14,12 @@ from prunekit.errors import PrunekitError
 from prunekit.models.runner import Runner, TorchRunner
 from prunekit.plan.shape import ModelShape
 from prunekit.profiling.bench_report import BatchResult, BenchConfig, BenchReport, ModelFacts
-from prunekit.profiling.energy import Energy, estimated_energy, measure_energy, open_sensor
+from prunekit.profiling.energy import Energy, estimated_energy, expected_seconds, measure_energy, open_sensor
 from prunekit.profiling.prices import throughput
 from prunekit.profiling.turns import Until, take_turns, until_narrow
 from prunekit.utils.machine import cpu_threads, describe_machine
 from prunekit.utils.measuring.load import Counters, load_during, read_counters
+from prunekit.utils.phases.telling import foresee, unneeded
 from prunekit.utils.progress import progress
 from prunekit.utils.timing import Clock, compare, order, prompt_ids
 
@@ -95,6 +96,8 @@ def bench(
         for each in both:
             _check_logits(each, config.seed)
         machine = describe_machine(place)
+        if config.energy:
+            foresee({_energy_of(max(config.batch)): expected_seconds()})
         watched = load_during(_WATCHED)
         results = tuple(_batch(both, size, config, clock, now, counters) for size in config.batch)
         energy = _energy(both, config, str(place), results)
@@ -242,6 +245,7 @@ def _energy(
     if not config.energy and config.assume_watts is None:
         return None
     result = max(results, key=lambda each: each.batch)
+    pairs = ((result.ttft.dense, result.tpot.dense), (result.ttft.pruned, result.tpot.pruned))
     made = None
     if config.energy:
         ids = prompt_ids(result.batch, config.prompt, both[0].shape.vocab_size, config.seed).numpy()
@@ -251,14 +255,18 @@ def _energy(
             return result.batch * (config.tokens + 1)
 
         try:
-            with progress(_energy_of(result.batch), 1):
-                made = measure_energy(open_sensor(device), run, result.batch)
+            sensor = open_sensor(device)
+            runs = [ttft.median + config.tokens * tpot.median for ttft, tpot in pairs]
+            expected = expected_seconds((runs[0], runs[1]))
+            foresee({_energy_of(result.batch): expected})
+            with progress(_energy_of(result.batch), expected) as advance:
+                made = measure_energy(sensor, run, result.batch, advance=advance)
         except PrunekitError as error:
             made = Energy("not measured", result.batch, str(error).rstrip("."))
+            unneeded(_energy_of(result.batch), "no counter")
         if made.status == "measured" or config.assume_watts is None:
             return made
     assert config.assume_watts is not None
-    pairs = ((result.ttft.dense, result.tpot.dense), (result.ttft.pruned, result.tpot.pruned))
     rates = [throughput(result.batch, config.tokens, ttft.median, tpot.median)[0] for ttft, tpot in pairs]
     return estimated_energy(config.assume_watts, result.batch, (rates[0], rates[1]), made.why if made else None)
 

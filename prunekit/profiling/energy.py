@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from prunekit.errors import PrunekitError
 from prunekit.profiling.prices import joules_per_token
+from prunekit.utils.advance import Advance, untold
 from prunekit.utils.provenance import install_extra
 from prunekit.utils.quiet import reason
 from prunekit.utils.timing import Clock, order
@@ -132,17 +133,21 @@ def measure_energy(
     *,
     now: Clock = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    advance: Advance = untold,
 ) -> Energy:
     """Joules of both models: the machine idle for 30 s, then windows of at least 10 s, three a model, A B B A A B.
     ``run(0)`` answers a batch with the dense model and ``run(1)`` with the pruned one; both return how many output
-    tokens they made. Where the counter fails, stands still or was reset, nothing is measured and ``why`` tells."""
+    tokens they made. ``advance`` is told of the seconds that went by, of about :func:`expected_seconds`. Where the
+    counter fails, stands still or was reset, nothing is measured and ``why`` tells."""
     try:
-        begin = now()
+        begin = told = now()
         sensor.begin()
         sleep(IDLE_SECONDS)
         idle_watts = moved(sensor.end()) / (now() - begin)
         joules, seconds, tokens = [0.0, 0.0], [0.0, 0.0], [0, 0]
         for index in order(WINDOWS):
+            advance(now() - told)
+            told = now()
             # Caches and clocks of this model, not of the other.
             run(index)
             begin = now()
@@ -151,6 +156,7 @@ def measure_energy(
                 tokens[index] += run(index)
             joules[index] += moved(sensor.end())
             seconds[index] += now() - begin
+        advance(now() - told)
     except PrunekitError as error:
         return Energy("not measured", batch, str(error).rstrip("."))
     dense, pruned = (
@@ -166,6 +172,14 @@ def measure_energy(
     return Energy(
         "measured", batch, None, sensor.method, sensor.scope, idle_watts, WINDOW_SECONDS, WINDOWS, dense, pruned
     )
+
+
+def expected_seconds(seconds: tuple[float, float] | None = None) -> float:
+    """About how long :func:`measure_energy` takes, where one run of each model takes so many ``seconds`` (None: next to
+    none): in a window begins none that is not wholly made, and one goes before it."""
+    runs = seconds or (0.0, 0.0)
+    windows = (run + (max(1, math.ceil(WINDOW_SECONDS / run)) * run if run else WINDOW_SECONDS) for run in runs)
+    return IDLE_SECONDS + WINDOWS * sum(windows)
 
 
 def estimated_energy(watts: float, batch: int, rates: tuple[float, float], why: str | None = None) -> Energy:

@@ -253,8 +253,10 @@ def _why(
     """Why each layer is as wide as it is, where loss curves decided it."""
     if not curves:
         return {}
-    texts = made.calibration.sources[made.session.scale_rows()]
-    return {"why": explain(made.session.source, made.task.problem, curves, shapes, texts, bytes_per_parameter)}
+    named = made.calibration.sources
+    texts = [named[row] for row in made.session.scale_rows()]
+    asked = (made.session.source, made.task.problem, curves, shapes, texts, bytes_per_parameter)
+    return {"why": explain(*asked, mix=tuple(dict.fromkeys(named)))}
 
 
 def draw_curves(made: Prepared, method: Method) -> tuple[LayerCurves, ...]:
@@ -286,6 +288,7 @@ def _loaded_session(
         drawing=drawing,
         store=None if drawing is None or not is_first() else curve_folder(source, calibration, computed, drawing),
         fast=fast,
+        sources=calibration.sources,
     )
     return session, computed
 
@@ -305,5 +308,8 @@ def curve_folder(
 ) -> Path:
     """Where the loss curves of that model on that text are kept: a plan for another target finds them there, and one
     that was ended before goes on."""
-    key = [source.fingerprint, calibration.fingerprint, computed, asdict(drawing), versions()]
+    key: list[Any] = [source.fingerprint, calibration.fingerprint, computed, asdict(drawing), versions()]
+    if len(set(calibration.sources)) > 1:
+        # Earlier versions drew the scale's sequences from a mix as they came.
+        key.append("scale by texts in turns")
     return cache_place("curves", cache_key(key))

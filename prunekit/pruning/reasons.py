@@ -7,6 +7,7 @@ because the next step there brings less than that, and the last one brought more
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,13 @@ from prunekit.models.sublayers import KINDS
 from prunekit.plan.budgets import FLOPS, KV_BYTES, LATENCY, PARAMETERS, Budget
 from prunekit.plan.shape import Heads, Kind, LayerShape, ModelShape
 from prunekit.pruning.allocation.base import Problem
+from prunekit.pruning.allocation.session import OF_EACH_TEXT
 from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.stability import FEWEST, Stability, stability
 
-# A text that pays this many times what the mean of all does is worth a word.
-PAYS_MORE = 1.25
+# A text that pays this many times what the mean of all does is worth a word, where it differs from the others by more
+# than so many standard errors.
+PAYS_MORE, SURE = 1.25, 2.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Reason:
     ``narrower`` is what one unit of the budget less would cost here, ``wider`` what one more would save; None where
     there is no such step. ``alone`` is measured: the divergence with this sub-layer alone cut to 5/8, with its standard
     error, ``rank`` (from 1) among those of all layers and the ranks between which nine of ten resamples put it;
-    ``texts`` has the same of each text of a mix. None and empty where it was not measured."""
+    ``texts`` has the same of each text of a mix, and ``pays_most`` names the one that pays more than the others do by
+    more than chance. None where it was not measured, or none does."""
 
     kept: int | Heads
     dense: int | Heads
@@ -46,6 +50,7 @@ class Reason:
     rank_low: int | None = None
     rank_high: int | None = None
     texts: Mapping[str, float] | None = None
+    pays_most: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -63,10 +68,12 @@ def explain(
     shapes: Sequence[LayerShape],
     texts: Sequence[str],
     bytes_per_parameter: int,
+    mix: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Why each layer of the plan has its shape of ``shapes`` (one for each layer of ``source``), as JSON values.
 
-    ``texts`` names the text of each sequence that the scale of the ``curves`` was measured on. Prices are by the budget
+    ``texts`` names the text of each sequence that the scale of the ``curves`` was measured on, ``mix`` all that were
+    calibrated on (none: those). Prices are by the budget
     of which least is left, in its ``unit``: MB of weights, MFLOP a token, KB of KV cache a token, or µs.
     """
     budget = _tightest(problem, source, shapes)
@@ -82,6 +89,7 @@ def explain(
         orders[kind] = _measured(made, kind, curves, texts)
         if orders[kind] is None:
             notes.append(_unmeasured(kind, curves))
+    notes += _untold(texts, mix or texts)
     prices = [each.wider for layer in made for each in layer.values() if each.wider is not None]
     shadow = max(prices, default=None)
     return {
@@ -210,9 +218,33 @@ def _measured(
             alone=mean,
             alone_standard_error=(spread / len(values)) ** 0.5 if len(values) > 1 else None,
             texts={text: sum(some) / len(some) for text, some in groups.items()} if several else None,
+            pays_most=_payer(groups, mean) if several else None,
             **ranks,
         )
     return order
+
+
+def _payer(groups: Mapping[str, Sequence[float]], mean: float) -> str | None:
+    """The text that pays most, where that is much more than the ``mean``, and than the other texts pay by more than two
+    standard errors of the difference."""
+    text, own = max(groups.items(), key=lambda each: statistics.fmean(each[1]))
+    others = [value for name, values in groups.items() if name != text for value in values]
+    if min(len(own), len(others)) < OF_EACH_TEXT or statistics.fmean(own) < PAYS_MORE * mean:
+        return None
+    error = (statistics.variance(own) / len(own) + statistics.variance(others) / len(others)) ** 0.5
+    return text if statistics.fmean(own) - statistics.fmean(others) > SURE * error else None
+
+
+def _untold(texts: Sequence[str], mix: Sequence[str]) -> list[str]:
+    """Of which texts of the ``mix`` too few sequences were measured on to say whether they pay most."""
+    counts = {name: texts.count(name) for name in dict.fromkeys(mix)}
+    few = [f"{name} ({count})" for name, count in counts.items() if count < OF_EACH_TEXT]
+    if len(counts) < 2 or not few:
+        return []
+    return [
+        f"Whether one text of the mix pays most: that needs {OF_EACH_TEXT} sequences of each, and fewer were left of "
+        f"{', '.join(few)}. Give more text (the setting sequences)."
+    ]
 
 
 def _unmeasured(kind: Kind, curves: Sequence[LayerCurves]) -> str:
@@ -280,10 +312,8 @@ def _seen(reason: Reason, layers: int) -> str:
     if reason.rank is not None:
         sure = "" if reason.rank_low == reason.rank_high else f" ({reason.rank_low} to {reason.rank_high} by chance)"
         said += f" Cut alone, its loss is number {reason.rank}{sure} of {layers}, the largest first."
-    if reason.texts and reason.alone:
-        text, most = max(reason.texts.items(), key=lambda each: each[1])
-        if most >= PAYS_MORE * reason.alone:
-            said += f" {text} pays most: {most / reason.alone:.1f} times the mean."
+    if reason.pays_most and reason.texts and reason.alone:
+        said += f" {reason.pays_most} pays most: {reason.texts[reason.pays_most] / reason.alone:.1f} times the mean."
     return said
 
 

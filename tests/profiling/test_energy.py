@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,6 +20,7 @@ from prunekit.profiling.energy import (
     Energy,
     ZeusSensor,
     estimated_energy,
+    expected_seconds,
     measure_energy,
     open_sensor,
 )
@@ -69,6 +71,49 @@ def test_joules_a_token_gross_and_above_idle() -> None:
     assert made.dense.seconds >= 3 * WINDOW_SECONDS and world.time > IDLE_SECONDS + 6 * WINDOW_SECONDS
     turns = [each for place, each in enumerate(world.order) if place == 0 or world.order[place - 1] != each]
     assert turns == [0, 1, 0, 1]  # A B B A A B
+
+
+def test_how_long_it_takes_is_foreseen_and_told() -> None:
+    world = World()
+    steps: list[float] = []
+    measure_energy(Counter(world), world.run, 4, now=lambda: world.time, sleep=world.pass_by, advance=steps.append)
+    # The idle machine, then six windows of five runs of two seconds, with one run in front of each.
+    assert steps == pytest.approx([30.0, *[12.0] * 6]) and sum(steps) == expected_seconds((2.0, 2.0)) == 102.0
+    # Runs of 7 and of 40 seconds: two and one of them fill a window.
+    assert expected_seconds((7.0, 40.0)) == 30 + 3 * (21 + 80)
+    assert expected_seconds() == 90.0
+
+
+def test_the_phase_has_an_estimate_from_its_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit.profiling import compare
+    from prunekit.utils.phases.run import Run, running
+    from prunekit.utils.timing import compare as compared
+
+    world, seen = World(), []
+    ttft, tpot = (compared([seconds] * 6, [seconds] * 6, 1.0) for seconds in (1.0, 0.5))
+    result = SimpleNamespace(batch=4, ttft=ttft, tpot=tpot)
+    shape = SimpleNamespace(vocab_size=16)
+    both = tuple(SimpleNamespace(shape=shape, runner=Runs(world, index)) for index in (0, 1))
+    monkeypatch.setattr(compare, "open_sensor", lambda device: Counter(world))
+    monkeypatch.setattr(compare, "measure_energy", partial(measure_energy, now=lambda: world.time, sleep=world.pass_by))
+    watcher = SimpleNamespace(
+        see=seen.append, **{name: lambda *given: None for name in ("begin", "tick", "say", "announce", "end")}
+    )
+    with running(Run([watcher], clock=lambda: world.time, memory=lambda: 1, ticking=False)):  # type: ignore[list-item]
+        made = compare._energy(both, BenchConfig(tokens=2, energy=True), "cpu", (result,))  # type: ignore[arg-type]
+    assert made is not None and made.status == "measured"
+    lefts = [each.left for each in seen if each.what in ("begun", "step")]
+    assert lefts == pytest.approx([102.0, 72.0, 60.0, 48.0, 36.0, 24.0, 12.0, 0.0], abs=1.0)
+
+
+class Runs:
+    """A runner of which only the time that it takes counts."""
+
+    def __init__(self, world: World, index: int):
+        self._world, self._index = world, index
+
+    def greedy(self, ids: Any, tokens: int) -> None:
+        self._world.run(self._index)
 
 
 @pytest.mark.parametrize(

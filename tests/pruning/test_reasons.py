@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from prunekit.models.families import FAMILIES
+from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.budgets import Budget, Budgets, shape_cost
 from prunekit.plan.provenance import check_provenance
 from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation import Problem
 from prunekit.pruning.allocation.optimal import solve
+from prunekit.pruning.allocation.session import evenly, scale_sequences
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves
 from prunekit.pruning.reasons import explain
 from prunekit.pruning.stability import stability
@@ -157,6 +159,43 @@ def test_what_was_measured_alone_is_told_with_its_texts() -> None:
     assert made["sequences"] == 8 and made["not_measured"] == [] and made["kendall_tau"]["ffn"] > 0.9
 
 
+def test_a_difference_within_chance_is_no_word() -> None:
+    """0.9, 0.1, 0.8, 0.2 beside 0.3 four times: 1.25 times the mean, and less than two standard errors more."""
+    texts = ["own.jsonl"] * 4 + ["self"] * 4
+    noisy = _curve(1.0, alone=(0.9, 0.1, 0.8, 0.2, 0.3, 0.3, 0.3, 0.3))
+    # 0.55 beside 0.25: the error is sqrt((0.01 / 3 + 0.01 / 3) / 4) = 0.041.
+    clear = _curve(1.0, alone=(0.5, 0.6, 0.5, 0.6, 0.2, 0.3, 0.2, 0.3))
+    first, second = _explained([noisy, clear], 3, texts)["layers"]
+    assert first["ffn"]["pays_most"] is None and "pays most" not in first["words"]
+    assert first["ffn"]["texts"] == pytest.approx({"own.jsonl": 0.5, "self": 0.3})
+    assert second["ffn"]["pays_most"] == "own.jsonl" and "own.jsonl pays most: 1.4 times the mean." in second["words"]
+
+
+def test_a_text_of_which_too_little_was_measured_is_said_to_be_that() -> None:
+    source, curves = _shape(2), [_curve(1.0, alone=(0.9, 0.9, 0.9, 0.9, 0.1))] * 2
+    asked = _problem(source, 3)
+    shapes = solve(source, asked, curves)
+    told = explain(source, asked, curves, shapes, ["builtin"] * 4 + ["self"], 2, mix=("builtin", "self", "own.jsonl"))
+    assert "pays most" not in told["layers"][0]["words"]
+    assert told["not_measured"] == [
+        "Whether one text of the mix pays most: that needs 4 sequences of each, and fewer were left of self (1), "
+        "own.jsonl (0). Give more text (the setting sequences)."
+    ]
+    alone = explain(source, asked, curves, shapes, ["builtin"] * 5, 2, mix=("builtin",))
+    assert alone["not_measured"] == []
+
+
+def test_the_scale_takes_as_many_sequences_of_each_text() -> None:
+    sources = ["builtin"] * 9 + ["self", "builtin", "self", "own", "self"]
+    # Two rounds of three texts, then what is left of two of them.
+    assert evenly(range(14), sources, 8) == [0, 1, 2, 3, 9, 11, 12, 13]
+    assert evenly(range(5, 14), sources, 4) == [5, 6, 9, 12]
+    assert evenly(range(3), sources, 9) == [0, 1, 2] and evenly(range(4, 9), (), 2) == [4, 5]
+    quick = OptimalConfig(scale_tokens=1024)
+    assert [scale_sequences(quick, 256, texts) for texts in (1, 2, 3)] == [4, 8, 12]
+    assert scale_sequences(quick, 4096) == 2
+
+
 def test_curves_of_an_earlier_version_are_told_apart() -> None:
     made = _explained([_curve(1.0), _curve(1.0)], 3, ["a"] * 4)
     assert made["layers"][0]["ffn"]["alone"] is None and made["kendall_tau"] == {"attention": None, "ffn": None}
@@ -197,6 +236,7 @@ def test_layers_that_are_all_alike_have_no_order() -> None:
         {"layers": [{"words": "x" * 3000}]},
         {"layers": [{"ffn": 3}]},
         {"layers": [{"ffn": {"narrower": "much"}}]},
+        {"layers": [{"ffn": {"pays_most": 3}}]},
         {"kendall_tau": {"ffn": "high"}},
         {"not_measured": "all"},
     ],

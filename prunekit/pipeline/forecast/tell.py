@@ -20,6 +20,7 @@ from prunekit.plan import Plan
 from prunekit.plan.allocations import AdaptConfig, OptimalConfig
 from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import Problem
+from prunekit.pruning.allocation.session import scale_sequences
 from prunekit.pruning.allocation.stored_session import takes_weights_alone
 from prunekit.pruning.importance.base import importance
 from prunekit.pruning.stages import before_the_last
@@ -258,7 +259,7 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
             made,
             curves=min(tokens, _whole(drawing.curve_tokens, length)),
             fisher=min(tokens, _whole(drawing.fisher_tokens, length)),
-            scale=min(tokens, max(2 * length, _whole(drawing.scale_tokens, length))),
+            scale=min(tokens, length * scale_sequences(drawing, length, len(parse_mix(config.source)))),
         )
     needs = importance(method.importance).needs
     passes = 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What is not worth a measurement: to choose widths, to read a text, to open a model, and bytes a second to write.
 _WIDTHS, _READING, _OPENING, _WRITTEN = 2.0, 1.0, 1.0, 2e8
 # Products in float64 beside those of moments, and axes beside an elimination of as many rows, both in time.
-_FLOAT64, _AXES = 2.0, 5.0
+_FLOAT64, _AXES = 1.2, 0.5
 # Scores that are kept of one layer by a pass for each layer, and what a look at a result reads and writes.
 _CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,26 @@ if TYPE_CHECKING:
 
 
 BY_LAYERS = "loss curves of layers"
+# Of fewer sequences, their spread says too little to tell one text of a mix from another.
+OF_EACH_TEXT = 4
+
+
+def scale_sequences(drawing: OptimalConfig, length: int, texts: int = 1) -> int:
+    """How many sequences of ``length`` tokens the scale of loss curves is measured on, of a mix of so many ``texts``.
+    One sequence alone would say too little, however long."""
+    return max(2, -(-drawing.scale_tokens // length), OF_EACH_TEXT * texts if texts > 1 else 0)
+
+
+def evenly(rows: Sequence[int], sources: Sequence[str], count: int) -> list[int]:
+    """The first of ``rows``, ``count`` in all or as many as there are, the texts that ``sources`` names by row taking
+    turns. In rising order."""
+    queues: dict[str, list[int]] = {}
+    for row in rows:
+        queues.setdefault(sources[row] if sources else "", []).append(row)
+    taken: list[int] = []
+    for turn in zip_longest(*queues.values()):
+        taken += [row for row in turn if row is not None]
+    return sorted(taken[:count])
 
 
 class Session:
@@ -43,7 +64,8 @@ class Session:
     ``shrink`` replaces layers of the model in place: the model that was handed in is used up. ``counted`` is the
     model's shape with the biases that the pruned one will have, for allocations to count. ``drawing`` says how much
     text loss curves take, and ``store`` is a folder for those of that model on that text. ``fast`` allows
-    :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and their scale.
+    :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and their scale. ``sources`` names the text of each
+    sequence (none: they are all of one).
     """
 
     def __init__(
@@ -61,6 +83,7 @@ class Session:
         drawing: OptimalConfig | None = None,
         store: Path | None = None,
         fast: bool = False,
+        sources: Sequence[str] = (),
     ):
         self.model = model
         self.family = family
@@ -77,6 +100,7 @@ class Session:
         self.store = store
         self._gradient_checkpointing = gradient_checkpointing
         self._fast = fast
+        self._sources = sources
 
     @property
     def shape(self) -> ModelShape:
@@ -209,13 +233,15 @@ class Session:
         some = self._text()[self.scale_rows()]
         return Divergence(self.model, self.family, some, self._batch_size, self._fast)
 
-    def scale_rows(self) -> slice:
-        """Which sequences of the calibration text :meth:`divergence` reads."""
+    def scale_rows(self) -> list[int]:
+        """Which sequences of the calibration text :meth:`divergence` reads: of a mix as many of each text, where there
+        are so many."""
         ids = self._text()
         count = self._scale_sequences(ids)
         # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
         seen = len(self._curve_text())
-        return slice(seen, seen + count) if len(ids) - seen >= count else slice(0, count)
+        rows = range(seen, len(ids)) if len(ids) - seen >= count else range(len(ids))
+        return evenly(rows, self._sources, count)
 
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""
@@ -241,8 +267,7 @@ class Session:
         return batches + 3 * self.source.num_hidden_layers
 
     def _scale_sequences(self, ids: torch.Tensor) -> int:
-        # One sequence alone would say too little, however long.
-        return max(2, -(-self._drawing.scale_tokens // ids.shape[1]))
+        return scale_sequences(self._drawing, ids.shape[1], len(set(self._sources)))
 
     def _fisher_sequences(self, ids: torch.Tensor) -> int:
         return min(len(ids), -(-self._drawing.fisher_tokens // ids.shape[1]))
