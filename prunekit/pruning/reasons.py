@@ -209,7 +209,7 @@ def _measured(
         groups: defaultdict[str, list[float]] = defaultdict(list)
         for text, value in zip(texts, values, strict=True):
             groups[text].append(value)
-        ranks = {}
+        ranks: dict[str, Any] = {}
         if order is not None:
             places = (order.ranks[index], order.low[index], order.high[index])
             ranks = dict(zip(("rank", "rank_low", "rank_high"), (place + 1 for place in places), strict=True))

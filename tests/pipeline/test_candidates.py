@@ -23,8 +23,8 @@ from prunekit.pipeline.candidates import run as work
 from prunekit.pipeline.candidates.result import FIGURES, Candidates, Row
 from prunekit.plan import Plan, shapes_in_place
 from prunekit.plan.recipe import Recipe
-from prunekit.profiling.sublayer_latency import LatencyConfig, measure_table
 from prunekit.utils.phases.run import Run
+from tests.plan.test_latency_table import made_up
 from tests.support.command import Command, save_tiny, set_options, write_text
 from tests.support.export_models import byte_tokenizer, dense_config
 from tests.support.tiny import one_thread, tiny_model
@@ -206,8 +206,11 @@ def test_every_method(method: str, source: Source, folder: Path, tmp_path: Path)
 
 
 def test_sizes_by_latency_and_by_kv_cache(source: Source, recipe: Recipe, tmp_path: Path) -> None:
-    config = LatencyConfig(1, 16, "decode", widths=3, repeats=2, warmup=1)
-    table = measure_table(source, config, dtype="float32", device="cpu")
+    # A millisecond a query head and a hundredth of one a channel: made up, so that no noise puts a size out of reach.
+    table = made_up({1: 1e-5, 512: 5.12e-3}, source.shape)
+    one = table.rest
+    heads = {(kv, group): replace(one, median=kv * group * 1e-3) for kv in range(1, 9) for group in range(1, 9)}
+    table = replace(table, attention={"full_attention": heads})
     table.save(tmp_path / "table.json")
     asked: dict[str, Any] = {"params": None, "latency": "0.9,0.7", "latency_tables": [tmp_path / "table.json"]}
     found = compared(source, tmp_path / "times", recipe, **asked)
@@ -219,7 +222,7 @@ def test_sizes_by_latency_and_by_kv_cache(source: Source, recipe: Recipe, tmp_pa
         plan = Plan.load(tmp_path / "times" / f"plan-{name}.json")
         assert figure.value == pytest.approx(cost.of(shapes_in_place(plan.layers, 4)) / cost.of(source.shape.layers))
     # Another table is another target, and what was planned by the first is not taken for it.
-    slower = measure_table(source, replace(config, length=17), dtype="float32", device="cpu")
+    slower = replace(table, ffn={width: replace(each, median=2 * each.median) for width, each in table.ffn.items()})
     again = compared(source, tmp_path / "other", recipe, **{**asked, "latency": "0.7", "latency_tables": [slower]})
     budgets = [each.plan.provenance["target"]["budgets"] for each in (again.rows[1], found.rows[2]) if each.plan]
     assert budgets[0] != budgets[1]

@@ -96,7 +96,8 @@ def _cell(figure: Figure, unit_size: float = 1, digits: int = 0, *, sign: str = 
         return _NONE
     about = "≈" if figure.status == "predicted" else ""
     if figure.status == "predicted" and figure.low is not None and figure.high is not None:
-        ends = "–".join(f"{each / unit_size:,.{digits}f}" for each in (figure.low, figure.high))
+        # With spaces, so that a narrow column breaks no number.
+        ends = " to ".join(f"{each / unit_size:,.{digits}f}" for each in (figure.low, figure.high))
         return f"≈{figure.value / unit_size:{sign},.{digits}f} ({ends}){unit}"
     error = ""
     if figure.low is not None and figure.high is not None:

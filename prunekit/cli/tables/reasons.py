@@ -36,7 +36,7 @@ def why_tables(plan: Plan) -> Group:
     return Group(made, *(f"Not measured: {text}" for text in why.get("not_measured", [])))
 
 
-def _cells(reason: dict[str, Any]) -> tuple[str, str, str, str, str]:
+def _cells(reason: dict[str, Any]) -> tuple[str, ...]:
     kept = reason.get("kept")
     width = "–" if kept is None else f"{kept[0] * kept[1]}" if isinstance(kept, list) else f"{kept:,}"
     low, high = reason.get("rank_low"), reason.get("rank_high")

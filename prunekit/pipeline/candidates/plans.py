@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from prunekit.pipeline.candidates.asked import Format
 
 GGUF = "gguf"
+# Of what plans say of themselves: with another number they are made anew.
+_REASONS = 2
 
 
 def check_sizes(source: Source, configs: Sequence[PlanConfig]) -> None:
@@ -72,7 +74,7 @@ def _place(source: Source, config: PlanConfig, text: CalibrationText) -> tuple[K
     recipe = config.recipe.to_dict() | {"calib": None}
     place = str(pick_device(config.device))
     table = None if config.target.table is None else config.target.table.fingerprint
-    kept = Kept.of("plan", source.fingerprint, text.fingerprint, config.dtype, place, table, versions())
+    kept = Kept.of("plan", _REASONS, source.fingerprint, text.fingerprint, config.dtype, place, table, versions())
     return kept, (config.target.text, repr(sorted(recipe.items(), key=str)))
 
 

@@ -76,16 +76,17 @@ def advice(fallbacks: Mapping[str, int] | None, loss: float | None) -> str | Non
 def why(plan: Plan | None) -> tuple[str, ...]:
     """Of the reasons for the widths of ``plan`` those that say most: the layer where one unit less would cost most, the
     one that is cut deepest, and the one where one more would help most. Empty where no loss curves decided."""
-    found = (plan.provenance.get("why") or {}) if plan is not None else {}
-    layers = found.get("layers", [])
+    layers = ((plan.provenance.get("why") or {}) if plan is not None else {}).get("layers", [])
     parts = [(layer, layer[kind]) for layer in layers for kind in ("ffn", "attention") if kind in layer]
     told: dict[int, str] = {}
     for title, value in (("dearest to cut", _dearest), ("cut deepest", _depth), ("next to be widened", _worth)):
-        known = [(value(part), layer) for layer, part in parts if value(part) is not None]
-        if not known:
-            continue
-        layer = max(known, key=lambda each: each[0])[1]
-        told.setdefault(layer["index"], f"layer {layer['index']} ({title}): {layer['words']}")
+        most, layer = None, None
+        for each, part in parts:
+            found = value(part)
+            if found is not None and (most is None or found > most):
+                most, layer = found, each
+        if layer is not None:
+            told.setdefault(layer["index"], f"layer {layer['index']} ({title}): {layer['words']}")
     return tuple(told.values())
 
 
