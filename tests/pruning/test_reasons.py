@@ -171,6 +171,16 @@ def test_a_difference_within_chance_is_no_word() -> None:
     assert second["ffn"]["pays_most"] == "own.jsonl" and "own.jsonl pays most: 1.4 times the mean." in second["words"]
 
 
+def test_the_table_names_no_text_that_pays_more_by_chance() -> None:
+    from prunekit.cli.tables.reasons import _pays
+
+    texts = ["own.jsonl"] * 4 + ["self"] * 4
+    noisy = _curve(1.0, alone=(0.9, 0.1, 0.8, 0.2, 0.3, 0.3, 0.3, 0.3))
+    clear = _curve(1.0, alone=(0.5, 0.6, 0.5, 0.6, 0.2, 0.3, 0.2, 0.3))
+    layers = _explained([noisy, clear], 3, texts)["layers"]
+    assert [_pays(layer["ffn"]) for layer in layers] == ["", "own.jsonl"]
+
+
 def test_a_text_of_which_too_little_was_measured_is_said_to_be_that() -> None:
     source, curves = _shape(2), [_curve(1.0, alone=(0.9, 0.9, 0.9, 0.9, 0.1))] * 2
     asked = _problem(source, 3)

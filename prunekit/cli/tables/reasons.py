@@ -61,14 +61,8 @@ def _thousandths(price: float | None) -> str:
 
 
 def _pays(reason: dict[str, Any]) -> str:
-    # Here, for it brings torch, which a command's help does without.
-    from prunekit.pruning.reasons import PAYS_MORE
-
-    texts, mean = reason.get("texts"), reason.get("alone")
-    if not texts or not mean:
-        return ""
-    text, most = max(texts.items(), key=lambda each: each[1] or 0.0)
-    return printable(str(text)) if (most or 0.0) >= PAYS_MORE * mean else ""
+    # Plans of before name none: they told it by a ratio alone, of however few sequences.
+    return printable(str(reason.get("pays_most") or ""))
 
 
 def _caption(why: dict[str, Any], pays: list[str]) -> str:
@@ -89,7 +83,11 @@ def _caption(why: dict[str, Any], pays: list[str]) -> str:
             f"Kendall's tau {order}; 1 is the same order."
         )
     if any(pays):
-        from prunekit.pruning.reasons import PAYS_MORE
+        # Here, for it brings torch, which a command's help does without.
+        from prunekit.pruning.reasons import PAYS_MORE, SURE
 
-        said.append(f"Pays most: the text on which that cut costs {PAYS_MORE} times the mean of all or more.")
+        said.append(
+            f"Pays most: the text on which that cut costs {PAYS_MORE} times the mean of all or more, and more than on "
+            f"the others by over {SURE:g} standard errors."
+        )
     return " ".join(said)
