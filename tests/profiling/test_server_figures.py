@@ -111,11 +111,17 @@ def test_slots_are_passed_on_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append({"model": model, "slots": options["slots"]})
         slots = 1 if model == "alone" else options["slots"]
         identity = Identity("llama-server", "b1", (), model, "0" * 64, 2048, 1, slots)
-        yield Server(server.url, "scripted", identity, 1, Path("log"))
+        yield Server(urls[model], "scripted", identity, 1, Path("log"))
 
     monkeypatch.setattr("prunekit.profiling.loopback.served", served)
     config = ServerConfig(requests=4, blocks=2, concurrency=(1,), tokens=2, warmup=3, natural_tokens=0, rates=(50.0,))
-    with scripted(lambda body, _: answer(body["max_tokens"], ttft=0.002, tpot=0)) as server:
+
+
+    def answers(body: dict[str, Any], _: Any) -> Any:
+        return answer(body["max_tokens"], ttft=0.002, tpot=0)
+
+    with scripted(answers) as first, scripted(answers) as second:
+        urls = {"dense": first.url, "pruned": second.url, "alone": second.url}
         alike = bench_server("pruned", baseline="dense", config=config, slots=3)
         unlike = bench_server("alone", baseline="dense", config=config, slots=3)
     assert asked[:2] == [{"model": "dense", "slots": 3}, {"model": "pruned", "slots": 3}]

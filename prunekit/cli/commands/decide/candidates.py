@@ -144,7 +144,6 @@ def candidates_command(
     # In another precision, or elsewhere, what the plan leaves would be solved to other weights.
     computed = [*(["--dtype", dtype] if dtype != "auto" else []), *(["--device", device] if device != "auto" else [])]
     words = ["prunekit", "prune", model, *of, "--plan", f"{output}/{chosen}", *again, *computed, "-o", "DIR"]
-    console().print(
-        f"Written to {output}: candidates.json, pareto.png and a plan for each size. Apply one with: "
-        f"{shlex.join(words)}"
-    )
+    console().print(f"Written to {output}: candidates.json, pareto.png and a plan for each size. Apply one with:")
+    # Whole, however narrow the terminal is: it will be copied.
+    console().print(shlex.join(words), soft_wrap=True)
