@@ -77,6 +77,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _imported = len(sys.modules)
 
 
+def pytest_sessionfinish() -> None:
+    """What the collector never saw would be told of as leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """``command("plan", path, ...)`` runs prunekit's entry point in this process."""

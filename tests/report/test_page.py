@@ -253,6 +253,17 @@ def test_measured_and_predicted_are_drawn_differently(tmp_path: Path) -> None:
     assert re.search(r"<text[^>]*var\(--ink\)", plots)
 
 
+def test_marks_of_wide_ranges_are_plain_numbers(tmp_path: Path) -> None:
+    file = candidates(tmp_path / "cand")
+    data = json.loads(file.read_text())
+    losses = [row["figures"]["loss_added"] for row in data["rows"]]
+    for each, value in zip([each for each in losses if each["value"]], (0.001, 0.9), strict=False):
+        each.update(value=value, low=None, high=None)
+    file.write_text(json.dumps(data))
+    page, _ = made(tmp_path, file)
+    assert "mathdefault" not in page and re.search(r"<text[^>]*>0\.1</text>", page)
+
+
 def test_the_front() -> None:
     def point(letter: str, x: float, y: float) -> Point:
         return Point(letter, Figure(x, "exact"), Figure(y, "measured"))

@@ -144,6 +144,8 @@ def _draw(points: Sequence[Point], best: Sequence[Point], cost: Column, quality:
     smallest = min((each.place[1] for each in points if each.place[1] > 0), default=1.0)
     if largest / smallest > 100:
         axis.set_yscale("symlog", linthresh=max(0.1, smallest))
+        # Not as powers of ten, whose marks an SVG has as they are.
+        axis.yaxis.set_major_formatter("{x:g}")
     axis.margins(x=0.08, y=0.12)
     for column, name in ((cost, axis.set_xlabel), (quality, axis.set_ylabel)):
         metric = METRICS[column.metric]
