@@ -88,9 +88,10 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
     timed = ("--baseline", MODEL, "--max-minutes", _MINUTES)
     # A step of its own judges both.
     unjudged = ("--check", "none")
+    by_plan = ("prune", MODEL, "--plan", plan, *given, *unjudged)
     made = [
         Step("a size measured before it is made", (*quick, "--eval", text, *read, "--for", "gguf:q8_0", "-o", SIZES)),
-        Step("pruned by the default method", ("prune", MODEL, "--plan", plan, *given, *unjudged, "-o", SMALLER), "prune.json"),
+        Step("pruned by the default method", (*by_plan, "-o", SMALLER), "prune.json"),
         Step("pruned by adapt-pruner", (*cut, *unjudged, "-o", ADAPT), "prune-adapt-pruner.json"),
         Step("quality of both", (*judged, "-o", EVAL)),
         Step("latency and memory, in turns", ("bench", SMALLER, *timed, "-o", BENCH)),

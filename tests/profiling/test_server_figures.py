@@ -116,7 +116,6 @@ def test_slots_are_passed_on_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunekit.profiling.loopback.served", served)
     config = ServerConfig(requests=4, blocks=2, concurrency=(1,), tokens=2, warmup=3, natural_tokens=0, rates=(50.0,))
 
-
     def answers(body: dict[str, Any], _: Any) -> Any:
         return answer(body["max_tokens"], ttft=0.002, tpot=0)
 
