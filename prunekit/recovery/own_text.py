@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit.data.self_generated import CHUNK, Writer
 from prunekit.data.token_file import Expected, expected
 from prunekit.data.writing_speed import writing_speed
+from prunekit.utils.phases.words import in_a_sentence
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, shared
 from prunekit.utils.progress import aside
@@ -36,9 +37,9 @@ class OwnText:
         seconds = _seconds(missing, self._measured(missing, dense, writer))
         if seconds >= _WORTH:
             note(
-                f"First the dense model writes {missing.tokens:,} tokens of text (self): about {_in_words(seconds)}, "
-                "by a few trial steps. What it has written is kept, also where this is stopped. Text of your own "
-                "(--text) needs no such time."
+                f"First the dense model writes {missing.tokens:,} tokens of text (self): about "
+                f"{in_a_sentence(seconds)}, by a few trial steps. What it has written is kept, also where this is "
+                "stopped. Text of your own (--text) needs no such time."
             )
 
     def reach(self, seconds: float, speed: float, dense: DenseModel, writer: Writer | None) -> int:
@@ -90,10 +91,3 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _in_words(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes >= 100:
-        return f"{minutes / 60:.1f} hours"
-    return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} seconds"

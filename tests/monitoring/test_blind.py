@@ -20,16 +20,14 @@ from prunekit.monitoring.log.read import read_log
 from prunekit.monitoring.running.run import TellConfig, WatchResult, watch_run
 from prunekit.monitoring.statistics.null import Null
 from prunekit.monitoring.verdicts.rule import BLIND, judge
-from tests.support.request_logs import rows, write_log
+from tests.support.request_logs import make_baseline, rows
 
 CONFIG = WatchConfig(window=50)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Baseline]:
-    folder = tmp_path_factory.mktemp("baseline")
-    log = write_log(folder / "reference.jsonl", 3000, 1)
-    return folder / "base.json", watch_init(log, folder / "base.json", config=CONFIG)
+    return make_baseline(tmp_path_factory.mktemp("baseline"), 3000)
 
 
 def run(made: tuple[Path, Baseline], folder: Path, lines: list[Any], notes: list[str] | None = None) -> WatchResult:

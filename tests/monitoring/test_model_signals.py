@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.models.source import load_model, resolve
+from prunekit.models.source import resolve
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.scoring import mmd
 from prunekit.monitoring.scoring.contexts import ScoringConfig
 from prunekit.monitoring.scoring.features import features_file, read_features, write_features
 from prunekit.monitoring.scoring.scorer import Scorer
 from prunekit.monitoring.scoring.signals import model_signals
-from tests.support.command import Command, save_tiny
-from tests.support.tiny_text import tiny_tokenizer
+from tests.support.command import Command
+from tests.support.noisy import noisy_weight, save_beside_tokenizer, save_noisy
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
@@ -43,19 +43,10 @@ def log(count: int, letters: str = "abcdefgh", seed: int = 0) -> list[Request]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("signals")
-    save_tiny(root / "dense", layers=2, max_position_embeddings=512)
-    model = load_model(resolve(str(root / "dense")), device="cpu")
-    weight = model.get_submodule("model.layers")[1].mlp.down_proj.weight
-    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    for name, size in (("deployed", 0.02), ("broken", 0.5)):
-        with torch.no_grad():
-            weight += size * noise
-        model.save_pretrained(root / name)
-        tiny_tokenizer().save_pretrained(root / name)
+    model = save_noisy(root, deployed=0.02, broken=0.5)
     with torch.no_grad():
-        weight[0, 0] = torch.nan
-    model.save_pretrained(root / "nan")
-    tiny_tokenizer().save_pretrained(root / "nan")
+        noisy_weight(model)[0, 0] = torch.nan
+    save_beside_tokenizer(model, root / "nan")
     return root
 
 

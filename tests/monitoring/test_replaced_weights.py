@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.models.source import load_model, resolve
+from prunekit.models.source import resolve
 from prunekit.monitoring.baseline.make import watch_init
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.log.request import Request
@@ -22,9 +21,8 @@ from prunekit.monitoring.running.run import watch_run
 from prunekit.monitoring.scoring.contexts import ScoringConfig
 from prunekit.monitoring.scoring.scorer import Scorer
 from prunekit.monitoring.scoring.signals import model_signals
-from tests.support.command import save_tiny
+from tests.support.noisy import save_noisy
 from tests.support.request_logs import write_log
-from tests.support.tiny_text import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
@@ -35,15 +33,7 @@ WINDOW = [Request(f"r{number}", prompt="abc" * (1 + number % 5), answer="bca") f
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A dense model, and two smaller ones: "good" and "broken"."""
-    save_tiny(tmp_path / "dense", layers=2, max_position_embeddings=512)
-    model = load_model(resolve(str(tmp_path / "dense")), device="cpu")
-    weight = model.get_submodule("model.layers")[1].mlp.down_proj.weight
-    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    for name, size in (("good", 0.02), ("broken", 0.5)):
-        with torch.no_grad():
-            weight += size * noise
-        model.save_pretrained(tmp_path / name)
-        tiny_tokenizer().save_pretrained(tmp_path / name)
+    save_noisy(tmp_path, good=0.02, broken=0.5)
     shutil.copytree(tmp_path / "good", tmp_path / "served")
     return tmp_path
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -37,16 +38,14 @@ from prunekit.monitoring.signals.protocol import Scored
 from prunekit.monitoring.verdicts.rule import Up, judge
 from prunekit.monitoring.verdicts.watcher import Watcher
 from tests.support.command import ROOT
-from tests.support.request_logs import rows, write_log
+from tests.support.request_logs import make_baseline, rows, write_log
 
 CONFIG = WatchConfig(window=50)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Baseline]:
-    folder = tmp_path_factory.mktemp("baseline")
-    log = write_log(folder / "reference.jsonl", 5000, 1)
-    return folder / "base.json", watch_init(log, folder / "base.json", config=CONFIG)
+    return make_baseline(tmp_path_factory.mktemp("baseline"), 5000)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -412,6 +411,20 @@ def test_cool_down_and_one_command_at_a_time(tmp_path: Path) -> None:
     assert teller.held_back == 1
 
 
+def posting(state: dict[str, Any], clock: list[float], send: Callable[[str, dict[str, Any]], None]) -> Teller:
+    """A teller with a webhook, as it goes on from what a state file holds, at the second in ``clock``."""
+    return Teller(
+        json.loads(json.dumps(state)),
+        command=None,
+        url="http://x",
+        cool_down=3600,
+        model="m",
+        note=print,
+        now=lambda: clock[0],
+        send=send,
+    )
+
+
 def test_an_alarm_that_outlasts_the_cool_down_is_told() -> None:
     from prunekit.monitoring.alarms.alarm import Alarm
 
@@ -421,16 +434,7 @@ def test_an_alarm_that_outlasts_the_cool_down_is_told() -> None:
         posted.append((data["status"], data["alerts"][0]["labels"]["verdict"]))
 
     def teller(state: dict[str, Any]) -> Teller:
-        return Teller(
-            json.loads(json.dumps(state)),
-            command=None,
-            url="http://x",
-            cool_down=3600,
-            model="m",
-            note=print,
-            now=lambda: clock[0],
-            send=send,
-        )
+        return posting(state, clock, send)
 
     first = Alarm("re-prune-1", "re-prune", ("Because.",), "Act.", 1, 50, 1000.0)
     second, third = replace(first, id="re-prune-2"), replace(first, id="re-prune-3")
@@ -457,17 +461,11 @@ def test_an_alarm_that_gives_way_to_one_held_back_is_not_told_as_over() -> None:
 
     clock = [1000.0]
 
+    def send(url: str, data: dict[str, Any]) -> None:
+        posted.append((data["status"], data["alerts"][0]["annotations"]["alarm_id"]))
+
     def teller(state: dict[str, Any]) -> Teller:
-        return Teller(
-            json.loads(json.dumps(state)),
-            command=None,
-            url="http://x",
-            cool_down=3600,
-            model="m",
-            note=print,
-            now=lambda: clock[0],
-            send=lambda url, data: posted.append((data["status"], data["alerts"][0]["annotations"]["alarm_id"])),
-        )
+        return posting(state, clock, send)
 
     def alarm(verdict: str) -> Alarm:
         return Alarm(verdict, verdict, ("Because.",), "Act.", 1, 50, clock[0])

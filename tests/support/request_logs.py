@@ -9,6 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from prunekit.monitoring.baseline.make import watch_init
+from prunekit.monitoring.baseline.settings import WatchConfig
+from prunekit.monitoring.baseline.stored import Baseline
+
 START = 1_760_000_000.0
 _WORDS = [f"w{index}" for index in range(500)]
 _OFTEN = list(accumulate(1 / (index + 2) for index in range(500)))
@@ -41,3 +45,9 @@ def write_log(path: Path, *args: Any, **options: Any) -> Path:
     """A log of :func:`rows`."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(*args, **options)))
     return path
+
+
+def make_baseline(folder: Path, requests: int) -> tuple[Path, Baseline]:
+    """The baseline of so many requests, in windows of 50, and its file."""
+    log = write_log(folder / "reference.jsonl", requests, 1)
+    return folder / "base.json", watch_init(log, folder / "base.json", config=WatchConfig(window=50))

@@ -110,17 +110,18 @@ class Workload:
     def repeated(self) -> int:
         """How many requests sent one of the user's texts to a server that had seen it, whose prefix cache may have
         helped; of the server with the most."""
-        again: Counter[int] = Counter()
-        for (side, _), times in self._used.items():
-            again[side] += times - 1
-        return max(again.values(), default=0)
+        return self._most(again=True)
 
     @property
     def sent(self) -> int:
         """How many of the user's texts were sent to the server that was sent the most, repeats counted."""
+        return self._most()
+
+    def _most(self, again: bool = False) -> int:
+        """Of the server with the most: texts that were sent, or those that were sent ``again``."""
         made: Counter[int] = Counter()
         for (side, _), times in self._used.items():
-            made[side] += times
+            made[side] += times - again
         return max(made.values(), default=0)
 
     @property

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.leftovers import TemporaryFolder
+from prunekit.utils.files.strict_json import read_regular
 from prunekit.utils.phases.event import ProgressEvent
 from prunekit.utils.phases.run import current
 from prunekit.utils.phases.watcher import Watched
@@ -62,7 +63,8 @@ class Relay:
         if not now and clock - self._last < _EVERY:
             return
         self._last = clock
-        # Work is worth more than what is said of it.
+        # Work is worth more than what is said of it. Threads of their own come here, and what writes prunekit's other
+        # files holds back signals, which is for the main one.
         with suppress(OSError, ValueError):
             beside = self._file.with_name(f"{self._file.name}.new")
             beside.write_text(json.dumps(event.to_dict()), encoding="utf-8")
@@ -97,8 +99,6 @@ def relayed() -> Iterator[Mapping[str, str]]:
 
 def _read(file: Path) -> ProgressEvent | None:
     try:
-        with file.open("rb") as handle:
-            event = ProgressEvent(**json.loads(handle.read(_LONGEST)))
+        return ProgressEvent(**json.loads(read_regular(file, _LONGEST)))
     except (OSError, ValueError, TypeError):
         return None
-    return event

@@ -36,6 +36,14 @@ def about(seconds: float) -> str:
     return f"{round(seconds / 86400):d} days"
 
 
+def in_a_sentence(seconds: float) -> str:
+    """Such as "45 seconds", "9 minutes", "2.5 hours"."""
+    minutes = seconds / 60
+    if minutes >= 100:
+        return f"{minutes / 60:.1f} hours"
+    return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} seconds"
+
+
 def size(count: float) -> str:
     """Bytes, in GB or MB of a thousand each."""
     if count >= 999.5e6:

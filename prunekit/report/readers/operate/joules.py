@@ -15,6 +15,9 @@ _FIGURES = (
     ("above_idle_per_token", "joules_per_token", ", above the idle machine"),
     ("above_idle_per_request", "joules_per_request", ", above the idle machine"),
 )
+_SIDES = ("baseline", "endpoint")
+# What is said to be lost, in this order: the first tells of both.
+_LOST = (("per_request", "Energy"), ("above_idle_per_request", "Energy above the idle machine"))
 
 
 def energy_claims(said: Fields, model: tuple[Subject, str], setup: str, place: Place) -> Iterator[Claim]:
@@ -34,13 +37,11 @@ def energy_claims(said: Fields, model: tuple[Subject, str], setup: str, place: P
 
 def lost_energy(data: Fields, place: Place) -> Iterator[str]:
     """Why joules were not measured, where they were asked for; once for each reason."""
-    for load in data.objects("loads", 200):
-        spent = load.maybe_object("energy")
-        for side in () if spent is None else ("baseline", "endpoint"):
-            each = spent.maybe_object(side) if spent is not None else None
-            for name in () if each is None else ("per_request", "above_idle_per_request"):
-                told = each.maybe_object(name) if each is not None else None
-                if told is not None and told.maybe("value") is None:
-                    what = "Energy" if name == "per_request" else "Energy above the idle machine"
-                    yield f"{what} in {place.name}: {told.text('how', 'no reason was given').rstrip('.')}."
-                    break
+    spent = [each for load in data.objects("loads", 200) if (each := load.maybe_object("energy")) is not None]
+    sides = [side for each in spent for name in _SIDES if (side := each.maybe_object(name)) is not None]
+    for side in sides:
+        for name, what in _LOST:
+            told = side.maybe_object(name)
+            if told is not None and told.maybe("value") is None:
+                yield f"{what} in {place.name}: {told.text('how', 'no reason was given').rstrip('.')}."
+                break
