@@ -35,10 +35,13 @@ class Arm:
     needs: tuple[str, ...] = ()
 
 
+# One cut and several begin alike, with as little pruning as goes: what is asked is what turns of training bring.
+QUICK = ("--effort", "quick")
 ARMS: Mapping[str, Arm] = {
     "adapt-pruner": Arm(("--method", "adapt-pruner")),
     "adapt-accel": Arm(("--method", "adapt-accel", "--recover"), trains=True, needs=("--recover",)),
-    "interleaved": Arm(("--recover", "--stages", "3"), trains=True, needs=("--recover", "--stages")),
+    "one-cut": Arm((*QUICK, "--recover", "--stages", "1"), trains=True, needs=("--recover", "--stages")),
+    "interleaved": Arm((*QUICK, "--recover", "--stages", "3"), trains=True, needs=("--recover", "--stages")),
 }
 
 
@@ -79,7 +82,10 @@ GROUPS: Mapping[str, tuple[Variant, ...]] = {
         Variant("adapt-pruner", arm="adapt-pruner"),
         # Its own batches of 131,072 tokens would be two steps.
         Variant("adapt-accel", {"batch_tokens": "2048"}, arm="adapt-accel"),
+        Variant("one-cut", arm="one-cut"),
+        Variant("without-refit", {"refit": "false", "rescale": "false"}, arm="one-cut"),
         Variant("interleaved", arm="interleaved"),
+        Variant("fresh-moments", {"moments": "fresh"}, arm="interleaved"),
     ),
 }
 ALL = {variant.name: variant for group in GROUPS.values() for variant in group}
