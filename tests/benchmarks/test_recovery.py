@@ -62,13 +62,16 @@ def test_variants_differ_from_the_first_in_one_thing() -> None:
     assert list(ALL["kd"].settings) == [] and ALL["kd"].text == "half"
     for name, variant in ALL.items():
         changed = len(variant.settings) + (variant.text != "half") + (variant.arm != "given")
-        assert changed == 1 or name == "kd" or name.startswith(("lora", "rate", "sampled", "adapt-accel"))
+        several = ("lora", "rate", "sampled", "adapt-accel", "without-refit", "fresh-moments")
+        assert changed == 1 or name == "kd" or name.startswith(several)
     assert len({(*variant.settings.items(), variant.text, variant.arm) for variant in ALL.values()}) == len(ALL)
 
 
 def test_all_settings_are_known_to_a_training() -> None:
     for variant in ALL.values():
-        configured(variant)
+        # Those are settings of `prunekit prune`.
+        if variant.arm == "given" or not ARMS[variant.arm].trains:
+            configured(variant)
 
 
 def test_words_name_variants_groups_and_further_settings() -> None:
@@ -194,4 +197,4 @@ def test_pruning_and_training_in_turns_is_told_as_one_training(bench: Any, name:
     made = report["runs"][1]
     assert words[0] == "prune" and "error" not in made, made
     assert made["tokens"] == 640 and made["steps"] == 10 and made["tokens_per_second"] > 0
-    assert len(made["own_held_out_kl"]) > 1 and made["texts"][0]["kl"] > 0
+    assert len(made["own_held_out_kl"]) >= 1 + (name != "one-cut") and made["texts"][0]["kl"] > 0
