@@ -14,6 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import DEMO, local
+from prunekit.utils.machine import speed_key
 from prunekit.utils.phases.relay import relayed
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.process.child import Ended, run_python
@@ -26,6 +27,8 @@ MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
 # Enough to tell the methods apart, and read within seconds; the most minutes of the timing.
 _TOKENS, _MINUTES = "2048", "1.5"
+# Seconds, as those of the steps.
+_LOADING = 8.0
 _TITLE = "SmolLM2-135M: is a smaller one worth it?"
 
 # Run without prunekit: whoever gets the checkpoint needs no more than torch and transformers.
@@ -53,10 +56,12 @@ EVAL, BENCH = Path("eval.json"), Path("bench.json")
 
 @dataclass(frozen=True)
 class Step:
-    """One command of `prunekit`. ``title`` says what it does, ``words`` are what a user would type after prunekit, in
-    which a Path is within the demo's folder; ``says`` is the file that gets what it prints as JSON."""
+    """One command of `prunekit`. ``title`` says what it does, in about so many ``seconds`` on two cores of a server;
+    ``words`` are what a user would type after prunekit, in which a Path is within the demo's folder; ``says`` is the
+    file that gets what it prints as JSON."""
 
     title: str
+    seconds: float
     words: tuple[str | Path, ...]
     says: str | None = None
 
@@ -90,15 +95,17 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
     unjudged = ("--check", "none")
     by_plan = ("prune", MODEL, "--plan", plan, *given, *unjudged)
     made = [
-        Step("a size measured before it is made", (*quick, "--eval", text, *read, "--for", "gguf:q8_0", "-o", SIZES)),
-        Step("pruned by the default method", (*by_plan, "-o", SMALLER), "prune.json"),
-        Step("pruned by adapt-pruner", (*cut, *unjudged, "-o", ADAPT), "prune-adapt-pruner.json"),
-        Step("quality of both", (*judged, "-o", EVAL)),
-        Step("latency and memory, in turns", ("bench", SMALLER, *timed, "-o", BENCH)),
+        Step(
+            "a size measured before it is made", 250, (*quick, "--eval", text, *read, "--for", "gguf:q8_0", "-o", SIZES)
+        ),
+        Step("pruned by the default method", 55, (*by_plan, "-o", SMALLER), "prune.json"),
+        Step("pruned by adapt-pruner", 130, (*cut, *unjudged, "-o", ADAPT), "prune-adapt-pruner.json"),
+        Step("quality of both", 30, (*judged, "-o", EVAL)),
+        Step("latency and memory, in turns", 90, ("bench", SMALLER, *timed, "-o", BENCH)),
     ]
     if _there("onnx") and _there("onnxruntime"):
-        made.append(Step("exported to ONNX", ("export", SMALLER, "--to", "onnx", *in_runtime, "-o", ONNX)))
-    return (*made, Step("exported to GGUF", gguf))
+        made.append(Step("exported to ONNX", 60, ("export", SMALLER, "--to", "onnx", *in_runtime, "-o", ONNX)))
+    return (*made, Step("exported to GGUF", 10, gguf))
 
 
 def run(output: Path, blocks: str, calib: str | None, text: str, overwrite: bool) -> Demo:
@@ -109,10 +116,13 @@ def run(output: Path, blocks: str, calib: str | None, text: str, overwrite: bool
     planned = steps(_share(blocks), calib, text)
     done: list[dict[str, Any]] = []
     loading = "loaded by torch and transformers alone"
+    work = {step.title: step.seconds for step in planned} | {loading: _LOADING}
     with (
-        phases(*(step.title for step in planned), loading),
+        phases(*work) as told,
         new_folder(output, overwrite, kind=DEMO, inputs=local(calib, text)) as folder,
     ):
+        if told is not None:
+            told.weigh(work, ["demo", *speed_key("cpu")])
         for step in planned:
             with progress(step.title, 1) as advance:
                 done.append({"step": step.title, "command": step.command, "seconds": _take(step, folder)})

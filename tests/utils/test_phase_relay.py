@@ -9,6 +9,7 @@ import pytest
 
 from prunekit.utils.phases.relay import VARIABLE, Relay, relay, relayed
 from prunekit.utils.phases.run import Run, running
+from prunekit.utils.phases.telling import phases
 from prunekit.utils.phases.words import line
 from prunekit.utils.process.child import run_python
 from prunekit.utils.progress import progress
@@ -45,6 +46,24 @@ def test_a_child_is_a_part_of_the_phase_that_waits() -> None:
                 assert (event.total, event.done) == (1, 0)
     assert outer.now() is None and not Path(variables[VARIABLE]).parent.exists()
     assert clock.now == 100
+
+
+def test_what_a_child_says_is_left_tells_how_long_phases_like_it_take() -> None:
+    outer, clock = made()
+    with running(outer), phases("pruned", "timed", "written"):
+        outer.weigh({"pruned": 250.0, "timed": 90.0, "written": 10.0}, ["test", "a child's phases"])
+        with progress("pruned", 1) as advance, relayed() as variables:
+            inner, ticks = made(Relay(Path(variables[VARIABLE])))
+            inner.expect(["loss curves"], None)
+            with running(inner), progress("loss curves", 60) as step:
+                clock.now += 100
+                ticks.now += 100
+                step(20)
+                # 100 s of 300: 1.2 times what its weight says, and so are the others.
+                event = outer.now()
+                assert event is not None and event.left == pytest.approx(200)
+                assert event.left_in_all == pytest.approx(200 + 1.2 * (90 + 10))
+            advance()
 
 
 @pytest.mark.parametrize("content", ["", "{", '"words"', '{"what": "step"}', '{"unknown": 1}'])

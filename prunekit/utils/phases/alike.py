@@ -29,14 +29,15 @@ class Alike:
         if phase.title in self.work and share > 0:
             self._over.append((self.work[phase.title] * share, now - phase.began))
 
-    def seconds(self, title: str, under_way: Sequence[Phase]) -> float | None:
+    def seconds(self, title: str, under_way: Sequence[Phase], now: float) -> float | None:
         """What the phase ``title`` will take, by those that are over, else those ``under_way``, else the last run; None
         while nobody knows."""
-        seen = self._over or [
-            (self.work[each.title] * each.pace.share_done, each.pace.spent)
-            for each in under_way
-            if each.title in self.work
-        ]
+        seen = list(self._over)
+        if not seen:
+            for each in under_way:
+                if each.title in self.work:
+                    share, spent = each.seen(now)
+                    seen.append((self.work[each.title] * share, spent))
         unit = _unit(seen)
         if unit is None:
             unit = self._last

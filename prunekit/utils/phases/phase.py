@@ -28,6 +28,14 @@ class Phase:
     inner: str = ""
     heard: Callable[[], ProgressEvent | None] | None = None
 
+    def seen(self, now: float) -> tuple[float, float]:
+        """The share of the phase that tells how long it takes, and the seconds for that: what was done so far, or the
+        whole where the process that does the work says what is left."""
+        heard = None if self.heard is None else self.heard()
+        if heard is None or heard.left_in_all is None:
+            return self.pace.share_done, self.pace.spent
+        return 1.0, now - self.began + heard.left_in_all
+
 
 @dataclass(frozen=True)
 class Expected:

@@ -148,7 +148,7 @@ class Run:
     def _expected(self, title: str, correction: float) -> float | None:
         """Seconds that a phase will take: what was seen of its like tells more than what was foreseen."""
         group = next((each for each in self._alike if title in each.work), None)
-        seen = None if group is None else group.seconds(title, self._open)
+        seen = None if group is None else group.seconds(title, self._open, self.clock())
         if seen is None and title in self._foreseen:
             return self._foreseen[title] * correction
         return seen
