@@ -28,7 +28,7 @@ def crontab() -> tuple[dict[str, str], str]:
     lines = (OPERATE / "crontab").read_text().splitlines()
     named = dict(line.split("=", 1) for line in lines if "=" in line.split(" ", 1)[0] and line[:1].isupper())
     (found,) = [line for line in lines if " watch run " in line]
-    schedule, command = found[: found.index("flock")].split(), found[found.index("flock") :]
+    *schedule, command = found.split(maxsplit=5)
     # A % is a line end to cron.
     assert len(schedule) == 5 and "%" not in command and "%" not in "".join(named.values())
     return named, command
@@ -45,7 +45,7 @@ def test_cron_tells_of_an_alarm_once_and_prints_nothing(tmp_path: Path) -> None:
     save_tiny(releases / "1" / "checkpoint", layers=2, max_position_embeddings=512)
     (releases / "current").symlink_to("1")
     models = str(releases / "current" / "checkpoint"), str(tmp_path / "dense")
-    base = releases / "base.json"
+    base = releases / "current" / "base.json"
     log = write_log(tmp_path / "reference.jsonl", 2400, 1)
     watch_init(
         log,
@@ -76,8 +76,13 @@ def test_cron_tells_of_an_alarm_once_and_prints_nothing(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
     (told,) = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert told["verdict"] == "investigate"
+    assert (releases / "1" / "watch").is_dir()
     figures = (tmp_path / "var" / "lib" / "node_exporter" / "prunekit.prom").read_text()
     assert "prunekit_watch_alarm 1\n" in figures and 'signal_value{signal="shadow_kl"}' in figures
+    # A new release is not watched before it has a baseline, and nobody is mailed about that.
+    base.unlink()
+    done = subprocess.run(["sh", "-c", command], cwd="/", env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 RULES = """
