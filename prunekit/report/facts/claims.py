@@ -15,6 +15,7 @@ STATUSES = (MEASURED, EXACT, ESTIMATED, PREDICTED, NOT_MEASURED)
 CHECKPOINT = "checkpoint"
 """The form of a model as PyTorch runs it, in contrast to exports."""
 INTERVAL = "95 % interval"
+ASKED, OWN_LENGTHS = "as long as asked", "own lengths"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Claim:
     says in words what else must be equal where figures are compared: text and windows, or machine, runtime and load;
     ``detail`` is what must be equal too of checkpoints, and differs between exports by their form: runtime and
     precision. ``against`` is the model that a difference or a ratio is to. ``apart`` says that this is a time of the
-    model alone, in a run of its own."""
+    model alone, in a run of its own. ``answers`` says of a load test whether they were as long as :data:`ASKED`, alike
+    of all models, or ended by themselves (:data:`OWN_LENGTHS`)."""
 
     subject: Subject
     form: str
@@ -72,6 +74,7 @@ class Claim:
     against: Subject | None = None
     detail: str = ""
     apart: bool = False
+    answers: str = ""
 
 
 @dataclass(frozen=True)

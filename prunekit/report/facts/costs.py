@@ -8,16 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prunekit.profiling.prices import allowed_rework, per_accepted_answer
-from prunekit.report.facts.claims import ESTIMATED, MEASURED, Claim, Figure, missing
+from prunekit.report.facts.claims import ASKED, ESTIMATED, MEASURED, Claim, Figure, missing
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import Column, columns
 
 if TYPE_CHECKING:
     from prunekit.profiling.prices import Prices
-
-
-# How set-ups of prunekit's load tests begin, and what the load with answers that end by themselves is called.
-_EXACT_LENGTHS, _NATURAL = "bench-server, ", "natural lengths"
 
 
 @dataclass(frozen=True)
@@ -87,14 +83,13 @@ class _Length:
 def _longer(claim: Claim, rows: Sequence[Row]) -> _Length:
     """How long the model's answers are by themselves. Load tests of prunekit ask both models for answers of equal
     length; what each writes by itself is known from your records, else from the load test's own texts."""
-    is_exact = claim.setup.startswith(_EXACT_LENGTHS) and _NATURAL not in claim.setup
-    if rows[0].dense or not is_exact:
+    if rows[0].dense or claim.answers != ASKED:
         return _Length()
     told = [each for row in rows for each in row.claims if each.metric == "length_ratio" and each.figure.believed]
     told = [each for each in told if each.figure.value and each.figure.status == MEASURED]
     if not told:
         return _Length(said=", of answers as long as the dense model's")
-    best = min(told, key=lambda each: each.setup.startswith(_EXACT_LENGTHS))
+    best = min(told, key=lambda each: bool(each.answers))
     value, files = best.figure.value or 1.0, best.figure.files
     return _Length(value, f", of answers {value:.3g} times as long as the dense model's ({', '.join(files)})", files)
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from prunekit.report.facts.claims import (
+    ASKED,
     CHECKPOINT,
     ESTIMATED,
     EXACT,
     LOAD,
     MEASURED,
+    OWN_LENGTHS,
     Claim,
     Figure,
     Proof,
@@ -51,8 +53,10 @@ def read(data: Fields, place: Place) -> Reading:
     base = _base(data)
     claims: list[Claim] = []
     for load in data.objects("loads", 200):
-        claims += _load(load, places, base, place)
-    claims += _capacity(data, places, base, place)
+        is_natural = load.object("endpoint").object("load").text("kind") == "natural"
+        answers = OWN_LENGTHS if is_natural else ASKED
+        claims += [replace(each, answers=answers) for each in _load(load, places, base, place)]
+    claims += [replace(each, answers=ASKED) for each in _capacity(data, places, base, place)]
     subjects = tuple(places.values())
     name = places["endpoint"][0].name
     return Reading(
