@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,6 +225,28 @@ def test_a_signal_waits_for_what_must_be_whole(tmp_path: Path) -> None:
 
     assert run_command(command)[:2] == (129, "")
     assert [*listing(tmp_path)] == ["whole"]
+
+
+def test_another_thread_keeps_nobody_from_stopping(tmp_path: Path) -> None:
+    """A thread that writes files while Ctrl-C comes: the run ends by it, and not when the thread is done."""
+
+    def command() -> None:
+        inside = threading.Event()
+
+        def work() -> None:
+            with undisturbed():
+                inside.set()
+                time.sleep(60)
+
+        threading.Thread(target=work, daemon=True).start()
+        inside.wait()
+        send(signal.SIGINT)
+        (tmp_path / "after").touch()
+
+    began = time.monotonic()
+    code, _, err = run_command(command)
+    assert code == 128 + signal.SIGINT and "stopped" in err and not (tmp_path / "after").exists()
+    assert time.monotonic() - began < 30
 
 
 def test_what_was_ignored_stays_ignored() -> None:

@@ -186,7 +186,11 @@ def stoppable(at_once: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals wait until the block ends: it cleans up, or does what must not be done by halves."""
+    """Signals wait until the block ends: it cleans up, or does what must not be done by halves. Python handles signals
+    in the main thread; in another one nothing can cut the block short, and the main one is not kept from stopping."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _state.depth += 1
     try:
         yield
