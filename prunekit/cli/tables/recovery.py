@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.common import table
+from prunekit.utils.phases.words import in_a_sentence
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 def estimate_line(estimate: Estimate) -> str:
     """Time, memory and disk, and how far the model is from the dense one now."""
-    minutes = estimate.seconds / 60
-    time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
+    time = in_a_sentence(estimate.seconds)
     memory = "" if estimate.memory is None else f", {estimate.memory / 2**30:.1f} GiB of memory"
     where = f" (from step {estimate.steps - estimate.left} on)" if estimate.left < estimate.steps else ""
     kept = ""
