@@ -25,6 +25,7 @@ from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.goals import parse_target
 from prunekit.plan.recipe import Recipe
 from prunekit.pruning.planner import PlanConfig, compute_plan
+from prunekit.report import pictures
 from tests.support.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # A test's files need not outlive a power cut.
 os.fsync = lambda handle: None  # type: ignore[assignment]
+
+# A picture that is drawn and looked at by nobody takes half a second.
+pictures._DPI = 40
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -15,6 +15,8 @@ from prunekit.utils.files.atomic import check_output_file, write_bytes
 from prunekit.utils.files.replacing import PICTURE_MARK
 
 _DENSE, FFN, HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
+# Dots an inch of pictures that are not drawn as lines.
+_DPI = 150
 _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": PICTURE_MARK},
     "svg": {"Creator": PICTURE_MARK, "Date": None},
@@ -87,7 +89,7 @@ def save_figure(figure, path: Path, overwrite: bool) -> None:  # type: ignore[no
     # No date inside, and no random names of an SVG's parts: the same plan gives the same file. The mark lets a later
     # run know that it may be replaced.
     with matplotlib.rc_context({"svg.hashsalt": "prunekit"}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
+        figure.savefig(buffer, format=kind, dpi=_DPI, metadata=_METADATA[kind])
     pyplot.close(figure)
     write_bytes(path, buffer.getvalue(), overwrite, what="picture")
 

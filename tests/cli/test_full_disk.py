@@ -18,6 +18,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.export import export
 from prunekit.export.target import runtime_errors
 from prunekit.models.source import resolve
+from prunekit.report import pictures
 from prunekit.utils.files import cache
 from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.full_disk import has_room
@@ -110,8 +111,9 @@ def test_candidates(model: Path, command: Command, tmp_path: Path) -> None:
     assert command("candidates", model, "-o", tmp_path / "out", *told).code == 0
 
 
-def test_a_picture(model: Path, command: Command, tmp_path: Path) -> None:
+def test_a_picture(model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan, which is whole, stays."""
+    monkeypatch.setattr(pictures, "_DPI", 150)
     plan = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.7", "--method", "magnitude", *QUICK)
     with room(9_000):
         ended = command(*plan, "--picture", tmp_path / "widths.png")
