@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # A test's files need not outlive a power cut.
 os.fsync = lambda handle: None  # type: ignore[assignment]
 
+# Tests make millions of small objects, and what they leave in cycles is small: looking for it seldom saves a twentieth.
+gc.set_threshold(20_000, 20, 50)
+
 # A picture that is drawn and looked at by nobody takes half a second.
 pictures._DPI = 40
 

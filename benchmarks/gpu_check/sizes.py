@@ -81,7 +81,7 @@ def tiny_sizes(compile: bool) -> Sizes:
         dtypes=(torch.float16,),
         measured_in=torch.float16,
         arena=1 << 16,
-        serving=((1, 17), (2, 9)),
+        serving=((1, 17), (2, 3)),
         layers=(Layer(64, 16, 6, 3, 37, 70, count=1),),
         contexts=(130,),
         checks=(checks.TINY,),
