@@ -34,7 +34,7 @@ from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
 from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import foresee, keeping, phases, unneeded
-from prunekit.utils.phases.titles import TRAINING, TRIAL
+from prunekit.utils.phases.titles import CHECK, TRAINING, TRIAL, WRITING
 from prunekit.utils.process import ranks
 from prunekit.utils.process.ranks import from_first, in_order
 from prunekit.utils.progress import progress
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 # Text that is read up to so often is worth about as much as new text (arXiv 2305.16264).
 _AS_NEW = 4
+# The check after a training takes about as long as so many tokens of it (4,096 read by both models, and two short texts
+# written); a disk takes bytes a second.
+_CHECKED_AS, _WRITTEN = 2400, 2e8
 
 Reach = Callable[[float], int]
 """How many tokens can be trained on in so many seconds."""
@@ -176,7 +179,7 @@ class Lessons:
         expected = expected_kl(standing.start["kl"], span.steps * self.step_tokens, moving, self.config)
         estimate = _estimate(standing, span.steps, self.step_tokens, taken, teaching, reserve, expected)
         listener.estimate(estimate)
-        foresee({TRAINING: estimate.seconds})
+        foresee({TRAINING: estimate.seconds, **_afterwards(source, taken)})
         with _shown(span.steps - standing.step, self.step_tokens, listener) as events:
             events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events
@@ -288,6 +291,12 @@ def _fitting(student: Student, source: Source, length: int, sequences: int) -> i
 def _least(count: int) -> int:
     """The least ``count`` of all ranks."""
     return min(in_order([count], ranks.size()))
+
+
+def _afterwards(source: Source, trial: Trial) -> dict[str, float]:
+    """Seconds, by phases, of what follows a training: one process does it alone."""
+    written = 4 * source.shape.parameters / _WRITTEN
+    return {WRITING: written, CHECK: ranks.size() * _CHECKED_AS / trial.tokens_per_second}
 
 
 def _checkpoint_bytes(student: Student, source: Source) -> int:

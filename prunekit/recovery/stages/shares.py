@@ -21,9 +21,10 @@ def check_stages(stages: int | None) -> None:
 
 def stage_count(removed: float, tokens: int, config: StagesConfig) -> int:
     """In how many stages a share of the model is best ``removed``, where so many ``tokens`` are trained on."""
-    if removed <= config.at_once or tokens < config.least_tokens:
+    if removed <= config.at_once:
         return 1
-    return max(1, math.ceil(removed / config.removes - 1e-9))
+    each = config.removes if tokens >= config.many_tokens else config.removes_of_few
+    return max(1, math.ceil(removed / each - 1e-9))
 
 
 def token_shares(stages: int, config: StagesConfig) -> list[float]:

@@ -338,10 +338,10 @@ def test_minutes_are_tokens_by_a_trial(places: Path, tmp_path: Path, monkeypatch
 def test_so_many_stages_as_suit_the_goal_where_nobody_says(places: Path, tmp_path: Path, monkeypatch) -> None:
     def with_few_tokens(*told: Any) -> tuple[Any, Any, Any]:
         config, text, turns = recovery_of(*told)
-        return config, text, replace(turns, least_tokens=STEP * 6)
+        return config, text, replace(turns, many_tokens=STEP * 6)
 
     monkeypatch.setattr("prunekit.pipeline.stages.recovery_of", with_few_tokens)
-    for place, (blocks, tokens, stages) in enumerate(((0.6, STEP * 4, 1), (0.6, STEP * 8, 6), (0.8, STEP * 8, 1))):
+    for place, (blocks, tokens, stages) in enumerate(((0.6, STEP * 4, 3), (0.6, STEP * 8, 6), (0.8, STEP * 8, 1))):
         made = _turns(places, tmp_path / str(place), stages=None, tokens=tokens, blocks=blocks)
         assert len(made.plan.provenance["recovery"]) == stages
 

@@ -13,7 +13,15 @@ from prunekit.recovery.training.schedule import Span, rate
 
 @pytest.mark.parametrize(
     ("removed", "tokens", "count"),
-    [(0.2, 10**9, 1), (0.25, 10**9, 1), (0.26, 10**9, 4), (0.395, 10**9, 6), (0.395, 10**6, 1), (0.7, 10**9, 10)],
+    [
+        (0.2, 10**9, 1),
+        (0.25, 10**9, 1),
+        (0.26, 10**9, 4),
+        (0.395, 10**9, 6),
+        (0.7, 10**9, 10),
+        (0.25, 10**6, 1),
+        (0.395, 10**6, 3),
+    ],
 )
 def test_so_many_stages_as_suit_what_goes_and_the_tokens(removed: float, tokens: int, count: int) -> None:
     assert stage_count(removed, tokens, StagesConfig()) == count

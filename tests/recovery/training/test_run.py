@@ -27,6 +27,9 @@ from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training import state
 from prunekit.recovery.training.progress import Listener
 from prunekit.utils.files.hashes import sha256
+from prunekit.utils.phases import titles
+from prunekit.utils.phases.event import ProgressEvent
+from prunekit.utils.phases.telling import phases, progress, unneeded
 from tests.cli.test_full_disk import room
 from tests.support.recovering import SETTINGS, killed_before, recover_tiny
 from tests.support.tiny import tiny_model
@@ -52,6 +55,18 @@ def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp
     written = [json.loads(line) for line in (tmp_path / "out" / "recovery.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in written if "step" in row] == list(range(8))
     assert (tmp_path / "out" / "recovery.png").stat().st_size > 1000
+
+
+def test_what_is_left_in_all_is_told_while_it_trains(places: Path, tmp_path: Path) -> None:
+    """With the check that the command adds."""
+    events: list[ProgressEvent] = []
+    with progress(events.append), phases(titles.CHECK):
+        recover_tiny(places, tmp_path / "out")
+        unneeded(titles.CHECK)
+    trained = [each for each in events if each.title == titles.TRAINING and each.what == "step"]
+    assert len(trained) >= 8
+    for each in trained:
+        assert each.left is not None and each.left_in_all is not None and each.left_in_all > each.left
 
 
 def test_the_written_folder_gives_the_logits_of_the_model_in_memory(places: Path, tmp_path: Path, monkeypatch) -> None:
