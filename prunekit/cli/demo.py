@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
 # Enough to tell the methods apart, and read within seconds; the most minutes of the timing.
-_TOKENS, _MINUTES = "2048", "0.75"
+_TOKENS, _MINUTES = "2048", "0.5"
 # Seconds, as those of the steps.
 _LOADING = 8.0
 _TITLE = "SmolLM2-135M: is a smaller one worth it?"
@@ -101,7 +101,7 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
         Step("pruned by the default method", 55, (*by_plan, "-o", SMALLER), "prune.json"),
         Step("pruned by adapt-pruner", 140, (*cut, *unjudged, "-o", ADAPT), "prune-adapt-pruner.json"),
         Step("quality of both", 24, (*judged, "-o", EVAL)),
-        Step("latency and memory, in turns", 55, ("bench", SMALLER, *timed, "-o", BENCH)),
+        Step("latency and memory, in turns", 60, ("bench", SMALLER, *timed, "-o", BENCH)),
     ]
     if _there("onnx") and _there("onnxruntime"):
         made.append(Step("exported to ONNX", 45, ("export", SMALLER, "--to", "onnx", "-o", ONNX)))
