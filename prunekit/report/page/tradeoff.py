@@ -142,8 +142,10 @@ def _draw(points: Sequence[Point], best: Sequence[Point], cost: Column, quality:
         axis.annotate(each.letter, (x, y), textcoords="offset points", xytext=(9, 5), color=INK, fontweight="bold")
     largest = max(each.place[1] for each in points)
     smallest = min((each.place[1] for each in points if each.place[1] > 0), default=1.0)
-    if largest / smallest > 100:
-        axis.set_yscale("symlog", linthresh=max(0.1, smallest))
+    # Below it differences are seen on a plain scale too, however small the smallest is.
+    small = max(0.1, smallest)
+    if largest > 10 * small:
+        axis.set_yscale("symlog", linthresh=small)
         # Not as powers of ten, whose marks an SVG has as they are.
         axis.yaxis.set_major_formatter("{x:g}")
     axis.margins(x=0.08, y=0.12)
