@@ -128,9 +128,9 @@ demo: $(VENV)/.exports
 	$(VENV)/bin/prunekit demo --overwrite
 
 PYTEST := $(VENV)/bin/python -m pytest -q
-# Three processes on two cores: many tests wait for a server, or for another process to start. A file's tests stay in one
-# process, so that what they share is made once; tests/conftest.py puts the longest files first.
-BY_FILE := OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
+# One process a core. A file's tests stay in one process, so that what they share is made once; tests/conftest.py puts
+# the longest files first.
+BY_FILE := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 # What is run apart: Triton's interpreter, which can't share a process with the compiler, and what torchao is needed for.
 INTERPRETED := tests/kernels/interpreted
 WITH_TORCHAO := $(wildcard tests/export/formats/test_executorch*.py) tests/export/test_recovered.py \

@@ -32,6 +32,7 @@ from prunekit.recovery.training.schedule import Span
 from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
+from prunekit.utils.machine import WRITTEN_A_SECOND
 from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import foresee, keeping, phases, unneeded
 from prunekit.utils.phases.titles import CHECK, TRAINING, TRIAL, WRITING
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 # Text that is read up to so often is worth about as much as new text (arXiv 2305.16264).
 _AS_NEW = 4
 # The check after a training takes about as long as so many tokens of it (4,096 read by both models, and two short texts
-# written); a disk takes bytes a second.
-_CHECKED_AS, _WRITTEN = 2400, 2e8
+# written).
+_CHECKED_AS = 2400
 
 Reach = Callable[[float], int]
 """How many tokens can be trained on in so many seconds."""
@@ -295,7 +296,7 @@ def _least(count: int) -> int:
 
 def _afterwards(source: Source, trial: Trial) -> dict[str, float]:
     """Seconds, by phases, of what follows a training: one process does it alone."""
-    written = 4 * source.shape.parameters / _WRITTEN
+    written = 4 * source.shape.parameters / WRITTEN_A_SECOND
     return {WRITING: written, CHECK: ranks.size() * _CHECKED_AS / trial.tokens_per_second}
 
 

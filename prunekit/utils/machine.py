@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+WRITTEN_A_SECOND = 2e8
+"""Bytes that a disk takes, where that is not worth a measurement."""
+
 
 def cpu_name() -> str:
     """The processor's model as the system names it."""

@@ -30,6 +30,12 @@ pytestmark = pytest.mark.usefixtures("single_threaded")
 ROOM = 60_000
 
 
+@pytest.fixture(autouse=True)
+def _pictures_are_as_large_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger than the room that a test leaves."""
+    monkeypatch.setattr(pictures, "_DPI", 150)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model") / "tiny", layers=2)
@@ -111,9 +117,8 @@ def test_candidates(model: Path, command: Command, tmp_path: Path) -> None:
     assert command("candidates", model, "-o", tmp_path / "out", *told).code == 0
 
 
-def test_a_picture(model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture(model: Path, command: Command, tmp_path: Path) -> None:
     """The plan, which is whole, stays."""
-    monkeypatch.setattr(pictures, "_DPI", 150)
     plan = ("plan", model, "-o", tmp_path / "plan.json", "--blocks", "0.7", "--method", "magnitude", *QUICK)
     with room(9_000):
         ended = command(*plan, "--picture", tmp_path / "widths.png")

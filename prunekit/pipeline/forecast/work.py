@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from prunekit.data.self_generated import cost_of_place
 from prunekit.pipeline.forecast.trial import Rates
 from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.utils.machine import WRITTEN_A_SECOND
 from prunekit.utils.phases import titles
 
 if TYPE_CHECKING:
     from prunekit.pruning.importance.base import Needs
 
-# What is not worth a measurement: to choose widths, to read a text, to open a model, and bytes a second to write.
-_WIDTHS, _READING, _OPENING, _WRITTEN = 2.0, 1.0, 1.0, 2e8
+# Seconds that are not worth a measurement: to choose widths, to read a text, to open a model.
+_WIDTHS, _READING, _OPENING = 2.0, 1.0, 1.0
 # Products in float64 beside those of moments, and axes beside an elimination of as many rows, both in time.
 _FLOAT64, _AXES = 1.2, 0.5
 # Scores that are kept of one layer by a pass for each layer, and what a look at a result reads and writes.
@@ -69,7 +70,7 @@ class Work:
         return {
             **found,
             titles.WIDTHS: _WIDTHS,
-            titles.WRITING: _OPENING + self.stored / _WRITTEN + self._turning_weights(rates),
+            titles.WRITING: _OPENING + self.stored / WRITTEN_A_SECOND + self._turning_weights(rates),
             titles.CHECK: self._check(rates),
         }
 
