@@ -87,8 +87,7 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
     judged = ("eval", SMALLER, ADAPT, "--baseline", MODEL, "--text", text, *read)
     plan = SIZES / f"plan-{float(blocks):g}.json"
     # Compiling llama-cpp-python takes minutes: where it is not there, the file is written and not opened.
-    in_runtime = ("--text", text, "--baseline", MODEL)
-    opened = in_runtime if _there("llama_cpp") else ("--no-verify",)
+    opened = ("--text", text, "--baseline", MODEL) if _there("llama_cpp") else ("--no-verify",)
     gguf = ("export", SMALLER, "--to", "gguf", "--dtype", "q8_0", *opened, "-o", GGUF)
     timed = ("--baseline", MODEL, "--max-minutes", _MINUTES)
     # A step of its own judges both.

@@ -29,8 +29,8 @@ class Alike:
         if phase.title in self.work and share > 0:
             self._over.append((self.work[phase.title] * share, now - phase.began))
 
-    def seconds(self, title: str, under_way: Sequence[Phase], now: float) -> float | None:
-        """What the phase ``title`` will take, by those that are over, else those ``under_way``, else the last run; None
+    def unit(self, under_way: Sequence[Phase], now: float) -> float | None:
+        """Seconds for one of :attr:`work`, by phases that are over, else those ``under_way``, else the last run; None
         while nobody knows."""
         seen = list(self._over)
         if not seen:
@@ -39,9 +39,7 @@ class Alike:
                     share, spent = each.seen(now)
                     seen.append((self.work[each.title] * share, spent))
         unit = _unit(seen)
-        if unit is None:
-            unit = self._last
-        return None if unit is None else unit * self.work[title]
+        return self._last if unit is None else unit
 
     def keep(self) -> None:
         """For later runs."""

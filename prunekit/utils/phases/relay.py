@@ -63,8 +63,7 @@ class Relay:
         if not now and clock - self._last < _EVERY:
             return
         self._last = clock
-        # Work is worth more than what is said of it. Threads of their own come here, and what writes prunekit's other
-        # files holds back signals, which is for the main one.
+        # Work is worth more than what is said of it, and that need not outlive a power cut.
         with suppress(OSError, ValueError):
             beside = self._file.with_name(f"{self._file.name}.new")
             beside.write_text(json.dumps(event.to_dict()), encoding="utf-8")

@@ -142,16 +142,26 @@ class Run:
         with self._lock:
             if self.more:
                 return None
-            found = [self._expected(each.title, correction) for each in self._pending]
+            units = self._units()
+            found = [self._expected(each.title, correction, units) for each in self._pending]
             return None if None in found else sum(each for each in found if each is not None)
 
-    def _expected(self, title: str, correction: float) -> float | None:
+    def _units(self) -> dict[str, float]:
+        """Seconds that phases take by what was seen of their like, by their titles. Once for all of them: another
+        process may have to be asked."""
+        now, found = self.clock(), dict[str, float]()
+        for group in self._alike:
+            unit = group.unit(self._open, now)
+            for title, work in group.work.items():
+                if unit is not None:
+                    found.setdefault(title, unit * work)
+        return found
+
+    def _expected(self, title: str, correction: float, units: Mapping[str, float]) -> float | None:
         """Seconds that a phase will take: what was seen of its like tells more than what was foreseen."""
-        group = next((each for each in self._alike if title in each.work), None)
-        seen = None if group is None else group.seconds(title, self._open, self.clock())
-        if seen is None and title in self._foreseen:
+        if title not in units and title in self._foreseen:
             return self._foreseen[title] * correction
-        return seen
+        return units.get(title)
 
     @property
     def busy(self) -> bool:
@@ -235,7 +245,7 @@ class Run:
             self._count += 1
         now = self.clock()
         foreseen = self._foreseen.get(title)
-        pace = Pace(total, work, self._expected(title, self._correction(now)), now)
+        pace = Pace(total, work, self._expected(title, self._correction(now), self._units()), now)
         made = Phase(title, self._count if counted else 0, pace, now, tokens, place, parts, foreseen)
         self._open.append(made)
         return made

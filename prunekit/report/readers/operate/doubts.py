@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prunekit.report.facts.fields import Fields
-from prunekit.report.readers.operate.versions import flag_lines
+from prunekit.report.readers.operate.versions import SIDES, flag_lines
 from prunekit.report.readers.place import Place
-
-_SIDES = ("baseline", "endpoint")
 
 
 def lost(data: Fields, name: str) -> Iterator[str]:
@@ -36,7 +34,7 @@ def doubts(data: Fields, place: Place) -> Iterator[str]:
     if stopped:
         yield f"{place.name}: the load test ended early: {stopped.rstrip('.')}."
     for load in data.objects("loads", 200):
-        for side in _SIDES:
+        for side in SIDES:
             result = load.maybe_object(side)
             for why in () if result is None else result.texts("void"):
                 yield f"{place.name}: {load.text('load')} of the {side} is not to be believed: {why}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from prunekit.report.facts.claims import MEASURED, Claim, Figure, Subject
 from prunekit.report.facts.fields import Fields
+from prunekit.report.readers.operate.versions import SIDES
 from prunekit.report.readers.place import Place
 
 # Names in the file, the metric, and what more must be equal where two are compared.
@@ -15,7 +16,6 @@ _FIGURES = (
     ("above_idle_per_token", "joules_per_token", ", above the idle machine"),
     ("above_idle_per_request", "joules_per_request", ", above the idle machine"),
 )
-_SIDES = ("baseline", "endpoint")
 # What is said to be lost, in this order: the first tells of both.
 _LOST = (("per_request", "Energy"), ("above_idle_per_request", "Energy above the idle machine"))
 
@@ -38,7 +38,7 @@ def energy_claims(said: Fields, model: tuple[Subject, str], setup: str, place: P
 def lost_energy(data: Fields, place: Place) -> Iterator[str]:
     """Why joules were not measured, where they were asked for; once for each reason."""
     spent = [each for load in data.objects("loads", 200) if (each := load.maybe_object("energy")) is not None]
-    sides = [side for each in spent for name in _SIDES if (side := each.maybe_object(name)) is not None]
+    sides = [side for each in spent for name in SIDES if (side := each.maybe_object(name)) is not None]
     for side in sides:
         for name, what in _LOST:
             told = side.maybe_object(name)

@@ -26,13 +26,12 @@ from prunekit.report.readers.operate.doubts import doubts, lost
 from prunekit.report.readers.operate.joules import energy_claims, lost_energy
 from prunekit.report.readers.operate.loads import load_sheet
 from prunekit.report.readers.operate.money import cost_claims, cost_sheet
-from prunekit.report.readers.operate.versions import check_version
+from prunekit.report.readers.operate.versions import SIDES, check_version
 from prunekit.report.readers.place import Place, measured
 from prunekit.report.readers.servers.load import served
 
 KIND = "load test by prunekit bench-server"
 FORMAT = "prunekit-server-bench"
-SIDES = ("baseline", "endpoint")
 # Names in the file, and those of the metrics at p50, p95 and p99.
 _TIMES = {
     "ttft": {0.5: "ttft", 0.95: "ttft_p95", 0.99: "ttft_p99"},

@@ -10,6 +10,8 @@ from prunekit.errors import PrunekitError
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.place import Place
 
+SIDES = ("baseline", "endpoint")
+"""What a load test calls the dense model's server and the other one, in that order."""
 _VERSION = 1
 # The last second of the year 9999.
 _LAST = 253_402_300_799.0
