@@ -124,7 +124,7 @@ class Bench:
         from prunekit.models.dense import DenseModel
         from prunekit.models.source import load_model, load_tokenizer, resolve
         from prunekit.plan.allocations import OptimalConfig
-        from prunekit.pruning.planner import curve_folder
+        from prunekit.pruning.loaded import curve_folder
         from prunekit.recovery.rescale import RescaleConfig, split_text
         from prunekit.utils.numerics.bf16 import has_fast_products
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,15 +89,18 @@ def make_plan(
     from prunekit.models.dense import DenseModel
     from prunekit.models.source import as_source
     from prunekit.pipeline.forecast.tell import foretell
-    from prunekit.pruning.planner import compute_plan, plan_phases
+    from prunekit.pipeline.planning import plan_model
+    from prunekit.pruning.planner import plan_phases, round_phases, rounds_on_the_way
     from prunekit.utils.phases.telling import phases
 
     config = plan_config(goals, method, effort, calib, recipe, dtype=dtype, device=device)
     with phases(*plan_phases(config.recipe)):
         whole = as_source(source, revision=revision)
         dense = DenseModel(whole, dtype=dtype, device=device)
-        foretell(dense, config.recipe, _share(whole, config), stored=0)
-        return compute_plan(whole, config, dense)
+        rounds = rounds_on_the_way(whole, config)
+        with phases(*round_phases(config.recipe, len(rounds))):
+            foretell(dense, config.recipe, _share(whole, config), stored=0, rounds=rounds)
+            return plan_model(whole, config, dense)
 
 
 def prune(
@@ -179,6 +182,7 @@ def prune(
         from prunekit.pipeline.forecast.lesson import Lesson
         from prunekit.pipeline.forecast.tell import foretell
         from prunekit.pipeline.stages import prune_and_recover, read_recovery
+        from prunekit.pruning.planner import PlanConfig, rounds_on_the_way
         from prunekit.recovery.training.progress import Listener
         from prunekit.recovery.training.run import place_of
         from prunekit.utils.phases.telling import phases
@@ -200,6 +204,7 @@ def prune(
                     stored=(pick_dtype(store_dtype) or whole.dtype).itemsize,
                     out=out,
                     lesson=Lesson(whole.shape, share, training),
+                    rounds=rounds_on_the_way(whole, asked) if isinstance(asked, PlanConfig) else (),
                 )
             made = prune_and_recover(
                 whole,
@@ -220,16 +225,22 @@ def prune(
         return Pruned(whole, made.plan, made.written, made)
     from prunekit.pipeline.forecast.tell import foretell
     from prunekit.pipeline.phases import prune_phases
+    from prunekit.pruning.planner import round_phases, rounds_on_the_way
     from prunekit.utils.phases.telling import phases
 
     told: Any = config.recipe if config is not None else plan
-    with phases(*prune_phases(told, plan is not None and computes(plan))):
+    with ExitStack() as stack:
+        stack.enter_context(phases(*prune_phases(told, plan is not None and computes(plan))))
         whole = as_source(source, revision=revision)
         dense = DenseModel(whole, dtype=dtype, device=device)
         left = _share(whole, config) if config is not None else plan.share_of_blocks if plan is not None else 1.0
         stored = (pick_dtype(store_dtype) or whole.dtype).itemsize
+        rounds: tuple[float, ...] = ()
+        if config is not None and not config.recipe.method.rotates:
+            rounds = rounds_on_the_way(whole, config)
+            stack.enter_context(phases(*round_phases(config.recipe, len(rounds))))
         if plan is None or computes(plan):
-            foretell(dense, told, left, stored=stored, out=out)
+            foretell(dense, told, left, stored=stored, out=out, rounds=rounds)
         options: dict[str, Any] = {"overwrite": overwrite, "max_shard_bytes": shard_bytes}
         if config is not None and config.recipe.method.rotates:
             from prunekit.pruning.slicegpt import slice_model
@@ -239,9 +250,9 @@ def prune(
         from prunekit.checkpoint.rebuild import rebuild
 
         if config is not None:
-            from prunekit.pruning.planner import compute_plan
+            from prunekit.pipeline.planning import plan_model
 
-            plan = compute_plan(whole, config, dense)
+            plan = plan_model(whole, config, dense)
         assert plan is not None
         solved, weights = solve(dense, plan, calib=calib, batch_size=batch_size)
         del dense

@@ -14,10 +14,18 @@ from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_tokenizer
 from prunekit.pipeline.asked import Recovery, check_training_dtype
 from prunekit.pipeline.phases import solve_phases
+from prunekit.pipeline.planning import plan_model
 from prunekit.plan import Plan
 from prunekit.plan.goals import parse_count
 from prunekit.plan.training import recovery_of
-from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, planning_phases, read_task
+from prunekit.pruning.planner import (
+    PlanConfig,
+    Stage,
+    planning_phases,
+    read_task,
+    round_phases,
+    rounds_on_the_way,
+)
 from prunekit.pruning.stages import before_the_last, stage_shares
 from prunekit.recovery.stages.run import Cut, Cutter, prune_and_train
 from prunekit.recovery.stages.shares import check_stages
@@ -69,8 +77,10 @@ class GoalCutter:
         dense = self._dense if so_far is None else DenseModel(source, dtype=config.dtype, device=config.device)
         self._let_go()
         asked = config.target.text if number == count else f"{config.target.text}, stage {number} of {count}"
-        with phases(*planning_phases(config.recipe), *solve_phases(config.recipe)):
-            plan = compute_plan(source, config, dense, Stage(self._budgets.part(target), so_far, text, asked))
+        part = Stage(self._budgets.part(target), so_far, text, asked)
+        again = round_phases(config.recipe, len(rounds_on_the_way(source, config, part)))
+        with phases(*planning_phases(config.recipe), *again, *solve_phases(config.recipe)):
+            plan = plan_model(source, config, dense, part)
             plan, weights = self._solve(dense, plan)
         if count > 1:
             history = [{"stage": number, **row} for row in plan.provenance["history"]]

@@ -81,6 +81,9 @@ class OptimalConfig(AllocationConfig):
     comes from the first ``fisher_tokens``, for a backward pass costs twice a forward one. Their scale is measured on
     ``scale_tokens``: sequences differ much. Of scales from 2,048 tokens a model's widths would lose 2 % more than of
     those from 4,096, and 8,192 would win 1 % (SmolLM2-135M).
+
+    What a sub-layer is worth depends on what the others have lost. So once ``redraw_after`` of what all layers cost has
+    gone, curves are drawn again, on the model that is cut so far and refitted, and so on.
     """
 
     name = "optimal"
@@ -89,8 +92,14 @@ class OptimalConfig(AllocationConfig):
     curve_tokens: int = knob(_STANDARD.curve_tokens, "tokens that loss curves are drawn on")
     fisher_tokens: int = knob(_STANDARD.fisher_tokens, "tokens that their metric, the Fisher information, is taken of")
     scale_tokens: int = knob(_STANDARD.scale_tokens, "tokens that their scale is measured on")
+    redraw_after: float = knob(
+        _STANDARD.redraw_after,
+        "loss curves are drawn again whenever such a share of the layers has gone (1: never)",
+    )
 
     def __post_init__(self) -> None:
+        if not 0.01 <= self.redraw_after <= 1:
+            raise PrunekitError(f"redraw_after must lie between 0.01 and 1, got {self.redraw_after}.")
         for name in ("curve_tokens", "fisher_tokens", "scale_tokens"):
             if not 1 <= getattr(self, name) <= 1 << 30:
                 raise PrunekitError(f"{name} must be a whole number of at least 1, got {getattr(self, name)}.")

@@ -111,6 +111,16 @@ class Budget:
         """The share of what the dense model costs that must go."""
         return max(0.0, 1 - self.limit / self.dense)
 
+    @property
+    def removed_of_layers(self) -> float:
+        """The share of what the dense model's layers cost that must go."""
+        return max(0.0, (self.dense - self.limit) / max(1, self.dense - self.cost.fixed))
+
+    def after(self, gone: float) -> Budget:
+        """The budget that asks for a share ``gone`` of what the dense model's layers cost, and for no more than this
+        one."""
+        return replace(self, limit=max(self.limit, self.dense - int(gone * (self.dense - self.cost.fixed))))
+
     def part(self, share: float) -> Budget:
         """The budget that lies a ``share`` of the way from the dense model to this one's limit."""
         return replace(self, limit=max(self.limit, self.dense - int(share * (self.dense - self.limit))))
@@ -126,6 +136,15 @@ class Budgets:
     def of_parameters(cls, source: ModelShape, limit: int) -> Budgets:
         """The one budget of ``limit`` parameters."""
         return cls((Budget(parameter_cost(source), limit, source.parameters, f"{limit:,} parameters"),))
+
+    @property
+    def removed_of_layers(self) -> float:
+        """The largest of all."""
+        return max(budget.removed_of_layers for budget in self.each)
+
+    def after(self, gone: float) -> Budgets:
+        """All of them, each asking for a share ``gone`` of what the layers cost, and for no more than it does here."""
+        return Budgets(tuple(budget.after(gone) for budget in self.each))
 
     def part(self, share: float) -> Budgets:
         """All of them a ``share`` of the way from the dense model to what is asked."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.calibration import check_length, check_tokens
@@ -25,17 +24,16 @@ from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.allocation.drop import check_droppable
 from prunekit.pruning.allocation.feasibility import check_protected, check_reachable
+from prunekit.pruning.allocation.rounds import on_the_way
 from prunekit.pruning.allocation.session import Session, agreed
 from prunekit.pruning.allocation.stored_session import StoredSession, takes_weights_alone
 from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
+from prunekit.pruning.loaded import Refit, loaded_session
 from prunekit.pruning.reasons import explain
 from prunekit.utils.advance import untold
-from prunekit.utils.files.cache import cache_key, cache_place
-from prunekit.utils.numerics.bf16 import has_fast_products
-from prunekit.utils.phases.titles import CURVES, FISHER, SCORING, WHOLE, WIDTHS
-from prunekit.utils.process.ranks import is_first
+from prunekit.utils.phases.titles import CURVES, FISHER, REFIT, SCORING, WHOLE, WIDTHS, of_round
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
 
@@ -86,6 +84,23 @@ def planning_phases(recipe: Recipe) -> tuple[str, ...]:
     if not recipe.method.allocation.draws_curves:
         return (SCORING,)
     return (FISHER, CURVES, *([WHOLE] if {*MEASURED} & {*recipe.method.units} else []), WIDTHS)
+
+
+def rounds_on_the_way(source: Source, config: PlanConfig, stage: Stage | None = None) -> tuple[float, ...]:
+    """The shares of the layers that have gone each time that :func:`compute_plan` draws loss curves again. Raises
+    PrunekitError as that does."""
+    recipe, drawing = config.recipe, config.recipe.method.allocation
+    later = stage is not None and stage.so_far is not None
+    if not isinstance(drawing, OptimalConfig) or recipe.refit is None or later:
+        return ()
+    parts = on_the_way(source.shape, read_task(source, config, stage).problem, drawing.redraw_after)
+    return tuple(part.held(source.shape).removed_of_layers for part in parts)
+
+
+def round_phases(recipe: Recipe, rounds: int) -> tuple[str, ...]:
+    """The phases of so many ``rounds`` in which :func:`compute_plan` draws loss curves again."""
+    again = (REFIT, *(title for title in planning_phases(recipe) if title != WIDTHS))
+    return tuple(of_round(title, number) for number in range(2, rounds + 2) for title in again)
 
 
 def plan_phases(recipe: Recipe) -> tuple[str, ...]:
@@ -157,7 +172,11 @@ class Prepared:
 
 
 def prepare(
-    source: Source, config: PlanConfig, dense: DenseModel | None = None, stage: Stage | None = None
+    source: Source,
+    config: PlanConfig,
+    dense: DenseModel | None = None,
+    stage: Stage | None = None,
+    refit: Refit | None = None,
 ) -> Prepared:
     """What :func:`compute_plan` allocates by. Raises PrunekitError as that does."""
     task, recipe, method = read_task(source, config, stage), config.recipe, config.recipe.method
@@ -174,24 +193,30 @@ def prepare(
         computed = {"dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
         session = StoredSession(source, method, seed=recipe.seed, counted=task.counted, dtype=dtype)
     else:
-        session, computed = _loaded_session(source, config, calibration, dense, task.counted)
+        session, computed = loaded_session(source, recipe, calibration, dense, task.counted, refit)
         if not method.allocation.draws_curves:
             tell_of_idle_ranks(recipe.calibration.sequences, recipe.calibration.batch_size, method.importance)
     return Prepared(task, session, calibration, computed)
 
 
 def compute_plan(
-    source: Source, config: PlanConfig, dense: DenseModel | None = None, stage: Stage | None = None
+    source: Source,
+    config: PlanConfig,
+    dense: DenseModel | None = None,
+    stage: Stage | None = None,
+    refit: Refit | None = None,
 ) -> Plan:
     """Score ``source`` and allocate widths. Deterministic: same model, config, machine and versions, same plan, on
     however many ranks, which share out the batches of text and all get the plan.
 
     ``dense`` is its model, in ``config.dtype`` on ``config.device``, where other steps need it too. In a ``stage`` of
-    several, the source is what the one before has made, and ``config.target`` that of the last one. Raises
-    PrunekitError where the target is out of reach, the text too short, or a score not finite.
+    several, the source is what the one before has made, and ``config.target`` that of the last one. ``refit`` makes the
+    models that loss curves are drawn again on, where a lot goes; without it they are drawn once, and in later stages
+    too, which go on from what was measured anew. Raises PrunekitError where the target is out of reach, the text too
+    short, or a score not finite.
     """
     recipe, method = config.recipe, config.recipe.method
-    made = prepare(source, config, dense, stage)
+    made = prepare(source, config, dense, stage, None if stage is not None and stage.so_far is not None else refit)
     task, session, calibration = made.task, made.session, made.calibration
     problem, budgets, rounding = task.problem, task.budgets, task.problem.rounding
     allocate = allocation(method.allocation.name)
@@ -264,35 +289,6 @@ def draw_curves(made: Prepared, method: Method) -> tuple[LayerCurves, ...]:
     return made.session.curves(untold, method.units)
 
 
-def _loaded_session(
-    source: Source, config: PlanConfig, calibration: CalibrationText, dense: DenseModel, counted: ModelShape
-) -> tuple[Session, dict[str, str]]:
-    """The model in memory, and what a plan says of how it is computed."""
-    recipe, method = config.recipe, config.recipe.method
-    drawing = method.allocation if isinstance(method.allocation, OptimalConfig) else None
-    model = dense.take() if method.allocation.uses_up_model else dense.share()
-    computed = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-    fast = drawing is not None and config.dtype == "auto" and has_fast_products(model.device)
-    if fast:
-        computed["products"] = "bfloat16"
-    session = Session(
-        model,
-        source.family,
-        lambda step: calibration.step(step).input_ids,
-        importance=method.importance,
-        layer_importance=method.layer_importance,
-        batch_size=recipe.calibration.batch_size,
-        seed=recipe.seed,
-        gradient_checkpointing=recipe.calibration.gradient_checkpointing,
-        counted=counted,
-        drawing=drawing,
-        store=None if drawing is None or not is_first() else curve_folder(source, calibration, computed, drawing),
-        fast=fast,
-        sources=calibration.sources,
-    )
-    return session, computed
-
-
 def _steps(session: Session, method: Method, problem: Problem) -> int:
     """How often ``advance`` is to be expected: weights alone are read a layer at a time, and adapt looks again after
     each step."""
@@ -301,15 +297,3 @@ def _steps(session: Session, method: Method, problem: Problem) -> int:
     if not isinstance(method.allocation, AdaptConfig):
         return 1
     return rounds(session.source, problem, method.allocation)
-
-
-def curve_folder(
-    source: Source, calibration: CalibrationText, computed: dict[str, str], drawing: OptimalConfig
-) -> Path:
-    """Where the loss curves of that model on that text are kept: a plan for another target finds them there, and one
-    that was ended before goes on."""
-    key: list[Any] = [source.fingerprint, calibration.fingerprint, computed, asdict(drawing), versions()]
-    if len(set(calibration.sources)) > 1:
-        # Earlier versions drew the scale's sequences from a mix as they came.
-        key.append("scale by texts in turns")
-    return cache_place("curves", cache_key(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunekit.recovery.refit import Refitted, layer_weights, refit, refit_work
 from prunekit.recovery.rescale import final_hidden, rescale, split_text
@@ -14,8 +14,38 @@ if TYPE_CHECKING:
 
     from prunekit.data.mixture import CalibrationText
     from prunekit.models.dense import DenseModel
-    from prunekit.plan import Plan
+    from prunekit.plan import LayerKeep, Plan
     from prunekit.plan.recipe import Recipe
+    from prunekit.plan.shape import ModelShape
+
+
+def refit_left(
+    dense: DenseModel,
+    shape: ModelShape,
+    keeps: tuple[LayerKeep, ...],
+    recipe: Recipe,
+    ids: torch.Tensor,
+    *,
+    title: str = REFIT,
+) -> Any:
+    """What ``keeps`` leaves of the ``dense`` model of that ``shape``, solved anew on ``ids`` [N, L] as ``recipe`` says,
+    in a phase of that ``title``. The model is used up; what is solved is what :func:`refit_plan` would solve on that
+    text, not rescaled. Raises PrunekitError where something is not finite."""
+    model, asked, tokens = dense.take(), recipe.calibration, ids.numel()
+    steps, work = 2 * shape.num_hidden_layers, refit_work(shape, keeps, tokens)
+    with progress(title, steps, work=work, tokens=tokens) as advance:
+        refit(
+            model,
+            dense.source.family,
+            shape,
+            keeps,
+            ids,
+            recipe.refit,
+            batch_size=asked.batch_size,
+            fast=dense.dtype == "auto",
+            advance=advance,
+        )
+    return model
 
 
 def refit_plan(
@@ -35,8 +65,8 @@ def refit_plan(
     model, family, fast = dense.take(), dense.source.family, dense.dtype == "auto"
 
     def solve(text: torch.Tensor) -> Refitted:
-        steps = 2 * plan.source.num_hidden_layers
-        with progress(REFIT, steps, work=refit_work(plan, text.numel()), tokens=text.numel()) as advance:
+        steps, work = 2 * plan.source.num_hidden_layers, refit_work(plan.source, plan.layers, text.numel())
+        with progress(REFIT, steps, work=work, tokens=text.numel()) as advance:
             return refit(
                 model,
                 family,

@@ -16,7 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.models.families import Family
 from prunekit.models.slicing import coupling_index, cut_layer, unit_slots
 from prunekit.models.sublayers import KINDS, Kind, Sublayers
-from prunekit.plan import LayerKeep, Plan
+from prunekit.plan import LayerKeep
 from prunekit.plan.settings import RefitConfig
 from prunekit.plan.shape import ModelShape
 from prunekit.recovery.rescale import Rescaled
@@ -89,13 +89,13 @@ def refit_cost(shape: ModelShape, keep: LayerKeep, index: int, kind: Kind, token
     return passes + 1.3 * tokens * kept * (kept + shape.hidden_size) + kept**2 * (kept / 3 + 2 * shape.hidden_size)
 
 
-def refit_work(plan: Plan, tokens: int) -> dict[str, float]:
+def refit_work(shape: ModelShape, keeps: tuple[LayerKeep, ...], tokens: int) -> dict[str, float]:
     """What all sub-layers of each kind take, on so many ``tokens``."""
-    keeps = {keep.index: keep for keep in plan.layers}
-    indices = range(plan.source.num_hidden_layers)
+    by_index = {keep.index: keep for keep in keeps}
+    indices = range(shape.num_hidden_layers)
     return {
         kind: sum(
-            refit_cost(plan.source, keeps.get(index, LayerKeep(index, (), (), ())), index, kind, tokens)
+            refit_cost(shape, by_index.get(index, LayerKeep(index, (), (), ())), index, kind, tokens)
             for index in indices
         )
         for kind in KINDS

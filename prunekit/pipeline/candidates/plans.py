@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError
 from prunekit.pipeline.candidates.kept import Kept
+from prunekit.pipeline.planning import plan_model
 from prunekit.plan import Plan
 from prunekit.plan.budgets import PARAMETERS
 from prunekit.plan.rounding import RoundingConfig
-from prunekit.pruning.planner import PlanConfig, Stage, compute_plan, planning_phases, read_task
+from prunekit.pruning.planner import PlanConfig, Stage, planning_phases, read_task, round_phases, rounds_on_the_way
 from prunekit.utils.phases.telling import unneeded
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import versions
@@ -53,7 +54,7 @@ def plan_for(source: Source, config: PlanConfig, dense: DenseModel, text: Calibr
     if (made := kept_plan(source, config, text)) is not None:
         return made
     stage = Stage(read_task(source, config).budgets, None, text, config.target.text)
-    made = compute_plan(source, config, dense, stage)
+    made = plan_model(source, config, dense, stage)
     kept, name = _place(source, config, text)
     kept.keep_plan(made, *name)
     return made
@@ -103,6 +104,12 @@ def loss_of_rounding(
     return None if theirs is None else theirs - mine
 
 
+def phases_again(source: Source, configs: Sequence[PlanConfig]) -> tuple[str, ...]:
+    """The phases in which loss curves are drawn again for the smallest of the sizes."""
+    rounds = max(len(rounds_on_the_way(source, each)) for each in configs)
+    return round_phases(configs[0].recipe, rounds)
+
+
 def make_plans(
     source: Source,
     configs: Sequence[PlanConfig],
@@ -111,12 +118,14 @@ def make_plans(
     text: CalibrationText,
     title: str,
 ) -> tuple[list[Plan], list[float | None]]:
-    """A plan for each size, and what the rounding that the ``format_`` wants costs there. What is measured for the
-    first one serves the others, so it has phases of its own; the others share the phase ``title``."""
-    begun = next((each for each in configs if kept_plan(source, each, text) is None), None)
+    """A plan for each size, and what the rounding that the ``format_`` wants costs there. What is measured for one
+    serves the others, so it has phases of its own; the others share the phase ``title``."""
+    todo = [each for each in configs if kept_plan(source, each, text) is None]
+    # What is measured of the smallest is all that the others need.
+    begun = max(todo, key=lambda each: len(rounds_on_the_way(source, each)), default=None)
     if begun is None:
-        for each in planning_phases(configs[0].recipe):
-            unneeded(each, "not needed, for all plans are kept")
+        for title in (*planning_phases(configs[0].recipe), *phases_again(source, configs)):
+            unneeded(title, "not needed, for all plans are kept")
     first = None if begun is None else plan_for(source, begun, dense, text)
     plans, rounding = [], []
     with progress(title, len(configs)) as advance:

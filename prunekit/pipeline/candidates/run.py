@@ -17,7 +17,7 @@ from prunekit.pipeline.candidates.costs import Place, read_tables
 from prunekit.pipeline.candidates.folder import write_folder
 from prunekit.pipeline.candidates.kept import Kept, Measured
 from prunekit.pipeline.candidates.overlap import share_seen
-from prunekit.pipeline.candidates.plans import check_sizes, kept_plan, make_plans, share_left
+from prunekit.pipeline.candidates.plans import check_sizes, kept_plan, make_plans, phases_again, share_left
 from prunekit.pipeline.candidates.result import Candidates, with_front
 from prunekit.pipeline.candidates.rows import Candidate, Facts, rows_of
 from prunekit.pipeline.candidates.words import advice, how_made, not_measured, shared_text
@@ -26,7 +26,7 @@ from prunekit.pipeline.forecast.tell import foretell_sizes, still_to_write
 from prunekit.plan.goals import parse_size
 from prunekit.plan.latency_table import LatencyTable
 from prunekit.plan.recipe import DEFAULT, Recipe
-from prunekit.pruning.planner import plan_phases
+from prunekit.pruning.planner import plan_phases, rounds_on_the_way
 from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.files.replacing import CANDIDATES, local
 from prunekit.utils.phases.run import current
@@ -114,7 +114,7 @@ def candidates(
     place = replace(place, tables=read_tables(tables, source.shape))
     check_sizes(source, configs)
     rows = map(_row, (_DENSE, *(each.name for each in sizes)))
-    with phases(*plan_phases(configs[0].recipe), _PLANS, *rows):
+    with phases(*plan_phases(configs[0].recipe), *phases_again(source, configs), _PLANS, *rows):
         made = _Work(source, sizes, configs, format_, text, config, out).all(place)
     write_folder(made, out, overwrite, inputs)
     return replace(made, path=out)
@@ -262,6 +262,7 @@ class _Work:
             tokens=len(spans) * min(ids, self.config.length),
             stored=self.source.dtype.itemsize,
             exports=self.format_ is not None,
+            rounds=max((rounds_on_the_way(self.source, each) for each in self.configs), key=len),
         )
         foretell_sizes(dense, recipe, asked, planned=planned, out=self.out)
 

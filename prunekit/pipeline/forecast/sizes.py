@@ -23,7 +23,8 @@ _FLOAT = 4
 @dataclass(frozen=True)
 class Comparison:
     """What is compared: the share of its blocks that every size leaves which is still to be measured, by its phase;
-    what the phases of the plans and of the dense model are called. ``tokens`` are evaluated. With ``exports`` each size
+    what the phases of the plans and of the dense model are called. ``rounds`` are as :class:`Work` has them, of the
+    smallest size. ``tokens`` are evaluated. With ``exports`` each size
     is written, in ``stored`` bytes a number, and measured once more."""
 
     shares: Mapping[str, float]
@@ -32,6 +33,7 @@ class Comparison:
     tokens: int
     stored: int
     exports: bool
+    rounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Comparing:
     def plans(self) -> Work:
         """The text and the plan of the smallest size."""
         share = min(self.asked.shares.values())
-        return Work(self.shape, share, self.text, self._stored(max(self.asked.shares.values())))
+        return Work(self.shape, share, self.text, self._stored(max(self.asked.shares.values())), self.asked.rounds)
 
     def seconds(self, rates: Rates) -> dict[str, float]:
         """By phases. Exports are not counted."""
@@ -58,6 +60,9 @@ class Comparing:
             for title in (titles.READING, titles.OWN_TEXT, titles.SCORING, titles.FISHER, titles.CURVES)
         }
         found |= {titles.WHOLE: made[titles.WHOLE], titles.WIDTHS: made[titles.WIDTHS]}
+        for number in range(2, len(asked.rounds) + 2):
+            for title in (titles.REFIT, titles.FISHER, titles.CURVES, titles.WHOLE):
+                found[titles.of_round(title, number)] = made[titles.of_round(title, number)]
         found[asked.plans] = (len(asked.shares) - 1) * again
         found[asked.dense] = self.plans.reading(rates, asked.tokens, 1.0, heads=1)
         # The first size also has the dense model read, for all of them.

@@ -18,7 +18,7 @@ from prunekit.pipeline.forecast.sentence import Parts, sentence_of
 from prunekit.pipeline.forecast.sizes import Comparing, Comparison
 from prunekit.pipeline.forecast.work import Text, Work
 from prunekit.plan import Plan
-from prunekit.plan.allocations import AdaptConfig, OptimalConfig
+from prunekit.plan.allocations import MEASURED, AdaptConfig, OptimalConfig
 from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import Problem
 from prunekit.pruning.allocation.session import scale_sequences
@@ -57,10 +57,12 @@ def foretell(
     stored: int,
     out: Path | None = None,
     lesson: Lesson | None = None,
+    rounds: tuple[float, ...] = (),
 ) -> None:
     """Measure a few steps on random weights, and tell how long what is ``asked`` of ``dense`` will take, and the
     ``lesson`` that follows (None: none), where that is long. A ``share`` of its blocks stays (of a rotation: of its
-    channels) and is stored in ``stored`` bytes a number, in ``out`` (None: nothing is written). Raises PrunekitError
+    channels) and is stored in ``stored`` bytes a number, in ``out`` (None: nothing is written). ``rounds`` are the
+    shares that have gone when loss curves are drawn again, where that is done in one stage. Raises PrunekitError
     where there is certainly too little memory for it."""
     recipe = asked.read_recipe() if isinstance(asked, Plan) else asked
     computed = recipe is not None and (
@@ -81,7 +83,7 @@ def foretell(
         text = _text(dense, asked, recipe, share) if computed and recipe else Text(_SHORT, 1)
         return Work(shape, share, text, size_out)
 
-    work = work_of(recipe, share)
+    work = replace(work_of(recipe, share), rounds=rounds)
     if work.operations() < _SOON and (lesson is None or _is_short(lesson)):
         return
     from prunekit.utils.numerics.bf16 import has_fast_products
@@ -103,10 +105,11 @@ def foretell(
 
     def foreseen(rates: Rates) -> tuple[Mapping[str, float], Parts | None]:
         count = ranks.size()
-        found = work.seconds(rates, count)
+        stages = 1 if lesson is None else lesson.stages(rates)
+        found = (work if stages == 1 else replace(work, rounds=())).seconds(rates, count)
         if lesson is None:
             return found, None
-        stages, less = lesson.stages(rates), before_the_last(recipe) if recipe is not None else None
+        less = before_the_last(recipe) if recipe is not None else None
         works = []
         for number in range(1, stages):
             made = work_of(less, 1 - number / stages * (1 - share))
@@ -211,11 +214,13 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
     drawing = method.allocation
     if isinstance(drawing, OptimalConfig):
         length = config.length
+        scale = min(tokens, length * scale_sequences(drawing, length, len(parse_mix(config.source))))
         return replace(
             made,
             curves=min(tokens, _whole(drawing.curve_tokens, length)),
             fisher=min(tokens, _whole(drawing.fisher_tokens, length)),
-            scale=min(tokens, length * scale_sequences(drawing, length, len(parse_mix(config.source)))),
+            scale=scale,
+            whole=scale if {*MEASURED} & {*method.units} else 0,
         )
     needs = importance(method.importance).needs
     passes = 1

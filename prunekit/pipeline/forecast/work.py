@@ -25,8 +25,9 @@ _CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
 @dataclass(frozen=True)
 class Text:
     """How much text each phase takes, in tokens: what the model has yet to write itself in chunks of so many sequences
-    (``unwritten``), curves, their metric and their scale; the refit, and rescaling. ``passes`` are those that score, by
-    what ``needs`` says; ``turned`` is what principal axes are taken of, in float64."""
+    (``unwritten``), curves, their metric, their scale, and what is measured of ``whole`` sub-layers; the refit, and
+    rescaling. ``passes`` are those that score, by what ``needs`` says; ``turned`` is what principal axes are taken of,
+    in float64."""
 
     length: int
     batch_size: int
@@ -34,6 +35,7 @@ class Text:
     curves: int = 0
     fisher: int = 0
     scale: int = 0
+    whole: int = 0
     refit: int = 0
     rescaling: int = 0
     scored: int = 0
@@ -45,12 +47,13 @@ class Text:
 @dataclass(frozen=True)
 class Work:
     """What is to be done with a model of shape ``dense``, of whose blocks a ``share`` stays, stored in ``stored``
-    bytes."""
+    bytes. ``rounds`` are the shares of its layers that have gone each time that loss curves are drawn again."""
 
     dense: ModelShape
     share: float
     text: Text
     stored: int
+    rounds: tuple[float, ...] = ()
 
     def seconds(self, rates: Rates, ranks: int = 1) -> dict[str, float]:
         """By phases. Ranks share out the text."""
@@ -58,14 +61,15 @@ class Work:
             titles.READING: _READING,
             titles.OWN_TEXT: self._own_text(rates),
             titles.SCORING: self._scoring(rates),
-            titles.FISHER: self._fisher(rates),
-            titles.CURVES: self._curves(rates),
-            titles.WHOLE: self._scale(rates, 2),
-            titles.REFIT: self._refit(rates),
+            **self._drawn(rates, 1, 1.0),
+            titles.REFIT: self._refit(rates, self.share, self.text.refit),
             titles.RESCALING: self.text.rescaling * self._through(rates, self.share, back=True),
             titles.TURNING: self._turning(rates),
             titles.BIASES: self.text.scored * self._through(rates, 1.0, back=False),
         }
+        for number, gone in enumerate(self.rounds, start=2):
+            left = self._refit(rates, 1 - gone, self.text.curves)
+            found |= {titles.of_round(titles.REFIT, number): left, **self._drawn(rates, number, 1 - gone)}
         found = {title: seconds / ranks for title, seconds in found.items()}
         return {
             **found,
@@ -85,7 +89,8 @@ class Work:
         text = self.text
         tokens: float = sum(text.unwritten) * text.length + text.curves + 3 * text.fisher + 3 * text.refit
         tokens += 3 * text.rescaling + 3 * text.scored * text.passes + text.scale * self.dense.num_hidden_layers
-        solved = sum(map(self._solved, self.dense.layers)) if text.curves else 0.0
+        tokens += len(self.rounds) * (4.0 * text.curves + 3 * text.fisher + text.scale * self.dense.num_hidden_layers)
+        solved = (1 + len(self.rounds)) * sum(map(self._solved, self.dense.layers)) if text.curves else 0.0
         turned = text.turned + self.share * self.dense.hidden_size * (text.turned > 0)
         return 2.0 * self.dense.parameters * (tokens + turned) + solved
 
@@ -111,31 +116,40 @@ class Work:
         token = self._layers() * rates.scoring + self.dense.vocab_size * rates.scoring_head
         return self.text.passes * self.text.scored * token
 
-    def _fisher(self, rates: Rates) -> float:
-        products = 2 * self.dense.num_hidden_layers * self.dense.hidden_size**2
-        return self.text.fisher * (self._through(rates, 1.0, back=True) + products * rates.moments)
+    def _drawn(self, rates: Rates, number: int, share: float) -> dict[str, float]:
+        """Loss curves in the round of that ``number``, of which a ``share`` of each layer is left."""
+        return {
+            titles.of_round(titles.FISHER, number): self._fisher(rates, share),
+            titles.of_round(titles.CURVES, number): self._curves(rates, share),
+            titles.of_round(titles.WHOLE, number): self._scale(rates, self.text.whole, share),
+        }
 
-    def _curves(self, rates: Rates) -> float:
+    def _fisher(self, rates: Rates, share: float) -> float:
+        products = 2 * self.dense.num_hidden_layers * self.dense.hidden_size**2
+        return self.text.fisher * (self._through(rates, share, back=True) + products * rates.moments)
+
+    def _curves(self, rates: Rates, share: float) -> float:
         if not self.text.curves:
             return 0.0
-        moments = sum(float(width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
-        summed = self.text.curves * (self._layers() * rates.forward + moments * rates.moments)
-        eliminated = rates.elimination * sum(map(self._solved, self.dense.layers))
-        return summed + eliminated + self._scale(rates, 2) + self.text.scale * self._through(rates, 1.0, back=False)
+        moments = sum(float(share * width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
+        summed = self.text.curves * (share * self._layers() * rates.forward + moments * rates.moments)
+        eliminated = rates.elimination * sum(self._solved(layer, share) for layer in self.dense.layers)
+        scaled = self._scale(rates, self.text.scale, share) + self.text.scale * self._through(rates, share, back=False)
+        return summed + eliminated + scaled
 
-    def _scale(self, rates: Rates, kinds: int) -> float:
-        """Passes from each layer on."""
+    def _scale(self, rates: Rates, tokens: int, share: float) -> float:
+        """Two passes from each layer on."""
         count = self.dense.num_hidden_layers
-        behind = kinds * sum(count - index for index in range(count)) / count * self._layers()
-        heads = kinds * count * self.dense.vocab_size
-        return self.text.scale * (behind * rates.forward + heads * rates.head)
+        behind = 2 * share * sum(count - index for index in range(count)) / count * self._layers()
+        heads = 2 * count * self.dense.vocab_size
+        return tokens * (behind * rates.forward + heads * rates.head)
 
-    def _refit(self, rates: Rates) -> float:
-        cut = sum((self.share * width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
+    def _refit(self, rates: Rates, share: float, tokens: int) -> float:
+        cut = sum((share * width) ** 2 for layer in self.dense.layers for width in self._widths(layer))
         # The dense layers on both streams, and their output projections once more.
-        passes = self._layers() * (2 + self.share / 4) * rates.forward
-        solved = rates.elimination * self.share**3 * sum(map(self._solved, self.dense.layers)) / 3
-        return self.text.refit * (passes + 1.3 * cut * rates.moments) + (solved if self.text.refit else 0.0)
+        passes = self._layers() * (2 + share / 4) * rates.forward
+        solved = rates.elimination * share**3 * sum(map(self._solved, self.dense.layers)) / 3
+        return tokens * (passes + 1.3 * cut * rates.moments) + (solved if tokens else 0.0)
 
     def _turning(self, rates: Rates) -> float:
         """The states in front of each norm once, their products in float64, and the axes."""
@@ -158,5 +172,6 @@ class Work:
     def _widths(self, layer: LayerShape) -> tuple[int, int]:
         return layer.num_attention_heads * self.dense.head_dim, layer.intermediate_size
 
-    def _solved(self, layer: LayerShape) -> float:
-        return float(sum(width**2 * (width + self.dense.hidden_size) for width in self._widths(layer)))
+    def _solved(self, layer: LayerShape, share: float = 1.0) -> float:
+        widths = (share * width for width in self._widths(layer))
+        return float(sum(width**2 * (width + self.dense.hidden_size) for width in widths))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from prunekit.plan.budgets import can_grow
 from prunekit.plan.shape import Heads, LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem, without_empty
 from prunekit.pruning.allocation.knapsack import choose
-from prunekit.pruning.allocation.session import Session
+from prunekit.pruning.allocation.rounds import on_the_way
+from prunekit.pruning.allocation.session import Session, agreed
+from prunekit.pruning.curves.joined import joined
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_shape
 from prunekit.utils.advance import Advance
 from prunekit.utils.phases.titles import WIDTHS
@@ -26,16 +29,34 @@ _LEVELS = 48
 def optimal(session: Session, problem: Problem, advance: Advance, config: OptimalConfig | None = None) -> Allocated:
     """Widths and units of least summed loss within the budgets, by curves (:mod:`prunekit.pruning.curves.loss_curves`)
     whose scale is measured (:mod:`prunekit.pruning.curves.scale`): a mixed-integer programme (HiGHS) picks heads and an
-    FFN width for every layer, then FFNs take up what is left, the best gain a channel first."""
+    FFN width for every layer, then FFNs take up what is left, the best gain a channel first. Where a lot goes, that is
+    done for a part of the way first, and curves are drawn again on what is left (:mod:`.rounds`)."""
+    config = config or OptimalConfig()
     curves = session.curves(advance, problem.units)
+    history: list[dict[str, Any]] = []
+    parts = on_the_way(session.source, problem, config.redraw_after) if session.further is not None else ()
+    for number, part in enumerate(parts, start=1):
+        shapes = solve(session.source, part, curves)
+        pairs = enumerate(zip(curves, shapes, strict=True))
+        keeps = agreed(tuple(curve.keep(index, shape) for index, (curve, shape) in pairs))
+        history.append(_round(number, curves, shapes))
+        left = session.after(keeps, number + 1)
+        drawn = left.curves(advance, problem.units)
+        left.let_go()
+        curves = tuple(joined(*each) for each in zip(curves, keeps, drawn, strict=True))
     with progress(WIDTHS, 1) as step:
         shapes = solve(session.source, problem, curves)
         step()
     keeps = without_empty(
         curve.keep(keep.index, shape) for keep, curve, shape in zip(session.keeps, curves, shapes, strict=True)
     )
+    return Allocated(keeps, (*history, _round(len(history) + 1, curves, shapes)), curves)
+
+
+def _round(number: int, curves: Sequence[LayerCurves], shapes: Sequence[LayerShape]) -> dict[str, Any]:
+    """What a plan's history tells of a round."""
     expected = sum(curve.loss(shape) for curve, shape in zip(curves, shapes, strict=True))
-    return Allocated(keeps, ({"step": 1, "expected_loss": round(expected, 6)},), curves)
+    return {"step": number, "expected_loss": round(expected, 6)}
 
 
 def solve(source: ModelShape, problem: Problem, curves: Sequence[LayerCurves]) -> tuple[LayerShape, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from prunekit.pruning.importance import score
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from prunekit.utils.advance import Advance
 from prunekit.utils.phases.telling import keeping, unneeded
-from prunekit.utils.phases.titles import CURVES, FISHER
+from prunekit.utils.phases.titles import CURVES, FISHER, REFIT, WHOLE, of_round
 from prunekit.utils.process import ranks
 from prunekit.utils.progress import progress
 
@@ -58,6 +59,16 @@ def evenly(rows: Sequence[int], sources: Sequence[str], count: int) -> list[int]
     return sorted(taken[:count])
 
 
+@dataclass(frozen=True)
+class Further:
+    """How curves are drawn again once a model is cut. ``model`` gives what is left of the dense one with these units,
+    refitted in a phase of that title, which may use the dense one up; ``store`` the folder for its curves, None where
+    nothing is kept."""
+
+    model: Callable[[tuple[LayerKeep, ...], str], nn.Module]
+    store: Callable[[tuple[LayerKeep, ...]], Path | None]
+
+
 class Session:
     """Holds a model, what of each source layer it still has, and how to score it.
 
@@ -65,8 +76,10 @@ class Session:
     model's shape with the biases that the pruned one will have, for allocations to count. ``drawing`` says how much
     text loss curves take, and ``store`` is a folder for those of that model on that text. ``fast`` allows
     :func:`~prunekit.utils.numerics.bf16.fast_products` for curves and their scale. ``sources`` names the text of each
-    sequence (none: they are all of one).
+    sequence (none: they are all of one). ``further`` tells how curves are drawn again (None: they are not).
     """
+
+    further: Further | None = None
 
     def __init__(
         self,
@@ -84,8 +97,12 @@ class Session:
         store: Path | None = None,
         fast: bool = False,
         sources: Sequence[str] = (),
+        further: Further | None = None,
     ):
-        self.model = model
+        self._model: nn.Module | None = model
+        self._open: Callable[[], nn.Module] | None = None
+        self._round = 1
+        self.further = further
         self.family = family
         self.source: ModelShape = counted or family.shape(model.config)
         self.keeps: tuple[LayerKeep, ...] = tuple(
@@ -101,6 +118,33 @@ class Session:
         self._gradient_checkpointing = gradient_checkpointing
         self._fast = fast
         self._sources = sources
+
+    @property
+    def model(self) -> Any:
+        """The model. Raises RuntimeError where another session has used it up."""
+        if self._model is None:
+            if self._open is None:
+                raise RuntimeError("the model was let go for one that is cut")
+            self._model = self._open()
+        return self._model
+
+    def after(self, keeps: tuple[LayerKeep, ...], number: int) -> Session:
+        """The session of the model that ``keeps``, indices into this one's source, leaves, for the round of that
+        ``number``. That model is made where something of it is to be measured; this one's is let go before."""
+        assert self.further is not None, "nobody said how a cut model is made"
+        made = copy.copy(self)
+        # Room for what is cut.
+        self._model = None
+        made._model, made._open = None, partial(self.further.model, keeps, of_round(REFIT, number))
+        made._round = number
+        made.source = self.source.with_layers(keep.shape for keep in keeps)
+        made.keeps = tuple(LayerKeep.everything(index, layer) for index, layer in enumerate(made.source.layers))
+        made.store = self.further.store(keeps)
+        return made
+
+    def let_go(self) -> None:
+        """Of the model: nothing more is measured."""
+        self._model = None
 
     @property
     def shape(self) -> ModelShape:
@@ -142,14 +186,15 @@ class Session:
             self._draw_missing(known, store, measured, advance)
         else:
             advance(self.curve_steps())
-            unneeded(FISHER, "not needed, for all loss curves are kept")
-            with progress(CURVES, len(known), kept_in=self.store) as step:
+            for title in [REFIT] * (self._round > 1) + [FISHER]:
+                unneeded(of_round(title, self._round), "not needed, for all loss curves are kept")
+            with progress(of_round(CURVES, self._round), len(known), kept_in=self.store) as step:
                 step(len(known), kept=True)
             keeping(BY_LAYERS, len(known), len(known))
         kinds = [kind for kind in KINDS if f"{kind}-layer" in units]
         removed = ranks.shared([store.removed(index) for index in range(len(known))])
         if kinds:
-            measure_whole(kinds, removed, store, measured, advance)
+            measure_whole(kinds, removed, store, measured, advance, of_round(WHOLE, self._round))
         made = []
         for index, curves in enumerate(known):
             assert curves is not None
@@ -175,9 +220,11 @@ class Session:
         there = {index for index, each in enumerate(known) if each is not None}
         sums = FisherStore(self.store, len(known))
         some_ids = ids[: self._fisher_sequences(ids)]
-        with progress(FISHER, -(-len(some_ids) // size), tokens=some_ids.numel(), kept_in=self.store) as step:
+        # A cut model is made in a phase of its own.
+        model, title = self.model, of_round(FISHER, self._round)
+        with progress(title, -(-len(some_ids) // size), tokens=some_ids.numel(), kept_in=self.store) as step:
             fisher = output_fisher(
-                self.model,
+                model,
                 self.family,
                 some_ids,
                 batch_size=size,
@@ -188,12 +235,12 @@ class Session:
                 advance=both(step, advance),
             )
         costs = CurveCosts(self.source, ids.numel(), self._scale_sequences(ids) * ids.shape[1])
-        with progress(CURVES, len(known), work=costs.work(), kept_in=self.store) as step:
+        with progress(of_round(CURVES, self._round), len(known), work=costs.work(), kept_in=self.store) as step:
             for index in sorted(there):
                 costs.leave_out(step, index)
             advance(len(there))
             drawn = layer_curves(
-                self.model,
+                model,
                 self.family,
                 self.source,
                 ids,
@@ -246,7 +293,7 @@ class Session:
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""
         made = copy.copy(self)
-        made.model = copy.deepcopy(self.model)
+        made._model = copy.deepcopy(self.model)
         return made
 
     def _text(self) -> torch.Tensor:

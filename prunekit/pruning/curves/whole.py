@@ -22,6 +22,7 @@ def measure_whole(
     store: CurveStore,
     divergence: Callable[[], Divergence],
     advance: Advance,
+    title: str = WHOLE,
 ) -> None:
     """Put what each layer loses without a whole sub-layer of ``kinds`` into ``removed``, where it is missing."""
     deep = len(removed)
@@ -29,7 +30,7 @@ def measure_whole(
     missing = [(index, kind) for index, kind in places if kind not in removed[index]]
     # A pass begins at the layer that is changed.
     work = {"": float(sum(deep - index for index, _ in places))}
-    with progress(WHOLE, len(places), work=work, kept_in=store.folder) as step:
+    with progress(title, len(places), work=work, kept_in=store.folder) as step:
         for index, kind in places:
             if (index, kind) not in missing:
                 step(cost=deep - index, kept=True)

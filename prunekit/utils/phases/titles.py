@@ -17,3 +17,8 @@ WRITING = "cutting and writing"
 CHECK = "check"
 TRIAL = "trial steps"
 TRAINING = "training"
+
+
+def of_round(title: str, number: int) -> str:
+    """``title`` in the round of that ``number``, where what it names is done in several."""
+    return title if number == 1 else f"{title}, round {number}"
