@@ -98,7 +98,7 @@ def test_the_default_of_the_api_is_the_command_s(
         seen.append((config.target.text, config.recipe, config.dtype, config.device, config.store_dtype))
         raise PrunekitError("Seen.")
 
-    monkeypatch.setattr("prunekit.pruning.planner.compute_plan", see)
+    monkeypatch.setattr("prunekit.pipeline.planning.compute_plan", see)
     for name in ("plan", "prune"):
         assert "Seen." in command(name, model, DEFAULT, "--blocks", "0.7", "-o", tmp_path / name).err
     with pytest.raises(PrunekitError, match="Seen"):
@@ -114,8 +114,19 @@ def test_a_model_is_loaded_once_and_a_text_read_once(
 ) -> None:
     """With text that the model writes itself, too."""
     recipe = Recipe.of(method, calib=f"{text}:0.5,self:0.5", **(BRIEF if method == "slicegpt" else SHORT))
-    prune(str(model), tmp_path / "out", recipe=recipe, device="cpu", blocks=0.7)
+    prune(str(model), tmp_path / "out", recipe=recipe, device="cpu", blocks=0.75)
     assert counted == {"models": 1, "texts": 1}
+
+
+def test_each_round_uses_up_a_model(model: Path, text: Path, tmp_path: Path, counted: Counter[str]) -> None:
+    """Loss curves are drawn again on one that is cut; a second copy in memory would cost as much as the model."""
+    recipe = Recipe.of(calib=str(text), redraw_after=0.1, **SHORT)
+    made = prune(str(model), tmp_path / "out", recipe=recipe, device="cpu", blocks=0.7)
+    assert [row["step"] for row in made.plan.provenance["history"]] == [1, 2, 3]
+    assert counted == {"models": 3, "texts": 1}
+    # A further size needs the same curves, which are kept.
+    prune(str(model), tmp_path / "smaller", recipe=recipe, device="cpu", blocks=0.67)
+    assert counted == {"models": 4, "texts": 2}
 
 
 def test_a_model_that_planning_used_up_is_loaded_again(

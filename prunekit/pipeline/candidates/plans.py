@@ -106,8 +106,11 @@ def loss_of_rounding(
 
 def phases_again(source: Source, configs: Sequence[PlanConfig]) -> tuple[str, ...]:
     """The phases in which loss curves are drawn again for the smallest of the sizes."""
-    rounds = max(len(rounds_on_the_way(source, each)) for each in configs)
-    return round_phases(configs[0].recipe, rounds)
+    return max((_again(source, each) for each in configs), key=len)
+
+
+def _again(source: Source, config: PlanConfig) -> tuple[str, ...]:
+    return round_phases(config.recipe, len(rounds_on_the_way(source, config)))
 
 
 def make_plans(
@@ -123,9 +126,9 @@ def make_plans(
     todo = [each for each in configs if kept_plan(source, each, text) is None]
     # What is measured of the smallest is all that the others need.
     begun = max(todo, key=lambda each: len(rounds_on_the_way(source, each)), default=None)
-    if begun is None:
-        for title in (*planning_phases(configs[0].recipe), *phases_again(source, configs)):
-            unneeded(title, "not needed, for all plans are kept")
+    again = phases_again(source, configs)
+    for each in (*planning_phases(configs[0].recipe), *again) if begun is None else again[len(_again(source, begun)) :]:
+        unneeded(each, "not needed, for all plans are kept")
     first = None if begun is None else plan_for(source, begun, dense, text)
     plans, rounding = [], []
     with progress(title, len(configs)) as advance:
