@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from prunekit.errors import PrunekitError
 from prunekit.monitoring.baseline.make import watch_init
 from prunekit.monitoring.baseline.settings import WatchConfig
 from prunekit.monitoring.baseline.stored import Baseline
@@ -51,3 +54,14 @@ def make_baseline(folder: Path, requests: int) -> tuple[Path, Baseline]:
     """The baseline of so many requests, in windows of 50, and its file."""
     log = write_log(folder / "reference.jsonl", requests, 1)
     return folder / "base.json", watch_init(log, folder / "base.json", config=WatchConfig(window=50))
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """What a watch in ``folder`` has kept of each window."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def refuse(words: str, call: Callable[[], object]) -> None:
+    """``call`` raises PrunekitError with a sentence that has these ``words``."""
+    with pytest.raises(PrunekitError, match=words):
+        call()
