@@ -179,7 +179,11 @@ def worker(arguments: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.gpu_check.work import work
+    from prunekit.kernels.ops.utils._triton import INTERPRETING
+    from prunekit.kernels.testing.interpreting import quicken
 
+    if INTERPRETING:
+        quicken()
     work(arguments, torch.device("cpu" if arguments.rehearse else "cuda"))
     return 0
 
