@@ -11,7 +11,7 @@
 # make test-triton-3.6     the kernels' tests on the Triton of torch 2.11
 # make runtimes            the runtimes that exports are checked in; `make test` does it first
 # make kill-test           kills every command that writes at its every change of a file, and checks what is left
-# make test-whole          exports of all layers of the real model, where `make test` takes its first six
+# make test-whole          exports of all layers of the real model, where `make test` takes its first three
 # make test-vllm           pruned models in vLLM, in an environment of its own
 # make test-ortmodel       an ONNX export in optimum-onnx, in an environment of its own
 #

@@ -133,10 +133,10 @@ def pruned_smollm2(smollm2: Source, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def shortened_smollm2(pruned_smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Its first six layers, whose graphs take a fifth of the time to write; all of it for ``make test-whole``."""
+    """Its first three layers, whose graphs take a tenth of the time to write; all of it for ``make test-whole``."""
     if os.environ.get("PRUNEKIT_WHOLE_MODELS"):
         return pruned_smollm2
-    layers = enumerate(pruned_smollm2.shape.layers[:6])
+    layers = enumerate(pruned_smollm2.shape.layers[:3])
     plan = Plan(pruned_smollm2.shape, tuple(LayerKeep.everything(index, layer) for index, layer in layers))
     folder = tmp_path_factory.mktemp("shortened") / "model"
     rebuild(pruned_smollm2, plan, folder)

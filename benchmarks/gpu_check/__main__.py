@@ -166,9 +166,11 @@ def why_no_models() -> str | None:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Import the tree in a process that works."""
+    """Import the tree in a process that works. Where no block wants whole models, seconds of imports are saved."""
+    from benchmarks.gpu_check.blocks import BLOCKS
+
     arguments.why_no_models = why_no_models()
-    if arguments.why_no_models:
+    if arguments.why_no_models or not any(BLOCKS[name].models for name in arguments.blocks):
         sys.modules["transformers"] = None  # type: ignore[assignment]  # importing it fails, as if it weren't there
     load_tree("prunekit")
 
@@ -179,7 +181,11 @@ def worker(arguments: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.gpu_check.work import work
+    from prunekit.kernels.ops.utils._triton import INTERPRETING
+    from prunekit.kernels.testing.interpreting import quicken
 
+    if INTERPRETING:
+        quicken()
     work(arguments, torch.device("cpu" if arguments.rehearse else "cuda"))
     return 0
 

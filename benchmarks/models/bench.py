@@ -185,11 +185,10 @@ class ModelBench:
             return {}
         with torch.no_grad():
             expected = self.stock(input_ids=ids[:1], use_cache=False, logits_to_keep=1).logits[:, -1]
-        found = agreement(ours[0].runtime.prefill(ids)[:1], expected)
-        if len(ours) > 1:
-            first, second = (run.tokens(ids, self.tokens) for run in ours)
-            found["overlap_same_tokens"] = first == second
-        return found
+        if len(ours) == 1:
+            return agreement(ours[0].runtime.prefill(ids)[:1], expected)
+        (logits, first), (_, second) = (run.tokens(ids, self.tokens) for run in ours)
+        return {**agreement(logits[:1], expected), "overlap_same_tokens": first == second}
 
 
 @torch.no_grad()
@@ -250,12 +249,12 @@ class OursRun:
             synchronize(ids.device)
             return first - begin, (time.perf_counter() - first) / tokens
 
-    def tokens(self, ids: torch.Tensor, count: int) -> list[list[int]]:
-        """The likeliest tokens after each prompt."""
+    def tokens(self, ids: torch.Tensor, count: int) -> tuple[torch.Tensor, list[list[int]]]:
+        """The logits after each prompt, and the likeliest tokens."""
         with choosing(**self.choices):
-            self.runtime.prefill(ids)
+            logits = self.runtime.prefill(ids).clone()
             made = [self.runtime.tokens[: len(ids)].tolist()]
             for _ in range(count):
                 self.runtime.step()
                 made.append(self.runtime.tokens[: len(ids)].tolist())
-        return made
+        return logits, made

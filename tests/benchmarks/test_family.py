@@ -53,7 +53,7 @@ def go(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_
             *(word for text in held_out for word in ("--held-out", str(text))),
         ]
         words += ["--prune", PRUNED, "--recover", TRAINED, "--max-tokens", "1024", "--prompts", "2"]
-        words += ["--bench", "--repeats 2 --prompt-tokens 16 --new-tokens 4 --no-memory"]
+        words += ["--bench", "--repeats 2 --prompt-tokens 16 --new-tokens 4 --max-minutes 0 --no-memory"]
         words += ["--dtype", "float32", "--folder", str(tmp_path / "models"), "--output", str(output)]
         family.main([*words, *given])
         return json.loads(output.read_text()), [*told]

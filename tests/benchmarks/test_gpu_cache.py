@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,10 @@ def test_kernels_of_a_step_are_those_of_its_graph() -> None:
     with planning_for(H200):
         both, dtype = dtypes_of(META)
     sizes = real_sizes(("smollm2-135m",), dtype, both, 32, False)
-    found, failed = launches_of(["headline"], sizes, H200, None)
+    # A few of its layers start the kernels of all.
+    (whole,) = sizes.models
+    few = replace(whole, shape=whole.shape.with_layers(whole.shape.layers[:4]))
+    found, failed = launches_of(["headline"], replace(sizes, models=(few,)), H200, None)
     assert not failed
     overlapping = {launch.kernel.__name__ for launch in found.launches if launch.overlap}
     assert {"_qkv_rope_kernel", "_gate_up_kernel", "_attention_decode_kernel", "_linear_decode_kernel"} <= overlapping

@@ -145,21 +145,23 @@ def test_rehearsal_judges_no_goal(rehearsal: Rehearsal) -> None:
 
 def test_a_run_goes_on_with_what_it_did_not_reach(tmp_path: Path) -> None:
     """Its time begins anew; what was measured is left alone."""
-    first = gpu_check("launch", "--out", tmp_path, "--block-seconds", 0.01)
+    first = gpu_check("tiles", "--out", tmp_path, "--block-seconds", 0.01)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    (file,) = tmp_path.glob("*_launch.json")
+    (file,) = tmp_path.glob("*_tiles.json")
     before = json.loads(file.read_text())
     assert before["status"] == "out of time" and before["not_reached"] and not before["records"]
     assert "--resume" in first.stdout
-    kept = {"id": before["not_reached"][0], "took_s": 0, "us_a_launch": {"waiting": {"median_us": 7.0}}}
-    rest = before["not_reached"][1:]
-    file.write_text(json.dumps(before | {"records": [kept]}))
-    stem = file.name.removesuffix("_launch.json")
-    again = gpu_check("launch", "--out", tmp_path, "--resume", stem)
+    *done, one, other = before["not_reached"]
+    kept = [{"id": name, "took_s": 0, "entry": None, "mine": 7.0} for name in done]
+    file.write_text(json.dumps(before | {"records": kept}))
+    stem = file.name.removesuffix("_tiles.json")
+    again = gpu_check("tiles", "--out", tmp_path, "--resume", stem)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     after = json.loads(file.read_text())
-    assert after["records"][0] == kept and after["date"] == before["date"]
-    assert [record["id"] for record in after["records"][1:]] == rest and after["status"] == "complete"
+    assert kept and after["records"][: len(kept)] == kept and after["date"] == before["date"]
+    rest = after["records"][len(kept) :]
+    assert [record["id"] for record in rest] == [one, other] and after["status"] == "complete"
+    assert all(record["other_entry"] for record in rest)
 
 
 def test_runs_of_another_gpu_or_version_are_not_gone_on_with(tmp_path: Path) -> None:

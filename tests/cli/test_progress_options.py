@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -197,36 +196,34 @@ def test_on_a_terminal(model: Path, text: Path, tmp_path: Path) -> None:
         (r"\[8/8\] cutting", "loss curves of layers (4 of 4)"),
     ],
 )
-def test_ctrl_c(until: str, kept: str | None, model: Path, text: Path, tmp_path: Path) -> None:
+def test_ctrl_c(until: str, kept: str | None, command: Command, model: Path, text: Path, tmp_path: Path) -> None:
     """A real process, interrupted while it works: what it says is true."""
     out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNEKIT_CACHE", str(tmp_path / "cache"))
-        process = start(*pruning(model, text, out), "-v", code=SLOW)
-        assert process.stderr is not None
-        seen = []
-        for line in process.stderr:
-            seen.append(line)
-            if re.search(until, line):
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-        process.wait(60)
-        assert process.returncode == 130, (seen, rest)
-        last = rest.splitlines()[-1]
-        assert last.startswith("prunekit: stopped; nothing half-written was left behind"), rest
-        assert not out.exists() and not list(tmp_path.glob(".out*"))
-        if kept is None:
-            assert last.endswith("behind.")
-            return
-        assert kept in last and "the same command goes on from there: prunekit prune" in last
-        again = start(*pruning(model, text, out), "-v", "--json")
-        told, err = again.communicate(timeout=120)
-        assert again.returncode == 0, err
-        assert json.loads(told)["checkpoint"] == str(out)
-        assert "all 8 kept from an earlier run" in err
-        if "curves" in kept:
-            assert "all 4 kept from an earlier run" in err
+    process = start(*pruning(model, text, out), "-v", code=SLOW)
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if re.search(until, line):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    process.wait(60)
+    assert process.returncode == 130, (seen, rest)
+    last = rest.splitlines()[-1]
+    assert last.startswith("prunekit: stopped; nothing half-written was left behind"), rest
+    assert not out.exists() and not list(tmp_path.glob(".out*"))
+    if kept is None:
+        assert last.endswith("behind.")
+        return
+    assert kept in last and "the same command goes on from there: prunekit prune" in last
+    with one_thread():
+        again = command(*pruning(model, text, out), "-v", "--json")
+    assert again.code == 0, again.err
+    assert again.json["checkpoint"] == str(out)
+    assert "all 8 kept from an earlier run" in again.err
+    if "curves" in kept:
+        assert "all 4 kept from an earlier run" in again.err
 
 
 def test_ctrl_c_between_two_layers(model: Path, text: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from prunekit.models.source import Source
 from prunekit.profiling.bench_report import BenchConfig
 from prunekit.profiling.edge import read_edge
 from tests.support.command import ROOT
+from tests.support.export_models import save_chatty
 
 RUNTIMES = {
     "hf": "transformers",
@@ -168,8 +169,8 @@ def test_llama_cpp_computes_on_the_threads_that_are_recorded(exported: Callable[
 
 
 @pytest.mark.skipif(not EXECUTORCH.is_dir(), reason="there is no .compat/executorch")
-def test_executorch(uneven: Callable[..., Source], tmp_path: Path) -> None:
-    model = uneven("llama").path
+def test_executorch(tmp_path: Path) -> None:
+    model = save_chatty(tmp_path / "two layers")
     code = (
         "from prunekit.export.export import export_model\n"
         f"export_model({str(model)!r}, 'executorch', {str(tmp_path / 'made')!r}, context_length=64, verify=False)"

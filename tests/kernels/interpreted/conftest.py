@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from prunekit.kernels.ops.utils._triton import INTERPRETING
+from prunekit.kernels.testing.interpreting import quicken
 from prunekit.kernels.testing.tolerances import poisoned_memory
+
+if INTERPRETING:
+    quicken()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
