@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from prunekit.plan.shape import ModelShape
 
 
+REFITTED = 2
+"""How many times the text of the curves is refitted on before they are drawn again. On that text alone, what is solved
+errs less there than elsewhere: half of SmolLM2-135M then had a KL of 1.005 in place of 0.984."""
+
+
 class Refit(Protocol):
     """Cuts the model ``dense`` of shape ``shape`` down to ``keeps`` and solves what is left anew as ``recipe`` says, on
     ``ids`` [N, L], in a phase of that ``title``. The dense model is used up."""
@@ -89,9 +94,9 @@ def _further(
     drawing: OptimalConfig,
     refit: Refit,
 ) -> Further:
-    """How curves are drawn again: on what is left of the ``dense`` model, refitted on the text of the curves."""
+    """How curves are drawn again: on what is left of the ``dense`` model, refitted."""
     ids = calibration.step(0).input_ids
-    ids = ids[: -(-drawing.curve_tokens // ids.shape[1])]
+    ids = ids[: -(-REFITTED * drawing.curve_tokens // ids.shape[1])]
 
     def model(keeps: tuple[LayerKeep, ...], title: str) -> nn.Module:
         return refit(dense, source.shape, keeps, recipe, ids, title=title)

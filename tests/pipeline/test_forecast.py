@@ -56,6 +56,19 @@ def test_seconds_grow_with_the_work() -> None:
     assert found[titles.RESCALING] == found[titles.SCORING] == 0
 
 
+def test_each_round_is_of_what_is_left() -> None:
+    text = replace(QUICK, refitted=16384)
+    once = Work(SMOLLM2, 0.5, text, 0)
+    found = replace(once, rounds=(0.2, 0.4)).seconds(RATES)
+    assert {title: found[title] for title in once.seconds(RATES)} == once.seconds(RATES)
+    # A model of 80 % is refitted as one is that is left at 80 %, on as much text.
+    assert found["refit, round 2"] == pytest.approx(replace(once, share=0.8).seconds(RATES)[titles.REFIT])
+    for title in (titles.FISHER, titles.CURVES):
+        assert found[title] > found[f"{title}, round 2"] > found[f"{title}, round 3"] > 0.4 * found[title]
+    assert found[titles.WHOLE] == found["whole sub-layers, round 2"] == 0
+    assert replace(once, rounds=(0.2,)).operations() > once.operations()
+
+
 def test_memory_of_large_models_is_mostly_weights() -> None:
     small = room(Work(SMOLLM2, 0.8, QUICK, 450_000_000), 4, fast=True)
     # 2.8 GB were seen at most.

@@ -126,7 +126,7 @@ def test_curves_of_the_last_round_are_of_the_refitted_model(model: Source, monke
     plan = compute_plan(model, asked, refit=refit)
     ((_, shape, keeps, recipe, ids), options, weights), *others = seen
     assert not others and options == {"title": "refit, round 2"} and recipe == asked.recipe
-    assert ids.numel() == 128 and shape == model.shape
+    assert ids.numel() == 256 and shape == model.shape
     alone = refit_left(DenseModel(model, device="cpu"), shape, keeps, recipe, ids).state_dict()
     assert all(torch.equal(alone[name], each) for name, each in weights.items())
     assert plan.share_of_blocks <= 0.6

@@ -24,6 +24,7 @@ from prunekit.pruning.allocation.base import Problem
 from prunekit.pruning.allocation.session import scale_sequences
 from prunekit.pruning.allocation.stored_session import takes_weights_alone
 from prunekit.pruning.importance.base import importance
+from prunekit.pruning.loaded import REFITTED
 from prunekit.pruning.stages import before_the_last
 from prunekit.utils.files.atomic import cache_folder
 from prunekit.utils.phases.run import current
@@ -137,7 +138,7 @@ def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, plan
     if takes_weights_alone(recipe.method):
         text = replace(text, passes=0.0)
     if planned:
-        text = replace(text, curves=0, fisher=0, scale=0, passes=0.0)
+        text = replace(text, curves=0, fisher=0, scale=0, whole=0, refitted=0, passes=0.0)
     comparing = Comparing(dense.source.shape, recipe, text, asked)
     if comparing.operations() < _SOON:
         return
@@ -220,6 +221,7 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
             curves=min(tokens, _whole(drawing.curve_tokens, length)),
             fisher=min(tokens, _whole(drawing.fisher_tokens, length)),
             scale=scale,
+            refitted=min(tokens, _whole(REFITTED * drawing.curve_tokens, length)),
             whole=scale if {*MEASURED} & {*method.units} else 0,
         )
     needs = importance(method.importance).needs

@@ -25,9 +25,9 @@ _CHECKED_TOKENS, _SHOWN_TOKENS, _SHOWN = 4096, 32, 2
 @dataclass(frozen=True)
 class Text:
     """How much text each phase takes, in tokens: what the model has yet to write itself in chunks of so many sequences
-    (``unwritten``), curves, their metric, their scale, and what is measured of ``whole`` sub-layers; the refit, and
-    rescaling. ``passes`` are those that score, by what ``needs`` says; ``turned`` is what principal axes are taken of,
-    in float64."""
+    (``unwritten``), curves, their metric, their scale, what is measured of ``whole`` sub-layers, and what is
+    ``refitted`` before they are drawn again; the refit, and rescaling. ``passes`` are those that score, by what
+    ``needs`` says; ``turned`` is what principal axes are taken of, in float64."""
 
     length: int
     batch_size: int
@@ -36,6 +36,7 @@ class Text:
     fisher: int = 0
     scale: int = 0
     whole: int = 0
+    refitted: int = 0
     refit: int = 0
     rescaling: int = 0
     scored: int = 0
@@ -68,7 +69,7 @@ class Work:
             titles.BIASES: self.text.scored * self._through(rates, 1.0, back=False),
         }
         for number, gone in enumerate(self.rounds, start=2):
-            left = self._refit(rates, 1 - gone, self.text.curves)
+            left = self._refit(rates, 1 - gone, self.text.refitted)
             found |= {titles.of_round(titles.REFIT, number): left, **self._drawn(rates, number, 1 - gone)}
         found = {title: seconds / ranks for title, seconds in found.items()}
         return {
@@ -89,7 +90,9 @@ class Work:
         text = self.text
         tokens: float = sum(text.unwritten) * text.length + text.curves + 3 * text.fisher + 3 * text.refit
         tokens += 3 * text.rescaling + 3 * text.scored * text.passes + text.scale * self.dense.num_hidden_layers
-        tokens += len(self.rounds) * (4.0 * text.curves + 3 * text.fisher + text.scale * self.dense.num_hidden_layers)
+        tokens += len(self.rounds) * (
+            text.curves + 3.0 * (text.refitted + text.fisher) + text.scale * self.dense.num_hidden_layers
+        )
         solved = (1 + len(self.rounds)) * sum(map(self._solved, self.dense.layers)) if text.curves else 0.0
         turned = text.turned + self.share * self.dense.hidden_size * (text.turned > 0)
         return 2.0 * self.dense.parameters * (tokens + turned) + solved
