@@ -106,7 +106,7 @@ def _further(
             return None
         left = [[keep.index, *map(encode_ranges, (keep.kv_heads, keep.query_heads, keep.ffn))] for keep in keeps]
         assert recipe.refit is not None
-        return curve_folder(source, calibration, computed, drawing, left, asdict(recipe.refit))
+        return curve_folder(source, calibration, computed, drawing, left, asdict(recipe.refit), ids.numel())
 
     return Further(model, store)
 
