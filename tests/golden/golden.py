@@ -70,6 +70,8 @@ SHORT = ("--set", "sequences=16", "--set", "length=32", "--set", "ffn_multiple=1
 EXACT = ("--dtype", "float32")
 BLOCKS = ("--blocks", "0.7")
 READ = ("--calib", TEXT)
+# As the default method planned before it drew curves again, and does at `--effort quick`.
+ONCE = ("--set", "redraw_after=1")
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,15 @@ class Case:
 
 
 def _method(model: str, method: str) -> Case:
-    exact = EXACT if method == "prunekit" else ()
+    exact = (*EXACT, *ONCE) if method == "prunekit" else ()
     return Case(model, method, ("--method", method, *BLOCKS, *READ, *SHORT, *exact), SOLVED.get(method))
 
 
 def _llama(name: str, method: str, *arguments: str, goal: tuple[str, ...] = BLOCKS, **fields: Any) -> Case:
     """What else decides a result, on the tiny Llama."""
     reading = () if "--calib" in arguments else READ
-    return Case("llama", name, ("--method", method, *goal, *reading, *SHORT, *arguments), **fields)
+    once = ONCE if method == "prunekit" and not any("redraw_after" in each for each in arguments) else ()
+    return Case("llama", name, ("--method", method, *goal, *reading, *SHORT, *once, *arguments), **fields)
 
 
 CASES = (
@@ -123,6 +126,15 @@ CASES = (
     ),
     _llama("as the processor likes", "prunekit", solved=SOLVED["prunekit"], rounded=True),
     _llama("refit", "fisher-global", "--set", "refit=true", *EXACT, solved=SOLVED["refit"]),
+    _llama(
+        "curves drawn again",
+        "prunekit",
+        "--set",
+        "redraw_after=0.2",
+        *EXACT,
+        goal=("--blocks", "0.5"),
+        solved=SOLVED["prunekit"],
+    ),
     _llama("no rescaling", "prunekit", "--set", "rescale=false", *EXACT, solved=SOLVED["refit"]),
     _llama("no refit", "prunekit", "--set", "refit=false", *EXACT),
     # Goals.
