@@ -124,7 +124,7 @@ def doubt_of(said: Fields) -> str:
     """Why the bench itself does not believe a figure; nothing where it does, or does not say."""
     if said.flag("believed") is not False:
         return ""
-    return clipped("; ".join(_sentences(said)) or "the bench says so", 500)
+    return clipped(". ".join(_sentences(said)) or "the bench says so", 500)
 
 
 def _sentences(said: Fields) -> list[str]:
