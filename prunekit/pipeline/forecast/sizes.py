@@ -24,8 +24,8 @@ _FLOAT = 4
 class Comparison:
     """What is compared: the share of its blocks that every size leaves which is still to be measured, by its phase;
     what the phases of the plans and of the dense model are called. ``rounds`` are as :class:`Work` has them, of the
-    smallest size. ``tokens`` are evaluated. With ``exports`` each size
-    is written, in ``stored`` bytes a number, and measured once more."""
+    smallest size. ``tokens`` are evaluated. With ``exports`` each size is written, in ``stored`` bytes a number, and
+    measured once more."""
 
     shares: Mapping[str, float]
     plans: str
