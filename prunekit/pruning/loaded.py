@@ -64,7 +64,7 @@ def loaded_session(
     if fast:
         computed["products"] = "bfloat16"
     further = None
-    if drawing is not None and refit is not None and recipe.refit is not None:
+    if drawing is not None and refit is not None:
         further = _further(source, calibration, dense, recipe, computed, drawing, refit)
     session = Session(
         model,

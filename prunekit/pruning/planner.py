@@ -89,12 +89,16 @@ def planning_phases(recipe: Recipe) -> tuple[str, ...]:
 def rounds_on_the_way(source: Source, config: PlanConfig, stage: Stage | None = None) -> tuple[float, ...]:
     """The shares of the layers that have gone each time that :func:`compute_plan` draws loss curves again. Raises
     PrunekitError as that does."""
-    recipe, drawing = config.recipe, config.recipe.method.allocation
-    later = stage is not None and stage.so_far is not None
-    if not isinstance(drawing, OptimalConfig) or recipe.refit is None or later:
+    drawing = config.recipe.method.allocation
+    if not isinstance(drawing, OptimalConfig) or not _redraws(config.recipe, stage):
         return ()
     parts = on_the_way(source.shape, read_task(source, config, stage).problem, drawing.redraw_after)
     return tuple(part.held(source.shape).removed_of_layers for part in parts)
+
+
+def _redraws(recipe: Recipe, stage: Stage | None) -> bool:
+    """Whether curves may be drawn again: on what is refitted, and in no later stage, which has new ones anyway."""
+    return recipe.refit is not None and (stage is None or stage.so_far is None)
 
 
 def round_phases(recipe: Recipe, rounds: int) -> tuple[str, ...]:
@@ -216,7 +220,7 @@ def compute_plan(
     short, or a score not finite.
     """
     recipe, method = config.recipe, config.recipe.method
-    made = prepare(source, config, dense, stage, None if stage is not None and stage.so_far is not None else refit)
+    made = prepare(source, config, dense, stage, refit if _redraws(recipe, stage) else None)
     task, session, calibration = made.task, made.session, made.calibration
     problem, budgets, rounding = task.problem, task.budgets, task.problem.rounding
     allocate = allocation(method.allocation.name)

@@ -31,21 +31,35 @@ def refit_left(
     """What ``keeps`` leaves of the ``dense`` model of that ``shape``, solved anew on ``ids`` [N, L] as ``recipe`` says,
     in a phase of that ``title``. The model is used up; what is solved is what :func:`refit_plan` would solve on that
     text, not rescaled. Raises PrunekitError where something is not finite."""
-    model, asked, tokens = dense.take(), recipe.calibration, ids.numel()
-    steps, work = 2 * shape.num_hidden_layers, refit_work(shape, keeps, tokens)
-    with progress(title, steps, work=work, tokens=tokens) as advance:
-        refit(
+    model = dense.take()
+    _refit(dense, model, shape, keeps, recipe, ids, recipe.calibration.batch_size, title)
+    return model
+
+
+def _refit(
+    dense: DenseModel,
+    model: Any,
+    shape: ModelShape,
+    keeps: tuple[LayerKeep, ...],
+    recipe: Recipe,
+    ids: torch.Tensor,
+    batch_size: int,
+    title: str,
+) -> Refitted:
+    """The ``model`` that was taken of ``dense`` cut and solved anew, in a phase of that ``title``."""
+    work, tokens = refit_work(shape, keeps, ids.numel()), ids.numel()
+    with progress(title, 2 * shape.num_hidden_layers, work=work, tokens=tokens) as advance:
+        return refit(
             model,
             dense.source.family,
             shape,
             keeps,
             ids,
             recipe.refit,
-            batch_size=asked.batch_size,
+            batch_size=batch_size,
             fast=dense.dtype == "auto",
             advance=advance,
         )
-    return model
 
 
 def refit_plan(
@@ -58,26 +72,14 @@ def refit_plan(
     Where its dtype was left to be chosen, CPUs made for it may compute products in bfloat16. Raises PrunekitError where
     something is not finite.
     """
-    config, scales = recipe.refit, recipe.rescale
-    assert config is not None, "the recipe asks for no refit"
+    scales = recipe.rescale
+    assert recipe.refit is not None, "the recipe asks for no refit"
     ids = calibration.input_ids
     batch_size = batch_size or recipe.calibration.batch_size
-    model, family, fast = dense.take(), dense.source.family, dense.dtype == "auto"
+    model, fast = dense.take(), dense.dtype == "auto"
 
     def solve(text: torch.Tensor) -> Refitted:
-        steps, work = 2 * plan.source.num_hidden_layers, refit_work(plan.source, plan.layers, text.numel())
-        with progress(REFIT, steps, work=work, tokens=text.numel()) as advance:
-            return refit(
-                model,
-                family,
-                plan.source,
-                plan.layers,
-                text,
-                config,
-                batch_size=batch_size,
-                fast=fast,
-                advance=advance,
-            )
+        return _refit(dense, model, plan.source, plan.layers, recipe, text, batch_size, REFIT)
 
     if scales is None:
         return solve(ids)
