@@ -8,12 +8,13 @@ CPU that others use too the fairer figure. What is measured is written down afte
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from prunekit.utils.machine import peak_bytes
 
 MODES: dict[str, dict[str, Any]] = {
     # CUDA graphs for decoding, and no compiler: it would compile a piece for every layer that differs.
@@ -72,7 +73,7 @@ def measure(job: dict[str, Any], write: Any) -> None:
         "model_class": config.model_config.architecture,
         "startup_s": time.perf_counter() - begin,
         "weight_bytes": llm.apply_model(weight_bytes)[0],
-        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "host_peak_bytes": peak_bytes(),
         "kv_tokens": cache.num_gpu_blocks * cache.block_size,
         "rows": [],
     }

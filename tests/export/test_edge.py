@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from prunekit.errors import PrunekitError
@@ -113,6 +114,17 @@ def test_it_times_what_prunekit_times(target: str, exported: Callable[[str], Pat
     for name in ("ttft", "tpot"):
         here, there = getattr(report.results[0], name).pruned.median, getattr(found, name).median
         assert 1 / 3 < there / here < 3, (name, there, here)
+
+
+def test_its_peak_is_not_that_of_the_program_that_started_it() -> None:
+    held = np.ones(128 << 20)  # 1 GiB
+    done = subprocess.run(
+        [sys.executable, "-c", "from prunekit.export.edge.core import _peak; print(_peak())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert 1 << 20 < int(done.stdout) < held.nbytes
 
 
 class Still:
