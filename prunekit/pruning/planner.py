@@ -25,8 +25,9 @@ from prunekit.pruning.allocation.base import check_compensable
 from prunekit.pruning.allocation.drop import check_droppable
 from prunekit.pruning.allocation.feasibility import check_protected, check_reachable
 from prunekit.pruning.allocation.rounds import on_the_way
-from prunekit.pruning.allocation.session import Session, agreed
+from prunekit.pruning.allocation.session import Session
 from prunekit.pruning.allocation.stored_session import StoredSession, takes_weights_alone
+from prunekit.pruning.allocation.units import agreed
 from prunekit.pruning.curves.loss_curves import LayerCurves
 from prunekit.pruning.importance.base import importance, layer_importance
 from prunekit.pruning.importance.scoring import tell_of_idle_ranks
@@ -283,7 +284,7 @@ def _why(
     if not curves:
         return {}
     named = made.calibration.sources
-    texts = [named[row] for row in made.session.scale_rows()]
+    texts = [named[row] for row in made.session.text().scale_rows()]
     asked = (made.session.source, made.task.problem, curves, shapes, texts, bytes_per_parameter)
     return {"why": explain(*asked, mix=tuple(dict.fromkeys(named)))}
 

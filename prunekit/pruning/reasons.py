@@ -17,8 +17,8 @@ from prunekit.models.sublayers import KINDS
 from prunekit.plan.budgets import FLOPS, KV_BYTES, LATENCY, PARAMETERS, Budget
 from prunekit.plan.shape import Heads, Kind, LayerShape, ModelShape
 from prunekit.pruning.allocation.base import Problem
-from prunekit.pruning.allocation.session import OF_EACH_TEXT
 from prunekit.pruning.curves.loss_curves import LayerCurves
+from prunekit.pruning.curves.text import OF_EACH_TEXT
 from prunekit.pruning.stability import FEWEST, Stability, stability
 
 # A text that pays this many times what the mean of all does is worth a word, where it differs from the others by more

@@ -16,8 +16,8 @@ from prunekit.plan.rounding import Rounding
 from prunekit.plan.shape import ModelShape
 from prunekit.pruning.allocation import Problem
 from prunekit.pruning.allocation.optimal import solve
-from prunekit.pruning.allocation.session import evenly, scale_sequences
 from prunekit.pruning.curves.loss_curves import FfnCurve, HeadChoice, LayerCurves
+from prunekit.pruning.curves.text import evenly, scale_sequences
 from prunekit.pruning.reasons import explain
 from prunekit.pruning.stability import stability
 from tests.support.tiny import tiny_config

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prunekit.models.families import FAMILIES
 from prunekit.plan import LayerKeep, Plan
 from prunekit.plan.shape import LayerShape
-from prunekit.pruning.allocation.session import Session, best_units, relative, top
+from prunekit.pruning.allocation.session import Session
+from prunekit.pruning.allocation.units import best_units, relative, top
 from prunekit.pruning.importance.scores import LayerScores, Scores
 from tests.support.tiny import MODEL_TYPES, VOCAB, one_thread, random_plan, rebuilt_model, tiny_model, zeroed_model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from prunekit.plan import LayerKeep, Plan
 from tests.support.tiny import rebuilt_model, tiny_config, tiny_model
 
 FAMILIES_TESTED = ("llama", "mistral", "qwen2", "qwen3")
-HEADS = (8, 6, 4, 2)
-KV_HEADS = (4, 3, 2, 1)
-FFN = (501, 333, 77, 512)
+HEADS = (8, 6, 2)
+KV_HEADS = (4, 3, 1)
+FFN = (501, 77, 512)
 VOCAB = 512
 
 
@@ -71,10 +72,11 @@ def sentencepiece_tokenizer(prefix: bool | str) -> Any:
 
 
 def uneven_plan(shape: Any) -> Plan:
-    """Layer i keeps HEADS[i] query heads, KV_HEADS[i] KV heads and FFN[i] channels, the last of each."""
+    """Layer i keeps HEADS[i] query heads, KV_HEADS[i] KV heads and FFN[i] channels, the last of each; further layers
+    begin again."""
     layers = []
-    for index, (heads, kv, ffn) in enumerate(zip(HEADS, KV_HEADS, FFN, strict=True)):
-        dense = shape.layers[index]
+    widths = cycle(zip(HEADS, KV_HEADS, FFN, strict=True))
+    for index, (dense, (heads, kv, ffn)) in enumerate(zip(shape.layers, widths, strict=False)):
         layers.append(
             LayerKeep(
                 index,
@@ -106,8 +108,9 @@ def dense_config(model_type: str, **fields: Any) -> Any:
 
 
 def save_uneven(folder: Path, model_type: str, *, tokenizer: Any = None, seed: int = 0, **fields: Any) -> Path:
-    """A pruned checkpoint of that family in ``folder``."""
-    dense = tiny_model(model_type, config=dense_config(model_type, **fields), seed=seed)
+    """A pruned checkpoint of that family in ``folder``: a layer for each width, unless ``fields`` say otherwise."""
+    config = dense_config(model_type, **{"num_hidden_layers": len(HEADS), **fields})
+    dense = tiny_model(model_type, config=config, seed=seed)
     rebuilt_model(dense, uneven_plan(FAMILIES[model_type].shape(dense.config))).save_pretrained(folder)
     (tokenizer or byte_tokenizer()).save_pretrained(folder)
     return folder

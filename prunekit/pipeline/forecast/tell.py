@@ -21,8 +21,8 @@ from prunekit.plan import Plan
 from prunekit.plan.allocations import MEASURED, AdaptConfig, OptimalConfig
 from prunekit.pruning.allocation.adapt import rounds
 from prunekit.pruning.allocation.base import Problem
-from prunekit.pruning.allocation.session import scale_sequences
 from prunekit.pruning.allocation.stored_session import takes_weights_alone
+from prunekit.pruning.curves.text import scale_sequences
 from prunekit.pruning.importance.base import importance
 from prunekit.pruning.loaded import REFITTED
 from prunekit.pruning.stages import before_the_last

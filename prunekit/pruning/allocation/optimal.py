@@ -15,7 +15,8 @@ from prunekit.plan.shape import Heads, LayerShape, ModelShape
 from prunekit.pruning.allocation.base import ALLOCATION, Allocated, Problem, without_empty
 from prunekit.pruning.allocation.knapsack import choose
 from prunekit.pruning.allocation.rounds import on_the_way
-from prunekit.pruning.allocation.session import Session, agreed
+from prunekit.pruning.allocation.session import Session
+from prunekit.pruning.allocation.units import agreed
 from prunekit.pruning.curves.joined import joined
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_shape
 from prunekit.utils.advance import Advance

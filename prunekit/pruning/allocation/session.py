@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,13 @@ from prunekit.models.sublayers import KINDS
 from prunekit.plan import LayerKeep
 from prunekit.plan.allocations import OptimalConfig
 from prunekit.plan.shape import LayerShape, ModelShape
+from prunekit.pruning.allocation.units import agreed, best_units, relative
 from prunekit.pruning.curves.costs import RULER, SCALE, CurveCosts, both, in_layers
 from prunekit.pruning.curves.loss_curves import LayerCurves, layer_curves
 from prunekit.pruning.curves.output_fisher import output_fisher
+from prunekit.pruning.curves.text import CurveText
 from prunekit.pruning.importance import score
-from prunekit.pruning.importance.scores import LayerScores, Scores
+from prunekit.pruning.importance.scores import Scores
 from prunekit.utils.advance import Advance
 from prunekit.utils.phases.telling import keeping, unneeded
 from prunekit.utils.phases.titles import CURVES, FISHER, REFIT, WHOLE, of_round
@@ -37,26 +38,6 @@ if TYPE_CHECKING:
 
 
 BY_LAYERS = "loss curves of layers"
-# Of fewer sequences, their spread says too little to tell one text of a mix from another.
-OF_EACH_TEXT = 4
-
-
-def scale_sequences(drawing: OptimalConfig, length: int, texts: int = 1) -> int:
-    """How many sequences of ``length`` tokens the scale of loss curves is measured on, of a mix of so many ``texts``.
-    One sequence alone would say too little, however long."""
-    return max(2, -(-drawing.scale_tokens // length), OF_EACH_TEXT * texts if texts > 1 else 0)
-
-
-def evenly(rows: Sequence[int], sources: Sequence[str], count: int) -> list[int]:
-    """The first of ``rows``, ``count`` in all or as many as there are, the texts that ``sources`` names by row taking
-    turns. In rising order."""
-    queues: dict[str, list[int]] = {}
-    for row in rows:
-        queues.setdefault(sources[row] if sources else "", []).append(row)
-    taken: list[int] = []
-    for turn in zip_longest(*queues.values()):
-        taken += [row for row in turn if row is not None]
-    return sorted(taken[:count])
 
 
 @dataclass(frozen=True)
@@ -215,11 +196,11 @@ class Session:
         from prunekit.pruning.curves.fisher_store import FisherStore
         from prunekit.pruning.curves.scale import scaled
 
-        ids = self._curve_text()
+        text = self.text()
+        ids, some_ids = text.drawn_on, text.fisher
         size = max(1, self._batch_size // 2)
         there = {index for index, each in enumerate(known) if each is not None}
         sums = FisherStore(self.store, len(known))
-        some_ids = ids[: self._fisher_sequences(ids)]
         # A cut model is made in a phase of its own.
         model, title = self.model, of_round(FISHER, self._round)
         with progress(title, -(-len(some_ids) // size), tokens=some_ids.numel(), kept_in=self.store) as step:
@@ -234,7 +215,7 @@ class Session:
                 known=there,
                 advance=both(step, advance),
             )
-        costs = CurveCosts(self.source, ids.numel(), self._scale_sequences(ids) * ids.shape[1])
+        costs = CurveCosts(self.source, ids.numel(), text.scale_sequences * ids.shape[1])
         with progress(of_round(CURVES, self._round), len(known), work=costs.work(), kept_in=self.store) as step:
             for index in sorted(there):
                 costs.leave_out(step, index)
@@ -277,18 +258,9 @@ class Session:
         of it, such as curves were not drawn on."""
         from prunekit.pruning.curves.divergence import Divergence
 
-        some = self._text()[self.scale_rows()]
+        text = self.text()
+        some = text.ids[text.scale_rows()]
         return Divergence(self.model, self.family, some, self._batch_size, self._fast)
-
-    def scale_rows(self) -> list[int]:
-        """Which sequences of the calibration text :meth:`divergence` reads: of a mix as many of each text, where there
-        are so many."""
-        ids = self._text()
-        count = self._scale_sequences(ids)
-        # What was solved errs less on the text it was solved on than elsewhere, and not everywhere by as much.
-        seen = len(self._curve_text())
-        rows = range(seen, len(ids)) if len(ids) - seen >= count else range(len(ids))
-        return evenly(rows, self._sources, count)
 
     def copy(self) -> Session:
         """The same session with a model of its own, which may be shrunk."""
@@ -296,28 +268,17 @@ class Session:
         made._model = copy.deepcopy(self.model)
         return made
 
-    def _text(self) -> torch.Tensor:
+    def text(self) -> CurveText:
+        """The calibration text of loss curves. Raises PrunekitError where there is none."""
         ids = self._draw(0)
         if ids is None:
             raise PrunekitError("Loss curves need calibration text; name some with --calib.")
-        return ids
-
-    def _curve_text(self) -> torch.Tensor:
-        """What curves are drawn on."""
-        ids = self._text()
-        return ids[: -(-self._drawing.curve_tokens // ids.shape[1])]
+        return CurveText(ids, self._drawing, self._sources)
 
     def curve_steps(self) -> int:
         """How many steps :meth:`curves` tells of, beside one for each whole sub-layer that may go."""
-        ids = self._curve_text()
-        batches = -(-self._fisher_sequences(ids) // max(1, self._batch_size // 2))
+        batches = -(-len(self.text().fisher) // max(1, self._batch_size // 2))
         return batches + 3 * self.source.num_hidden_layers
-
-    def _scale_sequences(self, ids: torch.Tensor) -> int:
-        return scale_sequences(self._drawing, ids.shape[1], len(set(self._sources)))
-
-    def _fisher_sequences(self, ids: torch.Tensor) -> int:
-        return min(len(ids), -(-self._drawing.fisher_tokens // ids.shape[1]))
 
     def select(self, scores: Scores, shapes: tuple[LayerShape, ...]) -> tuple[LayerKeep, ...]:
         """The best units of the model as it is now, as many as ``shapes`` says, as indices into the source."""
@@ -338,40 +299,3 @@ class Session:
                 cut = cut_layer(self.model, self.family, self.shape, layers[index], relative(old, new))  # type: ignore[operator, index]
                 layers[index] = cut  # type: ignore[operator, index]
         self.keeps = keeps
-
-
-def agreed(keeps: tuple[LayerKeep, ...]) -> tuple[LayerKeep, ...]:
-    """Those of rank 0, on all ranks: what they computed alike may differ in the last bit where machines differ."""
-    if ranks.size() == 1:
-        return keeps
-    told: Any = ranks.shared([[keep.index, keep.kv_heads, keep.query_heads, keep.ffn] for keep in keeps])
-    return tuple(LayerKeep(index, *map(tuple, units)) for index, *units in told)
-
-
-def best_units(index: int, current: LayerShape, scores: LayerScores, target: LayerShape) -> LayerKeep:
-    """The best-scoring units of a layer of shape ``current``, as many as ``target`` has; ties go to lower indices."""
-    kv_heads = top(scores.kv_heads, target.num_key_value_heads)
-    query_heads = []
-    for kv in kv_heads:
-        own = top(scores.query_heads[kv], target.group_size)
-        query_heads += [kv * current.group_size + head for head in own]
-    return LayerKeep(index, kv_heads, tuple(query_heads), top(scores.ffn, target.intermediate_size))
-
-
-def top(values: torch.Tensor, count: int) -> tuple[int, ...]:
-    """Indices of the ``count`` largest values, rising; ties go to the lower index, so that a plan never depends on a
-    sort's whims."""
-    order = torch.sort(values, descending=True, stable=True).indices[:count]
-    return tuple(sorted(order.tolist()))
-
-
-def relative(outer: LayerKeep, inner: LayerKeep) -> LayerKeep:
-    """Reverse of :meth:`LayerKeep.compose`: units of ``inner`` as indices into what ``outer`` kept."""
-    kept = (outer.kv_heads, outer.query_heads, outer.ffn)
-    places = [{unit: place for place, unit in enumerate(units)} for units in kept]
-    return LayerKeep(
-        outer.index,
-        tuple(places[0][unit] for unit in inner.kv_heads),
-        tuple(places[1][unit] for unit in inner.query_heads),
-        tuple(places[2][unit] for unit in inner.ffn),
-    )

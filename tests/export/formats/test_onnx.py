@@ -144,13 +144,13 @@ def test_graph(exported):
         for kind in ("key", "value"):
             assert shapes[f"past_key_values.{layer}.{kind}"] == ["batch_size", heads, "past_sequence_length", 32]
             assert outputs[f"present.{layer}.{kind}"] == ["batch_size", heads, total, 32]
-    assert next(iter(outputs)) == "logits" and len(outputs) == len(shapes) - 2 == 9
+    assert next(iter(outputs)) == "logits" and len(outputs) == len(shapes) - 2 == 7
     assert [each.name for each in session.get_overridable_initializers()] == ["num_logits_to_keep"]
     graph = graph_of(made.path).graph
     nodes = Counter(node.op_type for node in graph.node)
-    assert nodes["Attention"] == 4 and nodes["RotaryEmbedding"] == 8 and nodes["Transpose"] == 0
-    # Of 9 norms of the hidden state, 8 follow a sum; queries and keys have 8 more.
-    assert nodes["SkipSimplifiedLayerNormalization"] == 8 and nodes["RMSNormalization"] == 9
+    assert nodes["Attention"] == 3 and nodes["RotaryEmbedding"] == 6 and nodes["Transpose"] == 0
+    # Of 7 norms of the hidden state, 6 follow a sum; queries and keys have 6 more.
+    assert nodes["SkipSimplifiedLayerNormalization"] == 6 and nodes["RMSNormalization"] == 7
     attentions = [node for node in graph.node if node.op_type == "Attention"]
     found = [{each.name: each.i for each in node.attribute} for node in attentions]
     assert [(each["q_num_heads"], each["kv_num_heads"]) for each in found] == list(zip(HEADS, KV_HEADS, strict=True))
@@ -198,7 +198,7 @@ def test_halves_in_a_file_of_their_own(source, tmp_path, monkeypatch):
     assert "model.onnx_data" in notes and "saves no time" in notes
     session = session_of(made.path)
     types = {each.name: each.type for each in (*session.get_inputs(), *session.get_outputs())}
-    assert types["past_key_values.3.key"] == types["present.0.value"] == "tensor(float16)"
+    assert types["past_key_values.2.key"] == types["present.0.value"] == "tensor(float16)"
     assert types["logits"] == "tensor(float)"
     # Where the file of weights is lost, nothing is computed.
     (made.path / "model.onnx_data").unlink()
@@ -290,7 +290,7 @@ def test_config_for_optimum(exported, tmp_path):
     # transformers.js takes the architecture and the number of layers from it, and the cache's shapes from the graph.
     config = json.loads((made.path / "config.json").read_text())
     assert config["transformers.js_config"] == {"dtype": "fp32"} and config["model_type"] == "qwen3"
-    assert config["num_hidden_layers"] == 4 and config["num_key_value_heads"] == max(KV_HEADS)
+    assert config["num_hidden_layers"] == len(KV_HEADS) and config["num_key_value_heads"] == max(KV_HEADS)
     assert stock_fields(Job(source, Options(), "fp32")) is None
     # hidden 64, head_dim 16: optimum divides one by num_attention_heads to get the other.
     uniform = resolve(str(save_tiny(tmp_path / "model", "qwen3", layers=2)))

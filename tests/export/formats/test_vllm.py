@@ -120,7 +120,7 @@ def test_first_layer_that_does_not_divide_is_named(uneven, tmp_path):
 def test_dense_and_rounded_models_divide(uneven, tmp_path, monkeypatch):
     from tests.support import export_models
 
-    for name, widths in (("HEADS", (8, 4, 4, 2)), ("KV_HEADS", (4, 2, 2, 1)), ("FFN", (501, 333, 77, 512))):
+    for name, widths in (("HEADS", (8, 4, 2)), ("KV_HEADS", (4, 2, 1)), ("FFN", (501, 77, 512))):
         monkeypatch.setattr(export_models, name, widths)
     source = resolve(str(export_models.save_uneven(tmp_path / "even", "llama")))
     made = export(source, "vllm", tmp_path / "out", Options("fp32", tensor_parallel=2, pad_ffn=2))
@@ -131,7 +131,7 @@ def test_dense_and_rounded_models_divide(uneven, tmp_path, monkeypatch):
 def test_fused_projections_are_split(tmp_path, monkeypatch):
     from tests.support import export_models
 
-    for name, widths in (("HEADS", (8, 4, 4, 2)), ("KV_HEADS", (4, 2, 2, 1)), ("FFN", (502, 334, 78, 512))):
+    for name, widths in (("HEADS", (8, 4, 2)), ("KV_HEADS", (4, 2, 1)), ("FFN", (502, 78, 512))):
         monkeypatch.setattr(export_models, name, widths)
     source = resolve(str(export_models.save_uneven(tmp_path / "phi", "phi3")))
     prepared(target("vllm"), source, Options(tensor_parallel=2))

@@ -17,7 +17,7 @@ from tests.support.tiny import rebuilt_model, tiny_config, tiny_model
 
 
 def _model(model_type, **fields):
-    dense = tiny_model(model_type, config=dense_config(model_type, **fields))
+    dense = tiny_model(model_type, config=dense_config(model_type, num_hidden_layers=len(HEADS), **fields))
     return rebuilt_model(dense, uneven_plan(FAMILIES[model_type].shape(dense.config)))
 
 
@@ -46,7 +46,7 @@ def test_every_tensor_finds_its_place_and_the_rest_is_zero(model_type):
         made.setdefault(piece.name, {})[piece.part] = piece.tensor
     kinds = ["weight", *(["bias"] if blueprint.qkv_bias else [])]
     fused = "model.layers.0.self_attn.qkv_proj.weight" in stored
-    for index in range(4):
+    for index in range(len(HEADS)):
         attention, mlp = (f"model.layers.{index}.{name}." for name in ("self_attn", "mlp"))
         for kind in kinds:
             parts = made[f"{attention}qkv_proj.{kind}"]
