@@ -12,7 +12,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.plan.provenance import check_provenance, recipe_before
-from prunekit.plan.recipe import Recipe
+from prunekit.plan.recipe import Recipe, of_plan
 from prunekit.plan.shape import LIMITS, LayerShape, ModelShape
 from prunekit.utils.files.atomic import read_json, write_text
 from prunekit.utils.ranges import decode_ranges, encode_ranges
@@ -284,7 +284,7 @@ class Plan:
             changes = data.get("changes", {})
             if not isinstance(changes, dict):
                 raise TypeError("its changes are no JSON object")
-            recipe = None if data.get("recipe") is None else Recipe.from_dict(data["recipe"])
+            recipe = None if data.get("recipe") is None else Recipe.from_dict(of_plan(data["recipe"]))
             return cls(source, tuple(layers), provenance, changes, recipe)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PrunekitError(f"{where} is a damaged plan ({error}); make it again with `prunekit plan`.") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig, DropConfig
+from prunekit.plan.allocations import ALLOCATIONS, AllocationConfig, DropConfig, OptimalConfig
 from prunekit.plan.knobs import Knob, knobs_of, parse_value, split_setting, told_of, turned, types_of, words
 from prunekit.plan.methods import Method, method
 from prunekit.plan.rounding import RoundingConfig
@@ -113,6 +113,10 @@ class Recipe:
         return cls.of(data.get("method", DEFAULT), **knobs)
 
 
+# By allocation: what knobs that came later must be for widths to be chosen as before.
+_LATER: dict[str, dict[str, Any]] = {OptimalConfig.name: {"redraw_after": 1.0}}
+
+
 @cache
 def knobs() -> Mapping[str, Knob]:
     """All knobs by name. One that several allocations have stands here once."""
@@ -147,6 +151,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return name, _typed(name, parse_value(knob_named(name), value))
 
 
+def of_plan(data: Any) -> Any:
+    """The recipe that a plan holds, JSON values. A plan names every knob that has an effect, so of one that it does not
+    name it knew nothing, whatever that knob does today."""
+    if isinstance(data, dict) and data.get("allocation") in _LATER:
+        return {**_LATER[data["allocation"]], **data}
+    return data
+
+
 def read_recipe(file: str | Path) -> dict[str, Any]:
     """The method and the settings that a recipe's JSON file names, or a plan: its own. Raises PrunekitError where it
     has none."""
@@ -154,7 +166,7 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
     if isinstance(data, dict) and data.get("format") == "prunekit-plan":
         if data.get("recipe") is None:
             raise PrunekitError(f"{file} is a plan of an earlier version, which holds no recipe; make the plan again.")
-        data = data["recipe"]
+        data = of_plan(data["recipe"])
     Recipe.from_dict(data)
     return dict(data)
 

@@ -16,7 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.plan.allocations import AdaptConfig, GlobalConfig
 from prunekit.plan.methods import METHODS
-from prunekit.plan.recipe import Recipe, knobs, put_on_top
+from prunekit.plan.recipe import Recipe, knobs, put_on_top, read_recipe
 from prunekit.plan.settings import EFFORTS, RefitConfig, RescaleConfig
 
 WRITTEN = Path(__file__).parents[1] / "golden" / "written"
@@ -126,6 +126,21 @@ def test_a_plan_of_a_method_that_is_gone_still_loads() -> None:
     data["provenance"]["method"] = {"name": "custom (from gone)", "allocation": "search", "units": ["kv-merge"]}
     recipe = Plan.from_dict(data).read_recipe()
     assert recipe is not None and not recipe.computes
+
+
+def test_a_plan_that_does_not_name_a_knob_was_made_without_it(tmp_path: Path) -> None:
+    """Its loss curves were drawn once."""
+    data = json.loads((WRITTEN / "plan.json").read_text())
+    recipe = Recipe.of(effort="standard").to_dict()
+    assert recipe["redraw_after"] < 1
+    for named in ({}, {"redraw_after": 0.3}):
+        told = {**{name: value for name, value in recipe.items() if name != "redraw_after"}, **named}
+        wanted = named.get("redraw_after", 1.0)
+        assert Plan.from_dict({**data, "recipe": told}).recipe.to_dict()["redraw_after"] == wanted  # type: ignore[union-attr]
+        (tmp_path / "plan.json").write_text(json.dumps({"format": "prunekit-plan", "recipe": told}))
+        assert read_recipe(tmp_path / "plan.json")["redraw_after"] == wanted
+    # A recipe that somebody wrote says what differs from the defaults.
+    assert Recipe.from_dict({"effort": "standard"}).to_dict() == recipe
 
 
 def test_a_plan_with_a_damaged_recipe_is_refused() -> None:
