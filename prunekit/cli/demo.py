@@ -91,7 +91,7 @@ def steps(blocks: str, calib: str | None, text: str) -> tuple[Step, ...]:
     # Compiling llama-cpp-python takes minutes: where it is not there, the file is written and not opened.
     opened = ("--text", text, "--baseline", MODEL) if _there("llama_cpp") else ("--no-verify",)
     gguf = ("export", SMALLER, "--to", "gguf", "--dtype", "q8_0", *opened, "-o", GGUF)
-    timed = ("--baseline", MODEL, "--tokens", _TIMED, "--max-minutes", _MINUTES)
+    timed = ("--baseline", MODEL, "--new-tokens", _TIMED, "--max-minutes", _MINUTES)
     # A step of its own judges both.
     unjudged = ("--check", "none")
     by_plan = ("prune", MODEL, "--plan", plan, *given, *unjudged)
