@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MODEL = "smollm2-135m"
 PROMPT = "Name three things a good engineer checks before a release."
 # Enough to tell the methods apart, and read within seconds.
-_TOKENS = "1536"
+_TOKENS = "2048"
 # Of the timing: tokens a run, half of what is usual, for ten pairs of runs are the least; and the most minutes.
 _TIMED, _MINUTES = "16", "0.5"
 # Seconds, as those of the steps.

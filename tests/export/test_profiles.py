@@ -54,7 +54,7 @@ def test_one_folder_with_a_readme(uneven, command, tmp_path):
     widths = [
         [layer.intermediate_size for layer in read_export(out / name).shape.layers] for name in ("hf-fp16", "hf-fp32")
     ]
-    assert widths == [[512, 128, 512], [501, 77, 512]]
+    assert widths == [[512, 512, 128], [501, 512, 77]]
     readme = (out / "README.md").read_text()
     for said in ("A shelf.", "It holds what is put on it.", "Half of it.", "Put it there.", "## Left out", "hf-q4_k_m"):
         assert said in readme

@@ -20,7 +20,7 @@ from tests.support.tiny import rebuilt_model, tiny_config, tiny_model
 FAMILIES_TESTED = ("llama", "mistral", "qwen2", "qwen3")
 HEADS = (8, 6, 2)
 KV_HEADS = (4, 3, 1)
-FFN = (501, 77, 512)
+FFN = (501, 512, 77)
 VOCAB = 512
 
 

@@ -103,7 +103,7 @@ def test_layers_keep_their_widths(uneven, tmp_path, model_type, fields, architec
     keys = fields_of(tmp_path / "out")
     assert keys[f"{architecture}.attention.head_count"] == [8, 6, 2]
     assert keys[f"{architecture}.attention.head_count_kv"] == [4, 3, 1]
-    assert keys[f"{architecture}.feed_forward_length"] == [501, 77, 512]
+    assert keys[f"{architecture}.feed_forward_length"] == [501, 512, 77]
     assert made.written.notes == ()
 
 
@@ -172,7 +172,7 @@ def test_fallbacks_are_measured_against_what_the_quantiser_wished(calm, tmp_path
     """q4_k_m wishes for q6_k in some layers: the quantiser's own words, the file, and arithmetic must agree."""
     made = exported(calm, tmp_path / "out", dtype="q4_k_m")
     header = gguf_header.read_header(next((tmp_path / "out").glob("*.gguf")))
-    wished = {"blk.0.ffn_down.weight": "Q4_K", "blk.1.ffn_down.weight": "Q4_K", "blk.2.ffn_down.weight": "Q6_K"}
+    wished = {"blk.0.ffn_down.weight": "Q4_K", "blk.2.ffn_down.weight": "Q6_K"}
     found = {each.name: each for each in gguf_quantize.fallbacks(header.tensors.values(), "q4_k_m", wished)}
     for name, kind in wished.items():
         rows, width = header.tensors[name].shape
@@ -211,7 +211,7 @@ def test_ffns_are_padded_to_whole_blocks_by_default(uneven, tmp_path):
     """llama.cpp takes rows of other lengths by a slow path: f16 prefill was slower pruned than dense."""
     source = calmed(uneven("qwen2"), tmp_path / "in")
     made = exported(source, tmp_path / "out", dtype="q8_0", pad_ffn=None)
-    assert fields_of(tmp_path / "out")["deci.feed_forward_length"] == [512, 352, 96, 512]
+    assert fields_of(tmp_path / "out")["deci.feed_forward_length"] == [512, 512, 96]
     assert any("multiples of 32 (3.4% more)" in note for note in made.written.notes)
     assert made.written.facts["fallback_bytes"] == 0
     asked = exported(source, tmp_path / "asked", dtype="q8_0", pad_ffn=32)

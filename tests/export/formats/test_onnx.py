@@ -309,7 +309,7 @@ def test_exporter_config(source):
     config = PrunedOnnxConfig.of(source("qwen3"), "fp16")
     assert isinstance(config, ExporterConfig)
     made = config.generate_dummy_inputs(batch_size=3, sequence_length=2, past_sequence_length=4)
-    assert list(made) == list(config.inputs) and len(made) == 11
+    assert list(made) == list(config.inputs) and len(made) == 3 + 2 * len(KV_HEADS)
     assert made["input_ids"].shape == made["position_ids"].shape == (3, 2)
     assert made["attention_mask"].shape == (3, 6) and made["position_ids"][0].tolist() == [4, 5]
     for layer, heads in enumerate(KV_HEADS):
