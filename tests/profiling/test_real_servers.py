@@ -70,7 +70,7 @@ def test_load_and_the_highest_within_the_slo(both: Both) -> None:
         spread=0,
         warmup=3,
         slo=Slo(e2e=300),
-        max_minutes=0.15,
+        max_minutes=0.25,
     )
     made = bench_server(endpoint(both.llama), baseline=endpoint(both.transformers), config=config)
     assert made.stopped == "" and [each.model for each in made.served] == ["pruned", "per-layer-f32"]
