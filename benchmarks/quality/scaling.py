@@ -221,7 +221,8 @@ class Meter:
     def step(self, name: str) -> Iterator[None]:
         import torch
 
-        from prunekit.utils.machine import peak_bytes, reset_peak, synchronize
+        from prunekit.utils.machine import synchronize
+        from prunekit.utils.measuring.resident import peak_bytes, reset_peak
 
         synchronize(self._device)
         if self._device.type == "cuda":

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from prunekit.utils.machine import peak_bytes
+from prunekit.utils.measuring.resident import peak_bytes
 
 MODES: dict[str, dict[str, Any]] = {
     # CUDA graphs for decoding, and no compiler: it would compile a piece for every layer that differs.

@@ -28,6 +28,7 @@ from prunekit.utils.measuring.doubts import (
     quantile,
 )
 from prunekit.utils.measuring.load import Load, between, load_during, read_counters, usable_cpus
+from prunekit.utils.measuring.resident import peak_bytes
 
 FORMAT, VERSION = "prunekit-bench-edge", 1
 MANIFEST = "prunekit-export.json"
@@ -113,7 +114,7 @@ def measure(
         kind, packages = runtime()
     except ImportError as error:
         raise Refused(f"The runtime of this export, {export['target']}, is not here: {error}. Install it.") from None
-    held = _peak()
+    held = peak_bytes()
     threads = asked.threads or _threads()
     try:
         model = kind(folder, threads, device, room)
@@ -137,7 +138,7 @@ def measure(
         "config": {**{name: getattr(asked, name) for name in names}, "threads": threads},
         "ttft": first,
         "tpot": other,
-        "peak_bytes": _peak() if device == "cpu" else None,
+        "peak_bytes": peak_bytes() if device == "cpu" else None,
         "peak_how": "peak resident memory of this process, Python and the loading of the model with it"
         if device == "cpu"
         else "not measured: this script does not see the memory of a GPU",
@@ -242,23 +243,6 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _peak() -> int | None:
-    """The most resident bytes of this process so far; None on Windows."""
-    # On Linux the figure of getrusage counts the memory of the program that started this one.
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def _check_output(path: Path, overwrite: bool) -> None:

@@ -113,10 +113,6 @@ class Recipe:
         return cls.of(data.get("method", DEFAULT), **knobs)
 
 
-# By allocation: what knobs that came later must be for widths to be chosen as before.
-_LATER: dict[str, dict[str, Any]] = {OptimalConfig.name: {"redraw_after": 1.0}}
-
-
 @cache
 def knobs() -> Mapping[str, Knob]:
     """All knobs by name. One that several allocations have stands here once."""
@@ -149,6 +145,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """``"steps=20"`` → ``("steps", 20)``. Raises PrunekitError where there is no such setting, or no such value."""
     name, value = split_setting(text)
     return name, _typed(name, parse_value(knob_named(name), value))
+
+
+# By allocation: what knobs that came later must be for widths to be chosen as before.
+_LATER: dict[str, dict[str, Any]] = {OptimalConfig.name: {"redraw_after": 1.0}}
 
 
 def of_plan(data: Any) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from prunekit.utils.measuring.resident import resident_bytes
 
 WRITTEN_A_SECOND = 2e8
 """Bytes that a disk takes, where that is not worth a measurement."""
@@ -75,40 +76,6 @@ def synchronize(device: Any) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def resident_bytes() -> int | None:
-    """Resident memory of this process now, or None where the system doesn't say."""
-    return _status("VmRSS")
-
-
-def reset_peak() -> None:
-    """Forget the peak of this process's resident memory so far, where the system can (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes() -> int | None:
-    """Peak resident memory of this process since it began or since :func:`reset_peak`; None where unknown."""
-    peak = _status("VmHWM")
-    if peak is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def _status(name: str) -> int | None:
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def memory_now() -> int | None:

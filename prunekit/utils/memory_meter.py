@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from prunekit.utils.machine import peak_bytes, reset_peak, resident_bytes
+from prunekit.utils.measuring.resident import peak_bytes, reset_peak, resident_bytes
 
 _EVERY = 0.002
 

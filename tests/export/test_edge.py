@@ -119,7 +119,7 @@ def test_it_times_what_prunekit_times(target: str, exported: Callable[[str], Pat
 def test_its_peak_is_not_that_of_the_program_that_started_it() -> None:
     held = np.ones(128 << 20)  # 1 GiB
     done = subprocess.run(
-        [sys.executable, "-c", "from prunekit.export.edge.core import _peak; print(_peak())"],
+        [sys.executable, "-c", "from prunekit.export.edge.core import peak_bytes; print(peak_bytes())"],
         check=True,
         capture_output=True,
         text=True,

@@ -15,7 +15,8 @@ from prunekit.recovery.teachers.online import Teacher
 from prunekit.recovery.training.gradient import Gradient
 from prunekit.recovery.training.progress import Standing
 from prunekit.recovery.training.student import Student
-from prunekit.utils.machine import peak_bytes, synchronize
+from prunekit.utils.machine import synchronize
+from prunekit.utils.measuring.resident import peak_bytes
 from prunekit.utils.process.ranks import shared
 
 _STEPS = 3
