@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.command import Command
+from tests.support.command import Command, start
 from tests.support.scripted_server import Script, answer, free_port, scripted
 
 QUICK = ("--requests", 4, "--turns", 2, "--concurrency", 1, "--new-tokens", 3, "--natural-tokens", 3)
@@ -77,30 +75,20 @@ def test_servers_that_are_not_there_or_only_fail(command: Command, tmp_path: Pat
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
-    serve, told = tmp_path / "serve.json", tmp_path / "log.txt"
+    serve = tmp_path / "serve.json"
 
     def slow(body: dict[str, Any], number: int) -> Script:
         return answer(body["max_tokens"], ttft=0.01 if number < 16 else 2.0, tpot=0.001)
 
     with scripted(slow) as server:
-        asked = [
-            "bench-server",
-            "--url",
-            server.url,
-            *map(str, (*QUICK, "--requests", 12, "--warmup-requests", 3, "-o", serve)),
-        ]
-        # Where tests run in the background, their children are born deaf to Ctrl-C.
-        code = (
-            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            f"sys.argv = ['prunekit', *{asked!r}]; from prunekit.cli import main; main()"
-        )
-        with told.open("w") as log, subprocess.Popen([sys.executable, "-c", code], stderr=log, stdout=log) as process:
+        more = ("--requests", 12, "--warmup-requests", 3, "-o", serve)
+        with start("bench-server", "--url", server.url, *QUICK, *more) as process:
             end = time.monotonic() + 120
             # The closed loop is done, and another under way.
             while len(server.seen) < 19 and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            ended = process.wait(60)
-    assert ended == 130, told.read_text()
+            _, told = process.communicate(60)
+    assert process.returncode == 130, told
     data = json.loads(serve.read_text())
     assert data["stopped"] == "it was stopped" and data["loads"][0]["endpoint"]["requests"]

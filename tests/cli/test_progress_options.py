@@ -6,16 +6,15 @@ import os
 import pty
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from prunekit.cli import common
-from tests.support.command import DEFAULT, ROOT, Command, make_command, save_tiny, set_options, start, write_text
+from tests.support.command import DEFAULT, Command, make_command, save_tiny, set_options, start, write_text
 from tests.support.tiny import one_thread
+from tests.support.warm import Warm
 
 BRIEF = set_options(sequences=8, length=16, ffn_multiple=1)
 # Every step takes a while, so that there is time to interrupt it.
@@ -152,19 +151,9 @@ def test_on_a_terminal(model: Path, text: Path, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     code = f"import sys; sys.argv[0] = 'prunekit'\n{SLOW}\nfrom prunekit.cli import main; main()"
     words = [str(each) for each in pruning(model, text, tmp_path / "out") if each != DEFAULT]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        stdout=subprocess.PIPE,
-        stderr=follower,
-        env={
-            **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")},
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "PRUNEKIT_CACHE": str(tmp_path / "cache"),
-            "TERM": "xterm",
-            "COLUMNS": "120",
-        },
-    )
+    known = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    known |= {"PRUNEKIT_CACHE": str(tmp_path / "cache"), "TERM": "xterm", "COLUMNS": "120"}
+    process = Warm(code, words, env=known, stderr=follower)
     os.close(follower)
     seen = b""
     while True:
@@ -179,7 +168,7 @@ def test_on_a_terminal(model: Path, text: Path, tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=120)
     shown = seen.decode(errors="replace")
     assert process.returncode == 0, shown
-    assert b"Checkpoint written" in out and b"\x1b[" not in out
+    assert "Checkpoint written" in out and "\x1b[" not in out
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"\[4/8\] loss curves [1-3]/4, about \d+ s left", plain)
     stayed = [line for line in plain.replace("\r", "\n").splitlines() if re.match(r"\[\d/8\] [^:]+: ", line)]
@@ -200,7 +189,6 @@ def test_ctrl_c(until: str, kept: str | None, command: Command, model: Path, tex
     """A real process, interrupted while it works: what it says is true."""
     out = tmp_path / "out"
     process = start(*pruning(model, text, out), "-v", code=SLOW)
-    assert process.stderr is not None
     seen = []
     for line in process.stderr:
         seen.append(line)

@@ -144,7 +144,7 @@ checkpoint.save_file = slow
 def test_signals_while_writing(number: int, shared: Shared, tmp_path: Path) -> None:
     """Ctrl-C and a polite end clean up; after SIGKILL nothing looks like a model, and the name is free."""
     process = start(*Place(tmp_path, shared).prune("--plan", shared.plan, "--max-shard", "60KB"), code=_SLOW)
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    assert process.stdout.readline() == "writing\n"
     begun = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=30)

@@ -6,8 +6,6 @@ import ast
 import importlib
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from prunekit.cli import app
 from prunekit.plan.training import training_knobs
 from tests.support.command import ROOT, save_tiny, write_text
 from tests.support.pages import Page
+from tests.support.warm import Warm
 
 README = Page(ROOT / "README.md")
 PAGES = [README, *(Page(path) for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -161,16 +160,10 @@ def run_snippet(code: str, folder: Path, **changes: str) -> str:
     for old, new in changes.items():
         assert old in code
         code = code.replace(old, new)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PRUNEKIT_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = Warm(code, [], cwd=folder, env={**os.environ, "PRUNEKIT_CACHE": str(folder / "cache")})
+    out, err = process.communicate(timeout=120)
+    assert process.wait() == 0, err
+    return out
 
 
 def test_the_readmes_snippet_runs(tmp_path: Path) -> None:

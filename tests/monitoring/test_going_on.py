@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from prunekit.monitoring.log.read import Seen
 from prunekit.monitoring.running.folder import Folder
 from prunekit.monitoring.running.run import watch_run
 from prunekit.monitoring.running.source import Source
-from tests.support.command import ROOT
 from tests.support.request_logs import history, write_log
+from tests.support.warm import Warm
 
 
 def test_a_growing_log_is_read_on(made: tuple[Path, Baseline], tmp_path: Path) -> None:
@@ -110,9 +108,8 @@ run.watch_run(sys.argv[2:3], sys.argv[3], sys.argv[4])
 def test_a_killed_run_is_gone_on_with(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl", 600, 3)
     watch_run([log], made[0], tmp_path / "expected")
-    again = [sys.executable, "-c", KILLED, "5", str(log), str(made[0]), str(tmp_path / "watch")]
-    killed = subprocess.run(again, cwd=ROOT, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    killed = Warm(KILLED, ["5", str(log), str(made[0]), str(tmp_path / "watch")])
+    assert killed.wait(120) == -signal.SIGKILL
     watch_run([log], made[0], tmp_path / "watch")
     assert history(tmp_path / "watch") == history(tmp_path / "expected")
 

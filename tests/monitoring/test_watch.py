@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.run import TellConfig, watch_run
 from prunekit.monitoring.verdicts.rule import Up, judge
 from prunekit.monitoring.verdicts.watcher import Watcher
-from tests.support.command import ROOT
+from tests.support.command import run_apart, start
 from tests.support.request_logs import history, refuse, rows, write_log
 
 CONFIG = WatchConfig(window=50)
@@ -241,31 +238,19 @@ def test_what_is_refused(made: tuple[Path, Baseline], tmp_path: Path) -> None:
 
 def test_the_command(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl", 700, 2, kind="broken")
-    call = [sys.executable, "-m", "prunekit", "watch", "run", str(log), "--baseline", str(made[0]), "--json", "-q"]
-    done = subprocess.run(
-        [*call, "--once", "-o", str(tmp_path / "w")], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
-    )
-    assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["verdict"] == "investigate" and not done.stderr
-    call.remove("--json")
-    done = subprocess.run(
-        [*call, "--once", "-o", str(tmp_path / "w")], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
-    )
-    assert b"The newest request came at 2025-10-09T17:" in done.stdout, done.stdout
+    told = ("watch", "run", log, "--baseline", made[0], "-q", "--once", "-o", tmp_path / "w")
+    done = run_apart(*told, "--json")
+    assert done.code == 3 and done.json["verdict"] == "investigate" and not done.err, done
+    done = run_apart(*told)
+    assert "The newest request came at 2025-10-09T17:" in done.out, done
 
 
 def test_following_reads_what_comes(made: tuple[Path, Baseline], tmp_path: Path) -> None:
     data = write_log(tmp_path / "whole.jsonl", 400, 3).read_bytes()
     log = tmp_path / "log.jsonl"
     log.write_bytes(data[: len(data) // 2])
-    # Where tests run in the background, their children are born deaf to Ctrl-C.
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'; "
-        "from prunekit.cli import main; main()"
-    )
-    call = [sys.executable, "-c", code, "watch", "run", str(log), "--baseline", str(made[0]), "--every", "0.1"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*call, "-o", str(tmp_path / "w")], env=env, stderr=subprocess.PIPE) as process:
+    told = ("watch", "run", log, "--baseline", made[0], "--every", "0.1", "-o", tmp_path / "w")
+    with start(*told) as process:
         try:
             _wait(lambda: _windows(tmp_path / "w") == 4)
             with log.open("ab") as handle:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import textwrap
 import time
@@ -31,6 +29,7 @@ from prunekit.utils.files.hashes import sha256
 from tests.support.command import ROOT, save_tiny
 from tests.support.export_models import save_uneven
 from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.warm import Warm
 
 EXPORT = ROOT / "tests" / "golden" / "written" / "exports" / "gguf"
 
@@ -202,15 +201,7 @@ def test_no_server_outlives_the_run(tmp_path: Path, number: int) -> None:
         print(process.pid, flush=True)
         time.sleep(600)
     """
-    child = subprocess.Popen(
-        [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler)" + textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert child.stdout is not None
+    child = Warm(textwrap.dedent(code), [], cwd=tmp_path)
     pid = int(child.stdout.readline())
     child.send_signal(number)
     child.wait(60)

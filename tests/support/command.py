@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from prunekit.cli import main
 from prunekit.utils.phases import lines
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
+from tests.support.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 SENTENCE = "The quick brown fox jumps over the lazy dog while the others look on in quiet wonder. "
@@ -84,26 +83,17 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     return command
 
 
-def start(*arguments: object, code: str | None = None, **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: object, code: str | None = None, cwd: Path | None = None) -> Warm:
     """prunekit in a process of its own; ``code`` runs before its entry point."""
-    # A shell's background jobs, and so their children, ignore Ctrl-C until told otherwise.
-    lines = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'prunekit'"
-    lines += f"\n{code or ''}\nfrom prunekit.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", lines, *with_method(arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        **options,
-    )
+    lines = f"import sys; sys.argv[0] = 'prunekit'\n{code or ''}\nfrom prunekit.cli import main; main()"
+    return Warm(lines, with_method(arguments), cwd=cwd)
 
 
-def run_apart(*arguments: object, code: str | None = None, **options: Any) -> Ended:
+def run_apart(*arguments: object, code: str | None = None, cwd: Path | None = None) -> Ended:
     """:func:`start`, and wait."""
-    process = start(*arguments, code=code, **options)
+    process = start(*arguments, code=code, cwd=cwd)
     out, err = process.communicate(timeout=120)
-    return Ended(process.returncode, out, err)
+    return Ended(process.wait(), out, err)
 
 
 def save_tiny(folder: Path, model_type: str = "llama", *, tokenizer: Any = None, **fields: Any) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from contextlib import nullcontext
@@ -34,6 +32,7 @@ from tests.cli.test_full_disk import room
 from tests.support.recovering import SETTINGS, killed_before, recover_tiny
 from tests.support.tiny import tiny_model
 from tests.support.tiny_text import tiny_tokenizer
+from tests.support.warm import Warm
 
 
 def test_the_result_is_an_ordinary_checkpoint_with_its_history(places: Path, tmp_path: Path) -> None:
@@ -203,11 +202,9 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, 
         f"text={str(places / 'text.txt')!r}, tokens={64 * 30}, device='cpu', dtype='float32', settings={SETTINGS!r}, "
         "checkpoint_minutes=0, listener=Listener(row=row))\n"
     )
-    command = [sys.executable, "-c", script]
     kills = 0
     for wait in (3, 9):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert child.stdout is not None
+        child = Warm(script, [])
         for lines, _ in enumerate(child.stdout, start=1):
             if lines == wait:
                 time.sleep(0.02)
@@ -220,8 +217,9 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(places: Path, 
             assert not verify(step).damaged
             load_model(resolve(str(step)), device="cpu")
     assert kills == 2 and not (tmp_path / "out").exists()
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+    ended = Warm(script, [])
+    _, said = ended.communicate(timeout=120)
+    assert ended.returncode == 0, said
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     one, other = ((tmp_path / name / "recovery.jsonl").read_text("utf-8") for name in ("whole", "out"))
