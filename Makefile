@@ -3,7 +3,7 @@
 # make install             .venv with all that the demo, the tests and the linters need
 # make bench               the pytest-benchmark suites; every run is kept in .benchmarks for pytest-benchmark compare
 # make fuzz                spoils inputs of every kind for FUZZ_MINUTES (60) and keeps those that do harm in fuzz-failures
-#                          (`make test` does 75 inputs of it; FUZZ_SECONDS=180 for more, FUZZ_SEED for others)
+#                          (`make test` does 50 inputs of it; FUZZ_SECONDS=180 for more, FUZZ_SEED for others)
 # make gpu-check           measures on a GPU, block by block: with $(PYTHON) as it is where that has torch, else installs
 #                          first. ARGS="headline launch --no-compile" and the like are passed on (ARGS=--help)
 # make gpu-cache           compiles the kernels that gpu-check starts into .tc, without a GPU, for compute capability

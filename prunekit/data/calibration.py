@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.chat_template import Chats
+from prunekit.data.groups import groups_of_blocks, no_group, told_apart
 from prunekit.data.sources import SELF, has_fields, is_dataset, pieces, source_name, text_pieces
 from prunekit.data.tokenised import added, bos, encode, tokenised
 from prunekit.errors import PrunekitError
@@ -33,7 +35,8 @@ class Calibration:
     """Blocks drawn for calibration.
 
     ``blocks`` [n, length] holds every block of the text, ``text_sha256`` the digest of that text, ``read`` what else
-    plans are told of how it was read. ``draw`` counts the fresh draws: 0 is the first.
+    plans are told of how it was read. ``draw`` counts the fresh draws: 0 is the first. ``groups`` names the group of
+    each block, where ``config`` asks for groups.
     """
 
     config: CalibrationConfig
@@ -41,10 +44,16 @@ class Calibration:
     text_sha256: str
     draw: int = 0
     read: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
     def input_ids(self) -> torch.Tensor:
         """Token ids of this draw, int64 [sequences, length], without padding."""
+        return self.blocks[self._drawn].contiguous()
+
+    @cached_property
+    def _drawn(self) -> torch.Tensor:
+        """The places of this draw's blocks."""
         import torch
 
         per_pass = len(self.blocks) // self.config.sequences
@@ -52,7 +61,7 @@ class Calibration:
         digest = hashlib.sha256(f"{self.config.seed}:{sweep}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         order = torch.randperm(len(self.blocks), generator=generator)
-        return self.blocks[order[place * self.config.sequences :][: self.config.sequences]].contiguous()
+        return order[place * self.config.sequences :][: self.config.sequences]
 
     @property
     def written(self) -> torch.Tensor:
@@ -63,8 +72,12 @@ class Calibration:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The names of the texts that the sequences of ``input_ids`` come from."""
-        return (source_name(self.config.source),) * self.config.sequences
+        """The names of the texts that the sequences of ``input_ids`` come from, each with its group where it has
+        one."""
+        name = source_name(self.config.source)
+        if not self.groups:
+            return (name,) * self.config.sequences
+        return tuple(f"{name}: {self.groups[place]}" for place in self._drawn.tolist())
 
     def step(self, t: int) -> Calibration:
         """The draw for step ``t`` of a method that repeats scoring; step 0 is this calibration itself.
@@ -89,6 +102,7 @@ class Calibration:
             "source": source_name(self.config.source),
             **({"field": self.config.field} if has_fields(self.config.source) else {}),
             **({"split": self.config.split} if is_dataset(self.config.source) else {}),
+            **({"group": self.config.group, "groups": dict(Counter(self.sources))} if self.groups else {}),
             **self.read,
             "text_sha256": self.text_sha256,
             "sequences": self.config.sequences,
@@ -108,16 +122,18 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
     with BOS, so does every block. Chats are rendered through the model's template. Of a file with more than 16 Mi
     characters or 4 Mi tokens, only so much is read, or 8 times the tokens asked for where that is more; provenance then
     holds ``characters_read``.
-    Documents of more than 2 Mi characters are tokenised in pieces, split at white space.
-    Raises PrunekitError where the text can't be read or is too short.
+    Documents of more than 2 Mi characters are tokenised in pieces, split at white space. Where groups are asked for,
+    the documents of each stand together, so that few blocks are of two.
+    Raises PrunekitError where the text can't be read or is too short, or its rows name no group.
     """
     needed = config.sequences * config.length
     most, streamed = _STREAM_FACTOR * needed, is_dataset(config.source)
     digest = hashlib.sha256()
     chats = Chats(tokenizer)
-    ids = array("i")
-    characters = 0
-    parts = pieces(config.source, field=config.field, split=config.split, render=chats)
+    by_group: dict[str | None, array[int]] = {}
+    characters = count = 0
+    group_field = config.group if has_fields(config.source) else None
+    parts = pieces(config.source, field=config.field, split=config.split, render=chats, group=group_field)
     cut_short = False
     for group in tokenised(parts, tokenizer):
         for piece, tokens, _ in group:
@@ -125,15 +141,18 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
             digest.update(piece.text.encode())
             if piece.ends:
                 digest.update(b"\0")
-            ids.extend(tokens)
-        if len(ids) >= most and (streamed or characters >= _CHARACTERS or len(ids) >= _TOKENS):
+            by_group.setdefault(piece.group, array("i")).extend(tokens)
+            count += len(tokens)
+        if count >= most and (streamed or characters >= _CHARACTERS or count >= _TOKENS):
             cut_short = not streamed and next(parts, None) is not None
             break
-    if len(ids) < needed:
-        fits = len(ids) // config.length
+    if group_field is not None and not by_group.keys() - {None}:
+        raise no_group(config.source, group_field)
+    if count < needed:
+        fits = count // config.length
         fewer = f"ask for at most {fits} sequences, " if fits else ""
         raise PrunekitError(
-            f"The calibration text {source_name(config.source)} holds {len(ids):,} tokens, and {config.sequences} "
+            f"The calibration text {source_name(config.source)} holds {count:,} tokens, and {config.sequences} "
             f"sequences of {config.length} need {needed:,}; {fewer}choose a shorter length, or give more text."
         )
     read = {**chats.describe(), **({"characters_read": characters} if cut_short else {})}
@@ -141,8 +160,16 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
         _log.warning(
             "The text %s is long: its first %s characters are used.", source_name(config.source), f"{characters:,}"
         )
-    blocks = _cut(_tensor(ids), config.length)
-    return Calibration(config, _start(blocks, bos(tokenizer)), digest.hexdigest(), read=read)
+    names = told_apart({name: len(some) for name, some in by_group.items()})
+    # Those that count as one stand together too.
+    order = sorted(by_group, key=lambda name: [*names.values()].index(names[name]))
+    ids = array("i")
+    for name in order:
+        ids.extend(by_group[name])
+    blocks = _start(_cut(_tensor(ids), config.length), bos(tokenizer))
+    runs = [(names[name], len(by_group[name])) for name in order]
+    groups = () if group_field is None else groups_of_blocks(runs, len(blocks), config.length)
+    return Calibration(config, blocks, digest.hexdigest(), read=read, groups=groups)
 
 
 def _tensor(ids: array[int]) -> torch.Tensor:

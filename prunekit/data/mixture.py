@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.data.calibration import Calibration, CalibrationConfig, load_calibration
 from prunekit.data.self_generated import self_written
-from prunekit.data.sources import SELF, source_name
+from prunekit.data.sources import SELF, has_fields, source_name
 from prunekit.data.tokenised import bos, first_token
 from prunekit.errors import PrunekitError
 from prunekit.utils.phases.titles import OWN_TEXT, READING
@@ -81,7 +81,7 @@ class Mixed:
     @property
     def sources(self) -> tuple[str, ...]:
         """The names of the texts that the sequences of ``input_ids`` come from."""
-        names = [source_name(part.config.source) for part in self.parts for _ in range(part.config.sequences)]
+        names = [name for part in self.parts for name in part.sources]
         return tuple(names[place] for place in self._order.tolist())
 
     @cached_property
@@ -124,6 +124,11 @@ def calibration_text(config: CalibrationConfig, tokenizer: Any, dense: DenseMode
     Raises PrunekitError as :func:`prunekit.data.calibration.load_calibration` does.
     """
     parts = parse_mix(config.source)
+    if config.group is not None and not any(has_fields(name) for name, _ in parts):
+        raise PrunekitError(
+            f"{config.source!r} has no rows that could name a group in {config.group!r}; give a file of rows, such as "
+            "a .jsonl, or leave --set calib_group out."
+        )
     counts = split(config.sequences, [share for _, share in parts])
     made = []
     for (name, _), count in zip(parts, counts, strict=True):
@@ -155,12 +160,12 @@ def split(total: int, shares: Sequence[float], texts: str = "calibration texts",
 def _read(config: CalibrationConfig, tokenizer: Any) -> Calibration:
     def told() -> list[Any]:
         made = load_calibration(config, tokenizer)
-        return [made.blocks, made.text_sha256, made.read]
+        return [made.blocks, made.text_sha256, made.read, made.groups]
 
     with progress(READING, 1) as advance:
-        blocks, digest, read = from_first(told)
+        blocks, digest, read, groups = from_first(told)
         advance()
-    return Calibration(config, blocks, digest, read=read)
+    return Calibration(config, blocks, digest, read=read, groups=groups)
 
 
 def _self(config: CalibrationConfig, tokenizer: Any, dense: DenseModel) -> Calibration:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunekit.data.chats import Message, NoField, read_row
+from prunekit.data.groups import Groups
 from prunekit.data.rows import ROW_KINDS, read_rows, row_kind
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.text_stream import read_pieces
@@ -38,10 +39,12 @@ Render = Callable[[list[list[Message]]], list[str | PrunekitError]]
 
 
 class Piece(NamedTuple):
-    """Part of a document, nearly always all of it; ``ends`` where the document ends with it."""
+    """Part of a document, nearly always all of it; ``ends`` where the document ends with it. ``group`` is what its row
+    said of itself, where that was asked for."""
 
     text: str
     ends: bool = True
+    group: str | None = None
 
 
 def source_name(source: str) -> str:
@@ -67,7 +70,13 @@ def has_fields(source: str) -> bool:
 
 
 def pieces(
-    source: str, *, field: str = "text", split: str = "train", part: Part = "calibration", render: Render | None = None
+    source: str,
+    *,
+    field: str = "text",
+    split: str = "train",
+    part: Part = "calibration",
+    render: Render | None = None,
+    group: str | None = None,
 ) -> Iterator[Piece]:
     """The documents of ``source``, one after another, read as they are asked for; those of more than LONGEST_PIECE
     characters in several pieces, split at white space.
@@ -77,14 +86,16 @@ def pieces(
     (``id:config``, column ``field`` of ``split``). ``part`` chooses between two parts of ``builtin`` that share no
     paragraph. A field may hold a conversation (:func:`prunekit.data.chats.read_row`), which ``render`` makes a text of:
     without it, its messages are joined by empty lines. Rows without text are passed over, and counted on the log.
-    Raises PrunekitError where it can't be read.
+    ``group`` names the field or column that says which group a row belongs to.
+    Raises PrunekitError where it can't be read, or no row says that.
     """
     if source == BUILTIN:
         yield from map(Piece, builtin_documents(part))
     elif not is_file(source):
-        yield from _split(_rows(source, field, _dataset(_WIKITEXT_ID if source == WIKITEXT else source, split), render))
+        rows = _dataset(_WIKITEXT_ID if source == WIKITEXT else source, split)
+        yield from _split(_rows(source, field, rows, render, group))
     elif row_kind(source) is not None:
-        yield from _split(_rows(source, field, read_rows(Path(source)), render))
+        yield from _split(_rows(source, field, read_rows(Path(source)), render, group))
     else:
         yield from _paragraphs(read_pieces(Path(source)))
 
@@ -140,24 +151,24 @@ def _paragraphs(strings: Iterator[str]) -> Iterator[Piece]:
         most = len(held.rstrip())
         start = 0
         for blank in _BLANK_LINE.finditer(held, 0, most):
-            yield from _split([held[start : blank.start()]])
+            yield from _split([(held[start : blank.start()], None)])
             start = blank.end()
         held = held[start:]
         if len(held) > LONGEST_PIECE:
             *whole, held = _cut(held)
             yield from (Piece(piece, ends=False) for piece in whole)
     for paragraph in _BLANK_LINE.split(held):
-        yield from _split([paragraph])
+        yield from _split([(paragraph, None)])
 
 
-def _split(texts: Iterator[str] | list[str]) -> Iterator[Piece]:
-    for text in texts:
+def _split(texts: Iterable[tuple[str, str | None]]) -> Iterator[Piece]:
+    for text, group in texts:
         if len(text) <= LONGEST_PIECE:
-            yield Piece(text)
+            yield Piece(text, group=group)
             continue
         *parts, last = _cut(text)
-        yield from (Piece(part, ends=False) for part in parts)
-        yield Piece(last)
+        yield from (Piece(part, False, group) for part in parts)
+        yield Piece(last, group=group)
 
 
 def _cut(text: str) -> list[str]:
@@ -183,20 +194,23 @@ def _between_words(text: str, first: int, last: int) -> int:
     return last
 
 
-def _rows(source: str, field: str, rows: Iterator[tuple[str, Any]], render: Render | None) -> Iterator[str]:
-    """The texts of all rows, in their order; chats are rendered many at a time."""
+def _rows(
+    source: str, field: str, rows: Iterator[tuple[str, Any]], render: Render | None, group: str | None
+) -> Iterator[tuple[str, str | None]]:
+    """The texts of all rows, in their order, and the ``group`` of each; chats are rendered many at a time."""
     found, without = 0, 0
     refusals: list[PrunekitError] = []
+    told = Groups(source, group)
     try:
-        for group in _groups(_contents(source, field, rows)):
-            chats = [each for each in group if isinstance(each, list)]
+        for some in _batches(_contents(source, field, told.of(rows))):
+            chats = [each for each in some if isinstance(each, list)]
             rendered = iter((render or join_messages)(chats) if chats else [])
-            for each in group:
-                text = next(rendered) if isinstance(each, list) else each
+            for each in some:
+                text, name = next(rendered) if isinstance(each, list) else each, told.next()
                 if isinstance(text, PrunekitError) and not refusals:
                     refusals.append(text)
                 if isinstance(text, str):
-                    yield text
+                    yield text, name
                 blank = not isinstance(text, str) or not text.strip()
                 found, without = found + (not blank), without + blank
         if not found:
@@ -219,17 +233,17 @@ def _rows(source: str, field: str, rows: Iterator[tuple[str, Any]], render: Rend
             )
 
 
-def _groups(rows: Iterator[str | list[Message] | None]) -> Iterator[list[str | list[Message] | None]]:
-    group: list[str | list[Message] | None] = []
+def _batches(rows: Iterator[str | list[Message] | None]) -> Iterator[list[str | list[Message] | None]]:
+    batch: list[str | list[Message] | None] = []
     length, most = 0, _FIRST_ROWS
     for each in rows:
-        group.append(each)
+        batch.append(each)
         length += len(each) if isinstance(each, str) else sum(len(turn["content"]) for turn in each or ())
-        if len(group) == most or length > _MOST_LENGTH:
-            yield group
-            group, length, most = [], 0, min(2 * most, _MOST_ROWS)
-    if group:
-        yield group
+        if len(batch) == most or length > _MOST_LENGTH:
+            yield batch
+            batch, length, most = [], 0, min(2 * most, _MOST_ROWS)
+    if batch:
+        yield batch
 
 
 def _contents(source: str, field: str, rows: Iterator[tuple[str, Any]]) -> Iterator[str | list[Message] | None]:

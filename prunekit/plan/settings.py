@@ -54,7 +54,8 @@ class CalibrationConfig:
 
     ``source`` is a file of text or rows (:func:`prunekit.data.sources.pieces`), a Hugging Face dataset (``id`` or
     ``id:config``), ``wikitext`` or ``builtin``. ``field`` names the field or column of the rows that holds the text or
-    chat, ``split`` the dataset's.
+    chat, ``split`` the dataset's. Where ``group`` names the one that says what group a row belongs to, rows of a group
+    are put together, and each sequence is of the group that most of its tokens come from.
     """
 
     source: str = knob("builtin", "a file, a Hugging Face dataset, wikitext, builtin, self, or a mix", name="calib")
@@ -64,12 +65,17 @@ class CalibrationConfig:
     seed: int = 0
     field: str = knob("text", "the field or column of the rows that holds the text or the chat", name="calib_field")
     split: str = knob("train", "the dataset's split", name="calib_split")
+    group: str | None = knob(
+        None, "the field or column of the rows that names a row's group, to be told apart in why", name="calib_group"
+    )
     gradient_checkpointing: bool | None = knob(
         None, "recompute activations instead of keeping them, where scores need gradients (where memory is short)"
     )
 
     def __post_init__(self) -> None:
         check_text(self, "calibration", {"sequences": 1, "length": 2, "batch_size": 1})
+        if self.group is not None and (not isinstance(self.group, str) or not self.group):
+            raise PrunekitError(f"The field of a text's groups must be named, got {self.group!r}.")
 
 
 def check_text(config: Any, use: str, least: Mapping[str, int]) -> None:

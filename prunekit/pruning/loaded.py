@@ -125,4 +125,6 @@ def curve_folder(
     if len(set(calibration.sources)) > 1:
         # Earlier versions drew the scale's sequences from a mix as they came.
         key.append("scale by texts in turns")
+    if calibration.config.group is not None:
+        key.append(calibration.sources)
     return cache_place("curves", cache_key(key))

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunekit.data.groups import MOST_GROUPS
 from prunekit.data.mixture import parse_mix, split
 from prunekit.data.self_generated import CHUNK, unwritten
-from prunekit.data.sources import SELF
+from prunekit.data.sources import SELF, has_fields
 from prunekit.models.source import pick_device, pick_dtype
 from prunekit.pipeline.forecast.room import PRUNE_LESS, TRAIN_LESS, Room, check_memory, room, training_room
 from prunekit.pipeline.forecast.sentence import Parts, sentence_of
@@ -215,7 +216,7 @@ def _text(dense: DenseModel, asked: Recipe | Plan, recipe: Recipe, share: float)
     drawing = method.allocation
     if isinstance(drawing, OptimalConfig):
         length = config.length
-        scale = min(tokens, length * scale_sequences(drawing, length, len(parse_mix(config.source))))
+        scale = min(tokens, length * scale_sequences(drawing, length, _texts(config)))
         return replace(
             made,
             curves=min(tokens, _whole(drawing.curve_tokens, length)),
@@ -238,6 +239,12 @@ def still_to_write(dense: DenseModel, config: CalibrationConfig) -> tuple[int, .
     counts = split(config.sequences, [part for _, part in parts])
     own = next((count for (name, _), count in zip(parts, counts, strict=True) if name == SELF), 0)
     return tuple(unwritten(dense, replace(config, sequences=own))) if own else ()
+
+
+def _texts(config: CalibrationConfig) -> int:
+    """How many texts and groups of them are told apart, at most: how many groups there are shows when they are read."""
+    grouped = config.group is not None
+    return sum(MOST_GROUPS if grouped and has_fields(name) else 1 for name, _ in parse_mix(config.source))
 
 
 def _problem(shape: ModelShape, recipe: Recipe, share: float) -> Problem:
