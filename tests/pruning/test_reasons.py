@@ -179,6 +179,10 @@ def test_the_table_names_no_text_that_pays_more_by_chance() -> None:
     clear = _curve(1.0, alone=(0.5, 0.6, 0.5, 0.6, 0.2, 0.3, 0.2, 0.3))
     layers = _explained([noisy, clear], 3, texts)["layers"]
     assert [_pays(layer["ffn"]) for layer in layers] == ["", "own.jsonl"]
+    groups = _explained([clear], 3, ["own.jsonl: billing"] * 4 + ["own.jsonl: returns"] * 4)["layers"]
+    assert _pays(groups[0]["ffn"]) == "billing"
+    beside = _explained([clear], 3, ["own.jsonl: billing"] * 4 + ["self"] * 4)["layers"]
+    assert _pays(beside[0]["ffn"]) == "own.jsonl: billing"
 
 
 def test_a_text_of_which_too_little_was_measured_is_said_to_be_that() -> None:

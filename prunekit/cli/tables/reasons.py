@@ -62,7 +62,12 @@ def _thousandths(price: float | None) -> str:
 
 def _pays(reason: dict[str, Any]) -> str:
     # Plans of before name none: they told it by a ratio alone, of however few sequences.
-    return printable(str(reason.get("pays_most") or ""))
+    name = str(reason.get("pays_most") or "")
+    text, _, group = name.partition(": ")
+    # Where all are groups of one text, its name says nothing.
+    if group and all(str(other).startswith(f"{text}: ") for other in reason.get("texts") or ()):
+        name = group
+    return printable(name)
 
 
 def _caption(why: dict[str, Any], pays: list[str]) -> str:
