@@ -161,13 +161,16 @@ def load_calibration(config: CalibrationConfig, tokenizer: Any) -> Calibration:
             "The text %s is long: its first %s characters are used.", source_name(config.source), f"{characters:,}"
         )
     names = told_apart({name: len(some) for name, some in by_group.items()})
-    # Those that count as one stand together too.
-    order = sorted(by_group, key=lambda name: [*names.values()].index(names[name]))
     ids = array("i")
-    for name in order:
-        ids.extend(by_group[name])
+    runs: list[tuple[str, int]] = []
+    # Those that count as one stand together too.
+    for shown in dict.fromkeys(names.values()):
+        before = len(ids)
+        for name, some in by_group.items():
+            if names[name] == shown:
+                ids.extend(some)
+        runs.append((shown, len(ids) - before))
     blocks = _start(_cut(_tensor(ids), config.length), bos(tokenizer))
-    runs = [(names[name], len(by_group[name])) for name in order]
     groups = () if group_field is None else groups_of_blocks(runs, len(blocks), config.length)
     return Calibration(config, blocks, digest.hexdigest(), read=read, groups=groups)
 

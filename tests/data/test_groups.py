@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,11 @@ def test_a_plan_says_which_group_pays(command: Command, tmp_path: Path, monkeypa
     assert told["group"] == "topic" and sum(told["groups"].values()) == 24
     wrong = command("plan", model, "--blocks", "0.8", *words, *set_options(calib_group="team"))
     assert wrong.code == 2 and re.search(r"The fields are topic, text", wrong.err) and len(wrong.err.splitlines()) == 1
+
+
+def test_a_field_that_differs_in_every_row_takes_no_long(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.jsonl", list(range(50_000)), length=2)
+    began = time.monotonic()
+    made = loaded(path)
+    assert {name.partition(": ")[2] for name in made.sources} <= {OTHERS, *map(str, range(MOST_GROUPS))}
+    assert time.monotonic() - began < 30

@@ -12,21 +12,21 @@ from prunekit.models.head import Head
 
 
 def divergence(dense: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(dense ‖ pruned) of logits [n, V], summed over positions in float64, and its gradient by ``own``: how much more
-    likely each token became. ``dense`` and ``own`` are left as they are."""
+    """KL(dense ‖ pruned) of logits [n, V], summed over positions, and its gradient by ``own``: how much more likely
+    each token became. ``dense`` and ``own`` are left as they are."""
     first, second = dense.log_softmax(-1), own.log_softmax(-1)
     apart = first - second
     chances = first.exp_()
     # By rows: a BLAS's product of two vectors has other last bits where they lie elsewhere in memory.
-    return apart.mul_(chances).sum(-1).sum(dtype=torch.float64), second.exp_().sub_(chances)
+    return apart.mul_(chances).sum(-1).sum(), second.exp_().sub_(chances)
 
 
 class Target(Protocol):
     """What the dense model says at a number of positions."""
 
     def apart(self, start: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The divergence of the logits ``own`` [n, V] from it at positions ``start`` and after, summed over them in
-        float64, and its gradient by ``own``."""
+        """The divergence of the logits ``own`` [n, V] from it at positions ``start`` and after, summed over them, and
+        its gradient by ``own``."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class SampledTarget:
         ids, weights = self.ids[here], self.weights[here]
         rows = torch.arange(len(own)).repeat_interleave(first.diff()).to(own.device)
         logs = own.log_softmax(-1)
-        told = self.told[start : start + len(own)].sum(dtype=torch.float64)
-        apart = told - (weights * logs[rows, ids]).sum(dtype=torch.float64)
+        apart = self.told[start : start + len(own)].sum() - (weights * logs[rows, ids]).sum()
         slope = logs.exp_()
         slope[rows, ids] -= weights
         return apart, slope
@@ -130,7 +129,7 @@ class Loss:
             logits.backward(slope)
             assert own.grad is not None
             slopes[start : start + len(own)] = own.grad
-            sums = sums + Sums(kl, ce)
+            sums = sums + Sums(kl.double(), ce)
         return sums, slopes.view_as(hidden)
 
     @torch.no_grad()
@@ -142,7 +141,7 @@ class Loss:
         for start in range(0, len(rows), self._head.rows):
             logits = self._head(rows[start : start + self._head.rows])
             kl, _ = target.apart(start, logits)
-            sums = sums + Sums(kl, _next_tokens(logits, following[start : start + len(logits)]))
+            sums = sums + Sums(kl.double(), _next_tokens(logits, following[start : start + len(logits)]))
         return sums
 
 
