@@ -30,6 +30,7 @@ from prunekit.utils.phases.words import count
 from prunekit.utils.process import ranks
 from prunekit.utils.process.child import safe_children
 from prunekit.utils.process.stopping import Stopped, stoppable, undisturbed
+from prunekit.utils.process.waiting import wait_briefly
 from prunekit.utils.provenance import installed
 from prunekit.utils.terminal import SafeConsole, show_notes
 
@@ -139,6 +140,7 @@ def note(text: str) -> None:
 def main() -> None:
     """Entry point of the ``prunekit`` command."""
     as_json = "--json" in sys.argv
+    wait_briefly()
     _open_streams()
     try:
         # Ctrl-C, and what terminals, schedulers and `docker stop` send: all clean up.
