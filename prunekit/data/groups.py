@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,39 +19,30 @@ OTHERS = "others"
 _LONGEST, _MOST_FIELDS, _MOST_WITHOUT = 40, 12, 10_000
 
 
-class Groups:
-    """What the rows of ``source`` have in the field ``name``, in their order; None where that is nothing, or no field
-    is named."""
-
-    def __init__(self, source: str, name: str | None):
-        self._source, self._name = source, name
-        self._held: deque[str | None] = deque()
-
-    def of(self, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """``rows`` as they are, whose groups :meth:`next` gives. Raises PrunekitError where none has one."""
-        found, fields = False, dict[str, None]()
-        for number, (where, row) in enumerate(rows, start=1):
-            value = None if self._name is None else _name(row, self._name)
-            self._held.append(value)
-            if self._name is not None and not found:
-                found = value is not None
-                if isinstance(row, dict) and len(fields) < _MOST_FIELDS:
-                    fields.update(dict.fromkeys(map(str, row)))
-                if not found and number >= _MOST_WITHOUT:
-                    break
-            yield where, row
-        if self._name is not None and not found:
-            raise no_group(self._source, self._name, tuple(fields))
-
-    def next(self) -> str | None:
-        """The group of the next row."""
-        return self._held.popleft()
+def grouped(source: str, rows: Iterator[tuple[str, Any]], field: str | None) -> Iterator[tuple[str, Any, str | None]]:
+    """``rows`` of ``source``, each with what it has in ``field``; None where that is nothing, or no field is named.
+    Raises PrunekitError where no row has anything there."""
+    if field is None:
+        yield from ((where, row, None) for where, row in rows)
+        return
+    found, fields = False, dict[str, None]()
+    for number, (where, row) in enumerate(rows, start=1):
+        group = _name(row, field)
+        if not found:
+            found = group is not None
+            if isinstance(row, dict) and len(fields) < _MOST_FIELDS:
+                fields.update(dict.fromkeys(map(str, row)))
+            if not found and number >= _MOST_WITHOUT:
+                break
+        yield where, row, group
+    if not found:
+        raise no_group(source, field, tuple(fields))
 
 
-def no_group(source: str, name: str, fields: Sequence[str] = ()) -> PrunekitError:
-    """What is said where no row of ``source`` has a group in its field ``name``."""
+def no_group(source: str, field: str, fields: Sequence[str] = ()) -> PrunekitError:
+    """What is said where no row of ``source`` has a group in its ``field``."""
     there = sentence(f" The fields are {', '.join(fields[:_MOST_FIELDS])}.") if fields else ""
-    return PrunekitError(f"No row of {source} names a group in {name!r}.{there} Name another (--set calib_group=...).")
+    return PrunekitError(f"No row of {source} names a group in {field!r}.{there} Name another (--set calib_group=...).")
 
 
 def _name(row: Any, field: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunekit.data.chats import Message, NoField, read_row
-from prunekit.data.groups import Groups
+from prunekit.data.groups import grouped
 from prunekit.data.rows import ROW_KINDS, read_rows, row_kind
 from prunekit.errors import PrunekitError
 from prunekit.utils.files.text_stream import read_pieces
@@ -36,6 +36,8 @@ _log = logging.getLogger("prunekit")
 
 # Makes texts of chats; an error for each chat that is refused.
 Render = Callable[[list[list[Message]]], list[str | PrunekitError]]
+# What a row holds, and its group.
+_Content = tuple[str | list[Message] | None, str | None]
 
 
 class Piece(NamedTuple):
@@ -200,13 +202,12 @@ def _rows(
     """The texts of all rows, in their order, and the ``group`` of each; chats are rendered many at a time."""
     found, without = 0, 0
     refusals: list[PrunekitError] = []
-    told = Groups(source, group)
     try:
-        for some in _batches(_contents(source, field, told.of(rows))):
-            chats = [each for each in some if isinstance(each, list)]
+        for some in _batches(_contents(source, field, grouped(source, rows, group))):
+            chats = [each for each, _ in some if isinstance(each, list)]
             rendered = iter((render or join_messages)(chats) if chats else [])
-            for each in some:
-                text, name = next(rendered) if isinstance(each, list) else each, told.next()
+            for each, name in some:
+                text = next(rendered) if isinstance(each, list) else each
                 if isinstance(text, PrunekitError) and not refusals:
                     refusals.append(text)
                 if isinstance(text, str):
@@ -233,11 +234,11 @@ def _rows(
             )
 
 
-def _batches(rows: Iterator[str | list[Message] | None]) -> Iterator[list[str | list[Message] | None]]:
-    batch: list[str | list[Message] | None] = []
+def _batches(rows: Iterator[_Content]) -> Iterator[list[_Content]]:
+    batch: list[_Content] = []
     length, most = 0, _FIRST_ROWS
-    for each in rows:
-        batch.append(each)
+    for each, group in rows:
+        batch.append((each, group))
         length += len(each) if isinstance(each, str) else sum(len(turn["content"]) for turn in each or ())
         if len(batch) == most or length > _MOST_LENGTH:
             yield batch
@@ -246,12 +247,13 @@ def _batches(rows: Iterator[str | list[Message] | None]) -> Iterator[list[str | 
         yield batch
 
 
-def _contents(source: str, field: str, rows: Iterator[tuple[str, Any]]) -> Iterator[str | list[Message] | None]:
-    """What each row holds; None where that is nothing. Rows without the field are an error only where none has it."""
+def _contents(source: str, field: str, rows: Iterator[tuple[str, Any, str | None]]) -> Iterator[_Content]:
+    """What each row holds, None where that is nothing, and its group. Rows without the field are an error only where
+    none has it."""
     found, without = False, 0
     refusal: str | None = None
     advised = False
-    for where, row in rows:
+    for where, row, group in rows:
         try:
             content = read_row(row, field, where)
         except NoField as error:
@@ -263,7 +265,7 @@ def _contents(source: str, field: str, rows: Iterator[tuple[str, Any]]) -> Itera
         found, without = found or not blank, without + blank
         if not found and without >= _MOST_WITHOUT_TEXT:
             break
-        yield content
+        yield content, group
     if not found and refusal is not None:
         raise PrunekitError(refusal)
 

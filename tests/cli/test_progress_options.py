@@ -14,7 +14,6 @@ import pytest
 from prunekit.cli import common
 from tests.support.command import DEFAULT, Command, make_command, save_tiny, set_options, start, write_text
 from tests.support.tiny import one_thread
-from tests.support.warm import Warm
 
 BRIEF = set_options(sequences=8, length=16, ffn_multiple=1)
 # Every step takes a while, so that there is time to interrupt it.
@@ -149,11 +148,9 @@ def test_phases_of_other_commands_are_known(
 def test_on_a_terminal(model: Path, text: Path, tmp_path: Path) -> None:
     """The line that changes, and one that stays for each phase."""
     leader, follower = pty.openpty()
-    code = f"import sys; sys.argv[0] = 'prunekit'\n{SLOW}\nfrom prunekit.cli import main; main()"
-    words = [str(each) for each in pruning(model, text, tmp_path / "out") if each != DEFAULT]
     known = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     known |= {"PRUNEKIT_CACHE": str(tmp_path / "cache"), "TERM": "xterm", "COLUMNS": "120"}
-    process = Warm(code, words, env=known, stderr=follower)
+    process = start(*pruning(model, text, tmp_path / "out"), code=SLOW, env=known, stderr=follower)
     os.close(follower)
     seen = b""
     while True:

@@ -15,7 +15,6 @@ from prunekit.data.calibration import Calibration, CalibrationConfig, load_calib
 from prunekit.data.groups import MOST_GROUPS, OTHERS, groups_of_blocks, told_apart
 from prunekit.data.mixture import Mixed, calibration_text
 from prunekit.errors import PrunekitError
-from prunekit.plan.settings import CalibrationConfig as Settings
 from tests.support.command import DEFAULT, Command, save_tiny, set_options
 from tests.support.tiny import one_thread
 from tests.support.tiny_text import tiny_tokenizer
@@ -93,7 +92,7 @@ def test_a_text_without_rows_has_no_groups(tmp_path: Path) -> None:
     with pytest.raises(PrunekitError, match=r"has no rows that could name a group in 'topic'; give a file of rows"):
         calibration_text(config, tiny_tokenizer(), None)  # type: ignore[arg-type]
     with pytest.raises(PrunekitError, match="must be named"):
-        Settings(group="")
+        CalibrationConfig(group="")
 
 
 def test_a_mix_has_the_groups_of_its_rows(tmp_path: Path) -> None:

@@ -83,15 +83,15 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     return command
 
 
-def start(*arguments: object, code: str | None = None, cwd: Path | None = None) -> Warm:
-    """prunekit in a process of its own; ``code`` runs before its entry point."""
+def start(*arguments: object, code: str | None = None, **options: Any) -> Warm:
+    """prunekit in a process of its own, with these ``options`` of it; ``code`` runs before its entry point."""
     lines = f"import sys; sys.argv[0] = 'prunekit'\n{code or ''}\nfrom prunekit.cli import main; main()"
-    return Warm(lines, with_method(arguments), cwd=cwd)
+    return Warm(lines, with_method(arguments), **options)
 
 
-def run_apart(*arguments: object, code: str | None = None, cwd: Path | None = None) -> Ended:
+def run_apart(*arguments: object, code: str | None = None, **options: Any) -> Ended:
     """:func:`start`, and wait."""
-    process = start(*arguments, code=code, cwd=cwd)
+    process = start(*arguments, code=code, **options)
     out, err = process.communicate(timeout=120)
     return Ended(process.wait(), out, err)
 

@@ -1,4 +1,4 @@
-"""Processes of their own that need not import torch and transformers, which takes each four seconds of a core.
+"""Processes of their own that need not import torch and transformers, which takes four seconds of a core each.
 
 A server imports them once and forks: what it forks has computed nothing, knows nothing of the tests' process, and ends
 as any Python does. What is about imports themselves needs a process that begins with none.

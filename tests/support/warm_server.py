@@ -55,8 +55,7 @@ def serve(asked: socket.socket) -> dict[str, Any]:
                     end.close()
                 for file in (*files, *callers.values()):
                     os.close(file)
-                request: dict[str, Any] = json.loads(message)
-                return request
+                return dict(json.loads(message))
             for file in standard:
                 os.close(file)
             callers[pid] = caller

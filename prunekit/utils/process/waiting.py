@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# In turns of a loop, about 30 µs; libgomp's own choice is 300,000 where it believes to be alone on the machine.
+# In turns of a loop; libgomp's own choice is 300,000 where there are as many CPUs as threads, whoever else uses them.
 _TURNS = "10000"
 
 
