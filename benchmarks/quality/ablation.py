@@ -1,6 +1,6 @@
 """What each part of the recipe brings: every way to choose widths × to choose units × without refit, with it, rescaled.
 
-    python benchmarks/quality/ablation.py smollm2-135m --calib calibration.txt.gz --text heldout.txt --text other.txt \\
+    python -m benchmarks.quality.ablation smollm2-135m --calib calibration.txt.gz --text heldout.txt --text other.txt \\
         --blocks 0.79 --output benchmarks/results/ablation.json
 
 Widths: the same share from every layer, by turns of the residual stream (adapt), by Fisher information a parameter
@@ -21,10 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__:
-    from benchmarks.quality.report_file import begun, save
-else:  # run as a script
-    from report_file import begun, save
+from benchmarks.quality.report_file import begun, save
 
 if TYPE_CHECKING:
     import torch

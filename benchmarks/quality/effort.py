@@ -25,12 +25,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-if __package__:
-    from benchmarks.quality.measured_command import measured
-    from benchmarks.quality.report_file import begun, save
-else:  # run as a script
-    from measured_command import measured
-    from report_file import begun, save
+from benchmarks.quality.measured_command import measured
+from benchmarks.quality.report_file import begun, save
 
 ADAPT, BEST = "adapt-pruner", "best"
 VARIANTS: dict[str, str] = {

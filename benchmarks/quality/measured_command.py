@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from benchmarks.common.spent import Spent, run_measured
 from prunekit.utils.process.child import environment, python_command
-
-
-@dataclass(frozen=True)
-class Spent:
-    """``seconds`` by the clock, ``cpu_seconds`` of all cores together, ``peak_bytes`` of memory. ``load`` says how many
-    processes wanted a core, on average of the last minute."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    load: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measured(arguments: Sequence[object], more: Mapping[str, str] | None = None) -> tuple[Any, Spent]:
@@ -49,18 +32,6 @@ def timed(arguments: Sequence[str], out: IO[str], more: Mapping[str, str] | None
     took."""
     command = python_command(module="prunekit", arguments=[*arguments])
     with tempfile.TemporaryFile("w+") as said:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=said, env={**environment(), **(more or {})})
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
+        code, spent = run_measured(command, out=out, error=said, env={**environment(), **(more or {})})
         said.seek(0)
-        error = said.read()
-    scale = 1 if sys.platform == "darwin" else 1024
-    spent = Spent(
-        round(seconds, 1),
-        round(usage.ru_utime + usage.ru_stime, 1),
-        usage.ru_maxrss * scale,
-        round(os.getloadavg()[0], 1),
-    )
-    return process.returncode, error, spent
+        return code, said.read(), spent

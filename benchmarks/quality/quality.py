@@ -1,6 +1,6 @@
 """All methods at several sizes on one model: perplexity, KL, agreement on texts that no method saw; time and memory.
 
-    python benchmarks/quality/quality.py smollm2-135m --calib calibration.txt.gz --text heldout.txt --text other.txt \\
+    python -m benchmarks.quality.quality smollm2-135m --calib calibration.txt.gz --text heldout.txt --text other.txt \\
         --blocks 0.79 --blocks 0.6 --output benchmarks/results/quality.json
 
 Every method cuts the same model to the same size on the same calibration text, through the same rebuild, each in a
@@ -25,12 +25,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-if __package__:
-    from benchmarks.quality.measured_command import measured
-    from benchmarks.quality.report_file import begun, save
-else:  # run as a script
-    from measured_command import measured
-    from report_file import begun, save
+from benchmarks.quality.measured_command import measured
+from benchmarks.quality.report_file import begun, save
 
 # Each a label and what `prunekit prune` is told beside model, target, text and seed.
 METHODS: dict[str, str] = {

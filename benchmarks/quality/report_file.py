@@ -1,7 +1,4 @@
-"""A benchmark's report as a JSON file that is saved row by row: a run that was cut short goes on where it was.
-
-For scripts that stand alone beside it (`python benchmarks/quality/quality.py`), so they import it as a neighbour.
-"""
+"""A benchmark's report as a JSON file that is saved row by row: a run that was cut short goes on where it was."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Seconds and memory of each step of the default recipe, and of training on the same tokens, and how they grow with
 layers, width and tokens.
 
-    python benchmarks/quality/scaling.py --output benchmarks/results/growth_cpu.json
+    python -m benchmarks.quality.scaling --output benchmarks/results/growth_cpu.json
 
 Random Llamas are made on the spot: a base model, and for layers, for width and for calibration tokens two more, each
 twice the one before. Every model runs in a process of its own. A line through the logarithms gives each step's
@@ -25,10 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__:
-    from benchmarks.quality.report_file import begun, save
-else:  # run as a script
-    from report_file import begun, save
+from benchmarks.quality.report_file import begun, save
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +53,7 @@ def main() -> None:
     asked = {name: getattr(options, name) for name in ("repeats", "device", "scale")}
     report = begun(options.output, "growth", asked, options.device)
     given = " ".join(f"--{name} {value}" for name, value in asked.items())
-    report["command"] = f"python benchmarks/quality/scaling.py {given}"
+    report["command"] = f"python -m benchmarks.quality.scaling {given}"
     rows = report["runs"]
     for size in sizes(base):
         if any(row["size"] == size for row in rows):
@@ -81,7 +78,7 @@ def sizes(base: dict[str, int]) -> list[dict[str, int]]:
 
 
 def _apart(size: dict[str, int], device: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", json.dumps(size), "--device", device]
+    command = [sys.executable, "-m", "benchmarks.quality.scaling", "--one", json.dumps(size), "--device", device]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed")

@@ -8,10 +8,10 @@
     python -m benchmarks.recovery.family … --tokens 4096 --limit 1        # a rehearsal
 
 For each size: `prunekit prune`, `prunekit recover`, `prunekit eval` of both beside the dense model, and `prunekit
-bench` of the trained one against the dense one, in turns. --prune, --recover and --bench take what these commands are
-told beside. A step that is done is kept in --output with its model in --folder, and a training that was interrupted
-goes on. The first size fills the cache with what all need (loss curves, text that the model writes), so its seconds are
-larger.
+bench` of the trained one against the dense one, in turns. --prune, --recover, --eval and --bench take what these
+commands are told beside. A step that is done is kept in --output with its model in --folder, and a training that was
+interrupted goes on. The first size fills the cache with what all need (loss curves, text that the model writes), so its
+seconds are larger.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     budget.add_argument("--minutes", help="of each training, about")
     parser.add_argument("--prune", default="", help="what else prune is told, such as '--effort best'")
     parser.add_argument("--recover", default="", help="what else recover is told, such as '--set learning_rate=2e-4'")
+    parser.add_argument("--eval", default="", help="what else eval is told, such as '--shots 0'")
     parser.add_argument("--bench", default="", help="what else bench is told, such as '--runtime gguf'")
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens judged of each text")
     parser.add_argument("--dtype", default="bfloat16", help="of judging and timing")
@@ -84,7 +85,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "calib": ",".join(source_name(part) for part in options.calib.split(",")),
         "text": ",".join(source_name(part) for part in options.text.split(",")),
         "held_out": [source_name(text) for text in options.held_out],
-        **{name: getattr(options, name) for name in ("tokens", "minutes", "prune", "recover", "bench")},
+        **{name: getattr(options, name) for name in ("tokens", "minutes", "prune", "recover", "eval", "bench")},
         **{name: getattr(options, name) for name in ("max_tokens", "dtype", "prompts", "tasks", "limit", "device")},
     }
 
@@ -121,7 +122,7 @@ def _judged(options: argparse.Namespace, share: float) -> dict[str, Any]:
     for name in ("tasks", "task_data", "limit"):
         value = getattr(options, name)
         command += [] if value is None else [f"--{name.replace('_', '-')}", value]
-    found, _ = measured(command)
+    found, _ = measured([*command, *shlex.split(options.eval)])
     return dict(found)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.measured_command import Spent, timed
+from benchmarks.common.spent import Spent
+from benchmarks.quality.measured_command import timed
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common.spent import Spent
 from benchmarks.quality import effort
-from benchmarks.quality.measured_command import Spent, measured
+from benchmarks.quality.measured_command import measured
 from tests.support.command import Command, make_command, save_tiny, write_text
 
 SMALL = "--set sequences=4 --set length=16"

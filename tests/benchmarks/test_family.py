@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality.measured_command import Spent
+from benchmarks.common.spent import Spent
 from benchmarks.recovery import family
 from benchmarks.recovery.processes import Ended, objects
 from tests.support.command import make_command, write_text

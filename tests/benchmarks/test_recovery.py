@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality.measured_command import Spent
+from benchmarks.common.spent import Spent
 from benchmarks.recovery import __main__ as recovery
 from benchmarks.recovery import trial
 from benchmarks.recovery.processes import Ended, objects, run
