@@ -33,6 +33,7 @@ from prunekit.recovery.training.sharding import shard
 from prunekit.recovery.training.student import Student
 from prunekit.recovery.training.trial import Trial, run_trial
 from prunekit.utils.machine import WRITTEN_A_SECOND
+from prunekit.utils.measuring.crowd import watched
 from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import foresee, keeping, phases, unneeded
 from prunekit.utils.phases.titles import CHECK, TRAINING, TRIAL, WRITING
@@ -79,6 +80,7 @@ class Lessons:
         self._minutes = checkpoint_minutes
         self._writing = writing
         self._own = OwnText(text)
+        self._crowded = False
         assert config.batch_tokens is not None
         self.sequences = max(1, round(config.batch_tokens / text.length))
         """Windows a step: however many processes share them."""
@@ -249,8 +251,17 @@ class Lessons:
     def _trial(self, made: _Seats, standing: Standing, listener: Listener) -> Trial:
         length = self.text.length
         with progress(TRIAL, 1) as advance:
-            tried = run_trial(made.student, made.teacher, self.config, standing, length, self.sequences, listener.note)
+            tried, crowd = watched(
+                lambda: run_trial(
+                    made.student, made.teacher, self.config, standing, length, self.sequences, listener.note
+                ),
+                made.student.device,
+            )
             advance()
+        # Once: a stage that follows has a trial of its own.
+        if crowd is not None and not self._crowded:
+            self._crowded = True
+            listener.note(crowd)
         return tried
 
     def _packed(self, tokens: int, dense: DenseModel, note: Callable[[str], None]) -> PackedText:

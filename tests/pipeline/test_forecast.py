@@ -29,6 +29,7 @@ from prunekit.pipeline.phases import prune_phases
 from prunekit.pipeline.stages import read_recovery
 from prunekit.plan.shape import LayerShape, ModelShape
 from prunekit.plan.training import TextConfig
+from prunekit.utils.measuring import crowd
 from prunekit.utils.phases import titles
 from prunekit.utils.phases.run import Run, running
 from tests.support.command import save_tiny
@@ -192,6 +193,12 @@ def test_a_run_is_told_of_before_weights_are_there(told_of: Any, size: str, byte
     assert float(words[3]) * 1e9 > bytes_
     # Four fifths of the blocks in bfloat16 are among it.
     assert float(words[4]) * 1e9 > 0.8 * bytes_
+
+
+def test_other_programs_are_told_of(told_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "crowded", lambda load, threads: "Others want them too.")
+    said, _ = told_of("1b", blocks=0.8)
+    assert said.endswith("with one layer). Others want them too.")
 
 
 def test_slicegpt_is_told_of(told_of: Any) -> None:

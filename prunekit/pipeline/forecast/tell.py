@@ -28,6 +28,7 @@ from prunekit.pruning.importance.base import importance
 from prunekit.pruning.loaded import REFITTED
 from prunekit.pruning.stages import before_the_last
 from prunekit.utils.files.atomic import cache_folder
+from prunekit.utils.measuring.crowd import watched
 from prunekit.utils.phases.run import current
 from prunekit.utils.phases.titles import CHECK, OWN_TEXT
 from prunekit.utils.phases.words import size
@@ -183,12 +184,19 @@ def _measure_and_tell(
     with aside("trial steps"):
         together = max(together, *text.unwritten, 0)
         needs = text.needs if text.passes else None
-        rates = measure(dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs)
+        rates, crowd = watched(
+            lambda: measure(
+                dense.source, dtype=dtype, device=device, length=text.length, together=together, needs=needs
+            ),
+            device,
+        )
     found, parts = foreseen(rates)
     run.foresee(found)
     seconds = run.foreseen() if parts is None else parts.pruning + parts.training
     if seconds is not None and seconds >= _WORTH:
         run.announce(sentence_of(seconds, needed, kept=_curves_are_kept() and bool(text.curves), parts=parts))
+        if crowd is not None:
+            run.announce(crowd)
 
 
 def _curves_are_kept() -> bool:

@@ -20,6 +20,7 @@ from prunekit.recovery.lessons import Trained
 from prunekit.recovery.training.loop import Training
 from prunekit.recovery.training.progress import Listener
 from prunekit.utils.files.hashes import sha256
+from prunekit.utils.measuring import crowd
 from tests.support.command import Command
 from tests.support.recovering import killed_before, make_places, recover_tiny
 
@@ -251,3 +252,10 @@ def test_a_training_without_a_checkpoint_yet(command: Command, places: Path, tmp
     shutil.copy(places / "unfinished.training" / "run.json", tmp_path / "a.training")
     shown = command("inspect", tmp_path / "a.training").out
     assert "none yet" in shown and "step 0 of 8, 0 tokens" in shown
+
+
+def test_other_programs_are_told_of_once(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "crowded", lambda load, threads: "Others want them too.")
+    notes: list[str] = []
+    recover_tiny(places, tmp_path / "out", listener=Listener(note=notes.append), tokens=64)
+    assert notes.count("Others want them too.") == 1

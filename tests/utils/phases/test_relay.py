@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from prunekit.utils.phases.relay import VARIABLE, Relay, relay, relayed
-from prunekit.utils.phases.run import Run, running
+from prunekit.utils.phases.run import running
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.phases.words import line
 from prunekit.utils.process.child import run_python
 from prunekit.utils.progress import progress
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def made(*watchers: Any, memory: int = 5_000_000_000) -> tuple[Run, Clock]:
-    clock = Clock()
-    return Run(watchers, clock, lambda: memory, ticking=False), clock
+from tests.support.watched_runs import made
 
 
 def test_a_child_is_a_part_of_the_phase_that_waits() -> None:
