@@ -276,7 +276,7 @@ def _slope(head: Head, wanted: torch.Tensor, hidden: torch.Tensor, count: int) -
     for dense, own in _pieces(head, wanted, hidden):
         logits, pull_back = head.traced(own)
         with torch.no_grad():
-            kl, slope = divergence(head(dense), logits)
+            kl, slope, _ = divergence(head(dense), logits)
         slopes.append(pull_back(slope.div_(count)))
         total += kl.item()
     return total / count, torch.cat(slopes).view_as(hidden)

@@ -39,8 +39,8 @@ def test_hidden_states_are_off_by_their_rounding_alone(models) -> None:
     bound = 2**-8 * (hidden.flatten(0, 1).abs() @ weight.abs().T)
     exact, rounded = teacher.head(hidden.flatten(0, 1)), teacher.head(target.hidden)
     assert ((rounded - exact).abs() <= bound + 1e-5).all()
-    kl, slope = HiddenTarget(teacher.head, hidden.flatten(0, 1)).apart(0, own)
-    made, kept = target.apart(0, own)
+    kl, slope, _ = HiddenTarget(teacher.head, hidden.flatten(0, 1)).apart(0, own)
+    made, kept, _ = target.apart(0, own)
     assert made.item() == pytest.approx(kl.item(), rel=1e-2)
     assert (kept - slope).norm() < 1e-2 * slope.norm()
 
@@ -55,13 +55,13 @@ def test_what_was_rounded_before_is_kept_exactly(models) -> None:
 @pytest.mark.parametrize("samples", [2, 12])
 def test_draws_give_the_divergence_and_its_gradient_on_average(models, samples: int) -> None:
     teacher, hidden, own = models
-    expected, slope = HiddenTarget(teacher.head, hidden.flatten(0, 1)).apart(0, own)
+    expected, slope, _ = HiddenTarget(teacher.head, hidden.flatten(0, 1)).apart(0, own)
     form = SampledForm(teacher, samples, VOCAB)
     made = []
     for number in range(300):
         names = [each.to_bytes(16, "little") for each in (number, 1000 + number)]
         made.append(_kept(form, hidden, names).apart(0, own))
-    sums, slopes = zip(*made, strict=True)
+    sums, slopes, _ = zip(*made, strict=True)
     sums = torch.stack(sums)
     assert (sums.mean() - expected).abs() < 4 * sums.std() / len(sums) ** 0.5
     off = torch.stack([each - slope for each in slopes])
@@ -115,10 +115,12 @@ def test_a_part_of_the_positions_is_told_as_in_the_whole(models) -> None:
     teacher, hidden, own = models
     for form in (HiddenForm(teacher, SIZE), SampledForm(teacher, 6, VOCAB)):
         target = _kept(form, hidden)
-        kl, slope = target.apart(0, own)
+        kl, slope, normalisers = target.apart(0, own)
         pieces = [target.apart(start, own[start : start + 7]) for start in range(0, len(own), 7)]
         assert sum(piece[0].item() for piece in pieces) == pytest.approx(kl.item(), rel=1e-5)
         assert torch.allclose(torch.cat([piece[1] for piece in pieces]), slope, atol=1e-6)
+        assert torch.allclose(torch.cat([piece[2] for piece in pieces]), normalisers, atol=1e-6)
+        assert torch.allclose(normalisers, own.logsumexp(-1), atol=1e-5)
 
 
 def test_windows_of_different_kinds_are_told_in_their_order(models) -> None:
@@ -141,11 +143,11 @@ def test_the_gradient_is_that_of_the_loss() -> None:
         hidden = teacher.hidden(RandomText().batch(3, 1))
     own = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
     target = _kept(SampledForm(teacher, 6, VOCAB), hidden)
-    kl, slope = target.apart(0, own.detach())
+    kl, slope, _ = target.apart(0, own.detach())
     rows = torch.arange(LENGTH).repeat_interleave(target.first.diff())
     loss = target.told.sum() - (target.weights * own.log_softmax(-1)[rows, target.ids]).sum()
     (expected,) = torch.autograd.grad(loss, own)
     assert kl.item() == pytest.approx(loss.item(), rel=1e-5)
     assert torch.allclose(slope, expected, atol=1e-5)
-    exact, _ = divergence(teacher.head(hidden[0]), own.detach())
+    exact, *_ = divergence(teacher.head(hidden[0]), own.detach())
     assert kl.item() == pytest.approx(exact.item(), rel=0.5)

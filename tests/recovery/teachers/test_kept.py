@@ -43,7 +43,7 @@ def _kept(online: OnlineTeacher, folder: Path, kind: str = "hidden", again=None)
 
 def _told(target, count: int) -> tuple[float, torch.Tensor]:
     own = torch.randn(count * LENGTH, VOCAB, generator=torch.Generator().manual_seed(5))
-    kl, slope = target.apart(0, own)
+    kl, slope, _ = target.apart(0, own)
     return kl.item(), slope
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prunekit.models.head import Head, hidden_states
+from prunekit.recovery.training import distance
 from prunekit.recovery.training.distance import HiddenTarget, Loss
 from tests.support.tiny_training import RandomText, tiny_pair, tiny_student
 
@@ -69,6 +70,25 @@ def test_into_how_many_chunks_logits_are_cut_does_not_matter(ce_share: float) ->
     assert cut.ce.item() == pytest.approx(whole.ce.item(), rel=1e-6)
     for mine, its in zip(gradients, expected, strict=True):
         assert (mine - its).abs().max().item() <= 1e-6 * its.abs().max().item()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 200])
+def test_a_few_rows_at_a_time_give_the_same_bits(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense, own = (5 * torch.randn(64, 333, generator=generator) for _ in range(2))
+    whole = distance.divergence(dense, own)
+    kept = dense.clone(), own.clone()
+    monkeypatch.setattr(distance, "_CACHED", rows * 333)
+    for made, expected in zip(distance.divergence(dense, own), whole, strict=True):
+        assert torch.equal(made, expected)
+    assert torch.equal(dense, kept[0]) and torch.equal(own, kept[1])
+    leaf = own.clone().requires_grad_(True)
+    p, q = dense.log_softmax(-1), leaf.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum()
+    kl.backward()
+    assert whole.kl.item() == pytest.approx(kl.item(), rel=1e-5)
+    assert torch.allclose(whole.slope, leaf.grad, atol=1e-5)
+    assert torch.allclose(whole.normalisers, own.logsumexp(-1), atol=1e-5)
 
 
 def test_measuring_gives_the_same_sums() -> None:
