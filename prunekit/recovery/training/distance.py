@@ -10,7 +10,6 @@ import torch
 
 from prunekit.models.head import Head
 
-
 # Elements of float32 logits that stay in a cache beside what is made of them.
 _CACHED = 1 << 19
 
