@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     budget.add_argument("--minutes", help="of each training, about")
     parser.add_argument("--prune", default="", help="what else prune is told, such as '--effort best'")
     parser.add_argument("--recover", default="", help="what else recover is told, such as '--set learning_rate=2e-4'")
-    parser.add_argument("--eval", default="", help="what else eval is told, such as '--shots 0'")
+    parser.add_argument("--eval", default="", help="what else eval is told, such as '--few-shot 0'")
     parser.add_argument("--bench", default="", help="what else bench is told, such as '--runtime gguf'")
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens judged of each text")
     parser.add_argument("--dtype", default="bfloat16", help="of judging and timing")
