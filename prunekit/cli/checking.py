@@ -65,8 +65,13 @@ def checked(
 
     seen = from_first(look)
     if seen["verdict"] == BROKEN:
-        note(f"The model in {output} is broken. Prune less, by another method or on text like yours, or train it.")
+        note_broken(f"The model in {output}")
     return seen, exit_code([(str(output), seen.get("loss_added"))], most)
+
+
+def note_broken(name: str) -> None:
+    """Say on stderr that the model of that ``name`` is broken, whatever is printed of it."""
+    note(f"{name} is broken. Prune less, by another method or on text like yours, or train it.")
 
 
 def exit_code(added: list[tuple[str, float | None]], most: float | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,23 @@ class Piece(NamedTuple):
 
 
 def source_name(source: str) -> str:
-    """``source`` as it may stand in a report: a file by its name alone, so that no report tells where it was made."""
-    return Path(source).name if is_file(source) else source
+    """``source`` as it may stand in a report: a file by its name alone, so that no report tells where it was made. A
+    file that is called as something else that can be asked for is told apart from it."""
+    if not is_file(source):
+        return source
+    name = Path(source).name
+    return f"./{name}" if name in (BUILTIN, WIKITEXT, SELF) else name
+
+
+def text_labels(sources: Sequence[str]) -> list[str]:
+    """What each of ``sources`` is called beside the others: files of one name, from several folders, by numbers. The
+    :func:`source_name` of a label is that label."""
+    made: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        name = source_name(source)
+        number = sum(source_name(other) == name for other in made)
+        made[source] = f"{name} ({number + 1})" if number else name
+    return [made[source] for source in sources]
 
 
 def is_file(source: str) -> bool:

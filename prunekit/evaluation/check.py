@@ -14,7 +14,6 @@ from prunekit.evaluation.run import compare
 from prunekit.evaluation.verdict import BROKEN, Verdict
 from prunekit.evaluation.windows import EvalConfig
 from prunekit.models.source import as_source, pick_device
-from prunekit.utils.numerics.finite import NotFinite
 
 if TYPE_CHECKING:
     from prunekit.models.source import Source
@@ -40,6 +39,7 @@ class Checked:
     examples: tuple[Example, ...]
     tokens: int
     seconds: float
+    windows: int = 0
 
     @property
     def is_broken(self) -> bool:
@@ -53,6 +53,7 @@ class Checked:
         return {
             **found,
             "tokens": self.tokens,
+            "windows": self.windows,
             "seconds": round(self.seconds, 1),
             "examples": [each.to_dict() for each in self.examples],
         }
@@ -101,13 +102,16 @@ def check(
             device=device,
         ).models[0]
     except PrunekitError as error:
-        return Checked(None, str(error), not isinstance(error, NotFinite), (), 0, time.perf_counter() - began)
+        return Checked(None, str(error), True, (), 0, time.perf_counter() - began)
+    if found.broken is not None:
+        return Checked(None, found.broken, False, (), 0, time.perf_counter() - began)
     assert found.texts is not None
     why = None
     if found.verdict is None:
         why = f"{source_name(text)} is other tokens to the two models, whose tokenizers differ"
-    tokens = found.texts.results[0].tokens_predicted
-    return Checked(found.verdict, why, True, found.examples, tokens, time.perf_counter() - began)
+    result = found.texts.results[0]
+    seconds = time.perf_counter() - began
+    return Checked(found.verdict, why, True, found.examples, result.tokens_predicted, seconds, result.windows)
 
 
 def _windows(dense: Source, device: str, length: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunekit.evaluation.perplexity import Evaluation
-from prunekit.evaluation.verdict import Verdict, verdict
+from prunekit.evaluation.verdict import BROKEN, Verdict, verdict
 
 if TYPE_CHECKING:
     from prunekit.checkpoint.history import PastTraining
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Measured:
     """What was measured of ``model``, and of ``baseline`` where there is one: loss on ``texts``, continuations of
     prompts from each text (``generation``, and the words of some, ``examples``, and of those after which it is farthest
-    from the baseline, ``worst``), ``tasks``; None or empty where it was
-    not asked for. ``parameters`` are stored ones, ``share_of_blocks`` those of the decoder blocks in parts of the
-    baseline's (without one: of the model that it was pruned from, None where nobody said which). ``trainings`` are
-    those that its plan tells of. ``origin`` says of what and on what all this was measured: fingerprints of both
-    models, the SHA-256 of the model's plan and of the token ids of each text, machine and versions."""
+    from the baseline, ``worst``), ``tasks``; None or empty where it was not asked for. ``parameters`` are stored ones,
+    ``share_of_blocks`` those of the decoder blocks in parts of the baseline's (without one: of the model that it was
+    pruned from, None where nobody said which). ``trainings`` are those that its plan tells of. ``origin`` says of what
+    and on what all this was measured: fingerprints of both models, the SHA-256 of the model's plan and of the token ids
+    of each text, machine and versions. Of a model whose outputs or weights are no numbers ``broken`` says what was
+    seen, and nothing else is known."""
 
     model: str
     baseline: str | None
@@ -39,6 +40,7 @@ class Measured:
     tasks: TaskReport | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     worst: tuple[WorstExample, ...] = ()
+    broken: str | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -49,7 +51,9 @@ class Measured:
         """JSON values only."""
         nothing = {"model": self.model, "baseline": self.baseline, "dtype": self.dtype, "device": self.device}
         data = self.texts.to_dict() if self.texts else {**nothing, "results": []}
-        if (found := self.verdict) is not None:
+        if self.broken is not None:
+            data["verdict"] = {"verdict": BROKEN, "why": self.broken, "loss_added": None}
+        elif (found := self.verdict) is not None:
             data["verdict"] = found.to_dict()
         if self.origin:
             data["origin"] = dict(self.origin)

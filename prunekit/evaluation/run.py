@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from prunekit.data.sources import text_labels
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.measured import Comparison, Measured
 from prunekit.evaluation.perplexity import Evaluation, check_vocabularies
@@ -15,7 +16,7 @@ from prunekit.evaluation.worst import most_hard
 from prunekit.models.source import as_source, load_tokenizer, pick_device
 from prunekit.models.tokenizer.same_tokens import first_difference
 from prunekit.utils.machine import speed_key
-from prunekit.utils.numerics.finite import check_files
+from prunekit.utils.numerics.finite import NotFinite, check_files
 from prunekit.utils.phases.telling import phases
 from prunekit.utils.provenance import model_label
 
@@ -88,8 +89,15 @@ def evaluate(
         revision=revision,
         baseline_revision=baseline_revision,
     )
+    for each in made.models:
+        _not_broken(each)
     found = tuple(each.texts for each in made.models if each.texts is not None)
     return found if several else found[0]
+
+
+def _not_broken(model: Measured) -> None:
+    if model.broken is not None:
+        raise NotFinite(model.broken)
 
 
 def measure(model: Source | str, **asked: Any) -> Measured:
@@ -114,8 +122,10 @@ def compare(
     ``tasks``.
 
     Models are in memory one after the other, the baseline first: what it says is computed once and kept. Everything
-    that can be checked is checked before weights are loaded. Raises PrunekitError as :func:`evaluate` does, where
-    models whose tokenizers differ are to be compared in one table or by their continuations, or a task can't be had.
+    that can be checked is checked before weights are loaded. A model whose outputs are no numbers is told of as broken,
+    and the others are measured; where there is no other, and no baseline, that is raised. Raises PrunekitError where a
+    model, a text or a task can't be had, the baseline's outputs are not finite, or models whose tokenizers differ are
+    to be compared in one table or by their continuations.
     """
     if not models:
         raise PrunekitError("There is no model to evaluate; name one.")
@@ -133,23 +143,36 @@ def compare(
         # Where tokenizers make no difference, the first one reads for all.
         each.read(texts, asked, None if apart else everyone[0])
     if texts and len(everyone) > 1:
-        # Hours of the others' work would be lost.
         for each in everyone:
-            check_files(each.source.weight_files())
             if dense is not None and not apart:
                 check_vocabularies(each.vocabulary, dense.vocabulary)
+            try:
+                check_files(each.source.weight_files())
+            except NotFinite as error:
+                # Hours of the others' work would be lost.
+                if each is dense:
+                    raise
+                each.damage = str(error)
+    sound = [each for each in everyone if each.damage is None]
+    if all(each is dense for each in sound):
+        size = None if dense is None else dense.source.shape.parameters
+        return Comparison(tuple(measured(each, dense, None, asked)[0] for each in pruned), size)
     wanted = {"writes": continuations is not None, "tasks": tasks is not None}
-    titles = [*evaluation_phases([each.name for each in everyone], texts, **wanted)]
+    titles = [*evaluation_phases([each.name for each in sound], text_labels(texts), **wanted)]
     if dense is not None and continuations is not None and continuations.worst:
-        titles += [continues_worst(dense.name, text) for text in texts]
+        titles += [continues_worst(dense.name, text) for text in text_labels(texts)]
     with phases(*titles) as run:
         if run is not None:
             place = speed_key(pick_device(device))
-            run.weigh(_reading(pruned, dense, asked, apart), ["reads", dtype, *place])
+            run.weigh(
+                _reading([each for each in sound if each is not dense], dense, asked, apart), ["reads", dtype, *place]
+            )
             run.weigh(_writing(pruned, dense, asked), ["continues", dtype, *place])
         said = None if dense is None else baseline_said(dense, asked, apart)
-        found = [measured(each, said, asked) for each in pruned]
+        found = [measured(each, dense, said, asked) for each in pruned]
         if dense is None:
+            if len(found) == 1:
+                _not_broken(found[0][0])
             return Comparison(tuple(each for each, _ in found), None)
         return Comparison(with_worst(found, pruned, dense, asked), dense.source.shape.parameters)
 

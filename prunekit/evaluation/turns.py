@@ -26,6 +26,8 @@ from prunekit.evaluation.worst import Hard, WorstExample, hardest, prompts_at, w
 from prunekit.models.source import load_model, pick_device, pick_dtype
 from prunekit.utils.files.hashes import token_ids_sha256
 from prunekit.utils.machine import describe_machine
+from prunekit.utils.names import pathless
+from prunekit.utils.numerics.finite import NotFinite
 from prunekit.utils.phases.telling import unneeded
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Asked:
 @dataclass
 class Turn:
     """A model on its turn: loaded when its weights are first asked for, and let go afterwards. ``tokens`` are the texts
-    as ``reader`` gives them, int64 [n] by their names."""
+    as ``reader`` gives them, int64 [n] by their labels."""
 
     source: Source
     name: str
@@ -58,6 +60,8 @@ class Turn:
     device: str
     reader: Any = None
     tokens: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    damage: str | None = None
+    """What is wrong with its weights: then it is not run."""
 
     @property
     def vocabulary(self) -> tuple[str, int]:
@@ -141,9 +145,6 @@ class Said:
     """What the baseline said, without its weights: ``kept`` of texts that all models read alike, or as it ``read`` them
     by itself; what it wrote; its tasks."""
 
-    name: str
-    fingerprint: str
-    block_parameters: int
     kept: Kept | None
     read: Read | None
     written: Mapping[str, Continuations]
@@ -158,8 +159,7 @@ def baseline_said(dense: Turn, asked: Asked, apart: bool) -> Said:
         read = Read(alone, dense.reader, dense.tokens)
     elif dense.tokens:
         kept = keep(dense.model, dense.tokens, asked.config, bos(dense.reader), dense.name)
-    blocks = dense.source.shape.block_parameters
-    said = Said(dense.name, dense.source.fingerprint, blocks, kept, read, dense.continues(asked), dense.answers(asked))
+    said = Said(kept, read, dense.continues(asked), dense.answers(asked))
     dense.release()
     return said
 
@@ -202,19 +202,30 @@ def _worst(
     return tuple(shown)
 
 
-def measured(own: Turn, dense: Said | None, asked: Asked) -> tuple[Measured, Unanswered]:
-    """All that is asked of one model, beside what the baseline said, but for what the baseline would write where the
-    two are farthest apart."""
+def measured(own: Turn, dense: Turn | None, said: Said | None, asked: Asked) -> tuple[Measured, Unanswered]:
+    """All that is asked of one model, beside what the baseline ``dense`` ``said``, but for what that would write where
+    the two are farthest apart. That its outputs are no numbers is told, not raised."""
+    if own.damage is not None:
+        return _described(own, dense, asked, broken=own.damage), Unanswered({}, {})
+    try:
+        return _measured(own, dense, said, asked)
+    except NotFinite as error:
+        return _described(own, dense, asked, broken=pathless(str(error))), Unanswered({}, {})
+    finally:
+        own.release()
+
+
+def _measured(own: Turn, dense: Turn | None, said: Said | None, asked: Asked) -> tuple[Measured, Unanswered]:
     report: Evaluation | None = None
     names = {"name": own.name, "baseline_name": dense.name if dense else "baseline"}
     config = asked.continuations
     kl_of: dict[str, torch.Tensor] = {}
     if own.tokens:
-        kept = dense.kept if dense else None
+        kept = said.kept if said else None
         report = perplexity.evaluate(own.model, own.reader, own.tokens, asked.config, kept, kl_of=kl_of, **names)
-        if dense is not None and dense.read is not None:
-            report = compare_apart(Read(report, own.reader, own.tokens), dense.read)
-    wanted = dense.written if dense else {}
+        if said is not None and said.read is not None:
+            report = compare_apart(Read(report, own.reader, own.tokens), said.read)
+    wanted = said.written if said else {}
     generation: list[GenerationQuality] = []
     shown: list[Example] = []
     hard = {} if config is None else {text: hardest(kl, config) for text, kl in kl_of.items()}
@@ -226,42 +237,50 @@ def measured(own: Turn, dense: Said | None, asked: Asked) -> tuple[Measured, Una
         generation.append(writing.compare(made, config, wanted.get(text), text=label))
         shown += writing.examples(own.reader, own.tokens[text], config, made, wanted.get(text), text=label)
     answers = own.answers(asked)
-    own.release()
+    found = _described(
+        own,
+        dense,
+        asked,
+        texts=report,
+        generation=tuple(generation),
+        examples=tuple(shown),
+        tasks=None if answers is None else _report(asked, answers, said, names),
+    )
+    return found, Unanswered(hard, left)
+
+
+def _described(own: Turn, dense: Turn | None, asked: Asked, **found: Any) -> Measured:
+    """What was ``found`` of a model, with what it is and where that was."""
     shape, record = own.source.shape, read_record(own.source.config)
     blocks = shape.block_parameters
-    found = Measured(
+    of_plan = record.share_of_blocks if record else None
+    return Measured(
         own.name,
         dense.name if dense else None,
         str(pick_dtype(own.dtype) or own.source.dtype).removeprefix("torch."),
         str(pick_device(own.device)),
         shape.parameters,
-        blocks / dense.block_parameters if dense else record.share_of_blocks if record else None,
+        blocks / dense.source.shape.block_parameters if dense else of_plan,
         trainings(plan_of(own.source)),
-        report,
-        tuple(generation),
-        tuple(shown),
-        None if answers is None else _report(asked, answers, dense, names),
-        _origin(own, dense, asked),
+        origin=_origin(own, dense, asked),
+        **found,
     )
-    return found, Unanswered(hard, left)
 
 
-def _origin(own: Turn, dense: Said | None, asked: Asked) -> dict[str, Any]:
+def _origin(own: Turn, dense: Turn | None, asked: Asked) -> dict[str, Any]:
     """What tells whether two results are of the same models, tokens and machine."""
     most = asked.config.max_tokens
     return {
         "fingerprint": own.source.fingerprint,
         "plan_sha256": plan_digest(own.source),
-        "baseline_fingerprint": None if dense is None else dense.fingerprint,
-        "token_ids_sha256": {
-            source_name(text): token_ids_sha256(ids[:most].cpu().numpy()) for text, ids in own.tokens.items()
-        },
+        "baseline_fingerprint": None if dense is None else dense.source.fingerprint,
+        "token_ids_sha256": {text: token_ids_sha256(ids[:most].cpu().numpy()) for text, ids in own.tokens.items()},
         "machine": describe_machine(pick_device(own.device)),
     }
 
 
-def _report(asked: Asked, own: Results, dense: Said | None, names: dict[str, str]) -> TaskReport:
+def _report(asked: Asked, own: Results, said: Said | None, names: dict[str, str]) -> TaskReport:
     from prunekit.evaluation.tasks.task_report import make_report
 
     assert asked.tasks is not None
-    return make_report(asked.tasks, own, dense.tasks if dense else None, **names)
+    return make_report(asked.tasks, own, said.tasks if said else None, **names)

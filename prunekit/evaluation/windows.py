@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.calibration import text_tokens
-from prunekit.data.sources import source_name
+from prunekit.data.sources import source_name, text_labels
 from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ class EvalConfig:
 
 
 def read_texts(texts: Sequence[str], tokenizer: Any, config: EvalConfig) -> dict[str, torch.Tensor]:
-    """Token ids [n] of each source, as :func:`~prunekit.evaluation.perplexity.evaluate` takes them; lets a caller find
-    a bad text before it loads a model. Raises PrunekitError where a text can't be read."""
+    """Token ids [n] of each source by its label, as :func:`~prunekit.evaluation.perplexity.evaluate` takes them; lets a
+    caller find a bad text before it loads a model. Raises PrunekitError where a text can't be read."""
     return {
-        text: text_tokens(text, tokenizer, config.max_tokens, field=config.field, split=config.split) for text in texts
+        label: text_tokens(text, tokenizer, config.max_tokens, field=config.field, split=config.split)
+        for label, text in zip(text_labels(texts), texts, strict=True)
     }
 
 

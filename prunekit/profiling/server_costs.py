@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prunekit.errors import PrunekitError
 from prunekit.profiling.prices import Prices, allowed_rework
 
 Status = Literal["measured", "estimated", "not measured"]
+# What a bound of a rate says of a cost.
+_UPSIDE_DOWN: dict[str, Literal["", "at least", "at most"]] = {"": "", "at least": "at most", "at most": "at least"}
 NOT_WITHIN = "the SLO was met at no load that was tried"
 
 
 @dataclass(frozen=True)
 class Known:
     """A figure with the ends of its interval, where it has one. ``how`` is a short sentence: where it comes from, or
-    why ``value`` is None."""
+    why ``value`` is None. ``bound`` is "at least" or "at most" where the value only bounds it."""
 
     value: float | None
     status: Status
     how: str
     low: float | None = None
     high: float | None = None
+    bound: Literal["", "at least", "at most"] = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        return {name: getattr(self, name) for name in ("value", "low", "high", "status", "how")}
+        said = {name: getattr(self, name) for name in ("value", "low", "high", "status", "how")}
+        return {**said, "bound": self.bound} if self.bound else said
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -66,7 +70,8 @@ class ServerCost:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        return asdict(self)
+        costs = {name: getattr(self, name).to_dict() for name in ("per_million_tokens", "per_request")}
+        return {"utilisation": self.utilisation, **costs}
 
 
 def server_cost(at: AtLoad, prices: Prices, utilisation: float) -> ServerCost:
@@ -122,7 +127,8 @@ def _divided(rate: Known, prices: Prices, cost: Any, what: str) -> Known:
     # A rate whose interval reaches 0 has a cost without bound.
     high = cost(least) if least > 0 else None
     how = f"{what} at the highest load within the SLO, and the prices ({rate.how})"
-    return _interval(cost(rate.value), cost(most), high, "estimated", how, (rate,))
+    made = _interval(cost(rate.value), cost(most), high, "estimated", how, (rate,))
+    return replace(made, bound=_UPSIDE_DOWN[rate.bound])
 
 
 def _interval(value: float, low: float, high: float | None, status: Status, how: str, parts: Sequence[Known]) -> Known:

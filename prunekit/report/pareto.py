@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunekit.report.pictures import own_style, save_figure, single_axis
-from prunekit.utils.names import printable
+from prunekit.report.pictures import no_formula, own_style, save_figure, single_axis
 
 # Marker and colour of each kind: told apart by shape too, for who does not see colours.
 _KINDS = {
@@ -58,17 +57,12 @@ def draw_pareto(points: Sequence[Point], title: str, path: Path, overwrite: bool
         )
         told.add(label)
         # The marker tells what the format's name would.
-        label = _plain(each.name.split(" ")[0])
+        label = no_formula(each.name.split(" ")[0])
         axis.annotate(label, (each.mebibytes, each.loss), xytext=(6, 5), textcoords="offset points", size=8)
     axis.set_ylabel("loss added, nats a token")
-    axis.set_title(f"{_plain(title)}\nfilled: on the Pareto front; bars: 95 % intervals", loc="left", size=9)
+    axis.set_title(f"{no_formula(title)}\nfilled: on the Pareto front; bars: 95 % intervals", loc="left", size=9)
     if told:
         # Above the axes: inside them it would lie on points.
         axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     axis.margins(x=0.12, y=0.15)
     save_figure(figure, path, overwrite)
-
-
-def _plain(text: str) -> str:
-    """A name that a file or a user gave: no formula, whatever dollars it holds."""
-    return printable(text).replace("$", r"\$")

@@ -13,6 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 from prunekit.utils.files.atomic import check_output_file, write_bytes
 from prunekit.utils.files.replacing import PICTURE_MARK
+from prunekit.utils.names import printable
 
 _DENSE, FFN, HEADS = "#d9dde3", "#2f6fb3", "#d9822b"
 # Dots an inch of pictures that are not drawn as lines.
@@ -149,9 +150,14 @@ def _draw_prices(axis, why: Mapping[str, Any], ffn: str, heads: str) -> None:  #
             linestyle="--",
             label="one more, at best",
         )
-    axis.set_ylabel(f"mnats a token\nfor one {why.get('unit')} less", fontsize="small")
+    axis.set_ylabel(f"mnats a token\nfor one {no_formula(str(why.get('unit')))} less", fontsize="small")
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def no_formula(text: str) -> str:
+    """A name that a file or a user gave, as matplotlib draws it: no formula, whatever dollars it holds."""
+    return printable(text).replace("$", r"\$")
 
 
 def _limit(values: Sequence[float]) -> float | None:

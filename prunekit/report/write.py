@@ -73,7 +73,7 @@ def write_report(
     conflicts = contradictions(grouped)
     told = [each for file in read for each in file.reading.not_measured]
     warned = [each for file in read for each in file.reading.warnings]
-    unknown = not_measured(grouped, decision, told)
+    unknown = not_measured(grouped, decision, told, known)
     against = list(dict.fromkeys((*runs, *conflicts)))
     warnings = list(dict.fromkeys((*grouped.warnings, *warned)))
     shown, said = clipped(title), summary(grouped, decision)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import prunekit
 from prunekit.checkpoint.trained import with_recovery, write_trained
@@ -189,3 +191,54 @@ def test_a_result_tells_of_what_it_is(places: Path) -> None:
     assert other["fingerprint"] != first["fingerprint"] and other["token_ids_sha256"] == first["token_ids_sha256"]
     assert all(len(digest) == 64 for digest in first["token_ids_sha256"].values())
     assert first["machine"]["device"] == "cpu"
+
+
+def spoil(source: Path, out: Path, factor: float) -> Path:
+    """A checkpoint whose layers are multiplied."""
+    shutil.copytree(source, out)
+    weights = load_file(out / "model.safetensors")
+    scaled = {name: each * factor if "layers" in name else each for name, each in weights.items()}
+    save_file(scaled, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize(("factor", "why"), [(float("nan"), "holds NaN"), (1e30, "not finite")])
+def test_a_broken_model_takes_nothing_from_the_others(
+    factor: float, why: str, command: Command, places: Path, tmp_path: Path
+) -> None:
+    bad = spoil(places / "small", tmp_path / "bad", factor)
+    continuations = ContinuationConfig(prompts=2, prompt_length=16, new_tokens=4)
+    both = compare([str(bad), str(places / "small")], **asked(places, continuations=continuations))
+    broken, whole = both.models
+    assert whole == measure(str(places / "small"), **asked(places, continuations=continuations))
+    assert why in str(broken.broken) and broken.texts is None and str(tmp_path) not in str(broken.broken)
+    assert broken.share_of_blocks == whole.share_of_blocks and broken.origin["fingerprint"]
+
+    told = ["--baseline", places / "dense", "--text", places / "text.txt", "--length", 32, "--device", "cpu"]
+    report = tmp_path / "eval.json"
+    ended = command("eval", bad, *told, "--max-loss-added", "0.3", "--json", "-o", report)
+    assert ended.code == 3 and "bad adds an unknown loss" in ended.err and "bad is broken." in ended.err
+    verdict = json.loads(report.read_text())["verdict"]
+    assert verdict["verdict"] == "broken" and why in verdict["why"] and ended.json["results"] == []
+    shown = command("eval", places / "small", bad, *told)
+    assert shown.code == 0 and "bad: Broken: " in shown.out and "small: " in shown.out
+    assert "text.txt (" in shown.out
+
+
+def test_a_broken_baseline_or_a_model_alone_is_refused(places: Path, tmp_path: Path) -> None:
+    bad = spoil(places / "dense", tmp_path / "bad", float("nan"))
+    with pytest.raises(PrunekitError, match="holds NaN"):
+        compare([str(places / "small")], **asked(places, baseline=str(bad)))
+    with pytest.raises(PrunekitError, match="NaN|not finite"):
+        compare([str(bad)], **asked(places, baseline=None))
+    with pytest.raises(PrunekitError, match="holds NaN"):
+        prunekit.evaluate([str(bad), str(places / "small")], text=str(places / "text.txt"), config=CONFIG)
+
+
+def test_texts_of_one_name_are_told_apart(places: Path, tmp_path: Path) -> None:
+    same = write_text(tmp_path / "text.txt", 2500)
+    texts = [str(places / "text.txt"), str(same), str(places / "text.txt")]
+    data = measure(str(places / "small"), **asked(places, texts=texts)).to_dict()
+    assert [each["text"] for each in data["results"]] == ["text.txt", "text.txt (2)"]
+    digests = data["origin"]["token_ids_sha256"]
+    assert [*digests] == ["text.txt", "text.txt (2)"] and len({*digests.values()}) == 2

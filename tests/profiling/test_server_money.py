@@ -53,6 +53,32 @@ def test_a_request_costs_more_where_answers_are_longer() -> None:
     assert made.costs[1][0].per_million_tokens.value == even.costs[1][0].per_million_tokens.value
 
 
+@pytest.mark.parametrize(
+    ("ended", "why"), [("never broken", "was never broken"), ("time was up", "was not done, so it may be more")]
+)
+def test_of_a_load_that_may_be_more_costs_are_bounds(ended: Any, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of()
+    searches = ((Search("found", 4.0, ()),), (Search(ended, 5.0, ()),))
+    made = money(replace(report, capacity=Capacity(Slo(ttft=100), searches)), PRICES)
+    dense, pruned = (each[0].per_request for each in made.costs)
+    assert (dense.bound, pruned.bound) == ("", "at most") and pruned.to_dict()["bound"] == "at most"
+    assert made.allowed_rework is not None and made.allowed_rework.value is None
+    assert f"of the endpoint {why}" in made.allowed_rework.how
+    _show_cost(made.to_dict(report.names), report.names, console())
+    assert "at most 0.0002" in " ".join(capsys.readouterr().out.split())
+
+
+def test_blocks_give_costs_an_interval() -> None:
+    searches = tuple(tuple(Search("found", rate * at, ()) for at in (0.8, 1.25)) for rate in (4.0, 5.0))
+    made = money(replace(report_of(), capacity=Capacity(Slo(ttft=100), searches)), PRICES)
+    dense = made.costs[0][0].per_request
+    assert dense.value == pytest.approx(0.00025)
+    assert (dense.low, dense.high) == (pytest.approx(0.0002), pytest.approx(0.0003125))
+    allowed = made.allowed_rework
+    assert allowed is not None and allowed.low is not None and allowed.high is not None
+    assert allowed.low == pytest.approx(100 * (0.0002 - 0.00025)) and allowed.high == pytest.approx(100 * 0.0001525)
+
+
 def test_characters_tell_where_tokens_are_not_counted() -> None:
     report = report_of(Ratio(None, failed=4, count=4), characters=Ratio(1.25, None, None, 1))
     assert longer(report).value == 1.25

@@ -14,7 +14,8 @@ import pytest
 from prunekit.errors import PrunekitError
 from prunekit.profiling.prices import Prices
 from prunekit.report.facts.claims import MEASURED, Claim, Figure, FileSaid, Subject
-from prunekit.report.facts.costs import _costs
+from prunekit.report.facts.costs import _costs, priced
+from prunekit.report.facts.rows import group
 from prunekit.report.readers.registry import read_files
 from prunekit.report.write import write_report
 from tests.report.test_page import EVIL, Reader
@@ -155,6 +156,25 @@ def test_money_of_the_test_itself(tmp_path: Path) -> None:
     assert sheet.rows[-1] == ("break-even: rework that may be added", "", "≈ 0.125 percentage points")
     _, kpis = made(tmp_path, server_bench(cost=cost()))
     assert kpis["rows"][1]["decision"]["rework_allowed"]["value"] == pytest.approx(0.00125)
+
+
+@pytest.mark.parametrize("status", ["never broken", "time was up"])
+def test_a_load_that_may_be_more_bounds_what_it_costs(tmp_path: Path, status: str) -> None:
+    """A difference of bounds bounds nothing, so no rework rate follows; nor one from a file that computed it."""
+    ended = capacity(endpoints=[searched(4.0, status), searched(5.0)])
+    data = server_bench(capacity=ended, cost=cost())
+    said = read(tmp_path, data)
+    (most,) = claims(said, "slo_load", "dense-model")
+    assert most.figure.bound == "at least" and claims(said, "slo_load")[0].figure.bound == ""
+    assert {each.figure.bound for each in claims(said, "dollars_per_request", "dense-model")} == {"at most"}
+    assert not claims(said, "rework_allowed")
+    assert said.reading.proofs[0].sheets[0].rows[-1][-1].startswith("not measured: ")
+    prices = Prices(dollars_per_hour=3.6, dollars_per_rework=2.0)
+    assert "≥ 4" in made(tmp_path, data, prices=prices)[0]
+    costs = [each for row in priced(group([said]), prices).rows for each in row.claims]
+    at_most = [each for each in costs if each.metric == "dollars_per_request" and each.figure.bound]
+    assert at_most and all(each.figure.bound == "at most" for each in at_most)
+    assert not any(each.metric == "rework_allowed" and "within TTFT" in each.setup for each in costs)
 
 
 def test_joules_at_the_server(tmp_path: Path) -> None:

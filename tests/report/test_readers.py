@@ -66,6 +66,18 @@ def test_an_evaluation(tmp_path: Path) -> None:
     assert example.texts == ("builtin",) and example.prompt == "Once"
 
 
+def test_all_that_was_measured_by_windows_has_its_interval(tmp_path: Path) -> None:
+    errors = {"kl": 0.01, "kl_standard_error": 0.02, "agreement": 0.99, "agreement_standard_error": 0.01}
+    one = result(**errors, nll_standard_error=0.1, perplexity=20.0)
+    said = read(tmp_path, evaluation("small", one))
+    kl, same, perplexity = (value(said, name) for name in ("kl", "top1_agreement", "perplexity"))
+    # Student's t of 4 windows, cut at what can be.
+    assert (kl.low, kl.high) == (0.0, pytest.approx(0.01 + 3.182 * 0.02, abs=1e-4))
+    assert (same.low, same.high) == (pytest.approx(0.99 - 0.03182, abs=1e-4), 1.0)
+    assert perplexity.low == pytest.approx(20 * math.exp(-0.3182), rel=1e-3)
+    assert perplexity.high == pytest.approx(20 * math.exp(0.3182), rel=1e-3)
+
+
 def test_of_several_models_and_texts_each_has_its_own(tmp_path: Path) -> None:
     both = [evaluation("small", result("a.txt", 0.05), result("b.txt", 1.5)), evaluation("tiny", result("a.txt"))]
     data = {"baseline": "dense-model", "baseline_parameters": 1000, "models": both}
@@ -268,6 +280,9 @@ def test_an_analysis(tmp_path: Path) -> None:
 def test_what_prune_printed(tmp_path: Path) -> None:
     said = read(tmp_path, summary_of_prune())
     assert value(said, "loss_added").high == pytest.approx(0.3 + 1.96 * 0.02)
+    by_windows = summary_of_prune()
+    by_windows["check"]["windows"] = 4
+    assert value(read(tmp_path, by_windows), "loss_added").high == pytest.approx(0.3 + 3.182 * 0.02, abs=1e-4)
     assert value(said, "parameters").value == 800 and said.reading.verdicts[0].word == "costs quality"
     # Nothing tells where it was made.
     assert "secret" not in repr(said)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prunekit.profiling.prices import Prices
 from prunekit.report.facts.agree import resolved
 from prunekit.report.facts.claims import CHECKPOINT, Claim, Figure, FileSaid, Reading, Subject
-from prunekit.report.facts.costs import priced, uses
+from prunekit.report.facts.costs import cost_columns, priced, uses
 from prunekit.report.facts.metrics import METRICS, plain
 from prunekit.report.facts.ratios import set_beside
 from prunekit.report.facts.rows import Grouped, group
@@ -298,6 +298,18 @@ def test_the_summary(tmp_path: Path) -> None:
     assert any(each.startswith("Loss added: of no model.") for each in not_measured(unjudged, decide(unjudged), []))
     alone = group([said(size(Subject("dense-model", True)))])
     assert summary(alone, decide(alone)).startswith("These files speak of no model but the dense one")
+
+
+def test_electricity_alone_is_a_cost_of_its_own(tmp_path: Path) -> None:
+    prices = Prices(watts=100.0, dollars_per_kwh=0.36, pue=1.5)
+    found = priced(grouped_of(tmp_path, bench(0.5, ttft=0.1, tpot=0.01)), prices)
+    (cost,) = columns("electricity_per_million", found)
+    # 100 W are 100 J a second, in which 33 tokens take 0.42 s; 3.6 MJ cost 0.36 $, times 1.5.
+    assert cost.figures[0].value == pytest.approx(1e6 * 100 / (33 / 0.42) / 3.6e6 * 0.36 * 1.5)
+    assert cost.figures[0].status == "estimated" and cost in cost_columns(found)
+    said = " ".join(not_measured(found, decide(found), [], prices))
+    assert "Cost: of no model. Of the prices, no hour is priced: name dollars_per_hour" in said
+    assert "It needs --prices" in " ".join(not_measured(found, decide(found), []))
 
 
 def test_costs(tmp_path: Path) -> None:

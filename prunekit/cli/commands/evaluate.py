@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from prunekit.cli import options as o
-from prunekit.cli.checking import exit_code, limit_of
+from prunekit.cli.checking import exit_code, limit_of, note_broken
 from prunekit.cli.common import app, deliver
 from prunekit.cli.long_command import long
 from prunekit.cli.tables.comparison import show_all
 from prunekit.cli.tables.evaluation import show
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.verdict import BROKEN
 from prunekit.utils.files.atomic import check_output_file
 from prunekit.utils.files.replacing import local
 
@@ -137,6 +138,9 @@ def evaluate_command(
         (measured,) = compared.models
         deliver(measured.to_dict(), output, as_json, lambda: show(measured), overwrite)
     found = [(each.model, each.verdict) for each in compared.models]
+    for each in compared.models:
+        if each.broken is not None or (each.verdict is not None and each.verdict.word == BROKEN):
+            note_broken(each.model)
     code = exit_code([(name, None if made is None else made.loss_added) for name, made in found], max_loss_added)
     if code:
         raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit.cli.common import console, table
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def show_all(compared: Comparison) -> None:
-    """Print what was measured of all models."""
+    """Print what was measured of all models. Of those that are broken there is nothing but that."""
+    everyone = compared.models
+    compared = replace(compared, models=tuple(each for each in everyone if each.broken is None))
+    if not compared.models:
+        show_verdicts(everyone)
+        return
     first = compared.models[0]
     if first.texts is not None:
         for place in range(len(first.texts.results)):
@@ -24,7 +30,7 @@ def show_all(compared: Comparison) -> None:
     if first.tasks is not None:
         _print_tasks([each.tasks for each in compared.models if each.tasks is not None])
     tell_trainings(compared.models)
-    show_verdicts(compared.models)
+    show_verdicts(everyone)
 
 
 def _print_text(compared: Comparison, place: int) -> None:

@@ -35,8 +35,8 @@ def show_verdicts(models: Sequence[Measured]) -> None:
     """What they wrote side by side, where they did; a line for each that was measured beside a baseline, and the
     scale."""
     out = console()
-    if models[0].examples:
-        out.print(example_table([(each.model, each.examples) for each in models]))
+    if shown := [(each.model, each.examples) for each in models if each.examples]:
+        out.print(example_table(shown))
     if any(each.worst for each in models):
         count = sum(len(each.worst) for each in models)
         what = "beginning" if count == 1 else "beginnings"
@@ -44,9 +44,10 @@ def show_verdicts(models: Sequence[Measured]) -> None:
             f"In the JSON: the {count} {what} with the largest KL, and what both models write there. prunekit report "
             "--show-texts shows them."
         )
-    found = [(each.model, each.verdict) for each in models if each.verdict is not None]
-    for name, verdict in found:
-        out.print(f"{name}: {verdict.sentence}" if len(models) > 1 else verdict.sentence)
+    found = [(each.model, each.verdict.sentence) for each in models if each.verdict is not None]
+    broken = [(each.model, f"Broken: {each.broken}") for each in models if each.broken is not None]
+    for name, sentence in (*found, *broken):
+        out.print(f"{name}: {sentence}" if len(models) > 1 else sentence)
     if found:
         out.print(SCALE)
 

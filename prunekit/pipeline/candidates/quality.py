@@ -39,7 +39,7 @@ class Judge:
         self.text, self.config = text, config
         self._dense, self._tokenizer = dense, tokenizer
         check_length(config, dense.source.config)
-        ids = read_texts([text], tokenizer, config)[text]
+        (ids,) = read_texts([text], tokenizer, config).values()
         check_tokens(ids, dense.source.config)
         self.ids: torch.Tensor = shortened(ids, config, text)
 

@@ -37,12 +37,15 @@ def money(report: ServerReport, prices: Prices) -> Money:
     if len(costs) < 2:
         return Money(costs, None)
     dense, pruned = (each[0].per_request for each in costs)
-    if report.capacity is not None and "never broken" in report.capacity.status:
-        # Both costs are upper bounds then, and a difference of bounds bounds nothing.
-        side = report.capacity.status.index("never broken")
-        return Money(
-            costs, unknown(f"the SLO of the {report.names[side]} was never broken, so its highest load is more")
-        )
+    if report.capacity is not None and any(report.capacity.open_ended):
+        # A difference of bounds bounds nothing.
+        side = report.capacity.open_ended.index(True)
+        name = report.names[side]
+        why = {
+            "never broken": f"the SLO of the {name} was never broken, so its highest load is more",
+            "time was up": f"the search for the highest load of the {name} was not done, so it may be more",
+        }
+        return Money(costs, unknown(why[report.capacity.status[side]]))
     return Money(costs, break_even(dense, pruned, prices))
 
 
@@ -55,13 +58,17 @@ def at_load(report: ServerReport, side: int) -> AtLoad:
     rate, said = report.capacity.rates[side], report.capacity.words[side]
     if rate is None:
         return AtLoad(unknown(said), unknown(said))
-    requests = _shared(Known(rate, "measured", said), report, side)
+    low, high = report.capacity.ends[side] or (None, None)
+    found = Known(rate, "measured", said, low, high, "at least" if report.capacity.open_ended[side] else "")
+    requests = _shared(found, report, side)
     fixed = [load.results[side].tokens for load in report.loads if load.results[side].load.kind != "natural"]
     lengths = [each for each in fixed if each is not None]
     if not lengths:
         return AtLoad(requests, unknown("the server does not count tokens"))
     mean = sum(lengths) / len(lengths)
-    return AtLoad(requests, Known(rate * mean, "measured", f"{said}, {mean:.3g} tokens an answer"))
+    low, high = (None if each is None else each * mean for each in (low, high))
+    how = f"{said}, {mean:.3g} tokens an answer"
+    return AtLoad(requests, replace(found, value=rate * mean, how=how, low=low, high=high))
 
 
 def longer(report: ServerReport) -> Ratio:
@@ -96,5 +103,6 @@ def _shared(requests: Known, report: ServerReport, side: int) -> Known:
     if side < NAMES.index("endpoint"):
         return requests
     how = f"{requests.how}, over {ratio.value:.3g}: its answers that end by themselves are so many times as long"
-    ends = (None, None) if ratio.low is None or ratio.high is None else (rate / ratio.high, rate / ratio.low)
-    return Known(rate / ratio.value, "estimated", how, *ends)
+    least, most = requests.ends
+    ends = (None, None) if ratio.low is None or ratio.high is None else (least / ratio.high, most / ratio.low)
+    return Known(rate / ratio.value, "estimated", how, *ends, requests.bound)

@@ -211,6 +211,21 @@ class Capacity:
         return [_status(each) for each in self.searches]
 
     @property
+    def open_ended(self) -> list[bool]:
+        """Whether the highest load may be more than the rate: no search found one that breaks the SLO and was done."""
+        pairs = zip(self.rates, self.status, strict=True)
+        return [rate is not None and word in ("never broken", "time was up") for rate, word in pairs]
+
+    @property
+    def ends(self) -> list[tuple[float, float] | None]:
+        """The lowest and the highest rate of the blocks that were searched to the end, None where that was not two."""
+        made = []
+        for searches in self.searches:
+            rates = [each.rate for each in searches if each.status == "found" and each.rate is not None]
+            made.append((min(rates), max(rates)) if len(rates) > 1 else None)
+        return made
+
+    @property
     def ratio(self) -> Ratio:
         """Endpoint over baseline, of the blocks that were searched to the end on both.
 

@@ -22,7 +22,8 @@ ASKED, OWN_LENGTHS = "as long as asked", "own lengths"
 class Figure:
     """One number. ``low`` and ``high`` bound what ``interval`` names; ``how`` is a short sentence; ``files`` are the
     names of those that it was read from or computed from. A ``value`` of None is not measured, for the reason ``how``,
-    or contradictory. ``believed`` is False where the file itself says that it should not be."""
+    or contradictory. ``believed`` is False where the file itself says that it should not be. ``bound`` is "at least"
+    or "at most" where the value only bounds it."""
 
     value: float | None
     status: str
@@ -32,12 +33,14 @@ class Figure:
     files: tuple[str, ...] = ()
     interval: str = INTERVAL
     believed: bool = True
+    bound: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
         bounds = {} if self.low is None else {"low": self.low, "high": self.high, "interval": self.interval}
         doubt = {} if self.believed else {"believed": False}
-        said = {"value": self.value, "status": self.status, **bounds, **doubt}
+        only = {"bound": self.bound} if self.bound else {}
+        said = {"value": self.value, "status": self.status, **only, **bounds, **doubt}
         return {**said, "how": self.how, "files": list(self.files)}
 
 

@@ -57,7 +57,11 @@ def _costs(row: Row, bases: Sequence[Row], checkpoint: Row | None, prices: Price
                 yield _estimate(claim, "dollars_per_million", dollars, how)
             if prices.watts is not None:
                 how = f"{prices.watts:g} watts, as the prices say, over output tokens a second {came}"
-                yield _estimate(claim, "joules_per_token", prices.watts / rate, how)
+                made = _estimate(claim, "joules_per_token", prices.watts / rate, how)
+                yield made
+                yield from _electricity(made, prices)
+        if claim.metric == "joules_per_token":
+            yield from _electricity(claim, prices)
         own = [row, *([checkpoint] if checkpoint is not None else [])]
         if claim.metric == "requests_per_second":
             dollars = prices.per_request(rate)
@@ -68,6 +72,15 @@ def _costs(row: Row, bases: Sequence[Row], checkpoint: Row | None, prices: Price
                 yield from _rework(claim, dollars * length.value, bases, prices, length)
         if claim.metric == "slo_load":
             yield from _within_slo(claim, own, bases, prices)
+
+
+def _electricity(claim: Claim, prices: Prices) -> Iterator[Claim]:
+    """What the energy of a token costs, as far as it is priced."""
+    dollars = prices.energy_per_million_tokens(claim.figure.value or 0.0)
+    if dollars is not None:
+        how = f"{prices.dollars_per_kwh:g} $ a kWh, PUE {prices.pue or 1.0:g}, and joules a token {claim.figure.status}"
+        figure = replace(claim.figure, status=ESTIMATED, value=dollars, low=None, high=None, how=how)
+        yield replace(claim, metric="electricity_per_million", figure=figure)
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,9 @@ def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices:
     how = f"the prices, and requests a second at the highest load within the SLO{length.said}"
     yield _estimate(claim, "dollars_per_request", dollars, how, length.files)
     yield from _rework(claim, dollars, bases, prices, length)
+    if claim.figure.bound:
+        # The load may be higher, so what follows from its cost is not known.
+        return
     wrong = [
         each for row in rows for each in row.claims if each.metric == "error_rate" and each.figure.value is not None
     ]
@@ -131,7 +147,7 @@ def _within_slo(claim: Claim, rows: Sequence[Row], bases: Sequence[Row], prices:
 
 def _rework(claim: Claim, dollars: float, bases: Sequence[Row], prices: Prices, length: _Length) -> Iterator[Claim]:
     """By how much the share of answers that a person mends may rise until what is saved is spent."""
-    if not prices.dollars_per_rework:
+    if not prices.dollars_per_rework or claim.figure.bound:
         return
     if any(each == claim for base in bases for each in base.claims):
         return
@@ -147,7 +163,8 @@ def _dense_request(claim: Claim, bases: Sequence[Row], prices: Prices) -> float 
     dense models under one set-up neither is known to be its own."""
     told = [(base.model, each) for base in bases for each in base.claims]
     same = [(model, each) for model, each in told if each.metric == claim.metric and each.setup == claim.setup]
-    rate = same[0][1].figure.value if len({model for model, _ in same}) == 1 else None
+    one = len({model for model, _ in same}) == 1 and not same[0][1].figure.bound
+    rate = same[0][1].figure.value if one else None
     return prices.per_request(rate) if rate else None
 
 
@@ -166,6 +183,8 @@ def _estimate(claim: Claim, metric: str, value: float, how: str, files: Sequence
             how=how,
             files=tuple(dict.fromkeys((*claim.figure.files, *files))),
             believed=claim.figure.believed,
+            # A cost falls as the rate rises.
+            bound="at most" if claim.figure.bound else "",
         ),
     )
 
@@ -181,5 +200,11 @@ def uses(column: Column, prices: Prices) -> list[Use]:
 
 def cost_columns(grouped: Grouped) -> list[Column]:
     """Costs under every set-up that is known."""
-    names = ("dollars_per_million", "dollars_per_request", "dollars_per_accepted", "rework_allowed")
+    names = (
+        "dollars_per_million",
+        "electricity_per_million",
+        "dollars_per_request",
+        "dollars_per_accepted",
+        "rework_allowed",
+    )
     return [each for name in names for each in columns(name, grouped) if each.known()]

@@ -90,6 +90,7 @@ METRICS: dict[str, Metric] = {
     "joules_per_token": Metric("Energy", "J/token", plain),
     "joules_per_request": Metric("Energy of a request", "J", plain),
     "dollars_per_million": Metric("Cost", "$/M tokens", plain),
+    "electricity_per_million": Metric("Electricity alone", "$/M tokens", plain),
     "dollars_per_request": Metric("Cost of a request", "$", plain),
     "dollars_per_accepted": Metric("Cost of an accepted answer", "$", plain),
     "rework_allowed": Metric("Rework that may be added", "%", lambda value: plain(100 * value)),

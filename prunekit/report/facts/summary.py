@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from prunekit.evaluation.verdict import COSTS, FINE, WORDS
 from prunekit.report.facts.claims import ACCEPTANCE, CONTRADICTORY, NOT_MEASURED, WATCH, Judged
 from prunekit.report.facts.metrics import METRICS
 from prunekit.report.facts.rows import Grouped, Row
 from prunekit.report.facts.tables import ELSEWHERE, Decision
+
+if TYPE_CHECKING:
+    from prunekit.profiling.prices import Prices
 
 
 def verdict_of(row: Row) -> Judged | None:
@@ -134,8 +138,9 @@ def _loss(row: Row, grouped: Grouped, decision: Decision) -> float:
     return math.inf if value is None else value
 
 
-def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> list[str]:
-    """What no file says, in sentences: of whole columns, of single rows, and what the files say themselves."""
+def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str], prices: Prices | None = None) -> list[str]:
+    """What no file says, in sentences: of whole columns, of single rows, and what the files say themselves; and what
+    the ``prices`` leave out."""
     found = []
     for column in decision.shown:
         times, title = decision.times.get(column.metric), METRICS[column.metric].title
@@ -159,13 +164,22 @@ def not_measured(grouped: Grouped, decision: Decision, told: Iterable[str]) -> l
         if alone:
             found.append(f"{title}, against the dense model's: of {', '.join(alone)}, which was timed alone. {_ALONE}")
         if len(unknown) == len(grouped.rows):
-            found.append(f"{title}: of no model. {_HOW.get(column.metric, '')}".strip())
+            found.append(f"{title}: of no model. {_how(column.metric, prices)}".strip())
         elif unknown:
             found.append(f"{title}: of {', '.join(unknown)}.")
     unjudged = [row.letter for row in grouped.rows if not row.is_baseline and verdict_of(row) is None]
     if unjudged:
         found.append(f"Verdict: of {', '.join(unjudged)}.")
     return list(dict.fromkeys((*found, *told)))
+
+
+def _how(metric: str, prices: Prices | None) -> str:
+    """What measures it."""
+    if metric == "dollars_per_million" and prices is not None:
+        if prices.dollars_an_hour is None:
+            return f"Of the prices, {prices.left_out}."
+        return "It needs output tokens a second of a bench or a load test."
+    return _HOW.get(metric, "")
 
 
 _TIMED = "prunekit bench MODEL --baseline DENSE measures it, and so does bench.py of the exports of both on a device."

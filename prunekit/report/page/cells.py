@@ -23,6 +23,7 @@ from prunekit.report.facts.tables import ELSEWHERE, Column, Decision
 from prunekit.report.page.markup import Markup, element, joined, scrolling
 
 Notes = dict[str, dict[str, None]]
+_BOUNDS = {"at least": "≥ ", "at most": "≤ "}
 _PROOFS = {ACCEPTANCE: "acceptance", WATCH: "watch"}
 
 
@@ -45,7 +46,7 @@ def cell(figure: Figure, metric: str, also: str | None = None, note: int | None 
         bounds = joined(said, of)
     if metric in RATIOS and figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high:
         also = f"{also}, no gain shown" if also else "no gain shown"
-    sign = "≈ " if figure.status == ESTIMATED else ""
+    sign = _BOUNDS.get(figure.bound, "≈ " if figure.status == ESTIMATED else "")
     return element(
         "td",
         f"{sign}{shown.write(figure.value)}",

@@ -10,7 +10,7 @@ from typing import Any
 from prunekit.evaluation.verdict import WORDS, word_of
 from prunekit.report.facts.claims import CHECKPOINT, EXACT, MEASURED, Claim, Example, Figure, Judged, Reading, Subject
 from prunekit.report.facts.fields import Fields, clipped
-from prunekit.report.readers.judging import checked_word, half_width
+from prunekit.report.readers.judging import bounds, checked_word, half_width
 from prunekit.report.readers.place import Place, exact, machine_words, measured, text_setup
 
 KIND = "evaluation"
@@ -100,12 +100,17 @@ def _claims(result: Fields, subject: Subject, dense: Subject | None, setup: str,
         claims.append(Claim(dense, CHECKPOINT, "kl", zero, setup, dense))
         one = Figure(1.0, EXACT, how=zero.how, files=(place.name,))
         claims.append(Claim(dense, CHECKPOINT, "top1_agreement", one, setup, dense))
-        for metric, value in (
-            ("kl", result.maybe("kl", -1e-3)),
-            ("top1_agreement", result.maybe("agreement", most=1)),
-        ):
-            claims += measured(subject, CHECKPOINT, metric, value, place, setup, how, dense)
-    claims += measured(subject, CHECKPOINT, "perplexity", result.maybe("perplexity"), place, setup, how)
+        kl, same = result.maybe("kl", -1e-3), result.maybe("agreement", most=1)
+        error = result.maybe("kl_standard_error")
+        ends = bounds(kl, half_width(error, windows), least=0.0)
+        claims += measured(subject, CHECKPOINT, "kl", kl, place, setup, how, dense, ends)
+        ends = bounds(same, half_width(result.maybe("agreement_standard_error"), windows), least=0.0, most=1.0)
+        claims += measured(subject, CHECKPOINT, "top1_agreement", same, place, setup, how, dense, ends)
+    perplexity, error = result.maybe("perplexity"), half_width(result.maybe("nll_standard_error"), windows)
+    ends = None
+    if perplexity is not None and error is not None and error < 50:
+        ends = perplexity * math.exp(-error), perplexity * math.exp(error)
+    claims += measured(subject, CHECKPOINT, "perplexity", perplexity, place, setup, how, ends=ends)
     if dense is not None:
         claims += measured(dense, CHECKPOINT, "perplexity", result.maybe("baseline_perplexity"), place, setup, how)
     return claims

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prunekit.evaluation.verdict import WORDS
 from prunekit.report.facts.fields import Fields
 from prunekit.utils.numerics.student import half_interval
@@ -13,6 +15,16 @@ def checked_word(said: Fields, name: str) -> str:
     if word not in WORDS:
         raise said.wrong(name, f"one of {', '.join(WORDS)}")
     return word
+
+
+def bounds(
+    value: float | None, half: float | None, least: float = -math.inf, most: float = math.inf
+) -> tuple[float, float] | None:
+    """The interval of ``value``, cut at what can be; None where there is none."""
+    if value is None or half is None:
+        return None
+    # The value itself may lie outside what can be, by the last bit.
+    return min(value, max(least, value - half)), max(value, min(most, value + half))
 
 
 def half_width(error: float | None, windows: int | None) -> float | None:

@@ -61,7 +61,7 @@ def _claims(check: Fields, subject: Subject, place: Place) -> list[Claim]:
         return []
     tokens = check.count("tokens")
     setup = f"{check.text('text')}, {tokens:,} tokens, as the command checked it"
-    half = half_width(check.maybe("standard_error"), None)
+    half = half_width(check.maybe("standard_error"), check.count("windows") if "windows" in check else None)
     low, high = (None, None) if half is None else (added - half, added + half)
     figure = Figure(added, MEASURED, low, high, how="the check that ends prune and recover", files=(place.name,))
     agreement = check.maybe("agreement", most=1)

@@ -41,11 +41,14 @@ def measured(
     setup: str,
     how: str = "",
     against: Subject | None = None,
+    ends: tuple[float, float] | None = None,
 ) -> list[Claim]:
-    """A claim that was measured, without an interval; none where there is no value."""
+    """A claim that was measured, with the ``ends`` of its interval where it has one; none where there is no value."""
     if value is None:
         return []
-    return [Claim(subject, form, metric, Figure(value, MEASURED, how=how, files=(place.name,)), setup, against)]
+    low, high = ends or (None, None)
+    figure = Figure(value, MEASURED, low, high, how=how, files=(place.name,))
+    return [Claim(subject, form, metric, figure, setup, against)]
 
 
 def form_of(runtime: str, dtype: str) -> str:

@@ -124,8 +124,7 @@ def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> No
     endpoints = cost["endpoints"]
     for number, first in enumerate(endpoints[names[0]]):
         for title, key in (("$ a million output tokens", "per_million_tokens"), ("$ a request", "per_request")):
-            values = [endpoints[name][number][key]["value"] for name in names]
-            cells = ["not measured" if value is None else f"{value:,.4g}" for value in values]
+            cells = [_dollars(endpoints[name][number][key]) for name in names]
             shown.add_row(f"{first['utilisation']:.0%} used: {title}", *cells)
     out.print(shown)
     allowed = cost["allowed_rework_points"]
@@ -144,6 +143,14 @@ def _show_cost(cost: dict[str, Any], names: tuple[str, ...], out: Console) -> No
     firsts = [endpoints[name][0]["per_request"] for name in names]
     for each in sorted({first["how"] for first in firsts if first["value"] is None}):
         out.print(f"Costs are not told: {each}.", highlight=False)
+
+
+def _dollars(cost: dict[str, Any]) -> str:
+    if cost["value"] is None:
+        return "not measured"
+    bound = f"{cost['bound']} " if cost.get("bound") else ""
+    ends = "" if cost["low"] is None else f" ({cost['low']:,.4g} to {cost['high']:,.4g})"
+    return f"{bound}{cost['value']:,.4g}{ends}"
 
 
 def _ms(each: Quantile) -> str:

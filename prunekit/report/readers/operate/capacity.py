@@ -35,7 +35,15 @@ def within(said: Fields, place: Place) -> Figure | None:
     }.get(status, "")
     how = f"geometric mean of {len(rates)} searches{more}" if len(rates) > 1 else f"one search{more}"
     low, high = (min(rates), max(rates)) if several else (None, None)
-    return Figure(rate, MEASURED, low, high, how, (place.name,), f"over {len(rates)} blocks")
+    bound = "at least" if more else ""
+    return Figure(rate, MEASURED, low, high, how, (place.name,), f"over {len(rates)} blocks", bound=bound)
+
+
+def open_ended(data: Fields) -> list[bool]:
+    """Whether the highest load of each endpoint may be more than the file says."""
+    said = data.maybe_object("capacity")
+    ends = [] if said is None else said.objects("endpoints", 2)
+    return [each.maybe("rate") is not None and status_of(each) in ("never broken", "time was up") for each in ends]
 
 
 def status_of(said: Fields) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from prunekit.report.facts.claims import ESTIMATED, Claim, Figure, Sheet, Subject
 from prunekit.report.facts.fields import Fields
 from prunekit.report.facts.metrics import plain
+from prunekit.report.readers.operate.capacity import open_ended
 from prunekit.report.readers.place import Place
 
 _COSTS = {
     "per_million_tokens": ("dollars_per_million", "$ a million output tokens"),
     "per_request": ("dollars_per_request", "$ an answered request"),
 }
+_OPEN = "a highest load may be more than was found, so a request may cost less"
 _INTERVAL = "ends of what it follows from"
 
 
@@ -22,6 +25,8 @@ def cost_claims(data: Fields, places: Mapping[str, tuple[Subject, str]], setup: 
     if said is None:
         return
     first = ""
+    # Files of before don't say themselves which costs are bounds, and subtracted them.
+    bounds = dict(zip(places, open_ended(data), strict=False))
     for side, (subject, form) in places.items():
         for cost in said.object("endpoints").objects(side, 20):
             own = f"{setup}, {cost.number('utilisation', most=1):.0%} used, prices of {place.name}"
@@ -29,7 +34,10 @@ def cost_claims(data: Fields, places: Mapping[str, tuple[Subject, str]], setup: 
             for name, (metric, _) in _COSTS.items():
                 figure = _figure(cost.maybe_object(name), place)
                 if figure is not None:
-                    yield Claim(subject, form, metric, figure, own)
+                    only = "at most" if bounds.get(side) else figure.bound
+                    yield Claim(subject, form, metric, replace(figure, bound=only), own)
+    if any(bounds.values()):
+        return
     figure = _figure(said.maybe_object("allowed_rework_points"), place, 0.01)
     if figure is not None:
         subject, form = places["endpoint"]
@@ -41,10 +49,11 @@ def _figure(said: Fields | None, place: Place, scale: float = 1.0) -> Figure | N
     if said is None or value is None:
         return None
     low, high = said.maybe("low", -1e300), said.maybe("high", -1e300)
+    how, bound = said.text("how", ""), said.text("bound", "")
     if low is None or high is None:
-        return Figure(scale * value, ESTIMATED, how=said.text("how", ""), files=(place.name,))
+        return Figure(scale * value, ESTIMATED, how=how, files=(place.name,), bound=bound)
     low, high = scale * low, scale * high
-    return Figure(scale * value, ESTIMATED, low, high, said.text("how", ""), (place.name,), _INTERVAL)
+    return Figure(scale * value, ESTIMATED, low, high, how, (place.name,), _INTERVAL, bound=bound)
 
 
 def cost_sheet(data: Fields, names: Mapping[str, str]) -> Sheet | None:
@@ -63,7 +72,9 @@ def cost_sheet(data: Fields, names: Mapping[str, str]) -> Sheet | None:
                 rows.append((f"{used}: {title}", *cells))
     allowed = said.maybe_object("allowed_rework_points")
     value = None if allowed is None else allowed.maybe("value", -1e300)
-    if allowed is not None:
+    if value is not None and any(open_ended(data)):
+        rows.append(("break-even: rework that may be added", *[""] * (len(names) - 1), f"not measured: {_OPEN}"))
+    elif allowed is not None:
         words = f"not measured: {allowed.text('how', '')}" if value is None else f"≈ {plain(value)} percentage points"
         rows.append(("break-even: rework that may be added", *[""] * (len(names) - 1), words))
     return (

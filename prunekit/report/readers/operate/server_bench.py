@@ -220,7 +220,7 @@ def _capacity(data: Fields, places: Mapping[str, tuple[Subject, str]], base: str
         length = _length(data, side)
         if length is not None:
             how = f"requests/s within the SLO, times {length:.3g} tokens an answer as measured"
-            tokens = Figure(figure.value * length, ESTIMATED, how=how, files=(place.name,))
+            tokens = Figure(figure.value * length, ESTIMATED, how=how, files=(place.name,), bound=figure.bound)
             yield Claim(subject, form, "tokens_per_second", tokens, setup)
     yield from cost_claims(data, places, setup, place)
     ratio = said.maybe_object("ratio")
