@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import torch
 from prunekit.errors import PrunekitError
 from prunekit.models.source import resolve
 from prunekit.monitoring.log.request import Request
+from prunekit.monitoring.running.models import signals_of
 from prunekit.monitoring.scoring import endpoint as endpoints
 from prunekit.monitoring.scoring.contexts import Context, ScoringConfig
+from prunekit.monitoring.scoring.dense import DenseAway
 from prunekit.monitoring.scoring.endpoint import DenseServer, likeliest
 from prunekit.monitoring.scoring.scorer import Scorer
+from prunekit.monitoring.scoring.signals import same_dense
+from prunekit.utils.endpoints.answer import Limits
 from prunekit.utils.endpoints.endpoint import Endpoint
 from tests.support.command import save_tiny
 from tests.support.scripted_server import Script, Scripted, scripted
@@ -124,6 +130,49 @@ def test_a_server_that_fails_again_and_again_ends_it(monkeypatch: pytest.MonkeyP
     with served(lambda body, number: broken) as (server, seen), pytest.raises(PrunekitError, match="out of memory"):
         server.read([Context("a", (5, 6, 7), 2, True)], "dense")
     assert len(seen.seen) == 4
+
+
+def test_a_server_that_was_away_is_asked_once_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a backlog of windows would wait for minutes at each of them."""
+    monkeypatch.setattr(endpoints, "_wait", lambda tries: 0.0)
+    monkeypatch.setattr(endpoints, "_IMPATIENCE", Limits(connect=1, total=0.5))
+    good = reply({"choices": [{"prompt_logprobs": [None, {"6": {"logprob": -1.0}}]}]})
+    scripts = [*[Script(((0.0, b"out of memory"),), status=500)] * 4, Script((), stall=30), good, good]
+    asked: list[int] = []
+
+    def script(body: dict[str, Any], number: int) -> Script:
+        asked.append(1)
+        return scripts[len(asked) - 1]
+
+    context = Context("a", (5, 6), 2, True)
+    with served(script) as (server, _):
+        for tries, ends in ((4, "out of memory"), (1, r"no answer within 0\.5 s")):
+            before, began = len(asked), time.monotonic()
+            with pytest.raises(DenseAway, match=ends):
+                server.read([context], "dense")
+            assert len(asked) - before == tries and time.monotonic() - began < 5
+        assert set(server.read([context, replace(context, id="b")], "dense")) == {"a", "b"}
+        assert not server.seen.away
+
+
+def test_the_identity_names_what_is_served() -> None:
+    listing = json.dumps({"data": [{"id": "llama-8b"}, {"id": "other"}]})
+    with scripted(lambda body, number: reply({}), pages={"/v1/models": listing}) as server:
+        assert DenseServer(Endpoint(server.url)).identity == "server:llama-8b:top-20"
+        assert DenseServer(Endpoint(server.url, "other")).identity == "server:other:top-20"
+        wrong = DenseServer(Endpoint(server.url, "none"))
+        with pytest.raises(PrunekitError, match="has no model 'none'; it lists llama-8b, other"):
+            wrong.ask_name()
+    gone = DenseServer(Endpoint(server.url))
+    assert gone.identity == f"{endpoints.UNKNOWN}top-20" and gone.seen.away
+    assert same_dense("server:llama-8b:top-20", gone.identity), "a server that is away is no other model"
+    assert not same_dense("server:llama-8b:top-20", "server:other:top-20")
+
+
+def test_options_of_a_server_need_one(folder: Path, tmp_path: Path) -> None:
+    for more in ({"dense_served_name": "x"}, {"api_key_env": "KEY"}):
+        with pytest.raises(PrunekitError, match="are of a dense model at a server"):
+            signals_of(str(folder / "deployed"), str(folder / "dense"), tmp_path / "b.json", window=50, **more)
 
 
 def test_long_prompts_are_not_sent() -> None:

@@ -15,6 +15,7 @@ from prunekit.models.source import resolve
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.scoring import mmd
 from prunekit.monitoring.scoring.contexts import ScoringConfig
+from prunekit.monitoring.scoring.dense import DenseAway
 from prunekit.monitoring.scoring.features import features_file, read_features, write_features
 from prunekit.monitoring.scoring.scorer import Scorer
 from prunekit.monitoring.scoring.signals import model_signals
@@ -208,6 +209,62 @@ def test_a_window_that_failed_is_not_tried_again(folder: Path, tmp_path: Path, m
             with pytest.raises(PrunekitError, match=r"No answer\."):
                 signals[name].score(log(50, seed=seed), states[name])
     assert len(tried) == 2
+
+
+def test_a_dense_model_that_is_away_hides_nothing_of_the_deployed_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = made(folder, tmp_path / "base.features.safetensors")
+    states = {name: each.reference(log(64)) for name, each in signals.items()}
+    signals["prompt_mmd"].keep()
+    window = log(50, seed=1)
+    before = {name: each.score(window, states[name]).value for name, each in signals.items()}
+    again = made(folder, tmp_path / "base.features.safetensors")
+    asked: list[int] = []
+
+    def away(contexts: Any) -> Any:
+        if contexts:
+            asked.append(1)
+            raise DenseAway("No answer.")
+        return {}
+
+    scorer = again["shadow_kl"].readings.scorer
+    monkeypatch.setattr(scorer, "_dense_reads", away)
+    for name in ("shadow_kl", "prompt_nll", "prompt_mmd", "answer_nll", "prompt_increase"):
+        if name in ("shadow_kl", "prompt_increase"):
+            with pytest.raises(DenseAway, match=r"No answer\."):
+                again[name].score(window, states[name])
+        else:
+            assert again[name].score(window, states[name]).value == pytest.approx(before[name], rel=1e-6)
+    assert len(asked) == 1
+    monkeypatch.undo()
+    other = log(50, seed=2)
+    assert again["shadow_kl"].score(other, states["shadow_kl"]).value is not None
+
+
+def test_what_is_kept_of_a_request_is_scored_as_the_whole(folder: Path, tmp_path: Path) -> None:
+    signals = made(folder, tmp_path / "base.features.safetensors", dense=None)
+    config = signals["prompt_nll"].readings.scorer.config
+    rng = np.random.default_rng(3)
+
+    def text(count: int) -> str:
+        return " ".join("".join(rng.choice(list("abcdefgh"), 4)) for _ in range(count))
+
+    long = [
+        Request(f"t{number}", prompt=text(6000), answer=text(4000), messages=(("user", text(9)), ("user", text(6000))))
+        for number in range(8)
+    ]
+    tokens = [tuple(map(int, rng.integers(3, 20, count))) for count in (9, 5000)]
+    long += [Request(f"i{number}", prompt_ids=tokens[1], answer_ids=tokens[1]) for number in range(4)]
+    long += [Request(f"s{number}", prompt_ids=tokens[0], answer_ids=tokens[0]) for number in range(4)]
+    kept = [signals["prompt_nll"].shortened(each) for each in long]
+    size = config.prompt_tokens + config.answer_tokens
+    assert max(len(each.prompt_ids or ()) + len(each.answer_ids or ()) for each in kept) == size + 2
+    assert max(len(each.prompt or "") + len(each.answer or "") for each in kept) <= 32 * size + 2
+    scorer = signals["prompt_nll"].readings.scorer
+    (whole, _), (short, _) = scorer.scores(long), scorer.scores(kept)
+    for a, b in zip(whole, short, strict=True):
+        assert (a.prompt_nll, a.answer_nll, a.logprob_gap) == (b.prompt_nll, b.answer_nll, b.logprob_gap)
 
 
 def write_log(file: Path, requests: list[Request]) -> None:

@@ -22,6 +22,7 @@ from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.run import TellConfig, watch_run
 from prunekit.monitoring.verdicts.rule import Up, judge
 from prunekit.monitoring.verdicts.watcher import Watcher
+from prunekit.utils.files.hashes import sha256
 from tests.support.command import run_apart, start
 from tests.support.request_logs import history, refuse, rows, write_log
 
@@ -106,7 +107,7 @@ def test_two_halves_of_one_log_give_no_more_alarms_than_promised(tmp_path: Path)
     baseline = watch_init(log, tmp_path / "base.json", config=CONFIG)
     watcher, before, alarms = Watcher(baseline), False, 0
     requests = ((made, None) for row in rows(weeks * 7 * per_day, 6, per_day=per_day) if (made := _request(row)))
-    for each in windows(requests, CONFIG.window, False):
+    for each in windows(requests, CONFIG.window, ()):
         verdict, _ = watcher.judge(each.figures, each.sampled)
         alarms += verdict.verdict != "ok" and not before
         before = verdict.verdict != "ok"
@@ -167,6 +168,8 @@ def test_other_prompts_end_no_alarm(made: tuple[Path, Baseline], tmp_path: Path,
     assert later.verdict == "investigate" and later.alarm and later.data["alarm"]["id"] == first.data["alarm"]["id"]
     posts = json.loads((folder / "state.json").read_text())["teller"]["posts"]
     assert [each["status"] for each in posts] == ["firing"]
+    # Alarms of another release, which begin with the same window, have another name.
+    assert first.data["alarm"]["id"] == f"investigate-{first.data['alarm']['window']:08d}-{sha256(made[0])[:12]}"
     # It ends with its cause, though prompts stay other ones.
     with log.open("a") as handle:
         handle.writelines(json.dumps(row) + "\n" for row in rows(2500, 5, kind="domain"))

@@ -502,6 +502,18 @@ def test_one_server_alone_replays_a_trace(tmp_path: Path) -> None:
     assert sent == [2, 3, 4, 5] and made.workload["format"].startswith("Mooncake")
 
 
+def test_a_part_of_a_trace_is_told(tmp_path: Path) -> None:
+    """The first by their times, whatever their order in the file."""
+    path = tmp_path / "t.jsonl"
+    rows = [{"timestamp": 1000 - 100 * each, "input_length": 5, "output_length": 2 + each} for each in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with scripted(paced(0.01)) as server:
+        made = load_test(server.url, trace=path, speed=9.0, requests=4)
+        sent = [body["max_tokens"] for body in server.seen[-4:]]
+    assert sent == [10, 9, 8, 7] and made.workload["requests_in_file"] == 9
+    assert any("The first 4 of the trace's 9 requests were replayed" in note for note in made.notes)
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [

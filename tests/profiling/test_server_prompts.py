@@ -34,11 +34,11 @@ def test_no_text_is_sent_twice_while_there_are_others(tmp_path: Path) -> None:
 
 
 def test_all_of_a_file_is_read(tmp_path: Path) -> None:
-    """A search sends far more than the loads before it. A trace without a search is read as far as it is replayed."""
+    """A search sends far more than the loads before it. A trace is read as a whole: its rows may be in any order."""
     path = written(tmp_path / "p.jsonl", 2000)
     assert len(load_workload(ServerConfig(prompts=path, requests=10), "r").jobs) == 2000
     path.write_text("".join(json.dumps({"ts": each, "n_in": 2, "n_out": 3}) + "\n" for each in range(50)))
-    assert len(load_workload(ServerConfig(trace=path, requests=10), "r").jobs) == 10
+    assert len(load_workload(ServerConfig(trace=path, requests=10), "r").jobs) == 50
     assert len(load_workload(ServerConfig(trace=path, requests=10, slo=Slo(ttft=100)), "r").jobs) == 50
 
 

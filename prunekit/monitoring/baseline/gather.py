@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from prunekit.monitoring.log.request import Request, sample
-from prunekit.monitoring.signals.protocol import WINDOW_SAMPLE
+from prunekit.monitoring.signals.protocol import WINDOW_SAMPLE, ModelSignal, Shortens
 from prunekit.monitoring.signals.window import Figures, WindowCounts
 
 P = TypeVar("P")
@@ -25,16 +25,20 @@ class Closed(Generic[P]):
 
 
 def windows(
-    requests: Iterable[tuple[Request, P]], size: int, with_models: bool, heard: Callable[[], Any] = lambda: None
+    requests: Iterable[tuple[Request, P]],
+    size: int,
+    signals: Sequence[ModelSignal],
+    heard: Callable[[], Any] = lambda: None,
 ) -> Iterator[Closed[P]]:
-    """Every ``size`` requests in the log's order. What is left at the end is no window. ``heard`` is called for each
-    request."""
+    """Every ``size`` requests in the log's order, sampled where there are ``signals`` of models. What is left at the
+    end is no window. ``heard`` is called for each request."""
+    shorten = next((each.shortened for each in signals if isinstance(each, Shortens)), lambda request: request)
     counts, sampled = WindowCounts(), list[Request]()
     for request, place in requests:
         counts.add(request)
         heard()
-        if with_models and not request.is_label:
-            sampled.append(request)
+        if signals and not request.is_label:
+            sampled.append(shorten(request))
             if len(sampled) > 4 * WINDOW_SAMPLE:
                 sampled = sample(sampled, WINDOW_SAMPLE)
         if counts.requests >= size or len(counts.outcomes) >= _OUTCOMES_A_REQUEST * size:

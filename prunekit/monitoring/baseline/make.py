@@ -63,7 +63,7 @@ def watch_init(
     with phases(_READING, *([_SCORING] if signals else [])):
         with progress(_READING, _size(paths)) as advance:
             done = 0
-            for each in windows(_timed(paths, problems, times), config.window, bool(signals)):
+            for each in windows(_timed(paths, problems, times), config.window, signals):
                 gathered.add(each.figures, each.sampled, bool(signals))
                 advance(each.place - done)
                 done = each.place

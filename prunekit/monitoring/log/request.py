@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 OUTCOMES = ("accepted", "edited", "rejected", "escalated")
@@ -63,6 +63,23 @@ class Request:
             or self.finish_reason is not None
             or self.latency_ms is not None
         )
+
+
+def clipped(request: Request, prompt: tuple[int, int], answer: tuple[int, int]) -> Request:
+    """``request`` without what a model does not read: of the ``prompt`` the last so many tokens or characters are kept,
+    of the ``answer`` the first, and one more, which tells that there was more."""
+
+    def end(text: str) -> str:
+        return text[-(prompt[1] + 1) :]
+
+    return replace(
+        request,
+        prompt=None if request.prompt is None else end(request.prompt),
+        prompt_ids=None if request.prompt_ids is None else request.prompt_ids[-(prompt[0] + 1) :],
+        messages=request.messages and tuple((role, end(text)) for role, text in request.messages),
+        answer=None if request.answer is None else request.answer[: answer[1] + 1],
+        answer_ids=None if request.answer_ids is None else request.answer_ids[: answer[0] + 1],
+    )
 
 
 def order(request: Request) -> bytes:

@@ -129,7 +129,7 @@ def watch_run(
                 note=note,
             )
             source = Source(paths, marks, problems, Seen(state.get("seen", [])))
-            session = Session(base, watcher, teller, source, state.get("session", {}))
+            session = Session(base, watcher, teller, source, state.get("session", {}), digest)
         except (KeyError, TypeError, AttributeError, ValueError):
             raise PrunekitError(
                 f"The state in {printable(str(folder.path))} is damaged; choose another folder with --output."
@@ -180,7 +180,7 @@ def _run(
     try:
         with phases(_READING), progress(_READING, size) as advance:
             done = 0
-            for each in windows(session.source.requests(idle if follow else None), base.config.window, bool(models)):
+            for each in windows(session.source.requests(idle if follow else None), base.config.window, models):
                 row, changed = session.judge(each.figures, each.sampled)
                 folder.add_row(row)
                 held = session.to_state()

@@ -23,7 +23,8 @@ _MOST_CHANGES, _MOST_WINDOWS = 200, 500
 
 
 class Session:
-    """Judges windows with ``watcher`` and tells of alarms with ``teller``, on from ``state``."""
+    """Judges windows with ``watcher`` and tells of alarms with ``teller``, on from ``state``. ``release`` is the
+    SHA-256 of the baseline: alarms of other models and releases have other names."""
 
     def __init__(
         self,
@@ -32,8 +33,10 @@ class Session:
         teller: Teller,
         source: Source,
         state: dict[str, Any],
+        release: str,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self._release = release[:12]
         self.baseline, self.watcher, self.teller, self.source, self._now = baseline, watcher, teller, source, now
         told = state.get("alarm")
         self._alarm = None if told is None else alarm_of(told)
@@ -75,7 +78,7 @@ class Session:
             else:
                 self._alarms += 1
                 self._alarm = Alarm(
-                    f"{judged.verdict.split()[0]}-{row['window']:08d}",
+                    f"{judged.verdict.split()[0]}-{row['window']:08d}-{self._release}",
                     judged.verdict,
                     judged.reasons,
                     judged.do,

@@ -10,7 +10,7 @@ from typing import Any
 from prunekit.data.chat_template import chat_template, render_chats
 from prunekit.data.tokenised import bos, encode
 from prunekit.errors import PrunekitError
-from prunekit.monitoring.log.request import Request
+from prunekit.monitoring.log.request import Request, clipped
 
 # Requests with one token predict nothing.
 _FEWEST = 2
@@ -43,6 +43,11 @@ class ScoringConfig:
             raise PrunekitError(f"At most 256 prompts are kept as the reference, got {self.reference}.")
         if not 0 < self.share <= 1:
             raise PrunekitError(f"The share of requests that the dense model reads lies in (0, 1], got {self.share!r}.")
+
+    def shortened(self, request: Request) -> Request:
+        """What of it is read."""
+        prompt, answer = ((each, each * _CHARACTERS_A_TOKEN) for each in (self.prompt_tokens, self.answer_tokens))
+        return clipped(request, prompt, answer)
 
     def shadowed(self, window: int) -> int:
         """How many of a window of that many requests the dense model reads."""

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from prunekit.monitoring.scoring.contexts import Context
 
 
+class DenseAway(PrunekitError):
+    """The dense model says nothing: what the deployed one says of the same requests can be known all the same."""
+
+
 class Said(Protocol):
     """What was said of one context; of the deployed model's final ``hidden`` states [n, hidden_size] and ``head`` it
     makes the scores of the tokens ``targets`` [n]. ``bound``: KL is a lower bound."""

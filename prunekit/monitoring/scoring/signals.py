@@ -12,6 +12,8 @@ import numpy as np
 from prunekit.errors import PrunekitError
 from prunekit.monitoring.log.request import Request, sample
 from prunekit.monitoring.scoring import mmd
+from prunekit.monitoring.scoring.dense import DenseAway
+from prunekit.monitoring.scoring.endpoint import UNKNOWN
 from prunekit.monitoring.scoring.features import about, check_features_file, packed, read_features, write_packed
 from prunekit.monitoring.scoring.scorer import Scorer
 from prunekit.monitoring.scoring.scores import RequestScore, mean
@@ -24,28 +26,43 @@ LEAST = 8
 @dataclass(frozen=True)
 class Readings:
     """Reads the requests of a window that all signals look at, with the ``scorer``, which does it once for all.
-    ``failed`` remembers why the last window could not be read: other signals need not wait for the same failure."""
+    ``failed`` and ``away`` remember why the last window could not be read, by the deployed model or by the dense one:
+    other signals need not wait for the same failure."""
 
     scorer: Scorer
     window: int
     failed: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False)
+    away: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False)
 
-    def of(self, requests: Sequence[Request]) -> tuple[list[RequestScore], str]:
+    def of(self, requests: Sequence[Request], beside: bool) -> tuple[list[RequestScore], str]:
         """Scores, and why some requests have none (the most common reason; empty: all have). Raises PrunekitError where
-        a model can't be loaded, can't be reached or gives numbers that are none."""
+        a model can't be loaded, can't be reached or gives numbers that are none. A dense model that can't be reached
+        is a reason for signals ``beside`` it alone."""
         config = self.scorer.config
         taken = sample(requests, min(config.prompts, WINDOW_SAMPLE))
         window = tuple(each.id for each in taken)
         if window in self.failed:
             raise PrunekitError(self.failed[window])
-        self.failed.clear()
+        if window not in self.away:
+            self.failed.clear()
+            self.away.clear()
         try:
-            made, why = self.scorer.scores(taken, taken[: self.shadowed])
+            made, why = self._scores(taken, window)
         except PrunekitError as error:
             self.failed[window] = str(error)
             raise
+        if beside and window in self.away:
+            raise DenseAway(self.away[window])
         reasons = list(why.values())
         return made, max(reasons, key=reasons.count) if reasons else ""
+
+    def _scores(self, taken: Sequence[Request], window: tuple[str, ...]) -> tuple[list[RequestScore], dict[str, str]]:
+        if window not in self.away:
+            try:
+                return self.scorer.scores(taken, taken[: self.shadowed])
+            except DenseAway as error:
+                self.away[window] = str(error)
+        return self.scorer.scores(taken)
 
     @property
     def shadowed(self) -> int:
@@ -66,6 +83,10 @@ class MeanSignal:
     readings: Readings
     own_weights: bool
 
+    def shortened(self, request: Request) -> Request:
+        """What of it is read."""
+        return self.readings.scorer.config.shortened(request)
+
     def reference(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Which models and how many tokens figures belong to."""
         return {"identity": self.readings.scorer.identity}
@@ -74,7 +95,7 @@ class MeanSignal:
         """The window's mean. Raises PrunekitError where a model can't be loaded or gives numbers that are none."""
         if (why := changed(state, self.readings.scorer.identity, self.own_weights)) is not None:
             return Scored(None, why)
-        scores, why_not = self.readings.of(window)
+        scores, why_not = self.readings.of(window, beside=not self.own_weights)
         values = [value for each in scores if (value := self.of(each)) is not None]
         if len(values) < LEAST:
             return too_few(len(values), why_not or self.missing)
@@ -124,7 +145,7 @@ class PromptDistance:
         """The distance; the window's own requests are left out of the reference."""
         if (why := changed(state, self.readings.scorer.identity, True)) is not None:
             return Scored(None, why)
-        scores, why_not = self.readings.of(window)
+        scores, why_not = self.readings.of(window, beside=False)
         if len(scores) < LEAST:
             return too_few(len(scores), why_not)
         pending = self.pending.get(str(state.get("sha256")))
@@ -158,12 +179,17 @@ def changed(state: dict[str, Any], now: dict[str, Any], own_weights: bool) -> st
     then = state.get("identity") or {}
     if own_weights and then.get("deployed") != now["deployed"]:
         return "the deployed model's weights are not those of the baseline; put these back, or make a new baseline"
-    if not own_weights and then.get("dense") != now["dense"]:
+    if not own_weights and not same_dense(then.get("dense"), now["dense"]):
         return "the dense model is not that of the baseline; name the same one, or make a new baseline"
     for key, words in (("dtype", "dtype"), ("prompt_tokens", "tokens of a prompt"), ("answer_tokens", "of an answer")):
         if then.get(key) != now[key]:
             return f"the baseline was made with {words} {then.get(key)}, not {now[key]}; ask for the same"
     return None
+
+
+def same_dense(then: Any, now: Any) -> bool:
+    """Whether both are one dense model, as far as is known: a server that has never been reached has not said."""
+    return then == now or any(isinstance(each, str) and each.startswith(UNKNOWN) for each in (then, now))
 
 
 def too_few(count: int, why: str) -> Scored:

@@ -53,6 +53,15 @@ class ModelSignal(Protocol):
 
 
 @runtime_checkable
+class Shortens(Protocol):
+    """A signal that reads a part of each request."""
+
+    def shortened(self, request: Request) -> Request:
+        """That part, of which the same is made as of the whole."""
+        ...
+
+
+@runtime_checkable
 class Keeps(Protocol):
     """A signal with a file of its own."""
 

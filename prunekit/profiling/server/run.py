@@ -173,6 +173,11 @@ def _report(
         )
     if workload.bad:
         notes.append(f"{workload.bad:,} lines of the file were no requests and were left out.")
+    if workload.kind == "trace" and session.config.requests < len(workload.jobs):
+        notes.append(
+            f"The first {session.config.requests:,} of the trace's {len(workload.jobs):,} requests were replayed; "
+            "--requests says how many."
+        )
     if workload.kind == "trace" and session.config.slo is not None and session.capacity is not None:
         notes.append("The search within the SLO sends the trace's requests at random times, not at the trace's own.")
     report = ServerReport(

@@ -17,7 +17,7 @@ from prunekit.utils.moments import seconds_since_1970
 from prunekit.utils.names import printable
 
 _MOST_TOKENS = 1 << 20
-# Lines that are read at all: what comes after the requests that are made is of no use.
+# Lines, and requests, that are read at all.
 _MOST_LINES = 10_000_000
 _MOST_JOBS = 100_000
 _BURST = ("Timestamp", "Request tokens", "Response tokens")
@@ -32,13 +32,13 @@ def load_workload(config: ServerConfig, run_id: str) -> Workload:
     path = config.prompts or config.trace
     if path is None:
         return Workload(config, "synthetic", run_id, format="synthetic")
-    # A trace is replayed once. Each load, and each rate of a search, sends texts of its own while there are any.
-    wanted = config.requests if config.trace is not None and config.slo is None else _MOST_JOBS
+    # More than is sent: rows of a trace need not be in the order of their times, and each load, and each rate of a
+    # search, sends texts of its own while there are any.
     reader = _Reader(path, is_trace=config.trace is not None, tokens=config.tokens)
     jobs: list[Job] = []
     for job in reader.jobs():
         jobs.append(job)
-        if len(jobs) >= wanted:
+        if len(jobs) >= _MOST_JOBS:
             break
     if not jobs:
         what = (

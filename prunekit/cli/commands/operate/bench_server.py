@@ -131,7 +131,8 @@ def bench_server_command(
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="Trace to replay: CSV of BurstGPT or Azure, JSONL of Mooncake or Bailian, or a request log.",
+            help="Trace to replay: CSV of BurstGPT or Azure, JSONL of Mooncake or Bailian, or a request log. Of its "
+            "requests, the first so many as --requests says.",
             show_default=False,
             rich_help_panel=_TEXTS,
         ),

@@ -37,6 +37,10 @@ Dense = Annotated[
         show_default=False,
     ),
 ]
+DenseServedName = Annotated[
+    str | None,
+    typer.Option(help="What the server of the dense model calls it (default: the first it lists).", show_default=False),
+]
 DenseRevision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of the dense model on the hub.", show_default=False)
 ]
@@ -84,6 +88,8 @@ def init_command(
     device: o.Device = "auto",
     revision: o.Revision = None,
     dense_revision: DenseRevision = None,
+    dense_served_name: DenseServedName = None,
+    api_key_env: o.ApiKeyEnv = None,
     json: o.Json = False,
 ) -> None:
     """Learn from a healthy request log what is normal, and set the limit of each signal.
@@ -113,6 +119,9 @@ def init_command(
         dtype=dtype,
         revision=revision,
         dense_revision=dense_revision,
+        dense_served_name=dense_served_name,
+        api_key_env=api_key_env,
+        must_answer=True,
         overwrite=overwrite,
     )
     named = {"model": model, "dense": None if dense is None or "://" in dense else dense}
@@ -177,6 +186,8 @@ def run_command(
     device: o.Device = "auto",
     revision: o.Revision = None,
     dense_revision: DenseRevision = None,
+    dense_served_name: DenseServedName = None,
+    api_key_env: o.ApiKeyEnv = None,
     json: o.Json = False,
 ) -> None:
     """Judge what is new in request logs: ok, notice, re-prune, investigate, or fall back to the dense model now.
@@ -200,6 +211,8 @@ def run_command(
             dtype=dtype,
             revision=revision,
             dense_revision=dense_revision,
+            dense_served_name=dense_served_name,
+            api_key_env=api_key_env,
         )
 
     made = watch_run(
