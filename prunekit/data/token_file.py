@@ -178,11 +178,13 @@ def open_text(folder: Path) -> PackedText:
     """
     said = read_json(folder / MANIFEST, "training text")
     if not isinstance(said, dict) or said.get("format") != _FORMAT:
-        raise PrunekitError(f"{folder / MANIFEST} is no training text that prunekit packed; pack the text again.")
+        raise PrunekitError(
+            f"{folder / MANIFEST} is no training text that prunekit packed; delete {folder} to pack it again."
+        )
     if said.get("version") != _VERSION:
         raise PrunekitError(
             f"The training text in {folder} was packed by another version of prunekit ({said.get('version')!r}, where "
-            f"this one reads {_VERSION}); pack it again."
+            f"this one reads {_VERSION}); delete that folder, and the same command packs the text again."
         )
     fingerprint = said.pop("fingerprint", None)
     try:

@@ -297,7 +297,7 @@ def recover(
     from prunekit.kernels.runtime.text_writer import text_writer
     from prunekit.models.source import as_source, pick_dtype
     from prunekit.plan.goals import parse_count, parse_size
-    from prunekit.plan.training import training_of
+    from prunekit.plan.training import check_checkpoint_minutes, training_of
     from prunekit.recovery.training.progress import Listener
     from prunekit.recovery.training.run import Budget
     from prunekit.recovery.training.run import recover as train
@@ -306,6 +306,7 @@ def recover(
 
     budget = Budget(None if tokens is None else parse_count(str(tokens), "--tokens"), minutes)
     config, texts = training_of(text, seed, settings or {})
+    check_checkpoint_minutes(checkpoint_minutes)
     pick_dtype(store_dtype)
     check_training_dtype(dtype)
     device = training_device(device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import PrunekitError
+from prunekit.plan.training import check_checkpoint_minutes
 
 if TYPE_CHECKING:
     from prunekit.recovery.training.progress import Listener
@@ -33,6 +34,9 @@ class Recovery:
     checkpoint_minutes: float = 10.0
     tensorboard: str | Path | None = None
     listener: Listener | None = None
+
+    def __post_init__(self) -> None:
+        check_checkpoint_minutes(self.checkpoint_minutes)
 
 
 def training_device(device: str) -> str:

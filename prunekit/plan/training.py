@@ -3,6 +3,7 @@ in prunekit.data and prunekit.recovery."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,7 @@ class TrainingConfig:
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, "at least 0 and below 1")
         for name in ("beta1", "beta2"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        _check("clip", self.clip, self.clip > 0, "above 0")
+        _check("clip", self.clip, 0 < self.clip < math.inf, "a number above 0")
         if self.micro_batch is not None:
             _check("micro_batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
         if self.lora and self.train == "all":
@@ -119,6 +120,11 @@ class TrainingConfig:
 def _check(name: str, value: float, fits: bool, words: str) -> None:
     if not fits:
         raise PrunekitError(f"{name} must be {words}, got {value}.")
+
+
+def check_checkpoint_minutes(minutes: float) -> None:
+    """Raises PrunekitError where it is no time between two checkpoints."""
+    _check("checkpoint_minutes", minutes, 0 <= minutes < math.inf, "a number of minutes, 0 or more")
 
 
 def training_knobs() -> Mapping[str, Knob]:

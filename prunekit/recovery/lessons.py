@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from prunekit.checkpoint.trained import plan_of, with_recovery
 from prunekit.data.self_generated import Writing
 from prunekit.data.token_file import PackedText, open_text, pack_text, packing_phases
+from prunekit.errors import PrunekitError
 from prunekit.models.dense import DenseModel
 from prunekit.models.source import load_model, pick_device
 from prunekit.recovery.expected import expected_kl
@@ -23,7 +25,7 @@ from prunekit.recovery.precision import precision
 from prunekit.recovery.teachers.choice import Teaching, settle_teacher
 from prunekit.recovery.teachers.online import OnlineTeacher
 from prunekit.recovery.training import state
-from prunekit.recovery.training.loop import Events, Training
+from prunekit.recovery.training.loop import Diverged, Events, Training
 from prunekit.recovery.training.lora import LoraStudent
 from prunekit.recovery.training.optimizer import Optimizer
 from prunekit.recovery.training.progress import Estimate, Listener, Standing
@@ -38,6 +40,7 @@ from prunekit.utils.numerics.recompute import free_bytes
 from prunekit.utils.phases.telling import foresee, keeping, phases, unneeded
 from prunekit.utils.phases.titles import CHECK, TRAINING, TRIAL, WRITING
 from prunekit.utils.process import ranks
+from prunekit.utils.process.launcher import local_size
 from prunekit.utils.process.ranks import from_first, in_order
 from prunekit.utils.progress import progress
 from prunekit.utils.provenance import model_label, versions
@@ -145,7 +148,7 @@ class Lessons:
                 "processes, so some have nothing to do. Take fewer, or larger steps (--set batch_tokens=...)."
             )
         made = self._seats(source)
-        standing = self._begin(made, kept, source, carried)
+        standing = self._begin(made, kept, source, carried, listener.note)
         trial = cache(lambda: self._trial(made, standing, listener))
         span = span_of(lambda seconds: self.reach(seconds, trial().tokens_per_second, made.dense))
         # Before a trial where there was none: text that is no good is refused at once.
@@ -186,7 +189,10 @@ class Lessons:
         with _shown(span.steps - standing.step, self.step_tokens, listener) as events:
             events.save, events.due = save, lambda: ranks.any_rank(clock.due())
             training.events = events
-            training.run()
+            try:
+                training.run()
+            except Diverged as error:
+                raise Diverged(f"{error} {_remedy(self.config, made.kind)}{_left(kept, standing)}") from None
         # A stage that follows sees the same text again.
         teaching.flush()
         return trained
@@ -208,12 +214,20 @@ class Lessons:
         on_gpu = pick_device(self._device).type == "cuda"
         return DenseModel(self.teacher, dtype="auto" if on_gpu else "float32", device=self._device)
 
-    def _begin(self, made: _Seats, kept: Checkpoints, source: Source, carried: bool) -> Standing:
+    def _begin(
+        self, made: _Seats, kept: Checkpoints, source: Source, carried: bool, note: Callable[[str], None]
+    ) -> Standing:
         """Where the last checkpoint stands, or the start."""
         made.optimizer.begin()
         known = from_first(kept.checkpoints)
         if known:
             standing = state.load(kept.checkpoint(known[-1]), made.student, made.optimizer)
+            best = int(standing.best["step"])
+            if best and best != standing.step and (why := _damage(kept.checkpoint(best))) is not None:
+                note(
+                    f"The weights of step {best}, the best so far, are lost: {why} Training goes on to look for better."
+                )
+                standing.lost.append(best)
             self._turn(standing)
             made.student.recompute = standing.recompute
         else:
@@ -292,12 +306,26 @@ class _Seats:
 
 
 def _fitting(student: Student, source: Source, length: int, sequences: int) -> int:
-    """How many sequences at a time fit into a third of the free memory: a power of two parts of the step; 0: none."""
-    room = free_bytes(student.device) / 3
+    """How many sequences at a time fit into a third of the free memory, which processes on one CPU share: a power of
+    two parts of the step; 0: none."""
+    room = free_bytes(student.device) / 3 / (1 if student.device.type == "cuda" else local_size())
     count = sequences
     while count and 4 * count * length * source.shape.activation_numbers_per_token() > room:
         count //= 2
     return count
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the ``checkpoint``; None where it is as it was written."""
+
+    def look() -> str | None:
+        try:
+            state.check(checkpoint)
+        except PrunekitError as error:
+            return str(error).partition(" Delete ")[0]
+        return None
+
+    return from_first(look)
 
 
 def _least(count: int) -> int:
@@ -355,6 +383,21 @@ class _Clock:
         return time.monotonic() - self._last >= self._seconds
 
 
+def _remedy(config: TrainingConfig, kind: str) -> str:
+    """What to do where numbers are not finite. Nothing of it goes on with this training."""
+    lower = f"Begin anew with a lower rate (--set learning_rate={config.learning_rate / 4:g} --overwrite)"
+    return f"{lower}." if kind == "float32" else f"{lower}, or in float32 (--dtype float32 --overwrite)."
+
+
+def _left(kept: Checkpoints, standing: Standing) -> str:
+    """Where the best weights so far are."""
+    best = int(standing.best["step"]) if standing.held_out else 0
+    if not best or not from_first(kept.checkpoint(best).is_dir):
+        return ""
+    place = kept.checkpoint(best)
+    return f" The weights of step {best}, the best so far, are a model like any other: move {place} away before that."
+
+
 @contextmanager
 def _shown(steps: int, step_tokens: int, listener: Listener) -> Iterator[Events]:
     """Events that move a progress bar and tell the listener."""
@@ -384,6 +427,8 @@ class Final:
     before: float
     after: float
     used: int
+    lost: str | None = None
+    """Why the weights of the best step could not be had."""
 
 
 @dataclass(frozen=True)
@@ -424,20 +469,29 @@ class Trained:
         standing, student = training.standing, training.student
         before = standing.start["kl"]
         best = int(standing.best["step"])
+        lost = None
         if best and best != standing.step:
-            student.load(self.kept.checkpoint(best), {})
+            lost = _damage(self.kept.checkpoint(best))
+            if lost is None:
+                student.load(self.kept.checkpoint(best), {})
+            else:
+                # The last step's are at hand.
+                lost, best = f"The weights of step {best}, the best so far, could not be read: {lost}", standing.step
         if best:
             student.round_to(store_dtype, like or self.source)
             seen = training.look()
             if standing.judged(seen) < standing.judged(standing.start):
-                return Final(student.weights(), before, seen["kl"], best)
+                return Final(student.weights(), before, seen["kl"], best, lost)
         student.load(self.source.path, {})
         # That takes something away as well, where it is not what they were stored in.
         student.round_to(store_dtype, like or self.source)
-        return Final(student.weights(), before, training.look()["kl"], 0)
+        return Final(student.weights(), before, training.look()["kl"], 0, lost)
 
     def tell(self, made: Final, note: Callable[[str], None]) -> None:
         """``note`` what a user should know of what it led to."""
+        if made.lost is not None:
+            taken = f"step {made.used}, the last one, are" if made.used else "the model that was given are"
+            note(f"{made.lost} So the weights of {taken} written.")
         share = self.training.config.ce_share
         if made.after > made.before:
             note(

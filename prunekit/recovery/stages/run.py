@@ -226,7 +226,7 @@ class _Run:
             self._conclude(number, trained)
             # Room for the models that the next stage plans with.
             del trained
-        raise PrunekitError(f"{folder.path} says that all stages have ended; say --overwrite to begin anew.")
+        raise PrunekitError(f"{folder.path} says that all stages have ended; delete it to begin anew.")
 
     def earlier(self) -> list[dict[str, Any]]:
         """The facts of all stages but the last one."""
@@ -288,6 +288,7 @@ class _Run:
             self._write(number, made.plan, lambda: made.weights or {}, None, dtype=stored)
             return
         before = self._result(number - 1)
+        from_first(lambda: state.check(before))
         source = resolve(str(before))
         so_far = plan_of(source)
         facts = [self._ended(each)["facts"] for each in range(1, number)]
@@ -301,7 +302,6 @@ class _Run:
             return _named_as_dense(plan, tensors, dense)
 
         def carry(folder: Path) -> None:
-            state.check(before)
             standing, kept = state.read_state(before)
             shapes = {name: each.shape for name, each in tensors.items()}
             refitted = made.plan.cuts and made.plan.recipe is not None and made.plan.recipe.refit is not None

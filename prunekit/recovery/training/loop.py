@@ -39,6 +39,10 @@ class Events:
     due: Callable[[], bool] = lambda: False
 
 
+class Diverged(PrunekitError):
+    """A training whose numbers are none."""
+
+
 class Training:
     """``student`` on its way to ``teacher`` on ``text``: the steps of ``span``, of ``sequences`` windows each, from
     where ``standing`` stands. Where this is a stage of several, its text follows on that of those before."""
@@ -93,7 +97,7 @@ class Training:
         """
         row = {"step": self.standing.step, **self.look()}
         if not all(map(math.isfinite, row.values())):
-            raise PrunekitError(f"The held-out loss is not finite after step {self.standing.step}. {self._remedy}")
+            raise Diverged(f"The held-out loss is not finite after step {self.standing.step}.")
         self.standing.held_out.append(row)
         self.events.on_held_out(row)
         return row
@@ -132,12 +136,4 @@ class Training:
         self.standing.skipped += 1
         self.events.note(f"Step {self.standing.step} was not finite, so it was skipped.")
         if self.standing.skipped == _MOST_SKIPPED:
-            raise PrunekitError(f"{_MOST_SKIPPED} steps in a row were not finite. {self._remedy}")
-
-    @property
-    def _remedy(self) -> str:
-        """What to do where numbers are not finite. Nothing of it goes on with this training."""
-        return (
-            f"Begin anew with a lower rate (--set learning_rate={self.config.learning_rate / 4:g} --overwrite), or in "
-            "float32 (--dtype float32 --overwrite)."
-        )
+            raise Diverged(f"{_MOST_SKIPPED} steps in a row were not finite.")

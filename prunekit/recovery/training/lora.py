@@ -77,7 +77,9 @@ class LoraStudent(Student):
         for name, own in self.parameters.items():
             kept = adapters.get(name)
             if kept is None or kept.shape != own.shape:
-                raise PrunekitError(f"{folder} lacks the adapter {name}; it is damaged. Begin anew with --overwrite.")
+                raise PrunekitError(
+                    f"{folder} lacks the adapter {name}; it is damaged. Delete it to go on from an earlier checkpoint."
+                )
             own.copy_(kept)
 
 

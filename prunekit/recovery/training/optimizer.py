@@ -92,7 +92,8 @@ class Optimizer:
             kept = {kind: moments.get(f"{kind}.{name}") for kind in MOMENTS}
             if any(each is None or each.shape != parameter.shape for each in kept.values()):
                 raise PrunekitError(
-                    f"The training's state lacks the moments of {name}; it is damaged. Begin anew with --overwrite."
+                    f"The training's state lacks the moments of {name}; it is damaged. Delete the "
+                    "folder of the training (the output's name and .training) to begin anew."
                 )
             with _fitting():
                 self._adam.state[parameter] = {

@@ -14,7 +14,8 @@ class Standing:
     measured on text that is not trained on, by step; ``steps`` a row for each step: its number, divergence and loss
     (nats a token, before the step), rate, gradient norm. Rows hold no clock times, so that a run that was continued
     ends as one that was not. ``ce_share`` is that of the loss, by which held-out measurements are judged too.
-    ``resources`` are the settings of how a step is computed that were asked for."""
+    ``resources`` are the settings of how a step is computed that were asked for. Of the steps ``lost`` the weights are
+    gone."""
 
     step: int = 0
     updates: int = 0
@@ -27,6 +28,7 @@ class Standing:
     seconds: float = 0.0
     ce_share: float = 0.0
     resources: dict[str, Any] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
 
     @property
     def start(self) -> dict[str, float]:
@@ -35,8 +37,8 @@ class Standing:
 
     @property
     def best(self) -> dict[str, float]:
-        """The held-out measurement of least loss, the first of equals."""
-        return min(self.held_out, key=self.judged)
+        """The held-out measurement of least loss, the first of equals, of those whose weights are there."""
+        return min((each for each in self.held_out if each["step"] not in self.lost), key=self.judged)
 
     def judged(self, row: Mapping[str, float]) -> float:
         """The training's own loss in a held-out measurement: where nothing else is asked for, the divergence."""

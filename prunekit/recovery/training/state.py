@@ -167,4 +167,7 @@ def read_standing(checkpoint: Path) -> Standing:
             raise ValueError("it is another file")
         return Standing(**data["standing"])
     except (KeyError, TypeError, ValueError) as error:
-        raise PrunekitError(f"{path} is no state of a training ({error}); begin anew with --overwrite.") from None
+        raise PrunekitError(
+            f"{path} is no state of a training ({error}). Delete {checkpoint} to go on from an earlier checkpoint, or "
+            f"{checkpoint.parent} to begin anew."
+        ) from None

@@ -30,6 +30,12 @@ def local_rank() -> int:
     return _whole("LOCAL_RANK", _whole("RANK"))
 
 
+def local_size() -> int:
+    """How many processes were started on this machine; where the launcher does not say, as many as there are."""
+    told = launched()
+    return 1 if told is None else max(1, _whole("LOCAL_WORLD_SIZE", told[1]))
+
+
 def is_first_here() -> bool:
     """Whether this process is the first that a launcher started on its machine, or no launcher did."""
     try:

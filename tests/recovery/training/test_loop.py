@@ -142,7 +142,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_three_in_a_row_end_it() -> 
     assert len(notes) == 2
     hopeless = tiny_training(dense, pruned, steps=6)
     hopeless._gradient._teacher = _Broken(tiny_teacher(dense), 99)
-    with pytest.raises(PrunekitError, match=r"3 steps in a row.*learning_rate=0\.00025 --overwrite"):
+    with pytest.raises(PrunekitError, match="3 steps in a row were not finite"):
         hopeless.run()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -383,11 +384,19 @@ def test_bad_input_is_one_sentence(places: Path, tmp_path: Path) -> None:
         (dense, {"minutes": 5.0}, "one of the two"),
         (dense, {"tokens": "many"}, "--tokens many is no number"),
         (dense, {"dtype": "float16"}, "float32 or bfloat16"),
+        (dense, {"settings": {**SETTINGS, "clip": math.inf}}, "clip must be a number above 0, got inf"),
+        (dense, {"checkpoint_minutes": math.nan}, "checkpoint_minutes must be a number of minutes, 0 or more, got nan"),
+        (dense, {"checkpoint_minutes": -5.0}, "0 or more"),
     ):
         options = {"text": text, "tokens": 64, "device": "cpu", "settings": SETTINGS, **given}
         with pytest.raises(PrunekitError, match=sentence):
             recover(small, teacher, tmp_path / "out", **options)
         assert not list(tmp_path.glob("out*"))
+
+
+def test_turns_take_no_senseless_minutes_either() -> None:
+    with pytest.raises(PrunekitError, match="0 or more"):
+        Recovery(tokens=64, checkpoint_minutes=-1.0)
 
 
 def test_apples_gpu_is_not_trained_on(places: Path, tmp_path: Path, monkeypatch) -> None:
