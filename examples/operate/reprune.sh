@@ -8,6 +8,7 @@
 # BASELINE  what the result is compared with, such as the dense model in the format of TARGET (default: MODEL)
 # TEXT      recent requests, as `--calib` takes them; half of what is read, the other half is OLD
 # OLD       what else the model must stay good at (default: builtin)
+# TRAIN     tokens that the pruned model is trained on afterwards, such as 1M, on the same text (default: none)
 # PARAMS    the share of parameters that is kept (default: 0.8)
 # TARGET    an export beside the checkpoint, such as gguf (default: none). What is accepted is what is served: the export
 #           (gguf: behind its server, with the extra serve; hf, vllm), else the checkpoint
@@ -39,7 +40,14 @@ rm -rf "$RELEASES"/.making-*
 mkdir "$work"
 trap 'rm -rf "$work"' EXIT
 
-prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$TEXT:0.5,${OLD:-builtin}:0.5" -o "$work/checkpoint" 9>&-
+text="$TEXT:0.5,${OLD:-builtin}:0.5"
+pruned="$work/checkpoint"
+[ -z "${TRAIN:-}" ] || pruned="$work/pruned"
+prunekit prune "$MODEL" --params "${PARAMS:-0.8}" --calib "$text" -o "$pruned" 9>&-
+if [ -n "${TRAIN:-}" ]; then
+    prunekit recover "$pruned" --teacher "$MODEL" --text "$text" --tokens "$TRAIN" -o "$work/checkpoint" 9>&-
+    rm -rf "$pruned"
+fi
 if [ -n "${TARGET:-}" ]; then
     prunekit export "$work/checkpoint" --to "$TARGET" ${DTYPE:+--dtype "$DTYPE"} -o "$work/export" 9>&-
 fi

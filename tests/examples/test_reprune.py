@@ -26,7 +26,7 @@ echo >> "$LOG"
 step=$1
 for out; do :; done
 case $step in
-prune | export) mkdir "$out" && echo weights > "$out/model.safetensors" ;;
+prune | recover | export) mkdir "$out" && echo weights > "$out/model.safetensors" ;;
 accept) mkdir "$out" && echo '{}' > "$out/accept.json" ;;
 esac
 eval "exit \\${EXIT_$step:-0}"
@@ -111,6 +111,20 @@ def test_what_is_accepted_is_what_is_served(place: Place, target: str, asked: st
     assert "--server" not in accept
     if target:
         assert "|--dtype|fp16|" in place.log.read_text()
+
+
+def test_what_was_pruned_may_be_trained_before_it_is_judged(place: Place) -> None:
+    done = place.run("reprune.sh", TRAIN="1M", OLD="old.jsonl")
+    assert done.returncode == 0, done.stderr
+    pruned, trained, judged = (line.split("|")[:-1] for line in place.log.read_text().splitlines()[:3])
+    mix = "recent.jsonl:0.5,old.jsonl:0.5"
+    assert pruned[0] == "prune" and pruned[pruned.index("--calib") + 1] == mix
+    assert trained[:4] == ["recover", pruned[-1], "--teacher", "dense model"]
+    assert trained[4:-2] == ["--text", mix, "--tokens", "1M"] and judged[:2] == ["accept", trained[-1]]
+    release = place.releases / str(place.link("current"))
+    assert (release / "checkpoint").is_dir() and not (release / "pruned").exists()
+    assert place.run("reprune.sh", TRAIN="1M", EXIT_recover="2").returncode == 2
+    assert place.link("current") == release.name
 
 
 def test_each_release_has_a_log_of_its_own(place: Place, tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ def estimate_line(estimate: Estimate) -> str:
         kept = f", {size:.2f} GiB of it for the dense model's {what} of text that comes {estimate.times:.1f} times"
     gain = ""
     if estimate.expected_kl is not None:
-        gain = f"; by what trainings of SmolLM2-135M brought, about {estimate.expected_kl:.4f} at the end (on other text about half of that gain)"
+        gain = (
+            f"; by what trainings of SmolLM2-135M brought, about {estimate.expected_kl:.4f} at the end (on other text "
+            "about half of that gain)"
+        )
     return (
         f"Training on {estimate.tokens:,} tokens in {estimate.steps:,} steps{where}: about {time} "
         f"({estimate.tokens_per_second:,.0f} tokens/s){memory}, up to {estimate.disk / 2**30:.1f} GiB of disk{kept}. "

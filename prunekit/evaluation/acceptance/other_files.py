@@ -10,6 +10,7 @@ from typing import Any
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.acceptance.policy import Policy
 from prunekit.evaluation.acceptance.verdict import Condition
+from prunekit.evaluation.verdict import BROKEN
 from prunekit.utils.files.strict_json import parse, read_regular
 from prunekit.utils.names import printable
 
@@ -26,13 +27,16 @@ def conditions_of(policy: Policy, name: str, fingerprint: str | None) -> tuple[C
     if policy.eval is not None:
         path, limit = Path(policy.eval["file"]), float(policy.eval["max_loss_added"])
         value, who = _loss_added(_read(path, "prunekit eval -o"), path, name, fingerprint)
-        sentence = f"In {path.name} {who} adds {value:.3f} nats a token; the policy allows {limit:g}."
-        made.append(Condition("max_loss_added", None, value, limit, value <= limit, printable(sentence)))
+        adds = "is broken: its outputs are no numbers" if value is None else f"adds {value:.3f} nats a token"
+        sentence = f"In {path.name} {who} {adds}; the policy allows {limit:g}."
+        holds = value is not None and value <= limit
+        made.append(Condition("max_loss_added", None, value, limit, holds, printable(sentence)))
     if policy.serve is not None:
         path, limit = Path(policy.serve["file"]), float(policy.serve["min_load_ratio"])
         data = _read(path, "prunekit bench-server")
         found, doubt = _load_ratio(data, path), _doubt(data)
         told = "has no ratio to the baseline's" if found is None else f"is {found:.2f} times the baseline's"
+        told += _interval(data)
         sentence = f"In {path.name} the highest load within the SLO {told}; the policy asks for {limit:g}.{doubt}"
         holds = found is not None and found >= limit and not doubt
         made.append(Condition("min_load_ratio", None, found, limit, holds, printable(sentence)))
@@ -52,14 +56,25 @@ def _read(path: Path, command: str) -> Mapping[str, Any]:
     return data
 
 
-def _loss_added(data: Mapping[str, Any], path: Path, name: str, fingerprint: str | None) -> tuple[float, str]:
+def _interval(data: Mapping[str, Any]) -> str:
+    """That of the ratio of highest loads, where the file tells it."""
+    low, high = (data["capacity"]["ratio"].get(end) for end in ("low", "high"))
+    known = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (low, high))
+    return f" (95 %: {low:.2f} to {high:.2f})" if known else ""
+
+
+def _loss_added(data: Mapping[str, Any], path: Path, name: str, fingerprint: str | None) -> tuple[float | None, str]:
+    """None for a model whose outputs are no numbers."""
     several = data.get("models")
     rows = [each for each in several if isinstance(each, dict)] if isinstance(several, list) else [data]
     if len(rows) > 1:
         rows = [each for each in rows if each.get("model") == name]
     verdict = rows[0].get("verdict") if len(rows) == 1 else None
     value = verdict.get("loss_added") if isinstance(verdict, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    broken = isinstance(verdict, dict) and verdict.get("verdict") == BROKEN and value is None
+    if broken:
+        value = math.nan
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise PrunekitError(
             f"{path} holds no loss added by {name}; write it with `prunekit eval` of that model, with --baseline."
         )
@@ -70,7 +85,7 @@ def _loss_added(data: Mapping[str, Any], path: Path, name: str, fingerprint: str
             f"{path} was measured of another model than {name}: their weights differ; write it again with "
             "`prunekit eval` of that model, with --baseline."
         )
-    return float(value), str(rows[0].get("model", "the model"))[:200]
+    return None if broken else float(value), str(rows[0].get("model", "the model"))[:200]
 
 
 def _load_ratio(data: Mapping[str, Any], path: Path) -> float | None:

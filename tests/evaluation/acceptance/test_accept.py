@@ -328,6 +328,16 @@ def test_other_files(dense: Path, records: Path, tmp_path: Path) -> None:
     with pytest.raises(PrunekitError, match="was measured of another model than dense: their weights differ"):
         run(dense, dense, records, tmp_path / "out", **told)
     (tmp_path / "eval.json").write_text(json.dumps(measured))
+    # What eval tells of a model whose outputs are no numbers.
+    nothing = {"verdict": "broken", "why": "Layer 0 holds NaN.", "loss_added": None}
+    (tmp_path / "eval.json").write_text(json.dumps({"model": "dense", "verdict": nothing}))
+    found = run(dense, dense, records, tmp_path / "out", **told)
+    assert not found.accepted and "dense is broken: its outputs are no numbers" in found.verdict.reasons[0]
+    (tmp_path / "eval.json").write_text(json.dumps(measured))
+    serve["capacity"]["ratio"] = {"value": 0.9, "low": 0.8, "high": 1.02}
+    (tmp_path / "serve.json").write_text(json.dumps(serve))
+    found = run(dense, dense, records, tmp_path / "out", **told)
+    assert "is 0.90 times the baseline's (95 %: 0.80 to 1.02); the policy" in found.verdict.reasons[0]
     serve["capacity"]["ratio"]["value"] = None
     (tmp_path / "serve.json").write_text(json.dumps(serve))
     found = run(dense, dense, records, tmp_path / "out", **told)

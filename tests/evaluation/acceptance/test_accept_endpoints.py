@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prunekit.errors import PrunekitError
 from prunekit.evaluation.acceptance.policy import Policy
 from prunekit.evaluation.acceptance.run import accept
 from prunekit.evaluation.acceptance.verdict import ACCEPTED, NO_VERDICT
-from prunekit.utils.endpoints import answer as came
+from prunekit.utils.endpoints.endpoint import Endpoint
 from prunekit.utils.endpoints.naming import shown_model
 from tests.support.command import Command
 from tests.support.scripted_server import Script, free_port, scripted
@@ -111,6 +112,38 @@ def test_wrong_and_cut_off_answers(records: Path, tmp_path: Path) -> None:
     assert {each.why for each in found.worst} == {"wrong, and cut off"}
 
 
+def test_a_server_with_one_slot_is_asked_for_one_answer_at_a_time(records: Path, tmp_path: Path) -> None:
+    """Else the others' waiting would count as the model's, and slow but healthy ones would fail."""
+
+    def slow(body: dict[str, Any], number: int) -> Script:
+        made = right(body, number)
+        return replace(made, pieces=((0.05, made.pieces[0][1]),))
+
+    with scripted(slow, slots=1) as smaller, scripted(right) as dense:
+        found = accept(
+            Endpoint(smaller.url, slots=1),
+            baseline=dense.url,
+            records=records,
+            out=tmp_path / "out",
+            policy=Policy(margin=0.3),
+            timeout=0.3,
+        )
+    assert found.everything.failed == 0 and found.verdict.word == ACCEPTED
+
+
+def test_how_long_an_answer_may_take_is_said(records: Path, tmp_path: Path, command: Command) -> None:
+    stalled = Script((), stall=30)
+    began = time.monotonic()
+    with scripted(lambda body, number: stalled) as smaller, scripted(right) as dense:
+        done = command(
+            "accept", smaller.url, "--baseline", dense.url, "--records", records, "-o", tmp_path / "o", "--timeout", 0.2
+        )
+    assert done.code == 3 and time.monotonic() - began < 25
+    for wrong in (0, -1, "nan"):
+        asked = ["accept", "a", "--baseline", "b", "--records", records, "-o", tmp_path / "p", "--timeout", wrong]
+        assert "--timeout is in seconds, above 0" in command(*asked).err
+
+
 def test_a_busy_server_is_asked_again(records: Path, tmp_path: Path) -> None:
     def script(body: dict[str, Any], number: int) -> Script:
         busy = Script(((0.0, b"{}"),), status=429, headers=(("retry-after", "0"),))
@@ -193,10 +226,9 @@ def test_a_server_that_is_gone_or_stalls_ends_the_run(
     from prunekit.evaluation.acceptance.asked import remote_model
 
     monkeypatch.setattr(remote_model, "_PAUSE", 0.0)
-    limits = came.Limits(connect=1, total=0.5)
-    monkeypatch.setattr(remote_model.RemoteModel.__init__, "__kwdefaults__", {"limits": limits})
     begin = time.perf_counter()
-    found, seen = run(records, tmp_path / "out", lambda body, number: Script(((30.0, b"x"),), length=True))
+    script = Script(((30.0, b"x"),), length=True)
+    found, seen = run(records, tmp_path / "out", lambda body, number: script, timeout=0.5)
     assert found.verdict.word == NO_VERDICT and found.everything.failed == COUNT and len(seen) < 2 * COUNT
     assert time.perf_counter() - begin < 30
     dead = f"http://127.0.0.1:{free_port()}"

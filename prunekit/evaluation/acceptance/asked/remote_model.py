@@ -32,13 +32,15 @@ def is_endpoint(name: str) -> bool:
 
 class RemoteModel(Candidate):
     """A model that a server runs: ``messages`` go to its chat completions, a ``prompt`` to its completions; greedy, by
-    a temperature of 0. ``limits`` bound each request in time."""
+    a temperature of 0. ``limits`` bound each request in time. A server that is known to answer fewer at a time than
+    ``concurrency`` is asked for so many: else the others' waiting would count as theirs."""
 
     keeps = False
 
     def __init__(self, endpoint: Endpoint, *, concurrency: int, limits: came.Limits = LIMITS):
         self.endpoint = _run(_named(endpoint))
-        self._concurrency, self._limits = concurrency, limits
+        self._concurrency = min(concurrency, endpoint.slots or concurrency)
+        self._limits = limits
         self.name = shown_model(self.endpoint.model or "model")
         self.identity = {"model": self.name, "endpoint": self.endpoint.label, "fingerprint": None}
 
