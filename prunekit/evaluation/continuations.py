@@ -52,6 +52,10 @@ class ContinuationConfig:
                 )
 
 
+# Two short texts, which a glimpse at both models shows: of the first text alone, and no figures follow from them.
+GLIMPSE = ContinuationConfig(prompts=SHOWN, prompt_length=32, new_tokens=32, batch_size=SHOWN, worst=0)
+
+
 @dataclass(frozen=True)
 class Fluency:
     """What one model wrote.
@@ -71,11 +75,12 @@ class Fluency:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and what two models wrote after it, as text; ``baseline`` is None where there is none."""
+    """A prompt of ``text`` and what two models wrote after it; ``baseline`` is None where there is none."""
 
     prompt: str
     model: str
     baseline: str | None
+    text: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -179,7 +184,7 @@ def examples(
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
     return tuple(
-        Example(words(prompt), words(made[place]), None if wanted is None else words(wanted[place]))
+        Example(words(prompt), words(made[place]), None if wanted is None else words(wanted[place]), text)
         for place, prompt in enumerate(prompts.tolist())
     )
 

@@ -61,6 +61,7 @@ class Measured:
             data["recovery"] = [each.to_dict() for each in self.trainings]
         if self.generation:
             data["generation"] = [each.to_dict() for each in self.generation]
+        if self.examples:
             data["examples"] = [each.to_dict() for each in self.examples]
         if self.worst:
             data["worst"] = [each.to_dict() for each in self.worst]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prunekit.data.sources import source_name
 from prunekit.plan.shape import ModelShape
@@ -31,12 +31,14 @@ def answers(name: str) -> str:
     return f"{name} answers"
 
 
-def evaluation_phases(names: Iterable[str], texts: Iterable[str], *, writes: bool, tasks: bool) -> Iterator[str]:
-    """Of models in turn."""
+def evaluation_phases(
+    names: Iterable[str], texts: Iterable[str], *, writes: Sequence[str], tasks: bool
+) -> Iterator[str]:
+    """Of models in turn, which read ``texts`` and write on from those of ``writes``."""
     texts = list(texts)
     for name in names:
         yield from (reads(name, text) for text in texts)
-        yield from (continues(name, text) for text in texts if writes)
+        yield from (continues(name, text) for text in writes)
         if tasks:
             yield answers(name)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 from prunekit.data.sources import text_labels
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.continuations import GLIMPSE
 from prunekit.evaluation.measured import Comparison, Measured
 from prunekit.evaluation.perplexity import Evaluation, check_vocabularies
 from prunekit.evaluation.phases import continues, continues_worst, evaluation_phases, reading_work, reads
@@ -112,14 +114,15 @@ def compare(
     texts: Sequence[str] = ("builtin",),
     config: EvalConfig | None = None,
     continuations: ContinuationConfig | None = None,
+    glimpse: bool = False,
     tasks: TasksConfig | None = None,
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
     baseline_revision: str | None = None,
 ) -> Comparison:
-    """All that `prunekit eval` measures of ``models``: loss on ``texts``, ``continuations`` of prompts from them,
-    ``tasks``.
+    """All that `prunekit eval` measures of ``models``: loss on ``texts``, ``continuations`` of prompts from them (or a
+    ``glimpse`` at two, beside the baseline, where that is possible), ``tasks``.
 
     Models are in memory one after the other, the baseline first: what it says is computed once and kept. Everything
     that can be checked is checked before weights are loaded. A model whose outputs are no numbers is told of as broken,
@@ -142,6 +145,9 @@ def compare(
     for each in everyone:
         # Where tokenizers make no difference, the first one reads for all.
         each.read(texts, asked, None if apart else everyone[0])
+    may = glimpse and continuations is None and dense is not None and not apart
+    if may and all(each.may_be_glimpsed() for each in everyone):
+        asked = replace(asked, continuations=GLIMPSE, glimpse=True)
     if texts and len(everyone) > 1:
         for each in everyone:
             if dense is not None and not apart:
@@ -157,10 +163,13 @@ def compare(
     if all(each is dense for each in sound):
         size = None if dense is None else dense.source.shape.parameters
         return Comparison(tuple(measured(each, dense, None, asked)[0] for each in pruned), size)
-    wanted = {"writes": continuations is not None, "tasks": tasks is not None}
-    titles = [*evaluation_phases([each.name for each in sound], text_labels(texts), **wanted)]
+    named = text_labels(texts)
+    writes = asked.continued(dict.fromkeys(named))
+    titles = [
+        *evaluation_phases([each.name for each in sound], named, writes=writes, tasks=tasks is not None),
+    ]
     if dense is not None and continuations is not None and continuations.worst:
-        titles += [continues_worst(dense.name, text) for text in text_labels(texts)]
+        titles += [continues_worst(dense.name, text) for text in named]
     with phases(*titles) as run:
         if run is not None:
             place = speed_key(pick_device(device))
@@ -200,7 +209,8 @@ def _writing(pruned: Sequence[Turn], dense: Turn | None, asked: Asked) -> dict[s
     found = {}
     for turn in [*pruned, *([] if dense is None else [dense])]:
         cost = float(config.new_tokens) * turn.source.shape.parameters
-        for text, ids in turn.tokens.items():
+        for text in asked.continued(turn.tokens):
+            ids = turn.tokens[text]
             count = len(ids) if asked.config.max_tokens is None else min(len(ids), asked.config.max_tokens)
             hard = 0 if dense is None else most_hard(count, config)
             found[continues(turn.name, text)] = cost * (config.prompts + (0 if turn is dense else hard))

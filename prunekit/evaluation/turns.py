@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from prunekit.data.tokenised import bos
 from prunekit.evaluation import continuations as writing
 from prunekit.evaluation import perplexity
 from prunekit.evaluation.baseline import Kept, keep
-from prunekit.evaluation.continuations import Continuations, check_room, pick_prompts
+from prunekit.evaluation.continuations import GLIMPSE, Continuations, check_room, pick_prompts
 from prunekit.evaluation.measured import Measured
 from prunekit.evaluation.own_tokenizers import Read, compare_apart
 from prunekit.evaluation.phases import continues, continues_worst
@@ -46,6 +47,12 @@ class Asked:
     config: EvalConfig
     continuations: ContinuationConfig | None
     tasks: PreparedTasks | None
+    glimpse: bool = False
+    """Whether the continuations are only to be shown: of the first text, without figures."""
+
+    def continued(self, texts: Iterable[str]) -> list[str]:
+        """Which of the ``texts`` are continued."""
+        return [] if self.continuations is None else [*texts][: 1 if self.glimpse else None]
 
 
 @dataclass
@@ -90,6 +97,13 @@ class Turn:
                 check_room(self.source.config, self.name, asked.continuations)
                 pick_prompts(ids, asked.continuations, None, source_name(text))
 
+    def may_be_glimpsed(self) -> bool:
+        """Whether a glimpse at what it writes is possible: texts may be too short, and models too."""
+        text = next(iter(self.tokens.values()), None)
+        most = getattr(self.source.config, "max_position_embeddings", None) or math.inf
+        needed = GLIMPSE.prompt_length + GLIMPSE.new_tokens
+        return text is not None and len(text) >= GLIMPSE.prompts * GLIMPSE.prompt_length and most >= needed
+
     def continues(self, asked: Asked, hard: Mapping[str, Sequence[Hard]] | None = None) -> dict[str, Continuations]:
         """What it writes after the prompts of each text, and then after those that are ``hard``; nothing where that was
         not asked for."""
@@ -99,8 +113,8 @@ class Turn:
         if config is None:
             return {}
         made = {}
-        for text, ids in self.tokens.items():
-            prompts = pick_prompts(ids, config, bos(self.reader), source_name(text))
+        for text in asked.continued(self.tokens):
+            prompts = pick_prompts(self.tokens[text], config, bos(self.reader), source_name(text))
             starts = [each.start for each in (hard or {}).get(text, ())]
             prompts = torch.cat([prompts, self.prompts(text, starts, config)])
             made[text] = self._go_on(text, prompts, config, continues(self.name, text))
@@ -234,7 +248,8 @@ def _measured(own: Turn, dense: Turn | None, said: Said | None, asked: Asked) ->
         assert config is not None
         label, made = source_name(text), written[: config.prompts]
         left[text] = written[config.prompts :]
-        generation.append(writing.compare(made, config, wanted.get(text), text=label))
+        if not asked.glimpse:
+            generation.append(writing.compare(made, config, wanted.get(text), text=label))
         shown += writing.examples(own.reader, own.tokens[text], config, made, wanted.get(text), text=label)
     answers = own.answers(asked)
     found = _described(

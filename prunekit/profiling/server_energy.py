@@ -128,5 +128,5 @@ def above_idle(windows: Sequence[Window], joules: Known, idle_watts: Known) -> K
     idle = idle_watts.value * sum(each.seconds for each in windows)
     if joules.value <= idle:
         return unknown("the windows took no more than the idle machine")
-    ends = (None if each is None else max(0.0, each - idle) for each in (joules.low, joules.high))
-    return Known(joules.value - idle, joules.status, f"{joules.how}, less {idle_watts.value:.3g} W idle", *ends)
+    low, high = (None if each is None else max(0.0, each - idle) for each in (joules.low, joules.high))
+    return Known(joules.value - idle, joules.status, f"{joules.how}, less {idle_watts.value:.3g} W idle", low, high)

@@ -225,6 +225,26 @@ def test_a_broken_model_takes_nothing_from_the_others(
     assert "text.txt (" in shown.out
 
 
+def test_two_texts_are_shown_side_by_side_without_being_asked_for(
+    command: Command, places: Path, tmp_path: Path
+) -> None:
+    told = ["--baseline", places / "dense", "--text", places / "text.txt", "--text", places / "other.txt"]
+    told += ["--length", 32, "--device", "cpu"]
+    shown = command("eval", places / "small", *told)
+    assert "The same beginning, continued by each model" in shown.out and "Repeated" not in shown.out
+    data = command("eval", places / "small", *told, "--json").json
+    first, second = data["examples"]
+    assert first["prompt"] != second["prompt"] and first["baseline"] and {first["text"], second["text"]} == {"text.txt"}
+    # Figures take more prompts than two.
+    assert "generation" not in data and "worst" not in data
+    both = command("eval", places / "small", places / "recovered", *told, "--json").json["models"]
+    assert [each["examples"][0]["prompt"] for each in both] == [first["prompt"]] * 2
+    (tmp_path / "few.txt").write_text("a few words")
+    short = ["--text", tmp_path / "few.txt", "--length", 32, "--device", "cpu", "--json"]
+    few = command("eval", places / "small", "--baseline", places / "dense", *short)
+    assert few.code == 0 and "examples" not in few.json
+
+
 def test_a_broken_baseline_or_a_model_alone_is_refused(places: Path, tmp_path: Path) -> None:
     bad = spoil(places / "dense", tmp_path / "bad", float("nan"))
     with pytest.raises(PrunekitError, match="holds NaN"):

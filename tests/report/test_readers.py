@@ -224,9 +224,14 @@ def test_an_export_may_know_the_users_text(tmp_path: Path) -> None:
 
     quality = {"text": "own.txt", "tokens": 2048, "window": 256, "tokens_sha256": "cd" * 32, "pruned": loss(3.2)}
     known = {**quality, "dense": loss(3.0), "exported": loss(3.3)}
-    (said,) = read_files([export_folder(tmp_path / "a", quality=known)])
+    origin = {"name": "dense-model", "fingerprint": DENSE}
+    source = {"name": "small", "family": "Llama", "fingerprint": PRUNED, "pruned_from": origin}
+    (said,) = read_files([export_folder(tmp_path / "a", quality=known, source=source)])
     added = claim(said, "loss_added")
     assert added.figure.value == pytest.approx(0.3) and added.form == "gguf q8_0"
+    told = [each for each in said.reading.claims if each.metric == "perplexity"]
+    assert [each.subject.name for each in told] == ["dense-model", "small", "small"]
+    assert [each.figure.value for each in told] == [pytest.approx(math.exp(nll)) for nll in (3.0, 3.2, 3.3)]
     assert [each.word for each in said.reading.verdicts] == ["costs quality"]
     unknown = {**quality, "dense": {"why": "none was named"}, "exported": {"why": "it gives no logits."}}
     (said,) = read_files([export_folder(tmp_path / "b", quality=unknown)])

@@ -126,6 +126,7 @@ def evaluate_command(
         texts=text or (["builtin"] if generate or asked is None else []),
         config=config,
         continuations=continuations if generate else None,
+        glimpse=True,
         tasks=asked,
         dtype=dtype,
         device=device,

@@ -103,6 +103,9 @@ def _shared(requests: Known, report: ServerReport, side: int) -> Known:
     if side < NAMES.index("endpoint"):
         return requests
     how = f"{requests.how}, over {ratio.value:.3g}: its answers that end by themselves are so many times as long"
+    made = replace(requests, value=rate / ratio.value, status="estimated", how=how)
+    if ratio.low is None or ratio.high is None:
+        low, high = (None if each is None else each / ratio.value for each in (requests.low, requests.high))
+        return replace(made, low=low, high=high)
     least, most = requests.ends
-    ends = (None, None) if ratio.low is None or ratio.high is None else (least / ratio.high, most / ratio.low)
-    return Known(rate / ratio.value, "estimated", how, *ends, requests.bound)
+    return replace(made, low=least / ratio.high, high=most / ratio.low)

@@ -137,7 +137,11 @@ def _examples(model: Fields, subject: Subject, place: Place) -> tuple[Example, .
     return tuple(
         Example(
             subject,
-            (texts[number // each_has],) if each_has else tuple(texts),
+            (example.text("text"),)
+            if example.maybe_text("text")
+            else (texts[number // each_has],)
+            if each_has
+            else tuple(texts),
             example.prose("prompt"),
             example.prose("model"),
             example.prose("baseline") if "baseline" in example else None,

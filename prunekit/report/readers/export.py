@@ -56,7 +56,7 @@ def read(data: Fields, place: Place) -> Reading:
         *notes,
     )
     how = "all files of the export"
-    claims, verdicts, unknown = _on_text(data, subject, form, place)
+    claims, verdicts, unknown = _on_text(data, subject, dense, form, place)
     return Reading(
         KIND,
         ((subject, form), *(((dense, CHECKPOINT),) if dense is not None else ())),
@@ -123,7 +123,9 @@ def _rows(said: Fields) -> Iterator[tuple[str, str]]:
         yield "rounded weights", f"largest relative error of a row {weights[0]:.3g}, in {clipped(weights[1])}"
 
 
-def _on_text(data: Fields, subject: Subject, form: str, place: Place) -> tuple[list[Claim], list[Judged], list[str]]:
+def _on_text(
+    data: Fields, subject: Subject, dense_subject: Subject | None, form: str, place: Place
+) -> tuple[list[Claim], list[Judged], list[str]]:
     """Perplexity on the user's text of the dense model, the checkpoint and the export, and what the export adds to the
     loss of the dense one; or why they were not measured."""
     said = data.maybe_object("quality")
@@ -136,15 +138,18 @@ def _on_text(data: Fields, subject: Subject, form: str, place: Place) -> tuple[l
     losses = {name: said.maybe_object(name) for name in ("dense", "pruned", "exported")}
     claims: list[Claim] = []
     lost = []
-    for name, where in (("pruned", CHECKPOINT), ("exported", form)):
+    whose = (("dense", dense_subject, CHECKPOINT), ("pruned", subject, CHECKPOINT), ("exported", subject, form))
+    for name, model, where in whose:
         each = losses[name]
-        if each is not None and "nll" in each:
+        if each is None or model is None:
+            continue
+        if "nll" in each:
             claims += measured(
-                subject, where, "perplexity", each.number("perplexity"), place, setup, f"{tokens:,} tokens"
+                model, where, "perplexity", each.number("perplexity"), place, setup, f"{tokens:,} tokens"
             )
-        elif each is not None:
+        elif name != "dense":
             why = each.text("why", "no reason was given").rstrip(".")
-            lost.append(f"Perplexity of {subject.name} ({where}) on {text}: {why}.")
+            lost.append(f"Perplexity of {model.name} ({where}) on {text}: {why}.")
     dense, exported = losses["dense"], losses["exported"]
     if dense is None or exported is None or "nll" not in dense or "nll" not in exported:
         return claims, [], lost
