@@ -148,7 +148,7 @@ def test_a_blind_watch_keeps_its_alarm(made: tuple[Path, Baseline], tmp_path: Pa
 def test_how_many_windows_are_no_chance() -> None:
     def after(windows: int, looked: int | None) -> int:
         null = Null(0, 1, windows, windows, 0, "none", 0, 0)
-        return Calibrated("latency", "output", "latency", null, 5.0, None, None, looked).silent_after
+        return Calibrated("latency", "load", "latency", null, 5.0, None, None, looked).silent_after
 
     assert (after(512, 512), after(100, 100), after(8, 8)) == (3, 3, 6)
     # Outcomes that come in one window of five.

@@ -20,7 +20,7 @@ from prunekit.monitoring.baseline.times import Times
 from prunekit.monitoring.log.fields import request_of
 from prunekit.monitoring.log.request import Request
 from prunekit.monitoring.running.run import TellConfig, watch_run
-from prunekit.monitoring.verdicts.rule import Up, judge
+from prunekit.monitoring.verdicts.rule import DO, Up, judge
 from prunekit.monitoring.verdicts.watcher import Watcher
 from prunekit.utils.files.hashes import sha256
 from tests.support.command import run_apart, start
@@ -141,6 +141,10 @@ def test_the_rule() -> None:
     assert judge([up("output"), up("input", False)]).verdict == "investigate"
     assert judge([up("quality"), up("input", False)]).verdict == "investigate"
     assert judge([up("server", False), up("input")]).verdict == "notice"
+    # More traffic makes answers slower, and is no fault of the model.
+    assert judge([up("load")]).verdict == "notice" and "Look at the server" in judge([up("load")]).do
+    assert judge([up("load"), up("input")]).do == DO["notice"]
+    assert judge([up("load"), up("output")]).verdict == "investigate"
     assert judge([up("input")], ["Too many errors."]).reasons == ("Too many errors.", "input is up.")
 
 

@@ -328,7 +328,7 @@ def watch(**changes: Any) -> Any:
             "rework": {"what": "answers reworked", "bound": None, "how": "off", "reference": None, "seen": 0, "bad": 0},
         },
         "signals": [
-            _signal("latency", "output", "latency, ms"),
+            _signal("latency", "load", "latency, ms"),
             _signal("shadow_kl", "quality", "KL of the dense model from the deployed one"),
             _signal("shadow_disagreement", "quality", "share of other first choices"),
             _signal("prompt_mmd", "input", "distance of prompts", status="off", null=None, reason="no model"),

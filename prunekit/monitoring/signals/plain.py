@@ -131,7 +131,7 @@ PLAIN = (
         _sent,
     ),
     Plain("repetition", "output", "share of repeated 4-grams of answers", "none", _repetition, floor=0.003),
-    Plain("latency", "output", "latency, geometric mean, ms", "log", _latency, floor=0.01),
+    Plain("latency", "load", "latency, geometric mean, ms", "log", _latency, floor=0.01),
     Plain(
         "error_rate",
         "quality",

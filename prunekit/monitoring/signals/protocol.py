@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from prunekit.monitoring.log.request import Request
 
-Kind = Literal["input", "output", "server", "quality", "weights"]
-"""What a rise means: prompts changed ("input"), answers did, which other prompts may explain ("output"), the server did
-what no prompt explains ("server"), the deployed model follows the dense one less well ("quality"), or it is not the
-model of the baseline ("weights")."""
+Kind = Literal["input", "output", "load", "server", "quality", "weights"]
+"""What a rise means: prompts changed ("input"), answers did, which other prompts may explain ("output"), they came
+later, which more traffic may explain ("load"), the server did what no prompt explains ("server"), the deployed model
+follows the dense one less well ("quality"), or it is not the model of the baseline ("weights")."""
 
 # So many requests of a window, and of the reference, are what a signal of a model gets to choose from when a baseline
 # is made: those that `sample` gives. A signal that takes its own `sample` of a window gets the same ones later.

@@ -2,8 +2,8 @@
 
 Other prompts alone are no fault of the model: a notice. Other prompts and a model that follows the dense one less well
 on them: prune anew with recent text. Worse answers to the same prompts, what no prompt can cause, or a model of other
-weights: something is wrong, so investigate. More bad answers than the bound allows: the dense model, now. A signal that
-only warns changes no other verdict than "ok".
+weights: something is wrong, so investigate. Slower answers alone are as often more traffic: a notice. More bad answers
+than the bound allows: the dense model, now. A signal that only warns changes no other verdict than "ok".
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ DO: dict[str, str] = {
     "the cause is not in the prompts.",
     "fall back to dense now": "Send requests to the dense model until the cause is found.",
 }
+# Of a notice that says only that the server is slower.
+SLOWER = (
+    "Look at the server: more requests at a time, other programs, other options. Answers and prompts are as they were, "
+    "so the model is hardly the cause."
+)
 # Of a notice that says only what can't be seen any more.
 BLIND = (
     "What has no figure is not watched. Compare the lines of the log with those that the baseline was made of, and see "
@@ -82,6 +87,8 @@ def judge(up: Sequence[Up], over: Sequence[str] = (), blind: Sequence[str] = ())
         verdict = "ok"
     if verdict == "notice" and not up:
         return Judged(verdict, reasons, BLIND)
+    if verdict == "notice" and {each.kind for each in up} == {"load"} and not blind:
+        return Judged(verdict, reasons, SLOWER)
     if verdict == "notice" and not kinds:
         reasons = (*reasons, "These signals are uncalibrated: they warn only.")
     return Judged(verdict, reasons or ("All signals are within their limits.",), DO[verdict])
