@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,15 @@ def test_other_programs_are_told_of(told_of: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(crowd, "crowded", lambda load, threads: "Others want them too.")
     said, _ = told_of("1b", blocks=0.8)
     assert said.endswith("with one layer). Others want them too.")
+
+
+def test_what_reads_weights_alone_tells_of_the_disk(
+    told_of: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = shutil.disk_usage("/")._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
+    said, _ = told_of("8b", "magnitude", blocks=0.8)
+    assert said == "" and "The output takes about 13 GB" in caplog.text and "1.0 GB free" in caplog.text
 
 
 def test_slicegpt_is_told_of(told_of: Any) -> None:

@@ -71,8 +71,6 @@ def foretell(
     computed = recipe is not None and (
         isinstance(asked, Plan) or not takes_weights_alone(recipe.method) or recipe.refit is not None
     )
-    if not computed and lesson is None:
-        return
     source, device = dense.source, pick_device(dense.device)
     dtype = pick_dtype(dense.dtype) or source.dtype
     shape = source.shape
@@ -81,6 +79,10 @@ def foretell(
     if recipe is not None and recipe.method.rotates:
         left = share * shape.parameters
     size_out = 0 if out is None else int(left * stored)
+    if not computed and lesson is None:
+        # Weights are read and written one layer at a time: that takes no memory to speak of.
+        _warn((_short_of_disk(size_out, out),))
+        return
 
     def work_of(recipe: Recipe | None, share: float) -> Work:
         text = _text(dense, asked, recipe, share) if computed and recipe else Text(_SHORT, 1)
@@ -102,7 +104,7 @@ def foretell(
         max(each.least for each, _ in rooms),
         sum(each.disk for each, _ in rooms) + (0 if computed else size_out),
     )
-    _warn((*(check_memory(each, device, advice) for each, advice in rooms), _short_of_disk(needed, work, out)))
+    _warn((*(check_memory(each, device, advice) for each, advice in rooms), _short_of_disk(size_out, out)))
     if not ranks.is_first():
         return
 
@@ -145,7 +147,7 @@ def foretell_sizes(dense: DenseModel, recipe: Recipe, asked: Comparison, *, plan
     if comparing.operations() < _SOON:
         return
     needed = comparing.room(dtype.itemsize, fast=has_fast_products(device) and dtype.itemsize == 4)
-    _warn((check_memory(needed, device), _short_of_disk(needed, comparing.plans, out)))
+    _warn((check_memory(needed, device), _short_of_disk(comparing.plans.stored, out)))
     if ranks.is_first():
         _measure_and_tell(dense, comparing.plans, needed, dtype, device, lambda rates: (comparing.seconds(rates), None))
         run = current.get()
@@ -272,14 +274,14 @@ def _whole(tokens: int, length: int) -> int:
     return -(-tokens // length) * length
 
 
-def _short_of_disk(needed: Room, work: Work, out: Path | None) -> str | None:
-    """A sentence where the output will not fit beside what lies there."""
+def _short_of_disk(stored: int, out: Path | None) -> str | None:
+    """A sentence where an output of ``stored`` bytes will not fit beside what lies there."""
     if out is None:
         return None
     place = next((each for each in out.absolute().parents if each.is_dir()), None)
     if place is None:
         return None
     free = shutil.disk_usage(place).free
-    if free >= work.stored:
+    if free >= stored:
         return None
-    return f"The output takes about {size(work.stored)}, and {place} has {size(free)} free: make room before it comes."
+    return f"The output takes about {size(stored)}, and {place} has {size(free)} free: make room before it comes."
