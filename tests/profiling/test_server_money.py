@@ -61,6 +61,7 @@ def test_of_a_load_that_may_be_more_costs_are_bounds(ended: Any, why: str, capsy
     searches = ((Search("found", 4.0, ()),), (Search(ended, 5.0, ()),))
     made = money(replace(report, capacity=Capacity(Slo(ttft=100), searches)), PRICES)
     dense, pruned = (each[0].per_request for each in made.costs)
+    assert made.to_dict(report.names)["prices"] == PRICES.to_dict()
     assert (dense.bound, pruned.bound) == ("", "at most") and pruned.to_dict()["bound"] == "at most"
     assert made.allowed_rework is not None and made.allowed_rework.value is None
     assert f"of the endpoint {why}" in made.allowed_rework.how

@@ -19,12 +19,13 @@ class Money:
 
     costs: tuple[tuple[ServerCost, ...], ...]
     allowed_rework: Known | None
+    prices: Prices
 
     def to_dict(self, names: tuple[str, ...]) -> dict[str, Any]:
         """JSON values only."""
         made = {name: [each.to_dict() for each in costs] for name, costs in zip(names, self.costs, strict=True)}
         allowed = None if self.allowed_rework is None else self.allowed_rework.to_dict()
-        return {"endpoints": made, "allowed_rework_points": allowed}
+        return {"endpoints": made, "allowed_rework_points": allowed, "prices": self.prices.to_dict()}
 
 
 def money(report: ServerReport, prices: Prices) -> Money:
@@ -35,7 +36,7 @@ def money(report: ServerReport, prices: Prices) -> Money:
     loads = [at_load(report, side) for side in range(len(report.served))]
     costs = tuple(tuple(server_cost(at, prices, used) for used in prices.utilisations) for at in loads)
     if len(costs) < 2:
-        return Money(costs, None)
+        return Money(costs, None, prices)
     dense, pruned = (each[0].per_request for each in costs)
     if report.capacity is not None and any(report.capacity.open_ended):
         # A difference of bounds bounds nothing.
@@ -45,8 +46,8 @@ def money(report: ServerReport, prices: Prices) -> Money:
             "never broken": f"the SLO of the {name} was never broken, so its highest load is more",
             "time was up": f"the search for the highest load of the {name} was not done, so it may be more",
         }
-        return Money(costs, unknown(why[report.capacity.status[side]]))
-    return Money(costs, break_even(dense, pruned, prices))
+        return Money(costs, unknown(why[report.capacity.status[side]]), prices)
+    return Money(costs, break_even(dense, pruned, prices), prices)
 
 
 def at_load(report: ServerReport, side: int) -> AtLoad:
