@@ -215,7 +215,7 @@ def test_each_model_reads_with_its_own_tokenizer(pair, tmp_path):
     assert len(ids) < len(text) and int(ids.max()) > 99
     losses = naive_nll(pair[1], ids[: len(ids) // 16 * 16], 16, 16)
     assert result.baseline_nll == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert result.nll == pytest.approx(evaluate(pair[0], None, {"t": read.tokens[files[0]]}, config).results[0].nll)
+    assert result.nll == pytest.approx(evaluate(pair[0], None, {"t": read.tokens["t.txt"]}, config).results[0].nll)
     # A token is a byte here, and 1 to 3 of them there.
     assert result.bits_per_byte == pytest.approx(result.nll / math.log(2))
     assert result.baseline_bits_per_byte < result.baseline_nll / math.log(2)

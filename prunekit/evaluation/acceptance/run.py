@@ -51,7 +51,7 @@ def accept(
     served_name: str | None = None,
     baseline_served_name: str | None = None,
     api_key_env: str | None = None,
-    timeout: float = LIMITS.total,
+    answer_timeout: float = LIMITS.total,
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
@@ -65,8 +65,8 @@ def accept(
     are greedy, of at most ``max_new_tokens`` tokens where a record has no limit of its own, ``batch_size`` at a time.
     The folder ``out`` gets `accept.json`, and `answers.jsonl` while answers come: after an interruption the same call
     asks only what is missing. A server is asked for the model ``served_name`` (``baseline_served_name``), else for the
-    first that it lists, with the API key in the environment variable ``api_key_env``, and given ``timeout`` seconds
-    for each answer. ``show_texts`` puts prompts and answers of the worst records into the result.
+    first that it lists, with the API key in the environment variable ``api_key_env``, and given ``answer_timeout``
+    seconds for each answer. ``show_texts`` puts prompts and answers of the worst records into the result.
 
     Raises PrunekitError where records or policy are broken, or a model can't be had; an endpoint that fails later
     counts as failures of its records.
@@ -78,8 +78,8 @@ def accept(
     began = time.perf_counter()
     _check_number("--max-new-tokens", max_new_tokens, MOST_TOKENS)
     _check_number("--batch-size", batch_size, 4096)
-    if not 0 < timeout < math.inf:
-        raise PrunekitError(f"--timeout is in seconds, above 0, got {timeout:g}.")
+    if not 0 < answer_timeout < math.inf:
+        raise PrunekitError(f"--answer-timeout is in seconds, above 0, got {answer_timeout:g}.")
     used = policy if isinstance(policy, Policy) else Policy() if policy is None else Policy.load(policy)
     out, file = Path(out), Path(records)
     named = [each if isinstance(each, str) else str(getattr(each, "path", "")) for each in (smaller, baseline)]
@@ -88,7 +88,7 @@ def accept(
     _check_groups(used, read)
     look_at(read.all)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size, "api_key_env": api_key_env}
-    options["timeout"] = timeout
+    options["answer_timeout"] = answer_timeout
     pair = [
         _candidate(smaller, revision=revision, served_name=served_name, **options),
         _candidate(baseline, revision=baseline_revision, served_name=baseline_served_name, **options),
@@ -158,13 +158,15 @@ def _candidate(
     device: str,
     batch_size: int,
     api_key_env: str | None,
-    timeout: float,
+    answer_timeout: float,
 ) -> Candidate:
     if isinstance(model, str) and is_endpoint(model):
         model = Endpoint(model, served_name, api_key_env)
     if isinstance(model, Endpoint):
         return RemoteModel(
-            model, concurrency=batch_size, limits=replace(LIMITS, first=min(LIMITS.first, timeout), total=timeout)
+            model,
+            concurrency=batch_size,
+            limits=replace(LIMITS, first=min(LIMITS.first, answer_timeout), total=answer_timeout),
         )
     from prunekit.evaluation.acceptance.asked.local_model import LocalModel
     from prunekit.models.source import as_source

@@ -126,7 +126,7 @@ def test_a_server_with_one_slot_is_asked_for_one_answer_at_a_time(records: Path,
             records=records,
             out=tmp_path / "out",
             policy=Policy(margin=0.3),
-            timeout=0.3,
+            answer_timeout=0.3,
         )
     assert found.everything.failed == 0 and found.verdict.word == ACCEPTED
 
@@ -136,12 +136,32 @@ def test_how_long_an_answer_may_take_is_said(records: Path, tmp_path: Path, comm
     began = time.monotonic()
     with scripted(lambda body, number: stalled) as smaller, scripted(right) as dense:
         done = command(
-            "accept", smaller.url, "--baseline", dense.url, "--records", records, "-o", tmp_path / "o", "--timeout", 0.2
+            "accept",
+            smaller.url,
+            "--baseline",
+            dense.url,
+            "--records",
+            records,
+            "-o",
+            tmp_path / "o",
+            "--answer-timeout",
+            0.2,
         )
     assert done.code == 3 and time.monotonic() - began < 25
     for wrong in (0, -1, "nan"):
-        asked = ["accept", "a", "--baseline", "b", "--records", records, "-o", tmp_path / "p", "--timeout", wrong]
-        assert "--timeout is in seconds, above 0" in command(*asked).err
+        asked = [
+            "accept",
+            "a",
+            "--baseline",
+            "b",
+            "--records",
+            records,
+            "-o",
+            tmp_path / "p",
+            "--answer-timeout",
+            wrong,
+        ]
+        assert "--answer-timeout is in seconds, above 0" in command(*asked).err
 
 
 def test_a_busy_server_is_asked_again(records: Path, tmp_path: Path) -> None:
@@ -228,7 +248,7 @@ def test_a_server_that_is_gone_or_stalls_ends_the_run(
     monkeypatch.setattr(remote_model, "_PAUSE", 0.0)
     begin = time.perf_counter()
     script = Script(((30.0, b"x"),), length=True)
-    found, seen = run(records, tmp_path / "out", lambda body, number: script, timeout=0.5)
+    found, seen = run(records, tmp_path / "out", lambda body, number: script, answer_timeout=0.5)
     assert found.verdict.word == NO_VERDICT and found.everything.failed == COUNT and len(seen) < 2 * COUNT
     assert time.perf_counter() - begin < 30
     dead = f"http://127.0.0.1:{free_port()}"

@@ -67,9 +67,9 @@ def accept_command(
         ),
     ] = None,
     api_key_env: o.ApiKeyEnv = None,
-    timeout: Annotated[
+    answer_timeout: Annotated[
         float,
-        typer.Option(help="Seconds after which a request to a server has failed.", rich_help_panel=o.SERVERS),
+        typer.Option(help="Seconds after which an answer of a server is given up.", rich_help_panel=o.SERVERS),
     ] = 300.0,
     server: Annotated[
         Literal["auto", "llama.cpp", "transformers", "vllm"] | None,
@@ -112,7 +112,7 @@ def accept_command(
             served_name=served_name,
             baseline_served_name=baseline_served_name,
             api_key_env=api_key_env,
-            timeout=timeout,
+            answer_timeout=answer_timeout,
             dtype=dtype,
             device=device,
             revision=revision,
