@@ -19,6 +19,19 @@ from prunekit.monitoring.log.read import Place, Seen, read_from, read_log
 from prunekit.monitoring.log.request import Request, sample
 
 
+def test_of_several_models_one_is_read(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{at}", "n_in": 3, **({"model": name} if name else {})} for at, name in enumerate(["a", "b", None, "b"])
+    ]
+    (tmp_path / "log").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = Problems()
+    found = [each.id for each, _ in read_from(tmp_path / "log", Place(), problems, Seen(), only="a")]
+    assert found == ["0", "2"] and problems.requests == 2 and problems.empty == 0
+    assert problems.sentences() == [
+        "2 lines of another model than the one that is watched; left out (first: log:2, log:4)."
+    ]
+
+
 def read(path: Path, *rows: Any) -> tuple[list[Request], Problems]:
     path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
     problems = Problems()

@@ -63,7 +63,7 @@ def watch_init(
     with phases(_READING, *([_SCORING] if signals else [])):
         with progress(_READING, _size(paths)) as advance:
             done = 0
-            for each in windows(_timed(paths, problems, times), config.window, signals):
+            for each in windows(_timed(paths, problems, times, config.served_name), config.window, signals):
                 gathered.add(each.figures, each.sampled, bool(signals))
                 advance(each.place - done)
                 done = each.place
@@ -97,13 +97,13 @@ def _size(paths: Sequence[Path]) -> int:
     return max(1, sum(path.stat().st_size for path in paths if path.is_file()))
 
 
-def _timed(paths: Sequence[Path], problems: Problems, times: Times) -> Iterator[tuple[Request, int]]:
+def _timed(paths: Sequence[Path], problems: Problems, times: Times, only: str | None) -> Iterator[tuple[Request, int]]:
     """The requests, with how many bytes of all files were read; of packed ones at most their size."""
     before, seen = 0, Seen()
     for path in paths:
         with opened(path):
             size = path.stat().st_size
-        for request, place in read_from(path, Place(), problems, seen):
+        for request, place in read_from(path, Place(), problems, seen, only=only):
             times.add(request)
             yield request, before + min(place.offset, size)
         before += size

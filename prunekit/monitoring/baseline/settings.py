@@ -15,7 +15,8 @@ _MOST_WINDOW = 1_000_000
 class WatchConfig:
     """``window`` requests are judged together; all signals together may give ``false_alarms`` a year; the log holds
     ``requests_per_day`` (None: as its times tell). ``max_error_rate`` and ``max_rework_rate`` are the bounds of what
-    people do with answers (None: from the reference), each wrongly passed with a chance of at most ``alpha``, ever."""
+    people do with answers (None: from the reference), each wrongly passed with a chance of at most ``alpha``, ever. Of
+    a log of several models, ``served_name`` is the one that is watched (None: all lines are of one)."""
 
     window: int = 200
     false_alarms: float = 1.0
@@ -23,6 +24,7 @@ class WatchConfig:
     max_error_rate: float | None = None
     max_rework_rate: float | None = None
     alpha: float = 0.05
+    served_name: str | None = None
 
     def __post_init__(self) -> None:
         if not LEAST_VALUES <= self.window <= _MOST_WINDOW:

@@ -14,6 +14,7 @@ WORDS = {
     "wrong type": "with a field of the wrong type; that field was left out",
     "not finite": "with a number that is not finite; that field was left out",
     "out of range": "with a value out of its range; that field was left out",
+    "another model": "of another model than the one that is watched; left out",
     "duplicate": "with the id of a request just before; left out",
     "clock back": "with a time more than an hour before the line above; used",
     "clock ahead": "with a time more than a week after the line above; used",

@@ -69,11 +69,13 @@ def read_from(
     problems: Problems,
     seen: Seen,
     *,
+    only: str | None = None,
     growing: bool = False,
     reached: Callable[[Place], None] = lambda place: None,
 ) -> Iterator[tuple[Request, Place]]:
     """The requests of one file from ``start`` on, each with the place after it. A last line without an end that is no
-    JSON yet is left for later where the file is ``growing``. ``reached`` is told the place after each line."""
+    JSON yet is left for later where the file is ``growing``. ``reached`` is told the place after each line. Lines that
+    name another model than ``only`` are left out; those that name none are taken."""
     name, number, last = printable(path.name), 0, None
     skip = start.skip
     try:
@@ -98,6 +100,10 @@ def read_from(
                     continue
                 if _is_twice(request, row, seen):
                     problems.add("duplicate", where)
+                    continue
+                if only is not None and request.model not in (None, only):
+                    problems.add("another model", where)
+                    used = True
                     continue
                 if request.ts is not None:
                     last = _check_clock(request.ts, last, where, problems)

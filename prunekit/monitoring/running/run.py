@@ -128,7 +128,7 @@ def watch_run(
                 model=base.models.get("model", "model"),
                 note=note,
             )
-            source = Source(paths, marks, problems, Seen(state.get("seen", [])))
+            source = Source(paths, marks, problems, Seen(state.get("seen", [])), base.config.served_name)
             session = Session(base, watcher, teller, source, state.get("session", {}), digest)
         except (KeyError, TypeError, AttributeError, ValueError):
             raise PrunekitError(

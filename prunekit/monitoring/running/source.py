@@ -21,11 +21,14 @@ _AHEAD = 3600.0
 
 
 class Source:
-    """Reads ``paths`` on from ``marks``. After each request :attr:`places` says how far each log was read, and
-    ``newest`` holds the time of the newest request, in seconds since 1970."""
+    """Reads ``paths`` on from ``marks``, of several models' requests ``only`` one's (None: all). After each request
+    :attr:`places` says how far each log was read, and ``newest`` holds the time of the newest request, in seconds since
+    1970."""
 
-    def __init__(self, paths: Sequence[Path], marks: Marks, problems: Problems, seen: Seen) -> None:
-        self.paths, self.problems, self.seen = list(paths), problems, seen
+    def __init__(
+        self, paths: Sequence[Path], marks: Marks, problems: Problems, seen: Seen, only: str | None = None
+    ) -> None:
+        self.paths, self.problems, self.seen, self._only = list(paths), problems, seen, only
         # How far each log was read: a place in the file that it is, or was, known by the mark of its beginning.
         self._places: dict[str, tuple[Path, Place, Mark]] = {}
         self._marks = dict(marks)
@@ -63,7 +66,7 @@ class Source:
             growing = file == path
             try:
                 for request, place in read_from(
-                    file, start, self.problems, self.seen, growing=growing, reached=reached
+                    file, start, self.problems, self.seen, only=self._only, growing=growing, reached=reached
                 ):
                     reached(place)
                     self._note_time(request)

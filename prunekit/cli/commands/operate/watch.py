@@ -67,6 +67,13 @@ def init_command(
         float | None,
         typer.Option(help="Requests that are made a day (default: as the log's times tell).", show_default=False),
     ] = None,
+    served_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model in requests: of a log of several models, the one that is watched (default: all).",
+            show_default=False,
+        ),
+    ] = None,
     max_error_rate: Annotated[
         float | None,
         typer.Option(
@@ -108,6 +115,7 @@ def init_command(
         requests_per_day=requests_per_day,
         max_error_rate=max_error_rate,
         max_rework_rate=max_rework_rate,
+        served_name=served_name,
     )
     check_output_file(output, overwrite, what=WHAT, inputs=reference)
     signals = signals_of(
