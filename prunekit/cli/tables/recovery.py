@@ -28,7 +28,7 @@ def estimate_line(estimate: Estimate) -> str:
     if estimate.expected_kl is not None:
         gain = (
             f"; by what trainings of SmolLM2-135M brought, about {estimate.expected_kl:.4f} at the end (on other text "
-            "half to two thirds of that gain)"
+            "half to three quarters of that gain)"
         )
     return (
         f"Training on {estimate.tokens:,} tokens in {estimate.steps:,} steps{where}: about {time} "
