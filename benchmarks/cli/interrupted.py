@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     told = [each for each in options.command if each != "--"]
     options.folder.mkdir(parents=True, exist_ok=True)
+    # A shell starts what is to run in the background with Ctrl-C ignored, and what is started here would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = {"command": "prunekit " + " ".join(told), "stops": options.stop, "conditions": options.conditions}
     report = begun(options.output, "interrupted", asked, "cpu")
     before: tuple[str, float] | None = None
@@ -83,7 +85,7 @@ def run(told: list[str], folder: Path, stop: str | None, before: tuple[str, floa
         "done": reached(log).get(stop, 0.5) if stop else None,
         "seconds": round(seconds, 1),
         "back_after": None if back is None else round(back, 1),
-        "kept": next((each for each in reversed(said) if "kept" in each), None) if stop else None,
+        "kept": next((each for each in reversed(said) if "the same command goes on" in each), None) if stop else None,
         "load": round(os.getloadavg()[0], 1),
     }
 
