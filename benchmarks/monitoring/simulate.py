@@ -141,7 +141,7 @@ def watch(base: Baseline, file: Path, stock: Stock, weeks: int, seed: int, weigh
     watcher = Watcher(base, signals)
     found = []
     requests = ((each, None) for each in stock.weeks(weeks, np.random.default_rng(seed), 10_000))
-    for each in windows(requests, WINDOW, True):
+    for each in windows(requests, WINDOW, signals):
         judged, row = watcher.judge(each.figures, each.sampled)
         up = sorted(name for name, signal in row["signals"].items() if signal.get("active"))
         found.append((judged.verdict, up))

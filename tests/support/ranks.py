@@ -3,6 +3,7 @@ start."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -18,7 +19,9 @@ from torch.distributed import TCPStore
 from prunekit.cli import main
 from tests.support.command import Ended, with_method
 
-_SECONDS = 60.0
+# What takes longer hangs: it tells where, and is ended. A busy disk makes checkpoints slow, so this is long.
+_SECONDS = 150.0
+_TOLD_BEFORE = 5.0
 
 
 def run_ranks(size: int, work: Callable[[], object]) -> list[Ended]:
@@ -51,6 +54,7 @@ def _fork(work: Callable[[], object], told: dict[str, object], files: list[Path]
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.environ.update({name: str(value) for name, value in told.items()})
+        faulthandler.dump_traceback_later(_SECONDS - _TOLD_BEFORE, file=2)
         # Threads don't come along into a copy.
         torch.set_num_threads(1)
         work()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunekit.recovery.training.student import Student
-from prunekit.utils.process import ranks
+from prunekit.utils.process import rank_group, ranks
 from tests.support.ranks import run_ranks
 from tests.support.recovering import recover_tiny
 
@@ -34,6 +34,8 @@ def test_a_process_that_is_too_small_says_what_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Student, "hidden", hidden)
+        # The first process waits inside a layer, and so takes no notice.
+        patch.setattr(rank_group, "_NOTICE", 0.5)
         ended = run_ranks(2, lambda: work({}))
         assert all(each.code for each in ended), ended
         said = "The memory of process 1 is too small for 2 sequences at a time. Give the same command again with "
