@@ -28,7 +28,8 @@ def behind_servers(models: Sequence[str], kind: str, context: int) -> Iterator[l
                 made.append(each)
                 continue
             server = stack.enter_context(served(each, kind=kind, context=context))
-            made.append(Endpoint(server.url, server.model, slots=server.identity.slots))
+            known = server.identity
+            made.append(Endpoint(server.url, server.model, slots=known.slots, sha256=known.model_sha256))
         yield made
 
 

@@ -129,7 +129,8 @@ def test_the_dense_row(made: Candidates, source: Source) -> None:
 
 def test_the_folder_holds_what_the_contract_says(made: Candidates, folder: Path) -> None:
     files = {path.name for path in (folder / "sizes").iterdir()}
-    assert files == {"candidates.json", "plan-0.9.json", "plan-0.7.json", "pareto.png", "prunekit-candidates.json"}
+    plans = {f"plan-{size}.{kind}" for size in (0.9, 0.7) for kind in ("json", "png")}
+    assert files == {"candidates.json", *plans, "pareto.png", "prunekit-candidates.json"}
     told = json.loads((folder / "sizes" / "candidates.json").read_text())
     assert told == json.loads(json.dumps(made.to_dict())) and made.path == folder / "sizes"
     assert (told["format"], told["version"], told["for"], told["context"]) == ("prunekit-candidates", 1, None, 100)

@@ -17,16 +17,16 @@ from prunekit.utils.names import printable
 _SERVER = "prunekit-server-bench"
 
 
-def conditions_of(policy: Policy, name: str, fingerprint: str | None) -> tuple[Condition, ...]:
-    """What the policy asks of eval.json and serve.json; ``name`` is the smaller model's, which tells it among several,
-    and ``fingerprint`` that of its weights, None where they are not at hand.
+def conditions_of(policy: Policy, identity: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """What the policy asks of eval.json and serve.json, of the smaller model of this ``identity``
+    (:class:`~prunekit.evaluation.acceptance.asked.candidate.Candidate`).
 
-    Raises PrunekitError where a file can't be read, or does not hold what is asked.
+    Raises PrunekitError where a file can't be read, does not hold what is asked, or tells of other weights.
     """
-    made = []
+    name, made = str(identity["model"]), []
     if policy.eval is not None:
         path, limit = Path(policy.eval["file"]), float(policy.eval["max_loss_added"])
-        value, who = _loss_added(_read(path, "prunekit eval -o"), path, name, fingerprint)
+        value, who = _loss_added(_read(path, "prunekit eval -o"), path, name, identity["fingerprint"])
         adds = "is broken: its outputs are no numbers" if value is None else f"adds {value:.3f} nats a token"
         sentence = f"In {path.name} {who} {adds}; the policy allows {limit:g}."
         holds = value is not None and value <= limit
@@ -35,6 +35,7 @@ def conditions_of(policy: Policy, name: str, fingerprint: str | None) -> tuple[C
         path, limit = Path(policy.serve["file"]), float(policy.serve["min_load_ratio"])
         data = _read(path, "prunekit bench-server")
         found, doubt = _load_ratio(data, path), _doubt(data)
+        _check_served(data, path, name, identity.get("model_sha256"))
         told = "has no ratio to the baseline's" if found is None else f"is {found:.2f} times the baseline's"
         told += _interval(data)
         sentence = f"In {path.name} the highest load within the SLO {told}; the policy asks for {limit:g}.{doubt}"
@@ -100,6 +101,19 @@ def _load_ratio(data: Mapping[str, Any], path: Path) -> float | None:
             "--slo and --output."
         )
     return None if found is None else float(found)
+
+
+def _check_served(data: Mapping[str, Any], path: Path, name: str, digest: str | None) -> None:
+    """Raises PrunekitError where the load test is of other weights than those with the hash ``digest``; nobody can tell
+    where either was behind a server of somebody else's."""
+    found: Any = data
+    for each in ("served", "endpoint", "identity", "model_sha256"):
+        found = found.get(each) if isinstance(found, dict) else None
+    if None not in (found, digest) and found != digest:
+        raise PrunekitError(
+            f"{path} was measured of another model than {name}: the files that were served differ; write it again with "
+            "`prunekit bench-server` of that model."
+        )
 
 
 def _doubt(data: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def accept(
     ]
     if isinstance(pair[0], RemoteModel) and isinstance(pair[1], RemoteModel):
         check_two(pair[0].endpoint, pair[1].endpoint)
-    others = conditions_of(used, pair[0].name, pair[0].identity["fingerprint"])
+    others = conditions_of(used, pair[0].identity)
     names = _apart(pair)
     # Before anything is written: records that do not suit a model are refused here.
     keys = [each.keys(read.all, max_new_tokens) for each in pair]

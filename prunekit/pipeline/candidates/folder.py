@@ -1,4 +1,4 @@
-"""The folder of candidates: figures as JSON, a plan for each size, a picture."""
+"""The folder of candidates: figures as JSON, a plan and its picture for each size, a picture of all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prunekit.pipeline.candidates.result import Candidates
 from prunekit.report.pareto import Point, draw_pareto
+from prunekit.report.pictures import draw_widths
 from prunekit.utils.files.atomic import new_folder
 from prunekit.utils.files.hashes import digests
 from prunekit.utils.files.replacing import CANDIDATES
@@ -21,6 +22,7 @@ def write_folder(made: Candidates, out: Path, overwrite: bool, inputs: Iterable[
         for row in made.rows:
             if row.plan is not None and row.plan_file is not None and not (folder / row.plan_file).exists():
                 row.plan.save(folder / row.plan_file)
+                draw_widths(row.plan, folder / Path(row.plan_file).with_suffix(".png"))
         text = json.dumps(made.to_dict(), indent=1, allow_nan=False)
         (folder / RESULT).write_text(text + "\n", encoding="utf-8")
         draw_pareto(_points(made), f"{made.model['name']} on {made.evaluation['source']}", folder / PICTURE)

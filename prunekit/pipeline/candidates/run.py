@@ -72,7 +72,7 @@ def candidates(
     overwrite: bool = False,
 ) -> Candidates:
     """Compare several sizes of ``model`` before any is made, as `prunekit candidates` does, and write the folder
-    ``out``: `candidates.json`, a plan for each size, a picture.
+    ``out``: `candidates.json`, a plan and its picture for each size, and one of all.
 
     ``params``, ``blocks``, ``latency`` or ``kv_cache`` lists the sizes ("0.9,0.8" or [0.9, 0.8]), as
     :func:`prunekit.prune` takes one; others of these are one goal of all. What is measured of the model (the loss

@@ -16,6 +16,7 @@ from prunekit.errors import PrunekitError
 from prunekit.evaluation.acceptance.asked.answers import Answer, answer_file
 from prunekit.evaluation.acceptance.checks.kinds import read_check
 from prunekit.evaluation.acceptance.compared import Figure, Outcome, compare
+from prunekit.evaluation.acceptance.other_files import conditions_of
 from prunekit.evaluation.acceptance.policy import Limits, Policy
 from prunekit.evaluation.acceptance.records import Record
 from prunekit.evaluation.acceptance.run import _most_failed, accept
@@ -349,3 +350,16 @@ def test_other_files(dense: Path, records: Path, tmp_path: Path) -> None:
 
 def test_figures_are_json() -> None:
     assert Figure(1.0, 0.0, float("inf"), "measured", "how").to_dict()["high"] is None
+
+
+def test_a_load_test_of_another_file_is_refused(tmp_path: Path) -> None:
+    """Where prunekit served the model both times, the hashes tell."""
+    served = {"endpoint": {"model": "small", "identity": {"model_sha256": "1" * 64}}}
+    found = {"format": "prunekit-server-bench", "capacity": {"ratio": {"value": 1.2}}, "served": served}
+    (tmp_path / "serve.json").write_text(json.dumps(found))
+    policy = Policy(margin=0.3, serve={"file": str(tmp_path / "serve.json"), "min_load_ratio": 1.0})
+    model = {"model": "small", "fingerprint": None}
+    for known in ({}, {"model_sha256": "1" * 64}):
+        assert [each.holds for each in conditions_of(policy, {**model, **known})] == [True]
+    with pytest.raises(PrunekitError, match="was measured of another model than small: the files that were served"):
+        conditions_of(policy, {**model, "model_sha256": "2" * 64})
