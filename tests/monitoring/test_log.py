@@ -53,7 +53,6 @@ def test_own_names(tmp_path: Path) -> None:
         "outcome": "Edited",
         "edit_distance": 0.25,
         "critical": True,
-        "group": "billing",
     }
     (request,), problems = read(tmp_path / "log", row)
     assert request == Request(
@@ -72,7 +71,6 @@ def test_own_names(tmp_path: Path) -> None:
         outcome="edited",
         edit_distance=0.25,
         critical=True,
-        group="billing",
     )
     assert not problems.counts and problems.requests == 1
 

@@ -58,6 +58,40 @@ def test_failures_of_a_log_of_statuses(tmp_path: Path) -> None:
     assert result.verdict == "investigate" and result.data["last_window"]["signals"]["errors"]["value"] == 0.2
 
 
+def test_first_tokens_and_edits(tmp_path: Path) -> None:
+    """A first token that is later is the server's affair; answers that people change more are the model's."""
+
+    def lines(count: int, name: str, ttft: float = 100, edited: float = 0.1) -> str:
+        rows = (
+            {
+                "id": f"{name}-{at}",
+                "ts": 1.8e9 + 60 * at,
+                "n_in": 5,
+                "latency_ms": 900 + 10 * (at % 7),
+                "ttft_ms": ttft + at % 11,
+                "outcome": "edited",
+                "edit_distance": edited + at % 5 / 100,
+            }
+            for at in range(count)
+        )
+        return "".join(json.dumps(each) + "\n" for each in rows)
+
+    log, base = tmp_path / "log.jsonl", tmp_path / "base.json"
+    log.write_text(lines(4000, "reference"))
+    on = {each.name for each in watch_init(log, base, config=CONFIG).signals if not each.is_off}
+    assert {"latency", "ttft", "edit_distance"} <= on
+    log.write_text(lines(500, "same"))
+    assert watch_run([log], base, tmp_path / "same").verdict == "ok"
+    log.write_text(lines(500, "late", ttft=200))
+    late = watch_run([log], base, tmp_path / "late")
+    assert late.verdict == "notice" and [each.split(":")[0] for each in late.data["reasons"]] == ["ttft"]
+    log.write_text(lines(500, "edits", edited=0.3))
+    edits = watch_run([log], base, tmp_path / "edits")
+    assert edits.verdict == "investigate" and [each.split(":")[0] for each in edits.data["reasons"]] == [
+        "edit_distance"
+    ]
+
+
 def _history_of(log: Path, base: Path, folder: Path) -> list[dict[str, Any]]:
     assert watch_run([log], base, folder).verdict == "ok"
     return history(folder)

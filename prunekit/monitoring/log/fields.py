@@ -272,7 +272,6 @@ _FIELDS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     "outcome": (("outcome", _outcome),),
     "edit_distance": (("edit_distance", _share),),
     "critical": (("critical", _flag),),
-    "group": (("group", _name),),
 }
 _NAMES = {
     name: (field, convert, place) for field, names in _FIELDS.items() for place, (name, convert) in enumerate(names)

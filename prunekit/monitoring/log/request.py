@@ -41,7 +41,6 @@ class Request:
     outcome: str | None = None
     edit_distance: float | None = None
     critical: bool | None = None
-    group: str | None = None
     messages: tuple[tuple[str, str], ...] | None = None
     answered: bool = False
 

@@ -1,4 +1,4 @@
-"""The signals that need no model: lengths, token mix, ends of answers, repetition, errors, latency, outcomes."""
+"""The signals that need no model: lengths, token mix, ends of answers, repetition, errors, times, outcomes."""
 
 from __future__ import annotations
 
@@ -103,11 +103,23 @@ def _repetition(window: Figures, reference: Reference) -> Scored:
     return Scored(math.fsum(values) / len(values))
 
 
-def _latency(window: Figures, reference: Reference) -> Scored:
-    values = window.counts.latency
-    if len(values) < LEAST_VALUES:
-        return _too_few(len(values), "latencies", LEAST_VALUES)
-    return Scored(math.exp(math.fsum(values) / len(values)))
+def _geometric(what: str, values_of: Callable[[Figures], list[float]]) -> Callable[..., Scored]:
+    """Of logarithms."""
+
+    def figure(window: Figures, reference: Reference) -> Scored:
+        values = values_of(window)
+        if len(values) < LEAST_VALUES:
+            return _too_few(len(values), what, LEAST_VALUES)
+        return Scored(math.exp(math.fsum(values) / len(values)))
+
+    return figure
+
+
+def _edits(window: Figures, reference: Reference) -> Scored:
+    values = window.counts.edits
+    if len(values) < _LEAST_OUTCOMES:
+        return _too_few(len(values), "edit distances", _LEAST_OUTCOMES)
+    return Scored(math.fsum(values) / len(values))
 
 
 PLAIN = (
@@ -131,7 +143,22 @@ PLAIN = (
         _sent,
     ),
     Plain("repetition", "output", "share of repeated 4-grams of answers", "none", _repetition, floor=0.003),
-    Plain("latency", "load", "latency, geometric mean, ms", "log", _latency, floor=0.01),
+    Plain(
+        "latency",
+        "load",
+        "latency, geometric mean, ms",
+        "log",
+        _geometric("latencies", lambda window: window.counts.latency),
+        floor=0.01,
+    ),
+    Plain(
+        "ttft",
+        "load",
+        "time to first token, geometric mean, ms",
+        "log",
+        _geometric("times to first token", lambda window: window.counts.ttft),
+        floor=0.01,
+    ),
     Plain(
         "error_rate",
         "quality",
@@ -148,4 +175,5 @@ PLAIN = (
         _share("outcomes", lambda window: sum(again for _, again in window.counts.outcomes), _judged, _LEAST_OUTCOMES),
         _judged,
     ),
+    Plain("edit_distance", "quality", "share of an answer that was changed", "none", _edits, floor=0.005),
 )

@@ -40,6 +40,8 @@ class WindowCounts:
     failed: int = 0
     repetition: list[float] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
+    ttft: list[float] = field(default_factory=list)
+    edits: list[float] = field(default_factory=list)
     outcomes: list[tuple[bool, bool]] = field(default_factory=list)
     critical_wrong: int = 0
     first: float | None = None
@@ -50,6 +52,8 @@ class WindowCounts:
         if request.outcome is not None:
             self.outcomes.append((request.outcome in WRONG, request.outcome in REWORKED))
             self.critical_wrong += bool(request.critical) and request.outcome in WRONG
+        if request.edit_distance is not None:
+            self.edits.append(request.edit_distance)
         if request.is_label:
             return
         self.requests += 1
@@ -73,6 +77,8 @@ class WindowCounts:
             self.lengths_out[request.n_out.bit_length() % LENGTHS] += 1
         if request.latency_ms is not None:
             self.latency.append(math.log(request.latency_ms + 1))
+        if request.ttft_ms is not None:
+            self.ttft.append(math.log(request.ttft_ms + 1))
         if len(self.repetition) < _ANSWERS:
             tokens: Any = request.answer_ids
             if tokens is None and request.answer is not None:
