@@ -272,6 +272,48 @@ def test_the_highest_load_is_no_more_than_the_server_can_do(monkeypatch: pytest.
     assert probe_size(Slo(tpot=50), 100.0, 60) == 60 and probe_size(Slo(ttft=500, e2e=2000), 10.0, 60) == 200
 
 
+def test_one_pattern_of_requests_for_all_rates_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gaps but for the rate, and the same lengths, on both servers, which take turns; no text twice. So the
+    luck of a pattern, which moves the highest load by a quarter, hardly gets into the ratio. A server that is 1.25
+    times as fast may also let more requests wait within the bound."""
+    seen: dict[str, set[tuple[Any, ...]]] = {}
+    texts: list[str | None] = []
+    sides: list[str] = []
+    speeds = {"http://a:1": 0.02, "http://b:1": 0.016}
+    ratios = []
+
+    async def play(gun: Gun, jobs: list[Job], times: list[float], name: str, *_: Any, hopeless: Any) -> Volley:
+        side, block = name.split("-s")[1][0], name.split("-s")[1][1:].split("-")[0]
+        sides.append(side)
+        gaps = [each / times[-1] for each in times[:50]]
+        if len(times) == 60:
+            seen.setdefault(block, set()).add((*(round(each, 9) for each in gaps), *(job.tokens for job in jobs)))
+        texts.extend(job.prompt for job in jobs)
+        return await serial(speeds[gun.endpoint.url])(gun, jobs, times, hopeless=hopeless)
+
+    monkeypatch.setattr(session, "open_loop", play)
+    for seed in range(5):
+        config = ServerConfig(slo=Slo(ttft=100), blocks=4, timeout=1.0, seed=seed)
+
+        async def both(first: Gun, config: ServerConfig = config) -> Session:
+            second = replace(first, endpoint=Endpoint("http://b:1"))
+            warm = [Warm(3, True, (0.02 / config.tokens,), True)] * 2
+            made = Session(config, [first, second], load_workload(config, f"r{config.seed}"), warm=warm)
+            await made._search(config.slo, Budget(time.perf_counter() + 3600, {}))
+            return made
+
+        seen.clear()
+        capacity = fire("http://a:1", both).capacity
+        assert capacity is not None and capacity.ratio.value is not None
+        ratios.append(capacity.ratio.value)
+        assert len(seen) == 3 and all(len(each) == 1 for each in seen.values())
+    assert len(set(texts)) == len(texts)
+    assert all(1.25 < each < 1.55 for each in ratios) and max(ratios) < 1.15 * min(ratios), ratios
+    # A rate of one after a rate of the other, A B B A.
+    assert all(set(pair) == {"a", "b"} for pair in zip(sides[:10:2], sides[1:10:2], strict=True))
+    assert sides[:4] in (["a", "b", "b", "a"], ["b", "a", "a", "b"])
+
+
 def test_a_server_that_dies_in_the_search_stopped_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = searched(Slo(ttft=1000), monkeypatch, serial(0.02, lambda: False), f"http://127.0.0.1:{free_port()}")
     assert gone.stopped == "the endpoint stopped answering (refused)"

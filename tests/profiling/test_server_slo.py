@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 
@@ -10,20 +9,19 @@ import pytest
 
 from prunekit.profiling.server.config import Slo
 from prunekit.profiling.server.load import Volley
-from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, is_told, search
+from prunekit.profiling.server.slo import Bracket, Capacity, Probe, Search, begun, is_told
 from tests.support.shots import shot
 
 
-async def found(limit: float, start: float, around: float | None, draw: random.Random) -> Search:
+def found(limit: float, start: float, around: float | None, draw: random.Random) -> Search:
     """A search on a server that keeps the SLO up to ``limit`` requests a second."""
+    bracket = begun(start, draw=draw, around=around)
+    while (rate := bracket.next_rate()) is not None:
+        bracket.add(Probe(rate, rate <= limit, "", 60, 0.0))
+    return bracket.found
 
-    async def probe(rate: float) -> Probe:
-        return Probe(rate, rate <= limit, "", 60, 0.0)
 
-    return await search(start, probe, draw=draw, around=around)
-
-
-async def capacities(noise: float, ratio: float, count: int) -> list[Capacity]:
+def capacities(noise: float, ratio: float, count: int) -> list[Capacity]:
     """Of ``count`` pairs of servers, three blocks each. A block's limit differs by ``noise`` from the server's own."""
     draw, made = random.Random(7), []
     for number in range(count):
@@ -37,7 +35,7 @@ async def capacities(noise: float, ratio: float, count: int) -> list[Capacity]:
                 last = searches[side][-1].rate if searches[side] else None
                 own = random.Random(f"{number}/{side}/{block}")
                 at = limit * math.exp(draw.gauss(0, noise))
-                searches[side].append(await found(at, starts[side], last, own))
+                searches[side].append(found(at, starts[side], last, own))
         made.append(Capacity(Slo(ttft=500), tuple(map(tuple, searches))))
     return made
 
@@ -46,7 +44,7 @@ async def capacities(noise: float, ratio: float, count: int) -> list[Capacity]:
 def test_the_interval_of_the_capacity_ratio_covers(noise: float, ratio: float) -> None:
     """A 95 % interval holds the true ratio in at least 95 % of 500 pairs, and never has no width. Where nothing is left
     to chance it always holds it; and the estimate is right on average."""
-    made = [each.ratio for each in asyncio.run(capacities(noise, ratio, 500))]
+    made = [each.ratio for each in capacities(noise, ratio, 500)]
     ends = [(each.low or math.inf, each.value or math.inf, each.high or 0.0) for each in made]
     missed = sum(not low <= ratio <= high for low, _, high in ends)
     # Three standard errors; of no noise none.
@@ -58,9 +56,9 @@ def test_the_interval_of_the_capacity_ratio_covers(noise: float, ratio: float) -
 
 def test_blocks_begin_at_rates_of_their_own() -> None:
     """Blocks that try the same rates are all wrong by the same share of a step."""
-    tried = [asyncio.run(found(10.0, 4.0, 9.0, random.Random(block))).probes[0].rate for block in range(20)]
+    tried = [found(10.0, 4.0, 9.0, random.Random(block)).probes[0].rate for block in range(20)]
     assert len(set(tried)) == 20 and min(tried) >= 9 / 1.25**0.5 and max(tried) <= 9 * 1.25**0.5
-    again = asyncio.run(found(10.0, 4.0, 9.0, random.Random(3))).probes[0].rate
+    again = found(10.0, 4.0, 9.0, random.Random(3)).probes[0].rate
     assert again == tried[3]
 
 

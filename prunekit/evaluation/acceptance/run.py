@@ -206,7 +206,9 @@ class _Turn:
         self.kept = sum(each is not None for each in made)
         total = len(self.records)
         with progress(answering(self.name), total) as advance:
-            advance(total - len(firsts), kept=True)
+            advance(self.kept, kept=True)
+            # Those that ask what another record asks.
+            advance(total - len(firsts) - self.kept)
 
             def told(record: Record, answer: Answer) -> None:
                 at = place[record.id]

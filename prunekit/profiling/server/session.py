@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +15,7 @@ from prunekit.profiling.server.joules import energies, window_name
 from prunekit.profiling.server.load import Gun, Volley, closed, open_loop
 from prunekit.profiling.server.measured import Load, measured, medians
 from prunekit.profiling.server.report import Compared
-from prunekit.profiling.server.slo import Capacity, Probe, Search, hopeless, is_told, judge, probe_size, search
+from prunekit.profiling.server.slo import Capacity, Probe, Search, begun, hopeless, is_told, judge, probe_size
 from prunekit.profiling.server.statistics import ratio_of
 from prunekit.profiling.server.warmup import Warm, warm_up
 from prunekit.profiling.server.workload import Workload, arrivals
@@ -29,7 +29,6 @@ OPEN_SHARE, SEARCH_SHARE = 0.6, 0.5
 # The search takes as much time as so many other loads.
 _WEIGHTS = {"warm-up": 0.7, "search": 4.0}
 WARM_UP, SEARCH, REST = "warming up", "highest load within the SLO", "servers at rest"
-_MOST_SEARCHES = 3
 
 
 class Ended(Exception):
@@ -237,49 +236,70 @@ class Session:
 
     async def _search(self, slo: Slo, budget: Budget) -> None:
         until = budget.begin(SEARCH)
-        sides = len(self.guns)
-        rounds = min(self.config.blocks, _MOST_SEARCHES)
-        turns = order(rounds) if sides == 2 else [0] * rounds
+        blocks = self.config.blocks
         found: list[list[Search]] = [[] for _ in self.guns]
         begin = time.perf_counter()
         try:
             with progress(SEARCH, max(0.1, until - begin)) as advance:
-                for done, side in enumerate(turns):
+                for block in range(blocks):
                     now = time.perf_counter()
                     # The first search of each has all to find; later ones look near it.
-                    weights = [3 if each < sides else 1 for each in range(done, len(turns))]
+                    weights = [1 if each else 3 for each in range(block, blocks)]
                     end = now + max(0.0, until - now) * weights[0] / sum(weights)
-                    last = next((each.rate for each in reversed(found[side]) if each.rate is not None), None)
-                    found[side].append(await self._one_search(slo, side, len(found[side]), end, last))
-                    advance(time.perf_counter() - now)
+                    near = [next((each.rate for each in reversed(one) if each.rate is not None), None) for one in found]
+                    for one, made in zip(found, await self._block(slo, block, end, near, advance), strict=True):
+                        one.append(made)
         finally:
             self.capacity = Capacity(slo, tuple(tuple(each) for each in found))
 
-    async def _one_search(self, slo: Slo, side: int, block: int, until: float, last: float | None) -> Search:
+    async def _block(
+        self, slo: Slo, block: int, until: float, near: Sequence[float | None], advance: Callable[[float], object]
+    ) -> list[Search]:
+        """One search of each endpoint, a rate of one after a rate of the other: a machine that is slower for minutes is
+        so for both."""
+        seed = f"{self.config.seed}/search"
+        brackets = [
+            begun(
+                max(1e-3, SEARCH_SHARE * self._fastest(side)),
+                draw=random.Random(f"{seed}/{side}/{block}"),
+                around=around,
+            )
+            for side, around in enumerate(near)
+        ]
+        going = [*range(len(self.guns))]
+        while going:
+            for side in (*going,):
+                now, bracket = time.perf_counter(), brackets[side]
+                rate = bracket.next_rate()
+                made = None if rate is None else await self._probe(slo, side, rate, block, len(bracket.probes), until)
+                if made is None:
+                    going.remove(side)
+                else:
+                    bracket.add(made)
+                advance(time.perf_counter() - now)
+            # A B B A: none is always the later one.
+            going.reverse()
+        return [each.found for each in brackets]
+
+    async def _probe(self, slo: Slo, side: int, rate: float, block: int, number: int, until: float) -> Probe | None:
+        """How ``rate`` requests a second fare; None where the time was up before that was told."""
         gun, config = self.guns[side], self.config
-        gun.told = lambda: None
-        number = 0
-
-        async def probe(rate: float) -> Probe | None:
-            nonlocal number
-            count = probe_size(slo, rate, config.requests)
-            # What does not fit into the time says nothing.
-            if time.perf_counter() + (count - 1) / rate > until:
-                return None
-            what = f"search {block} {number}"
-            jobs = [*self.workload.take(what, side, count)]
-            times = arrivals(rate, count, config.burstiness, f"{config.seed}/{what}")
-            name = f"{self.workload.run_id}-s{'ab'[side]}{block}-{number}"
-            number += 1
+        count = probe_size(slo, rate, config.requests)
+        # What does not fit into the time says nothing.
+        if time.perf_counter() + (count - 1) / rate > until:
+            return None
+        # All rates of a block have one pattern of gaps and lengths, on both sides. So a lucky pattern, which alone may
+        # be worth a tenth of the load, is lucky for both, and the ratio hardly shows it.
+        pattern = f"search {block}"
+        jobs = [*self.workload.take(f"{pattern} {number}", side, count, lengths=pattern)]
+        times = arrivals(rate, count, config.burstiness, f"{config.seed}/{pattern}")
+        name = f"{self.workload.run_id}-s{'ab'[side]}{block}-{number}"
+        gun.told, gun.failures = lambda: None, 0
+        volley = await open_loop(gun, jobs, times, name, until, gun.exact, hopeless=hopeless(slo, count))
+        if not any(shot.answer.ok for shot in volley.shots):
+            # One more request, alone, tells a server that is too slow from one that is gone.
             gun.failures = 0
-            volley = await open_loop(gun, jobs, times, name, until, gun.exact, hopeless=hopeless(slo, count))
-            if not any(shot.answer.ok for shot in volley.shots):
-                # One more request, alone, tells a server that is too slow from one that is gone.
-                gun.failures = 0
-                await gun.fire(jobs[0], f"{name}-alone", None, gun.exact)
-                if gun.failures:
-                    raise self._ended(side)
-            return judge(rate, volley, slo) if is_told(volley, slo, count) else None
-
-        draw = random.Random(f"{config.seed}/search/{side}/{block}")
-        return await search(max(1e-3, SEARCH_SHARE * self._fastest(side)), probe, draw=draw, around=last)
+            await gun.fire(jobs[0], f"{name}-alone", None, gun.exact)
+            if gun.failures:
+                raise self._ended(side)
+        return judge(rate, volley, slo) if is_told(volley, slo, count) else None

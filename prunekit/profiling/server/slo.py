@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -127,9 +127,12 @@ def hopeless(slo: Slo, count: int) -> Callable[[Sequence[Shot]], bool]:
 
 @dataclass
 class Bracket:
-    """What is known of one endpoint's highest rate: ``holds`` and ``fails`` are the nearest rates on either side."""
+    """What is known of one endpoint's highest rate: ``holds`` and ``fails`` are the nearest rates on either side. From
+    ``start`` rates are doubled and halved until one holds and another fails, then it goes on between them; where
+    ``start`` is ``near`` the highest rate, the first steps are small."""
 
     start: float
+    near: bool = False
     holds: float | None = None
     fails: float | None = None
     probes: list[Probe] = field(default_factory=list)
@@ -138,6 +141,9 @@ class Bracket:
         """The rate to try next; None where the bracket is narrow, or the search has gone as far as it may."""
         if self.holds is None and self.fails is None:
             return self.start
+        tried = len(self.probes)
+        if self.near and tried < 3 and (self.holds is None) != (self.fails is None):
+            return float(self.start * _NEAR ** (tried if self.fails is None else -tried))
         if self.holds is None and self.fails is not None:
             return self.fails / 2 if self.fails > self.start / 2**_DOUBLINGS else None
         if self.fails is None and self.holds is not None:
@@ -166,31 +172,14 @@ class Bracket:
         return Search("found" if self.next_rate() is None else "time was up", self.holds, probes, self.fails)
 
 
-async def search(
-    start: float,
-    probe: Callable[[float], Awaitable[Probe | None]],
-    *,
-    draw: random.Random,
-    around: float | None = None,
-) -> Search:
-    """Double and halve from ``start`` (or look near ``around``, an earlier block's result) until one rate holds and
-    another fails, then between them. ``probe`` gives None where the time is up.
+def begun(start: float, *, draw: random.Random, around: float | None = None) -> Bracket:
+    """A bracket that begins at ``start``, or near ``around``, an earlier block's result.
 
     The first rate is moved by up to half a step at random, by ``draw``: else blocks try the same rates, and all are
     wrong by the same share of a step.
     """
     step = 2.0 if around is None else _NEAR
-    begin = (start if around is None else around) * step ** draw.uniform(-0.5, 0.5)
-    bracket = Bracket(begin)
-    while (rate := bracket.next_rate()) is not None:
-        tried = len(bracket.probes)
-        if around is not None and (bracket.holds is None) != (bracket.fails is None) and tried < 3:
-            rate = begin * (_NEAR**tried if bracket.fails is None else _NEAR**-tried)
-        made = await probe(rate)
-        if made is None:
-            break
-        bracket.add(made)
-    return bracket.found
+    return Bracket((start if around is None else around) * step ** draw.uniform(-0.5, 0.5), near=around is not None)
 
 
 @dataclass(frozen=True)
@@ -319,4 +308,4 @@ def _said(rate: float | None, status: str, searches: Sequence[Search]) -> str:
     )
 
 
-__all__ = ["Bracket", "Capacity", "Probe", "Search", "hopeless", "is_good", "is_told", "judge", "probe_size", "search"]
+__all__ = ["Bracket", "Capacity", "Probe", "Search", "begun", "hopeless", "is_good", "is_told", "judge", "probe_size"]

@@ -64,21 +64,29 @@ class Workload:
             self.tokens_a_word = min(20.0, max(0.2, tokens / words))
 
     def take(
-        self, what: str, side: int, count: int, *, natural: bool = False, first: int | None = None, warm: bool = False
+        self,
+        what: str,
+        side: int,
+        count: int,
+        *,
+        lengths: str | None = None,
+        natural: bool = False,
+        first: int | None = None,
+        warm: bool = False,
     ) -> Iterator[Job]:
         """``count`` jobs of the block ``what``: for each ``side`` the same lengths, with other beginnings of made-up
-        texts. Jobs of a file come one after the other, those of prompts in an order that the seed draws; ``first`` is
-        the first job of a trace. None of the file's texts is used where it is to ``warm``: a prefix cache must not know
-        them."""
+        texts. Blocks that name the same ``lengths`` have the same made-up ones. Jobs of a file come one after the
+        other, those of prompts in an order that the seed draws; ``first`` is the first job of a trace. None of the
+        file's texts is used where it is to ``warm``: a prefix cache must not know them."""
         begin = 0
         if self.jobs and not warm:
             begin = self._next.get(side, 0) if first is None else first
             # Of a block that is cut the rest stays unused, so that both sides go on at the same job.
             self._next[side] = max(self._next.get(side, 0), begin + count)
-        return self._taken(what, side, range(begin, begin + count), natural, warm)
+        return self._taken(what, lengths or what, side, range(begin, begin + count), natural, warm)
 
-    def _taken(self, what: str, side: int, places: range, natural: bool, warm: bool) -> Iterator[Job]:
-        draw = random.Random(f"{self.config.seed}/{what}")
+    def _taken(self, what: str, lengths: str, side: int, places: range, natural: bool, warm: bool) -> Iterator[Job]:
+        draw = random.Random(f"{self.config.seed}/{lengths}")
         for number, place in enumerate(places):
             if self.jobs:
                 index = self._place(place)

@@ -150,13 +150,13 @@ def test_nothing_is_looked_up_by_name(uneven, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def smollm2_export(pruned_smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_export(shortened_smollm2: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("genai") / "mit Leerzeichen é"
-    made = export(pruned_smollm2, "onnx-genai", folder)
+    made = export(shortened_smollm2, "onnx-genai", folder)
     assert made.parity is not None and made.parity.greedy.equal == 72
     # The table that is also the head is stored once.
-    assert made.file_bytes < 1.03 * 4 * pruned_smollm2.shape.parameters
-    assert made.written.decode_bytes == pytest.approx(4 * pruned_smollm2.shape.parameters, rel=1e-3)
+    assert made.file_bytes < 1.03 * 4 * shortened_smollm2.shape.parameters
+    assert made.written.decode_bytes == pytest.approx(4 * shortened_smollm2.shape.parameters, rel=1e-3)
     return folder
 
 
@@ -172,11 +172,11 @@ ODD_LINES = (
 )
 
 
-def test_its_tokenizer_agrees_with_hugging_faces(smollm2_export, pruned_smollm2):
+def test_its_tokenizer_agrees_with_hugging_faces(smollm2_export, shortened_smollm2):
     import onnxruntime_genai as og
 
     ours = og.Tokenizer(og.Model(str(smollm2_export)))
-    theirs = load_tokenizer(pruned_smollm2)
+    theirs = load_tokenizer(shortened_smollm2)
     text = "\n".join(builtin_documents("evaluation") + builtin_documents("calibration"))
     lines = [line for line in text.split("\n") if line.strip()][:1000] + list(ODD_LINES)
     assert len(lines) > 700
@@ -184,7 +184,7 @@ def test_its_tokenizer_agrees_with_hugging_faces(smollm2_export, pruned_smollm2)
     assert different == []
 
 
-def test_the_readme_generates_what_pytorch_does(smollm2_export, pruned_smollm2):
+def test_the_readme_generates_what_pytorch_does(smollm2_export, shortened_smollm2):
     readme = (smollm2_export / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
     done = subprocess.run(
@@ -194,8 +194,8 @@ def test_the_readme_generates_what_pytorch_does(smollm2_export, pruned_smollm2):
         check=True,
         timeout=300,
     )
-    model = load_model(pruned_smollm2, dtype="float32", device="cpu")
-    tokenizer = load_tokenizer(pruned_smollm2)
+    model = load_model(shortened_smollm2, dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(shortened_smollm2)
     prompt = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
     with torch.no_grad():
         tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_length=100, do_sample=False)
