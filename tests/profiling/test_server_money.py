@@ -77,7 +77,13 @@ def test_blocks_give_costs_an_interval() -> None:
     assert (dense.low, dense.high) == (pytest.approx(0.0002), pytest.approx(0.0003125))
     allowed = made.allowed_rework
     assert allowed is not None and allowed.low is not None and allowed.high is not None
-    assert allowed.low == pytest.approx(100 * (0.0002 - 0.00025)) and allowed.high == pytest.approx(100 * 0.0001525)
+    # Both blocks have the same ratio, however much the loads differ: a fifth is saved.
+    assert allowed.low == pytest.approx(0.005) and allowed.high == pytest.approx(0.005)
+    searches = tuple(tuple(Search("found", rate, ()) for rate in rates) for rates in ((4.0, 4.0), (4.8, 5.2)))
+    capacity = Capacity(Slo(ttft=100), searches)
+    allowed = money(replace(report_of(), capacity=capacity), PRICES).allowed_rework
+    assert allowed is not None and capacity.ratio.low is not None
+    assert allowed.low == pytest.approx(100 * 0.00025 * (1 - 1 / capacity.ratio.low))
 
 
 def test_characters_tell_where_tokens_are_not_counted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunekit.profiling.prices import Prices
+from prunekit.profiling.prices import Prices, allowed_rework
 from prunekit.profiling.server.report import NAMES, ServerReport
 from prunekit.profiling.server.statistics import Ratio
 from prunekit.profiling.server_costs import AtLoad, Known, ServerCost, break_even, server_cost, unknown
@@ -47,7 +47,24 @@ def money(report: ServerReport, prices: Prices) -> Money:
             "time was up": f"the search for the highest load of the {name} was not done, so it may be more",
         }
         return Money(costs, unknown(why[report.capacity.status[side]]), prices)
-    return Money(costs, break_even(dense, pruned, prices), prices)
+    return Money(costs, _paired(break_even(dense, pruned, prices), dense, report, prices), prices)
+
+
+def _paired(allowed: Known, dense: Known, report: ServerReport, prices: Prices) -> Known:
+    """``allowed`` with the range that the ratio of both highest loads gives it. Each load has a wider one, of what is
+    common to both: the pattern of the requests, and how fast the machine was in that block."""
+    ratio = Ratio(None) if report.capacity is None else report.capacity.ratio
+    if None in (allowed.value, dense.value, prices.dollars_per_rework) or ratio.low is None or ratio.high is None:
+        return allowed
+    assert allowed.value is not None and dense.value is not None and prices.dollars_per_rework is not None
+    lengths = longer(report)
+    even = 1.0 if lengths.value is None else lengths.value
+    shortest, longest = (even if each is None else each for each in (lengths.low, lengths.high))
+    low, high = (
+        100 * allowed_rework(dense.value * (1 - length / rate), prices.dollars_per_rework)
+        for length, rate in ((longest, ratio.low), (shortest, ratio.high))
+    )
+    return replace(allowed, low=min(low, allowed.value), high=max(high, allowed.value))
 
 
 def at_load(report: ServerReport, side: int) -> AtLoad:
