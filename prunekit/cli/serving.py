@@ -29,7 +29,9 @@ def behind_servers(models: Sequence[str], kind: str, context: int) -> Iterator[l
                 continue
             server = stack.enter_context(served(each, kind=kind, context=context))
             known = server.identity
-            made.append(Endpoint(server.url, server.model, slots=known.slots, sha256=known.model_sha256))
+            made.append(
+                Endpoint(server.url, server.model, slots=known.slots, sha256=known.model_sha256, server=known.server)
+            )
         yield made
 
 

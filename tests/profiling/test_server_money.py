@@ -109,6 +109,17 @@ def test_a_note_tells_of_longer_answers(ratio: Ratio, told: bool) -> None:
     assert not told or "1.31 times as long as the baseline's (1.23 to 1.38)" in notes[0]
 
 
+def test_lengths_of_answers_that_were_cut_off_are_none() -> None:
+    report = report_of(Ratio(1.0, 1.0, 1.0, 4))
+    exact, natural = report.loads
+    cut = replace(natural, results=tuple(replace(natural.results[0], truncated=share) for share in (0.0, 0.6)))
+    made = replace(report, loads=(exact, cut))
+    assert longer(report).value == 1.0 and longer(made).value is None
+    (note,) = length_notes(made)
+    assert "60% were cut off at 64 tokens" in note and "--natural-tokens" in note
+    assert "both models' answers taken as equally long" in money(made, PRICES).costs[1][0].per_request.how
+
+
 def test_a_load_test_tells_of_them_too() -> None:
     def script(tokens: int) -> Any:
         def made(body: dict[str, Any], number: int) -> Script:

@@ -233,9 +233,9 @@ def test_how_many_requests_a_server_answers_is_a_part_of_the_set_up(tmp_path: Pa
     for each in both.values():
         each["identity"] |= {"slots": 4}
     said = read(tmp_path, server_bench(served=both))
-    assert "transformers 5.23.0 with 1 threads, 4 requests at a time" in claims(said, "ttft")[0].setup
+    assert "transformers 5.23.0 with 1 thread, 4 requests at a time" in claims(said, "ttft")[0].setup
     assert dict(said.reading.facts)["server of the endpoint"].startswith(
-        "small, transformers 5.23.0 with 1 threads, 4 req"
+        "small, transformers 5.23.0 with 1 thread, 4 req"
     )
 
 
@@ -262,7 +262,11 @@ def test_a_served_file_is_the_export_that_holds_it(tmp_path: Path) -> None:
     data = server_bench()
     data["served"]["endpoint"] = served("small-q8_0", "cc" * 32, "llama_cpp.server")
     data["served"]["baseline"] = served("dense-q8_0", "dd" * 32, "llama_cpp.server")
-    _, kpis = made(tmp_path, evaluation(), folder / "prunekit_export.json", data)
+    asked = acceptance()
+    for side, name, digest in (("smaller", "small-q8_0", "cc" * 32), ("baseline", "dense-q8_0", "dd" * 32)):
+        told = {"model": name, "endpoint": "127.0.0.1:1", "fingerprint": None, "server": "llama_cpp.server"}
+        asked[side] = {**told, "model_sha256": digest}
+    _, kpis = made(tmp_path, evaluation(), folder / "prunekit_export.json", data, asked)
     rows = {(row["name"], row["form"]): row for row in kpis["rows"]}
     assert set(rows) == {
         ("dense-model", "checkpoint"),
@@ -271,7 +275,8 @@ def test_a_served_file_is_the_export_that_holds_it(tmp_path: Path) -> None:
         ("small", "gguf q8_0"),
     }
     assert rows["small", "gguf q8_0"]["figures"]["slo_load"][0]["value"] == 5.0
-    assert rows["small", "gguf q8_0"]["proofs"][0]["kind"] == "load at the server"
+    assert {each["kind"] for each in rows["small", "gguf q8_0"]["proofs"]} == {"load at the server", "acceptance"}
+    assert rows["dense-q8_0", "gguf"]["figures"]["error_rate"][0]["value"] == 0.1
 
 
 def test_an_acceptance_test(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunekit.profiling.prices import Prices, allowed_rework
-from prunekit.profiling.server.report import NAMES, ServerReport
+from prunekit.profiling.server.report import NAMES, Compared, ServerReport
 from prunekit.profiling.server.statistics import Ratio
 from prunekit.profiling.server_costs import AtLoad, Known, ServerCost, break_even, server_cost, unknown
+
+# Of answers that were to end by themselves: where more were cut off, their lengths are those of the limit.
+MOST_CUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,23 @@ def at_load(report: ServerReport, side: int) -> AtLoad:
 
 def longer(report: ServerReport) -> Ratio:
     """By how many times the endpoint's answers that end by themselves are as long as the baseline's: in tokens, else in
-    characters; no ratio where that was not measured."""
-    for load in report.loads:
-        if load.results[0].load.kind == "natural":
-            found = [load.ratios[name] for name in ("tokens", "characters") if name in load.ratios]
-            return next((each for each in found if each.value is not None), Ratio(None))
-    return Ratio(None)
+    characters; no ratio where that was not measured, or most answers were cut off."""
+    load = _natural(report)
+    if load is None or _cut(load) > MOST_CUT:
+        return Ratio(None)
+    found = [load.ratios[name] for name in ("tokens", "characters") if name in load.ratios]
+    return next((each for each in found if each.value is not None), Ratio(None))
 
 
 def length_notes(report: ServerReport) -> list[str]:
-    """A sentence where the endpoint's answers are shown to be longer, or shorter, by themselves."""
-    ratio = longer(report)
+    """A sentence where the endpoint's answers are shown to be longer, or shorter, by themselves, or where that could
+    not be seen."""
+    load, ratio = _natural(report), longer(report)
+    if load is not None and _cut(load) > MOST_CUT:
+        return [
+            f"Of the answers that were to end by themselves {_cut(load):.0%} were cut off at "
+            f"{report.config.natural_tokens} tokens, so their lengths are not compared; give a larger --natural-tokens."
+        ]
     if ratio.value is None or ratio.low is None or ratio.high is None or ratio.low <= 1 <= ratio.high:
         return []
     return [
@@ -109,6 +118,15 @@ def length_notes(report: ServerReport) -> list[str]:
         f"({ratio.low:.2f} to {ratio.high:.2f}). Loads with exact lengths, and the ratio of the highest loads, do not "
         f"hold this: for requests of users that ratio is less, by up to a factor of {ratio.value:.2f}."
     ]
+
+
+def _natural(report: ServerReport) -> Compared | None:
+    return next((each for each in report.loads if each.results[0].load.kind == "natural"), None)
+
+
+def _cut(load: Compared) -> float:
+    """The share of answers that were cut off, of the endpoint with the larger one."""
+    return max(each.truncated or 0.0 for each in load.results)
 
 
 def _shared(requests: Known, report: ServerReport, side: int) -> Known:

@@ -14,8 +14,8 @@ Told = Callable[[Record, Answer], None]
 
 class Candidate(ABC):
     """``name`` is what tables call it, ``identity`` what a report says of it (JSON values): "model", "fingerprint"
-    of its weights (None: they are not at hand), "model_sha256" of the file behind a server where that is known, and
-    more."""
+    of its weights (None: they are not at hand), "model_sha256" of the file behind a "server" where that is known,
+    and more."""
 
     name: str
     identity: Mapping[str, Any]

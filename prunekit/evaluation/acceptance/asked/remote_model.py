@@ -44,7 +44,7 @@ class RemoteModel(Candidate):
         self.name = shown_model(self.endpoint.model or "model")
         self.identity = {"model": self.name, "endpoint": self.endpoint.label, "fingerprint": None}
         if endpoint.sha256 is not None:
-            self.identity["model_sha256"] = endpoint.sha256
+            self.identity |= {"model_sha256": endpoint.sha256, "server": endpoint.server}
 
     def keys(self, records: Sequence[Record], most: int) -> list[str]:
         shared = {"recipe": _RECIPE, "url": self.endpoint.base, "model": self.endpoint.model}

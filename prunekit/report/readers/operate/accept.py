@@ -40,13 +40,14 @@ def recognises(data: Mapping[str, Any]) -> bool:
 def read(data: Fields, place: Place) -> Reading:
     """Raises PrunekitError where it is of another version or damaged."""
     check_version(data, "prunekit accept")
-    subject, dense = _subjects(data)
+    told = _subjects(data)
+    (subject, form), (dense, _) = told
     word = data.text("verdict")
     if word not in WORDS:
         raise data.wrong("verdict", f"one of {', '.join(WORDS)}")
     proof = Proof(
         subject,
-        CHECKPOINT,
+        form,
         ACCEPTANCE,
         word,
         WORDS[word],
@@ -57,8 +58,8 @@ def read(data: Fields, place: Place) -> Reading:
     )
     return Reading(
         KIND,
-        ((subject, CHECKPOINT), (dense, CHECKPOINT)),
-        tuple(_claims(data, subject, dense, place)),
+        told,
+        tuple(_claims(data, told, place)),
         facts=tuple(row for row in _facts(data) if row[1]),
         proofs=(proof,),
         not_measured=tuple(_lost(data, subject)),
@@ -66,14 +67,19 @@ def read(data: Fields, place: Place) -> Reading:
     )
 
 
-def _subjects(data: Fields) -> tuple[Subject, Subject]:
-    """The smaller model and the baseline; of servers that call both alike, told apart."""
+_Told = tuple[tuple[Subject, str], tuple[Subject, str]]
+
+
+def _subjects(data: Fields) -> _Told:
+    """The smaller model and the baseline with what of each ran; of servers that call both alike, told apart. A file
+    that was served is known by its own hash, as it is for a load test."""
     told = [data.object(name) for name in ("smaller", "baseline")]
     names = [served(each.text("model")).name if "endpoint" in each else bare(each.text("model")) for each in told]
-    digests = [each.maybe_text("fingerprint") for each in told]
+    digests = [each.maybe_text("fingerprint") or each.maybe_text("model_sha256") for each in told]
+    forms = ["gguf" if (each.maybe_text("server") or "").startswith("llama") else CHECKPOINT for each in told]
     if names[0] == names[1] and None in digests:
         names[1] = f"{names[1]} (baseline)"
-    return Subject(names[0], False, digests[0]), Subject(names[1], True, digests[1])
+    return (Subject(names[0], False, digests[0]), forms[0]), (Subject(names[1], True, digests[1]), forms[1])
 
 
 def _setup(data: Fields) -> str:
@@ -92,13 +98,14 @@ def _figure(said: Fields, place: Place, least: float = 0.0, interval: str = INTE
     return Figure(value, MEASURED, low, high, said.text("how", ""), (place.name,), interval)
 
 
-def _claims(data: Fields, subject: Subject, dense: Subject, place: Place) -> Iterator[Claim]:
+def _claims(data: Fields, told: _Told, place: Place) -> Iterator[Claim]:
     seen, setup = data.object("all"), _setup(data)
-    for who, prefix in ((subject, ""), (dense, "baseline_")):
+    (subject, form), (dense, _) = told
+    for (who, ran), prefix in zip(told, ("", "baseline_"), strict=True):
         for metric, name in (("error_rate", "error_rate"), ("truncated_share", "truncated")):
             figure = _figure(seen.object(prefix + name), place)
             if figure is not None:
-                yield Claim(who, CHECKPOINT, metric, figure, setup)
+                yield Claim(who, ran, metric, figure, setup)
     alpha = data.object("policy").number("alpha", most=0.5)
     for metric, name, least, interval in (
         ("error_rise", "difference", -1.0, f"{1 - 2 * alpha:.0%} interval".replace("%", " %")),
@@ -108,11 +115,11 @@ def _claims(data: Fields, subject: Subject, dense: Subject, place: Place) -> Ite
         figure = _figure(seen.object(name), place, least, interval)
         if figure is not None:
             own = f"{setup}, in {seen.text('unit')}" if metric == "length_ratio" else setup
-            yield Claim(subject, CHECKPOINT, metric, figure, own, dense)
-    for who, name in ((subject, "smaller"), (dense, "baseline")):
-        told = data.object(name)
-        if "parameters" in told:
-            yield exact(who, CHECKPOINT, "parameters", told.number("parameters"), place)
+            yield Claim(subject, form, metric, figure, own, dense)
+    for (who, ran), name in zip(told, ("smaller", "baseline"), strict=True):
+        own = data.object(name)
+        if "parameters" in own:
+            yield exact(who, ran, "parameters", own.number("parameters"), place)
 
 
 def _sheets(data: Fields, subject: Subject, dense: Subject) -> Iterator[Sheet]:

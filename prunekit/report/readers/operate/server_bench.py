@@ -114,8 +114,8 @@ def _where(said: Fields) -> str:
         return ""
     words = f"{identity.text('server')} {identity.text('version', '')}".strip()
     threads, slots = identity.maybe("threads"), identity.maybe("slots")
-    words = words if threads is None else f"{words} with {threads:.0f} threads"
-    return words if slots is None else f"{words}, {slots:.0f} requests at a time"
+    words = words if threads is None else f"{words} with {threads:.0f} thread{'s' * (threads != 1)}"
+    return words if slots is None else f"{words}, {slots:.0f} request{'s' * (slots != 1)} at a time"
 
 
 def _load(said: Fields, places: Mapping[str, tuple[Subject, str]], base: str, place: Place) -> Iterator[Claim]:
