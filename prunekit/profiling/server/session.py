@@ -28,6 +28,8 @@ from prunekit.utils.timing import order
 OPEN_SHARE, SEARCH_SHARE = 0.6, 0.5
 # The search takes as much time as so many other loads.
 _WEIGHTS = {"warm-up": 0.7, "search": 4.0}
+# As many rates a search tries, about: for the estimate of the time that is left.
+_FIRST_RATES, _LATER_RATES = 6, 4
 WARM_UP, SEARCH, REST = "warming up", "highest load within the SLO", "servers at rest"
 
 
@@ -238,22 +240,31 @@ class Session:
         until = budget.begin(SEARCH)
         blocks = self.config.blocks
         found: list[list[Search]] = [[] for _ in self.guns]
-        begin = time.perf_counter()
+        expected = [len(self.guns) * (_LATER_RATES if block else _FIRST_RATES) for block in range(blocks)]
         try:
-            with progress(SEARCH, max(0.1, until - begin)) as advance:
+            with progress(SEARCH, sum(expected)) as advance:
                 for block in range(blocks):
                     now = time.perf_counter()
                     # The first search of each has all to find; later ones look near it.
                     weights = [1 if each else 3 for each in range(block, blocks)]
                     end = now + max(0.0, until - now) * weights[0] / sum(weights)
                     near = [next((each.rate for each in reversed(one) if each.rate is not None), None) for one in found]
-                    for one, made in zip(found, await self._block(slo, block, end, near, advance), strict=True):
+                    left = expected[block]
+
+                    def tried() -> None:
+                        nonlocal left
+                        if left:
+                            left -= 1
+                            advance(1)
+
+                    for one, made in zip(found, await self._block(slo, block, end, near, tried), strict=True):
                         one.append(made)
+                    advance(left)
         finally:
             self.capacity = Capacity(slo, tuple(tuple(each) for each in found))
 
     async def _block(
-        self, slo: Slo, block: int, until: float, near: Sequence[float | None], advance: Callable[[float], object]
+        self, slo: Slo, block: int, until: float, near: Sequence[float | None], tried: Callable[[], object]
     ) -> list[Search]:
         """One search of each endpoint, a rate of one after a rate of the other: a machine that is slower for minutes is
         so for both."""
@@ -269,14 +280,14 @@ class Session:
         going = [*range(len(self.guns))]
         while going:
             for side in (*going,):
-                now, bracket = time.perf_counter(), brackets[side]
+                bracket = brackets[side]
                 rate = bracket.next_rate()
                 made = None if rate is None else await self._probe(slo, side, rate, block, len(bracket.probes), until)
                 if made is None:
                     going.remove(side)
                 else:
                     bracket.add(made)
-                advance(time.perf_counter() - now)
+                    tried()
             # A B B A: none is always the later one.
             going.reverse()
         return [each.found for each in brackets]
