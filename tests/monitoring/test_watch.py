@@ -34,7 +34,9 @@ def test_a_baseline_is_read_as_it_was_written(made: tuple[Path, Baseline]) -> No
     again = read_baseline(path)
     assert again.to_dict() == baseline.to_dict()
     assert baseline.per_day == pytest.approx(2000, rel=0.01) and baseline.log["windows"] == 100
-    assert all(each.decides for each in baseline.signals if each.name != "errors")
+    off = {each.name for each in baseline.signals if each.is_off}
+    assert off == {"ttft", "edit_distance"}
+    assert all(each.decides for each in baseline.signals if each.name not in off | {"errors"})
     rate = baseline.bounds["error"]
     assert rate["reference"] == pytest.approx(0.03, abs=0.01) and rate["bound"] > rate["reference"] + 0.01
     assert "prompt" not in json.dumps({key: value for key, value in baseline.log.items()})
