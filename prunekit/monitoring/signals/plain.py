@@ -96,30 +96,21 @@ def _judged(window: Figures) -> int:
     return len(window.counts.outcomes)
 
 
-def _repetition(window: Figures, reference: Reference) -> Scored:
-    values = window.counts.repetition
-    if len(values) < _LEAST_ANSWERS:
-        return _too_few(len(values), "answers of four tokens or more", _LEAST_ANSWERS)
-    return Scored(math.fsum(values) / len(values))
-
-
-def _geometric(what: str, values_of: Callable[[Figures], list[float]]) -> Callable[..., Scored]:
-    """Of logarithms."""
+def _mean(
+    what: str,
+    values_of: Callable[[Figures], list[float]],
+    least: int,
+    shown: Callable[[float], float] = lambda mean: mean,
+) -> Callable[..., Scored]:
+    """The mean of a window's values as ``shown``: of logarithms by their exponential."""
 
     def figure(window: Figures, reference: Reference) -> Scored:
         values = values_of(window)
-        if len(values) < LEAST_VALUES:
-            return _too_few(len(values), what, LEAST_VALUES)
-        return Scored(math.exp(math.fsum(values) / len(values)))
+        if len(values) < least:
+            return _too_few(len(values), what, least)
+        return Scored(shown(math.fsum(values) / len(values)))
 
     return figure
-
-
-def _edits(window: Figures, reference: Reference) -> Scored:
-    values = window.counts.edits
-    if len(values) < _LEAST_OUTCOMES:
-        return _too_few(len(values), "edit distances", _LEAST_OUTCOMES)
-    return Scored(math.fsum(values) / len(values))
 
 
 PLAIN = (
@@ -142,13 +133,20 @@ PLAIN = (
         _failed,
         _sent,
     ),
-    Plain("repetition", "output", "share of repeated 4-grams of answers", "none", _repetition, floor=0.003),
+    Plain(
+        "repetition",
+        "output",
+        "share of repeated 4-grams of answers",
+        "none",
+        _mean("answers of four tokens or more", lambda window: window.counts.repetition, _LEAST_ANSWERS),
+        floor=0.003,
+    ),
     Plain(
         "latency",
         "load",
         "latency, geometric mean, ms",
         "log",
-        _geometric("latencies", lambda window: window.counts.latency),
+        _mean("latencies", lambda window: window.counts.latency, LEAST_VALUES, math.exp),
         floor=0.01,
     ),
     Plain(
@@ -156,7 +154,7 @@ PLAIN = (
         "load",
         "time to first token, geometric mean, ms",
         "log",
-        _geometric("times to first token", lambda window: window.counts.ttft),
+        _mean("times to first token", lambda window: window.counts.ttft, LEAST_VALUES, math.exp),
         floor=0.01,
     ),
     Plain(
@@ -175,5 +173,12 @@ PLAIN = (
         _share("outcomes", lambda window: sum(again for _, again in window.counts.outcomes), _judged, _LEAST_OUTCOMES),
         _judged,
     ),
-    Plain("edit_distance", "quality", "share of an answer that was changed", "none", _edits, floor=0.005),
+    Plain(
+        "edit_distance",
+        "quality",
+        "share of an answer that was changed",
+        "none",
+        _mean("edit distances", lambda window: window.counts.edits, _LEAST_OUTCOMES),
+        floor=0.005,
+    ),
 )

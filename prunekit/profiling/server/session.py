@@ -249,25 +249,23 @@ class Session:
                     weights = [1 if each else 3 for each in range(block, blocks)]
                     end = now + max(0.0, until - now) * weights[0] / sum(weights)
                     near = [next((each.rate for each in reversed(one) if each.rate is not None), None) for one in found]
-                    left = expected[block]
-
-                    def tried() -> None:
-                        nonlocal left
-                        if left:
-                            left -= 1
-                            advance(1)
-
-                    for one, made in zip(found, await self._block(slo, block, end, near, tried), strict=True):
-                        one.append(made)
-                    advance(left)
+                    made = await self._block(slo, block, end, near, expected[block], advance)
+                    for one, search in zip(found, made, strict=True):
+                        one.append(search)
         finally:
             self.capacity = Capacity(slo, tuple(tuple(each) for each in found))
 
     async def _block(
-        self, slo: Slo, block: int, until: float, near: Sequence[float | None], tried: Callable[[], object]
+        self,
+        slo: Slo,
+        block: int,
+        until: float,
+        near: Sequence[float | None],
+        expected: int,
+        advance: Callable[[int], object],
     ) -> list[Search]:
         """One search of each endpoint, a rate of one after a rate of the other: a machine that is slower for minutes is
-        so for both."""
+        so for both. It counts as ``expected`` rates, however many it takes."""
         seed = f"{self.config.seed}/search"
         brackets = [
             begun(
@@ -287,9 +285,11 @@ class Session:
                     going.remove(side)
                 else:
                     bracket.add(made)
-                    tried()
+                    if sum(len(each.probes) for each in brackets) <= expected:
+                        advance(1)
             # A B B A: none is always the later one.
             going.reverse()
+        advance(max(0, expected - sum(len(each.probes) for each in brackets)))
         return [each.found for each in brackets]
 
     async def _probe(self, slo: Slo, side: int, rate: float, block: int, number: int, until: float) -> Probe | None:

@@ -22,9 +22,9 @@ class Endpoint:
     """A server at ``url`` (with or without ``/v1``) and the ``model`` it is asked for (None: the first it lists).
 
     ``api_key_env`` names the environment variable that holds the API key: the key itself is never kept. ``api`` is what
-    plain prompts are sent to; ``slots`` requests are answered at a time, ``sha256`` is the hash of the
-    model's weights and ``server`` the name of the program (None: nobody said). Raises PrunekitError where
-    the address or the variable can't be used.
+    plain prompts are sent to; ``slots`` requests are answered at a time, ``sha256`` is the hash of the model's weights
+    and ``server`` the name of the program (None: nobody said). Raises PrunekitError where the address or the variable
+    can't be used.
     """
 
     url: str

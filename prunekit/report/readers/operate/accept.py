@@ -7,7 +7,6 @@ from typing import Any
 
 from prunekit.report.facts.claims import (
     ACCEPTANCE,
-    CHECKPOINT,
     INTERVAL,
     MEASURED,
     Case,
@@ -21,7 +20,7 @@ from prunekit.report.facts.claims import (
 from prunekit.report.facts.fields import Fields, clipped
 from prunekit.report.readers.operate.versions import bare, check_version
 from prunekit.report.readers.place import Place, exact, machine_words, version_words
-from prunekit.report.readers.servers.load import served
+from prunekit.report.readers.servers.load import served, served_form
 from prunekit.utils.names import readable
 
 KIND = "acceptance test"
@@ -76,7 +75,7 @@ def _subjects(data: Fields) -> _Told:
     told = [data.object(name) for name in ("smaller", "baseline")]
     names = [served(each.text("model")).name if "endpoint" in each else bare(each.text("model")) for each in told]
     digests = [each.maybe_text("fingerprint") or each.maybe_text("model_sha256") for each in told]
-    forms = ["gguf" if (each.maybe_text("server") or "").startswith("llama") else CHECKPOINT for each in told]
+    forms = [served_form(each.maybe_text("server") or "") for each in told]
     if names[0] == names[1] and None in digests:
         names[1] = f"{names[1]} (baseline)"
     return (Subject(names[0], False, digests[0]), forms[0]), (Subject(names[1], True, digests[1]), forms[1])
@@ -117,9 +116,9 @@ def _claims(data: Fields, told: _Told, place: Place) -> Iterator[Claim]:
             own = f"{setup}, in {seen.text('unit')}" if metric == "length_ratio" else setup
             yield Claim(subject, form, metric, figure, own, dense)
     for (who, ran), name in zip(told, ("smaller", "baseline"), strict=True):
-        own = data.object(name)
-        if "parameters" in own:
-            yield exact(who, ran, "parameters", own.number("parameters"), place)
+        model = data.object(name)
+        if "parameters" in model:
+            yield exact(who, ran, "parameters", model.number("parameters"), place)
 
 
 def _sheets(data: Fields, subject: Subject, dense: Subject) -> Iterator[Sheet]:

@@ -28,7 +28,7 @@ from prunekit.report.readers.operate.loads import load_sheet
 from prunekit.report.readers.operate.money import cost_claims, cost_sheet
 from prunekit.report.readers.operate.versions import SIDES, check_version
 from prunekit.report.readers.place import Place, measured
-from prunekit.report.readers.servers.load import served
+from prunekit.report.readers.servers.load import served, served_form
 
 KIND = "load test by prunekit bench-server"
 FORMAT = "prunekit-server-bench"
@@ -78,13 +78,13 @@ def _places(said: Fields) -> dict[str, tuple[Subject, str]]:
     for side, each in told.items():
         identity = each.maybe_object("identity")
         digest = None if identity is None else identity.maybe_text("model_sha256")
-        is_gguf = identity is not None and identity.text("server", "").startswith("llama")
+        form = CHECKPOINT if identity is None else served_form(identity.text("server", ""))
         name = names[side]
         # Two servers may call different models by one name.
         if digest is None and len(set(names.values())) < len(names):
             name = f"{name} ({side})"
         dense = side == "baseline" if len(sides) == 2 else None
-        made[side] = (Subject(name, dense, digest), "gguf" if is_gguf else CHECKPOINT)
+        made[side] = (Subject(name, dense, digest), form)
     return made
 
 

@@ -18,6 +18,11 @@ def served(name: str) -> Subject:
     return Subject(clipped(PurePath(name.rstrip("/")).name or name))
 
 
+def served_form(server: str) -> str:
+    """What of a model runs in a program of the name ``server``."""
+    return "gguf" if server.startswith("llama") else CHECKPOINT
+
+
 def rounded(length: float) -> str:
     """A mean length in two digits: those of two runs of one workload differ a little."""
     return f"{float(f'{length:.2g}'):,.0f}"
